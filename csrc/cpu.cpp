@@ -1,0 +1,92 @@
+// Splits a pass into chunks, hands them to threads, and runs each with the kernels of one instruction set.
+#include "cpu.h"
+
+#include <algorithm>
+#include <atomic>
+#include <thread>
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace zo {
+namespace {
+
+// A multiple of 8, so that no two chunks share a byte of mask bits. Small enough to balance threads, large enough that
+// taking one costs nothing.
+constexpr int64_t kChunk = 1 << 15;
+constexpr int kCounterHighShift = 34;  // counters of elements i and j differ in their high half if i >> 34 != j >> 34
+
+struct Chunk {
+  const Entry* entry;
+  int64_t begin, end;
+};
+
+// Rounding to nearest with subnormals kept, whatever the caller set (torch.set_flush_denormal, say).
+class DefaultFloatMode {
+ public:
+#if defined(__x86_64__)
+  DefaultFloatMode() : saved_(_mm_getcsr()) { _mm_setcsr(0x1F80); }
+  ~DefaultFloatMode() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#endif
+};
+
+void prepare(Direction& d, uint64_t seed, float scale, uint32_t param_id, uint32_t counter_high) {
+  d.seed = seed;
+  d.scale = scale;
+  for (int r = 0; r < kPhiloxRounds; ++r) {
+    d.k0[r] = uint32_t(seed) + uint32_t(r) * kPhiloxW0;
+    d.k1[r] = uint32_t(seed >> 32) + uint32_t(r) * kPhiloxW1;
+  }
+  const uint64_t p1 = uint64_t(kPhiloxM1) * param_id;
+  const uint64_t p0 = uint64_t(kPhiloxM0) * (uint32_t(p1 >> 32) ^ counter_high ^ d.k0[0]);
+  d.round1_c0 = uint32_t(p1) ^ d.k0[1];
+  d.round1_c2 = uint32_t(p0 >> 32) ^ d.k1[1];
+  d.round2_c2 = uint32_t(p0) ^ d.k1[2];
+}
+
+}  // namespace
+
+void Table::run(const std::vector<uint64_t>& seeds, const std::vector<float>& scales, const std::vector<float>& decays,
+                bool stochastic, const std::vector<int64_t>* active, int threads, RangeFn range) const {
+  std::vector<Chunk> chunks;
+  const auto add = [&chunks](const Entry& e) {
+    for (int64_t i = 0; i < e.numel; i += kChunk) chunks.push_back({&e, i, std::min(i + kChunk, e.numel)});
+  };
+  if (active)
+    for (const int64_t i : *active) add(entries_.at(size_t(i)));
+  else
+    for (const Entry& e : entries_) add(e);
+
+  std::atomic<size_t> next{0};
+  const auto work = [&] {
+    const DefaultFloatMode mode;
+    std::vector<Direction> directions(seeds.size());
+    for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < chunks.size();) {
+      const Chunk& chunk = chunks[i];
+      const Entry& e = *chunk.entry;
+      const Job job{&e, directions.data(), int(seeds.size()), decays[size_t(e.group)], stochastic};
+      if (e.mask == MaskKind::kRecord)
+        memset(e.mask_data + chunk.begin / 8, 0, size_t((chunk.end - chunk.begin + 7) / 8));
+      for (int64_t begin = chunk.begin; begin < chunk.end;) {
+        const int64_t high = (e.offset + begin) >> kCounterHighShift;
+        const int64_t end = std::min(chunk.end, ((high + 1) << kCounterHighShift) - e.offset);
+        for (size_t k = 0; k < seeds.size(); ++k)
+          prepare(directions[k], seeds[k], scales[size_t(e.group) * seeds.size() + k], e.param_id, uint32_t(high));
+        range(job, begin, end);
+        begin = end;
+      }
+    }
+  };
+
+  std::vector<std::thread> helpers;
+  const size_t wanted = std::min(size_t(std::max(threads, 1)), chunks.size());
+  for (size_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
+  work();
+  for (std::thread& helper : helpers) helper.join();
+}
+
+}  // namespace zo

@@ -1,0 +1,31 @@
+// Built with the instructions named below and called only where the processor has them (cpu.cpp asks).
+#if defined(__x86_64__)
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+// Standard headers come first: their inline functions must not be compiled for this instruction set.
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
+#endif
+
+#include "cpu_kernel.h"
+#include "simd_avx512.h"
+
+namespace zo {
+
+void range_avx512(const Job& job, int64_t begin, int64_t end) { range<Avx512, 4>(job, begin, end); }
+
+}  // namespace zo
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+#endif

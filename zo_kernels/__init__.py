@@ -1,0 +1,10 @@
+"""zo_kernels: fine-tune language models with forward passes only.
+
+Fused kernels that regenerate Gaussian noise from a seed and apply it in place, under zeroth-order optimizers.
+"""
+
+from .ops import add_noise_, noise
+from .optim import LeZO, MeZO, MeZOSVRG, SparseMeZO, ZeroOrderOptimizer
+
+__all__ = ["LeZO", "MeZO", "MeZOSVRG", "SparseMeZO", "ZeroOrderOptimizer", "add_noise_", "noise"]
+__version__ = "0.1.0"

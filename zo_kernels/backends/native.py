@@ -1,0 +1,66 @@
+"""The primitive in C++ for CPUs (csrc/): one call a pass, whatever the number of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import device
+
+from .types import Entry, Pass
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/axpy.h: DType
+
+try:
+    from .. import _native
+except ImportError as error:  # said at the first use, not at import: the package also works without it
+    _native = None
+    _missing = f"the native extension is not built ({error}); reinstall zo_kernels with a C++17 compiler at hand"
+
+
+def instruction_sets() -> list[str]:
+    """What this processor can run, the fastest first."""
+    return _native.instruction_sets() if _native else []
+
+
+class Native:
+    """The native backend with a fixed instruction set, or the fastest there is."""
+
+    def __init__(self, instruction_set: str | None = None):
+        self.instruction_set = instruction_set
+
+    def unavailable(self, where: device) -> str | None:
+        if _native is None:
+            return _missing
+        if where.type != "cpu":
+            return f"it works on CPU tensors, got {where}"
+        if self.instruction_set not in (None, *instruction_sets()):
+            return f"this processor has no {self.instruction_set}, only {', '.join(instruction_sets())}"
+        return None
+
+    def prepare(self, entries: Sequence[Entry]) -> Callable[[Pass], None]:
+        chosen = self.instruction_set or instruction_sets()[0]
+        table = _native.Table(
+            [
+                (
+                    e.dst.data_ptr(),
+                    e.src.data_ptr(),
+                    e.dst.numel(),
+                    e.offset,
+                    e.param_id,
+                    e.group,
+                    _DTYPES[e.dst.dtype],
+                    int(e.mask),
+                    e.threshold,
+                    0 if e.mask_tensor is None else e.mask_tensor.data_ptr(),
+                )
+                for e in entries
+            ]
+        )
+
+        def run(do: Pass) -> None:
+            scales = [s for row in do.scales for s in row]
+            threads = torch.get_num_threads()
+            table.run(do.seeds, scales, do.decays, do.stochastic, do.active, threads, chosen)
+
+        return run

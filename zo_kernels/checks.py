@@ -1,0 +1,120 @@
+"""Checks of user input. Each raises a TypeError or ValueError that names what was given, before anything is changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_SEED = 2**64 - 1
+MAX_PARAM_ID = 2**32 - 1
+MAX_INDEX = 2**63 - 1
+
+
+def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """value as an int in [low, high]."""
+    bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name}: expected an integer {bounds}, got {type(value).__name__} {value!r}")
+    if value < low or (high is not None and value > high):
+        raise ValueError(f"{name}: expected an integer {bounds}, got {value}")
+    return int(value)
+
+
+def number(
+    name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, open_low=False, open_high=False
+) -> float:
+    """value as a finite float in [low, high] (ends excluded where open)."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    left, right = "(" if open_low or low == -math.inf else "[", ")" if open_high or high == math.inf else "]"
+    wanted = f"expected a finite number in {left}{low}, {high}{right}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: {wanted}, got {type(value).__name__} {value!r}")
+    value = float(value)
+    inside = math.isfinite(value) and low <= value <= high
+    if not inside or (open_low and value == low) or (open_high and value == high):
+        raise ValueError(f"{name}: {wanted}, got {value}")
+    return value
+
+
+def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
+    """value, which must be one of the strings allowed."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {type(value).__name__}")
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+    return value
+
+
+def sequence(name: str, value: Any, length: int | None = None) -> list[Any]:
+    """value as a list, of the given length."""
+    if isinstance(value, (str, bytes, Tensor)) or not isinstance(value, Sequence):
+        raise TypeError(f"{name}: expected a sequence, got {type(value).__name__}")
+    if length is not None and len(value) != length:
+        raise ValueError(f"{name}: expected {length} entries, got {len(value)}")
+    return list(value)
+
+
+def weight(name: str, t: Any) -> None:
+    """t must be a tensor that a kernel can change in place."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(t).__name__}")
+    if hasattr(t, "to_local"):
+        raise TypeError(f"{name}: expected a plain tensor, got {type(t).__name__}; pass its local shard and its offset")
+    if t.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor (torch.strided), got {t.layout}")
+    if t.dtype not in DTYPES:
+        raise TypeError(f"{name}: expected float32, bfloat16 or float16, got {str(t.dtype).removeprefix('torch.')}")
+    if t.is_meta:
+        raise ValueError(f"{name}: expected a tensor with data, got one on the meta device")
+    if not t.is_contiguous():
+        raise ValueError(f"{name}: expected a contiguous tensor, got strides {t.stride()} for shape {tuple(t.shape)}")
+
+
+def one_device(names: Sequence[str], tensors: Sequence[Tensor]) -> torch.device:
+    """The device that all of the tensors share."""
+    first = tensors[0].device
+    for name, t in zip(names, tensors, strict=True):
+        if t.device != first:
+            raise ValueError(f"{name}: expected device {first}, as {names[0]}, got {t.device}")
+    return first
+
+
+def disjoint(names: Sequence[str], tensors: Sequence[Tensor]) -> None:
+    """No two of the tensors may share memory: the noise of one would be added to the other."""
+    spans = sorted(
+        (t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), name)
+        for name, t in zip(names, tensors, strict=True)
+        if t.numel()
+    )
+    for (_, end, left), (begin, _, right) in pairwise(spans):
+        if begin < end:
+            raise ValueError(f"{right}: expected tensors that do not overlap, got memory that {left} has too")
+
+
+def mask(name: str, value: Any, t: Tensor) -> float | Tensor | None:
+    """None, a threshold, or a bool tensor of t's shape on t's device."""
+    if value is None:
+        return None
+    if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{name}: expected None, a threshold or a bool tensor, got {type(value).__name__}")
+        if math.isnan(value):
+            raise ValueError(f"{name}: expected a threshold that is a number, got nan")
+        return float(value)
+    if value.dtype != torch.bool:
+        raise TypeError(f"{name}: expected a bool tensor, got {str(value.dtype).removeprefix('torch.')}")
+    if value.shape != t.shape:
+        raise ValueError(f"{name}: expected the tensor's shape {tuple(t.shape)}, got {tuple(value.shape)}")
+    if value.device != t.device:
+        raise ValueError(f"{name}: expected the tensor's device {t.device}, got {value.device}")
+    if value.layout != torch.strided or not value.is_contiguous():
+        raise ValueError(f"{name}: expected a contiguous mask, got strides {value.stride()}")
+    return value

@@ -1,0 +1,37 @@
+"""Parameter ids from names, so that freezing, reordering or wrapping a model leaves everybody's noise as it was."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.blake2s(name.encode()).digest()[:4], "little")
+
+
+def strip_wrappers(names: Iterable[str]) -> dict[str, str]:
+    """Each name -> the name without what torch.compile, FSDP, checkpointing and data parallelism put in it.
+
+    A leading `module` is a wrapper only if every name has it. Names that would become equal stay as they are.
+    """
+    bare = {n: ".".join(part for part in n.split(".") if part not in _WRAPPERS) for n in names}
+    while bare and all(b.startswith("module.") for b in bare.values()):
+        bare = {n: b.removeprefix("module.") for n, b in bare.items()}
+    return bare if len(set(bare.values())) == len(bare) else {n: n for n in bare}
+
+
+def param_ids(names: Iterable[str]) -> dict[str, int]:
+    """Each name -> its 32-bit id (docs/noise.md, 6). Names are those of all parameters, frozen ones too."""
+    ids: dict[str, int] = {}
+    taken: set[int] = set()
+    for bare, name in sorted((bare, name) for name, bare in strip_wrappers(names).items()):
+        candidate, attempt = _hash(bare), 0
+        while candidate in taken:
+            attempt += 1
+            candidate = _hash(f"{bare}#{attempt}")
+        taken.add(candidate)
+        ids[name] = candidate
+    return ids

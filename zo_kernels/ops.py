@@ -1,0 +1,172 @@
+"""The primitive: check, then dispatch to a backend.
+
+w <- round( decay * w + m . sum_k scale_k * z(seed_k) )        (docs/noise.md)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import backends, checks
+from .backends.types import Entry, MaskKind, Pass
+
+ROUNDINGS = ("nearest", "stochastic")
+
+
+class Table:
+    """Tensors and what the noise must know of them, checked once and then changed by any number of passes.
+
+    If a tensor's memory is replaced (`p.data = ...`), the table must be built again; `apply` refuses stale memory.
+
+    Args:
+        entries: what to change; see `backends.types.Entry`. `dst` must not overlap another `dst`.
+        names: what to call each tensor in errors.
+        backend: see `add_noise_`.
+
+    Raises:
+        TypeError, ValueError: as `add_noise_`.
+    """
+
+    def __init__(self, entries: Sequence[Entry], names: Sequence[str], backend: str | None = None):
+        self.entries, self.names = tuple(entries), tuple(names)
+        for name, e in zip(names, entries, strict=True):
+            checks.weight(name, e.dst)
+            checks.weight(name, e.src)
+            checks.integer(f"{name}: param_id", e.param_id, 0, checks.MAX_PARAM_ID)
+            checks.integer(f"{name}: offset", e.offset, 0, checks.MAX_INDEX - e.dst.numel())
+        tensors = [e.dst for e in entries]
+        self._run = None
+        if tensors:
+            where = checks.one_device(names, tensors)
+            checks.disjoint(names, tensors)
+            self._run = backends.resolve(backend, where).prepare(self.entries)
+        elif backend is not None:
+            backends.resolve(backend, torch.device("cpu"))
+        self._pointers = self._addresses()
+
+    def _addresses(self) -> list[int]:
+        return [t.data_ptr() for e in self.entries for t in (e.dst, e.src)]
+
+    def apply(self, do: Pass) -> None:
+        """One pass over the active entries; seeds, scales and decays are taken as checked.
+
+        Raises:
+            RuntimeError: a tensor's memory was replaced since the table was built.
+        """
+        if self._run is None:
+            return
+        if self._addresses() != self._pointers:
+            raise RuntimeError("a tensor's memory was replaced since its table was built; nothing was changed")
+        self._run(do)
+        indices = range(len(self.entries)) if do.active is None else do.active
+        changed = [self.entries[i].dst for i in indices if not self.entries[i].dst.is_inference()]
+        torch.autograd.graph.increment_version(changed)
+
+
+def _directions(seeds: object, scales: object) -> tuple[list[int], list[float]]:
+    one = not isinstance(seeds, Sequence) and not isinstance(scales, Sequence)
+    seeds = [seeds] if one else checks.sequence("seeds", seeds)
+    scales = [scales] if one else checks.sequence("scales", scales, len(seeds))
+    if not seeds:
+        raise ValueError("seeds: expected at least one direction, got none")
+    return (
+        [checks.integer(f"seeds[{k}]", s, 0, checks.MAX_SEED) for k, s in enumerate(seeds)],
+        [checks.number(f"scales[{k}]", s) for k, s in enumerate(scales)],
+    )
+
+
+def add_noise_(
+    tensors: Sequence[Tensor],
+    seeds: int | Sequence[int],
+    scales: float | Sequence[float],
+    *,
+    param_ids: Sequence[int] | None = None,
+    offsets: Sequence[int] | None = None,
+    decay: float = 1.0,
+    masks: Sequence[float | Tensor | None] | None = None,
+    rounding: str = "nearest",
+    backend: str | None = None,
+) -> None:
+    """Add seeded Gaussian noise to tensors in one pass: w <- round(decay * w + m . sum_k scale_k * z(seed_k)).
+
+    z is standard normal and a pure function of (seed, param id, element index); its bits do not depend on dtype,
+    device, backend or threads (docs/noise.md). Arithmetic is float32: t = decay * w, then t = fma(scale_k, z_k, t) for
+    each direction in order, then one rounding to the tensor's dtype. No temporary grows with the tensors.
+
+    Args:
+        tensors: contiguous float32, bfloat16 or float16 tensors of any shapes, all on one device, none overlapping.
+            Changed in place. Leaves that require grad are accepted and stay leaves.
+        seeds: a 64-bit seed for each direction, or one.
+        scales: a finite number for each direction, or one.
+        param_ids: the 32-bit id of each tensor; None for 0, 1, 2, ....
+        offsets: the index of each tensor's first element in the whole parameter, for shards; None for 0.
+        decay: finite factor of the old weights.
+        masks: for each tensor None, a threshold h (only elements with |w| <= h change) or a contiguous bool tensor of
+            its shape and device (only elements where it is true change). Other elements keep their bits.
+        rounding: "nearest" (even) or "stochastic", for 16-bit tensors; without effect on float32.
+        backend: None to choose by device ("native" on a CPU, "triton" on a GPU), or "reference", "native",
+            "native:avx512", "native:avx2", "native:scalar", "triton".
+
+    Raises:
+        TypeError, ValueError: bad input; the message names it, and no tensor has been changed.
+    """
+    tensors = checks.sequence("tensors", tensors)
+    names = [f"tensors[{i}]" for i in range(len(tensors))]
+    for name, t in zip(names, tensors, strict=True):
+        checks.weight(name, t)
+    n = len(tensors)
+    ids = list(range(n)) if param_ids is None else checks.sequence("param_ids", param_ids, n)
+    starts = [0] * n if offsets is None else checks.sequence("offsets", offsets, n)
+    given = [None] * n if masks is None else checks.sequence("masks", masks, n)
+    seeds, scales = _directions(seeds, scales)
+    decay = checks.number("decay", decay)
+    checks.choice("rounding", rounding, ROUNDINGS)
+    entries = []
+    for i, t in enumerate(tensors):
+        mask = checks.mask(f"masks[{i}]", given[i], t)
+        kind, threshold, mask_tensor = MaskKind.NONE, 0.0, None
+        if isinstance(mask, Tensor):
+            kind, mask_tensor = MaskKind.BOOL, mask
+        elif mask is not None:
+            kind, threshold = MaskKind.THRESHOLD, mask
+        entries.append(Entry(t, t, ids[i], starts[i], mask=kind, threshold=threshold, mask_tensor=mask_tensor))
+    table = Table(entries, names, backend)
+    table.apply(Pass(seeds, [scales], [decay], rounding == "stochastic"))
+
+
+def noise(
+    shape: int | Sequence[int],
+    *,
+    seed: int,
+    param_id: int = 0,
+    offset: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    backend: str | None = None,
+) -> Tensor:
+    """The standard normal noise itself: what `add_noise_` with scale 1 adds to zeros.
+
+    Args:
+        shape: of the result.
+        seed, param_id: which noise; 64 and 32 bits.
+        offset: index of the first element in the whole parameter.
+        dtype: float32, bfloat16 or float16 (rounded to nearest).
+        device, backend: see `add_noise_`.
+
+    Returns:
+        A new tensor.
+
+    Raises:
+        TypeError, ValueError: bad input; the message names it.
+    """
+    if dtype not in checks.DTYPES:
+        raise TypeError(f"dtype: expected float32, bfloat16 or float16, got {dtype}")
+    seed = checks.integer("seed", seed, 0, checks.MAX_SEED)
+    sizes = checks.sequence("shape", shape) if isinstance(shape, Sequence) else [shape]
+    sizes = [checks.integer(f"shape[{i}]", n, 0) for i, n in enumerate(sizes)]
+    z = torch.zeros(sizes, dtype=dtype, device=device)
+    Table([Entry(z, z, param_id, offset)], ["noise"], backend).apply(Pass([seed], [[1.0]], [1.0]))
+    return z
