@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*) setup.py pyproject.toml
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow test-avx512 lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/zo-finetune --out runs/demo --overwrite $(DEMO)
@@ -16,6 +16,23 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+# The AVX-512 kernels on a processor without AVX-512: every intrinsic emulated by SIMDe (Debian: libsimde-dev).
+EMULATED := build/emulated
+EMULATED_OBJECTS := $(addprefix $(EMULATED)/,bindings.o cpu.o cpu_scalar.o cpu_avx2.o avx512.o)
+EMULATED_FLAGS := -std=c++17 -O1 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -w -Icsrc
+
+$(EMULATED)/%.o: csrc/%.cpp $(wildcard csrc/*.h) $(VENV)/.installed
+	mkdir -p $(EMULATED)
+	$(CXX) $(EMULATED_FLAGS) $$($(BIN)/python -m pybind11 --includes) -c $< -o $@
+
+$(EMULATED)/avx512.o: tests/emulation/avx512.cpp tests/emulation/immintrin.h $(wildcard csrc/*.h)
+	mkdir -p $(EMULATED)
+	$(CXX) $(EMULATED_FLAGS) -Itests/emulation -c $< -o $@
+
+test-avx512: $(EMULATED_OBJECTS)
+	$(CXX) -shared $^ -o $(EMULATED)/_native.so -pthread
+	$(BIN)/python tests/emulation/check.py $(EMULATED)
 
 lint: $(VENV)/.linters
 	$(BIN)/ruff check .

@@ -13,14 +13,15 @@ namespace py = pybind11;
 
 namespace {
 
-using EntryTuple = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, uint32_t, int, int, int, float, uintptr_t>;
+using EntryTuple = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, uint32_t, int, int, int, double, uintptr_t>;
 
 zo::Table make_table(const std::vector<EntryTuple>& tuples) {
+  const zo::DefaultFloatMode mode;  // for the threshold
   std::vector<zo::Entry> entries;
   entries.reserve(tuples.size());
   for (const auto& [dst, src, numel, offset, id, group, dtype, mask, threshold, mask_data] : tuples)
     entries.push_back({reinterpret_cast<void*>(dst), reinterpret_cast<const void*>(src), numel, offset, id, group,
-                       zo::DType(dtype), zo::MaskKind(mask), threshold, reinterpret_cast<uint8_t*>(mask_data)});
+                       zo::DType(dtype), zo::MaskKind(mask), float(threshold), reinterpret_cast<uint8_t*>(mask_data)});
   return zo::Table(std::move(entries));
 }
 
@@ -46,8 +47,8 @@ zo::RangeFn range_of(const std::string& set) {
   throw std::invalid_argument("unknown instruction set " + set);
 }
 
-void run(const zo::Table& table, const std::vector<uint64_t>& seeds, const std::vector<float>& scales,
-         const std::vector<float>& decays, bool stochastic, const std::optional<std::vector<int64_t>>& active,
+void run(const zo::Table& table, const std::vector<uint64_t>& seeds, const std::vector<double>& scales,
+         const std::vector<double>& decays, bool stochastic, const std::optional<std::vector<int64_t>>& active,
          int threads, const std::string& set) {
   const zo::RangeFn range = range_of(set);
   const py::gil_scoped_release release;
@@ -76,7 +77,7 @@ std::pair<float, float> radius_range(uint32_t first, uint32_t last) {
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "noise v1 and the fused pass on the CPU";
-  py::class_<zo::Table>(m, "Table").def(py::init(&make_table)).def("run", &run);
+  py::class_<zo::Table>(m, "Table", py::module_local()).def(py::init(&make_table)).def("run", &run);
   m.def("instruction_sets", &instruction_sets, "The instruction sets this processor can run, the fastest first.");
   m.def("philox4x32", &philox, py::arg("counter"), py::arg("key"), py::arg("rounds") = zo::kPhiloxRounds);
   m.def("radius_range", &radius_range, "Least and greatest radius over the words first..last; NaN if any is one.");

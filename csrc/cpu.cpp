@@ -5,10 +5,6 @@
 #include <atomic>
 #include <thread>
 
-#if defined(__x86_64__)
-#include <xmmintrin.h>
-#endif
-
 namespace zo {
 namespace {
 
@@ -22,36 +18,25 @@ struct Chunk {
   int64_t begin, end;
 };
 
-// Rounding to nearest with subnormals kept, whatever the caller set (torch.set_flush_denormal, say).
-class DefaultFloatMode {
- public:
-#if defined(__x86_64__)
-  DefaultFloatMode() : saved_(_mm_getcsr()) { _mm_setcsr(0x1F80); }
-  ~DefaultFloatMode() { _mm_setcsr(saved_); }
-
- private:
-  unsigned saved_;
-#endif
-};
-
-void prepare(Direction& d, uint64_t seed, float scale, uint32_t param_id, uint32_t counter_high) {
+void prepare(Direction& d, uint64_t seed, double scale, uint32_t param_id, uint32_t counter_high) {
   d.seed = seed;
-  d.scale = scale;
+  d.scale = float(scale);
   for (int r = 0; r < kPhiloxRounds; ++r) {
     d.k0[r] = uint32_t(seed) + uint32_t(r) * kPhiloxW0;
     d.k1[r] = uint32_t(seed >> 32) + uint32_t(r) * kPhiloxW1;
   }
   const uint64_t p1 = uint64_t(kPhiloxM1) * param_id;
-  const uint64_t p0 = uint64_t(kPhiloxM0) * (uint32_t(p1 >> 32) ^ counter_high ^ d.k0[0]);
-  d.round1_c0 = uint32_t(p1) ^ d.k0[1];
-  d.round1_c2 = uint32_t(p0 >> 32) ^ d.k1[1];
-  d.round2_c2 = uint32_t(p0) ^ d.k1[2];
+  const uint64_t p0 = uint64_t(kPhiloxM0) * (uint32_t(p1 >> 32) ^ counter_high ^ d.k0[0].x[0]);
+  d.round1_c0 = uint32_t(p1) ^ d.k0[1].x[0];
+  d.round1_c2 = uint32_t(p0 >> 32) ^ d.k1[1].x[0];
+  d.round2_c2 = uint32_t(p0) ^ d.k1[2].x[0];
 }
 
 }  // namespace
 
-void Table::run(const std::vector<uint64_t>& seeds, const std::vector<float>& scales, const std::vector<float>& decays,
-                bool stochastic, const std::vector<int64_t>* active, int threads, RangeFn range) const {
+void Table::run(const std::vector<uint64_t>& seeds, const std::vector<double>& scales,
+                const std::vector<double>& decays, bool stochastic, const std::vector<int64_t>* active, int threads,
+                RangeFn range) const {
   std::vector<Chunk> chunks;
   const auto add = [&chunks](const Entry& e) {
     for (int64_t i = 0; i < e.numel; i += kChunk) chunks.push_back({&e, i, std::min(i + kChunk, e.numel)});
@@ -68,7 +53,7 @@ void Table::run(const std::vector<uint64_t>& seeds, const std::vector<float>& sc
     for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < chunks.size();) {
       const Chunk& chunk = chunks[i];
       const Entry& e = *chunk.entry;
-      const Job job{&e, directions.data(), int(seeds.size()), decays[size_t(e.group)], stochastic};
+      const Job job{&e, directions.data(), int(seeds.size()), float(decays[size_t(e.group)]), stochastic};
       if (e.mask == MaskKind::kRecord)
         memset(e.mask_data + chunk.begin / 8, 0, size_t((chunk.end - chunk.begin + 7) / 8));
       for (int64_t begin = chunk.begin; begin < chunk.end;) {

@@ -3,6 +3,10 @@
 
 #include <vector>
 
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
 #include "axpy.h"
 
 namespace zo {
@@ -10,10 +14,17 @@ namespace zo {
 // One direction of a pass over one tensor. The first two rounds of Philox multiply words that every counter of a
 // chunk has in common (the parameter id, the high half of the counter); those products are kept here.
 struct Direction {
+  // A word as AVX2 wants it in memory, to be an operand of an xor: broadcasting it first would be an instruction more.
+  struct alignas(32) Word {
+    uint32_t x[8];
+    Word& operator=(uint32_t value) {
+      for (uint32_t& each : x) each = value;
+      return *this;
+    }
+  };
+  Word k0[kPhiloxRounds], k1[kPhiloxRounds], round1_c0, round1_c2, round2_c2;
   float scale;
   uint64_t seed;
-  uint32_t k0[kPhiloxRounds], k1[kPhiloxRounds];
-  uint32_t round1_c0, round1_c2, round2_c2;
 };
 
 // A range of one tensor whose counters agree in their high 32 bits.
@@ -31,13 +42,25 @@ void range_scalar(const Job& job, int64_t begin, int64_t end);
 void range_avx2(const Job& job, int64_t begin, int64_t end);
 void range_avx512(const Job& job, int64_t begin, int64_t end);
 
+// Rounding to nearest with subnormals kept, whatever the caller set (torch.set_flush_denormal, say).
+class DefaultFloatMode {
+ public:
+#if defined(__x86_64__)
+  DefaultFloatMode() : saved_(_mm_getcsr()) { _mm_setcsr(0x1F80); }
+  ~DefaultFloatMode() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#endif
+};
+
 // A whole pass, described once and run many times. Pointers must outlive it.
 class Table {
  public:
   explicit Table(std::vector<Entry> entries) : entries_(std::move(entries)) {}
 
   // scales: n_groups rows of seeds.size() numbers. active: indices of entries, or null for all of them.
-  void run(const std::vector<uint64_t>& seeds, const std::vector<float>& scales, const std::vector<float>& decays,
+  void run(const std::vector<uint64_t>& seeds, const std::vector<double>& scales, const std::vector<double>& decays,
            bool stochastic, const std::vector<int64_t>* active, int threads, RangeFn range) const;
 
   const std::vector<Entry>& entries() const { return entries_; }

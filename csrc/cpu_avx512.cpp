@@ -8,6 +8,11 @@
 #include <vector>
 
 // Standard headers come first: their inline functions must not be compiled for this instruction set.
+// GCC 12 warns of deliberately undefined registers in its own AVX-512 header.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
                              apply_to = function)
@@ -23,6 +28,11 @@ namespace zo {
 void range_avx512(const Job& job, int64_t begin, int64_t end) { range<Avx512, 4>(job, begin, end); }
 
 }  // namespace zo
+
+// GCC 12 warns of deliberately undefined registers in its own AVX-512 header.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -30,19 +30,19 @@ ZO_OP void philox(const Direction& d, const typename V::I (&c)[U], typename V::I
   I p0[U], p1[U];
   ZO_EACH {  // rounds 0 to 2: what the counters have in common is already in d
     p0[u] = V::mul_wide(c[u], m0);
-    p1[u] = V::mul_wide(V::xor2(V::high(p0[u]), V::word(d.k1[0])), m1);
-    const I c0 = V::xor2(V::high(p1[u]), V::word(d.round1_c0));
-    const I c2 = V::xor2(p0[u], V::word(d.round1_c2));
+    p1[u] = V::mul_wide(V::xor2(V::high(p0[u]), V::key(d.k1[0].x)), m1);
+    const I c0 = V::xor2(V::high(p1[u]), V::key(d.round1_c0.x));
+    const I c2 = V::xor2(p0[u], V::key(d.round1_c2.x));
     const I c1 = p1[u];
     p0[u] = V::mul_wide(c0, m0);
     p1[u] = V::mul_wide(c2, m1);
-    x[0][u] = V::xor3(V::high(p1[u]), c1, V::word(d.k0[2]));
+    x[0][u] = V::xor3(V::high(p1[u]), c1, V::key(d.k0[2].x));
     x[1][u] = p1[u];
-    x[2][u] = V::xor2(V::high(p0[u]), V::word(d.round2_c2));
+    x[2][u] = V::xor2(V::high(p0[u]), V::key(d.round2_c2.x));
     x[3][u] = p0[u];
   }
   _Pragma("GCC unroll 10") for (int r = 3; r < kPhiloxRounds; ++r) {
-    const I k0 = V::word(d.k0[r]), k1 = V::word(d.k1[r]);
+    const I k0 = V::key(d.k0[r].x), k1 = V::key(d.k1[r].x);
     ZO_EACH {
       p0[u] = V::mul_wide(x[0][u], m0);
       p1[u] = V::mul_wide(x[2][u], m1);

@@ -13,6 +13,8 @@
 #else
 #define ZO_FN static inline
 #endif
+// For the CPU kernels, whose small functions must keep their values in registers.
+#define ZO_OP static inline __attribute__((always_inline))
 
 namespace zo {
 

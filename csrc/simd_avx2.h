@@ -7,8 +7,6 @@
 
 #include "noise.h"
 
-#define ZO_OP static inline __attribute__((always_inline))
-
 namespace zo {
 namespace {
 
@@ -19,6 +17,7 @@ struct Avx2 {
   static constexpr int kLanes = 8;
 
   ZO_OP I word(uint32_t x) { return _mm256_set1_epi32(int(x)); }
+  ZO_OP I key(const uint32_t* x) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(x)); }  // 8 copies
   ZO_OP F number(float x) { return _mm256_set1_ps(x); }
 
   // The 4 counters c .. c+3. Sequential order makes unpacklo/unpackhi of (cos, sin) come out in memory order.

@@ -7,8 +7,6 @@
 
 #include "noise.h"
 
-#define ZO_OP static inline __attribute__((always_inline))
-
 namespace zo {
 namespace {
 
@@ -19,6 +17,7 @@ struct Avx512 {
   static constexpr int kLanes = 16;
 
   ZO_OP I word(uint32_t x) { return _mm512_set1_epi32(int(x)); }
+  ZO_OP I key(const uint32_t* x) { return _mm512_set1_epi32(int(*x)); }
   ZO_OP F number(float x) { return _mm512_set1_ps(x); }
 
   // The 8 counters c .. c+7. Sequential order makes unpacklo/unpackhi of (cos, sin) come out in memory order.

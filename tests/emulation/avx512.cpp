@@ -1,0 +1,14 @@
+// csrc's AVX-512 kernels with every intrinsic emulated, so that their logic is tested on any processor.
+#include "axpy.h"
+
+#include "immintrin.h"
+
+#include "simd_avx512.h"
+
+#include "cpu_kernel.h"
+
+namespace zo {
+
+void range_avx512(const Job& job, int64_t begin, int64_t end) { range<Avx512, 4>(job, begin, end); }
+
+}  // namespace zo
