@@ -19,8 +19,8 @@ if DEVICE.type == "cuda":
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROUNDINGS = ["nearest", "stochastic"]
 
-# Lengths and the index of the first element. 2**34 is where a counter's high half changes; kernels work on 16 or 32 elements, or
-# a power of two, at a time, and on counters of 4.
+# Lengths and the index of the first element. 2**34 is where a counter's high half changes; kernels work on 16 or 32
+# elements, or another power of two, at a time, and on counters of 4.
 SHARDS = [
     (0, 0),
     (1, 0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_bits_do_not_depend_on_threads_or_shards(backend, kind):
         torch.set_num_threads(before)
     w = weights(n, torch.bfloat16, 0)
     cuts = [0, 1, 4098, 50001, n]
-    shards = [Entry(w[a:b], w[a:b], 9, a) for a, b in zip(cuts, cuts[1:], strict=False)]
+    shards = [Entry(w[a:b], w[a:b], 9, a) for a, b in pairwise(cuts)]
     whole = weights(n, torch.bfloat16, 0)
     reference.prepare([Entry(whole, whole, 9)])(do)
     backends.resolve(backend, w.device).prepare(shards)(do)

@@ -22,9 +22,10 @@ def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
     bounds = f"at least {low}" if high is None else f"between {low} and {high}"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}: expected an integer {bounds}, got {type(value).__name__} {value!r}")
+    value = int(value)
     if value < low or (high is not None and value > high):
         raise ValueError(f"{name}: expected an integer {bounds}, got {value}")
-    return int(value)
+    return value
 
 
 def number(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import device
@@ -11,8 +12,9 @@ from .types import Entry, Pass
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/axpy.h: DType
 
+_native: Any
 try:
-    from .. import _native
+    from .. import _native  # type: ignore[attr-defined, no-redef]
 except ImportError as error:  # said at the first use, not at import: the package also works without it
     _native = None
     _missing = f"the native extension is not built ({error}); reinstall zo_kernels with a C++17 compiler at hand"

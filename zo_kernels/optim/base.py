@@ -101,7 +101,8 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             "sparsity": sparsity,
         }
         _check_group(defaults, "")
-        super().__init__(list(module.named_parameters()) if module is not None else params, defaults)
+        given: Any = params if module is None else list(module.named_parameters())
+        super().__init__(given, defaults)
 
         self._norms = _norm_parameters(module)
         self._names = self._name(module)
