@@ -1,0 +1,144 @@
+"""noise v1 on a GPU: Philox4x32-10 -> Box-Muller -> rounding, as Triton device functions.
+
+docs/noise.md is the text and zo_kernels/spec.py the reference; the order of the operations is theirs.
+"""
+
+import triton
+import triton.language as tl
+
+from ... import spec
+
+ROUNDS = tl.constexpr(spec.PHILOX_ROUNDS)
+M0, M1 = tl.constexpr(spec.PHILOX_M0), tl.constexpr(spec.PHILOX_M1)
+W0, W1 = tl.constexpr(spec.PHILOX_W0), tl.constexpr(spec.PHILOX_W1)
+SPLIT, SPLIT_Y = tl.constexpr(spec.LOG_SPLIT), tl.constexpr(spec.LOG_SPLIT_Y)
+EXPONENT_SCALE = tl.constexpr(spec.LOG_EXPONENT_SCALE)
+P0, P1, P2, P3, P4, P5, P6 = (tl.constexpr(c) for c in spec.LOG_COEFFICIENTS)
+S0, S1, S2, S3, S4 = (tl.constexpr(c) for c in spec.SIN_COEFFICIENTS)
+C0, C1, C2, C3, C4 = (tl.constexpr(c) for c in spec.COS_COEFFICIENTS)
+
+
+@triton.jit
+def philox4x32(c_lo, c_hi, param_id, k0, k1):
+    """Four uint32 words of c_lo's shape; the other counter words and the key are uint32 scalars.
+
+    With three of the four counter words uniform, the first round and a half cost next to nothing.
+    """
+    x0, x1, x2, x3 = c_lo, c_hi, param_id, tl.full((), 0, tl.uint32)
+    for _ in tl.static_range(ROUNDS):
+        # One widening multiplication gives both halves; umulhi and a product would be two.
+        p0, p1 = x0.to(tl.uint64) * M0, x2.to(tl.uint64) * M1
+        x0, x2 = (p1 >> 32).to(tl.uint32) ^ x1 ^ k0, (p0 >> 32).to(tl.uint32) ^ x3 ^ k1
+        x1, x3 = p1.to(tl.uint32), p0.to(tl.uint32)
+        k0 += W0
+        k1 += W1
+    return x0, x1, x2, x3
+
+
+@triton.jit
+def cuda_and_or(x, AND: tl.constexpr, OR: tl.constexpr):
+    """(x & AND) | OR of uint32 x in one instruction, where ptxas by itself spends two."""
+    return tl.inline_asm_elementwise(
+        f"lop3.b32 $0, $1, {AND}, {OR}, 0xEA;", "=r,r", [x], dtype=tl.uint32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def cuda_sqrt(x):
+    """Correctly rounded square root of float32 x, which is 0 or lies in [2**-25, 2**6].
+
+    This is ptxas's own sqrt.rn.f32 without its branch for other x. The maximum keeps the reciprocal of 0 finite.
+    """
+    y = tl.math.rsqrt(tl.maximum(x, 1e-30))
+    root = x * y
+    return tl.fma(tl.fma(-root, root, x), y * 0.5, root)
+
+
+@triton.jit
+def box_muller(a, b, TARGET: tl.constexpr):
+    """Two float32 normals (even, odd) from the uint32 radius words a and angle words b."""
+    if TARGET == "cuda":
+        y, t = cuda_and_or(a, 0x7FFFFFFF, 1), cuda_and_or(b, 0x7FFFFF, 0x3F800000)
+    else:
+        y, t = (a & 0x7FFFFFFF) | 1, (b & 0x7FFFFF) | 0x3F800000
+
+    y = y.to(tl.int32).to(tl.float32).to(tl.int32, bitcast=True)
+    k = (y - SPLIT_Y) & -0x800000
+    # With d = y - SPLIT_Y, the text's (d mod 2**23) + SPLIT as one addition of three terms.
+    f = (y - k - (SPLIT_Y - SPLIT)).to(tl.float32, bitcast=True) - 1.0
+    p = tl.fma(tl.fma(tl.fma(tl.fma(tl.fma(tl.fma(P6, f, P5), f, P4), f, P3), f, P2), f, P1), f, P0)
+    r = tl.fma(p, f, k.to(tl.float32) * EXPONENT_SCALE)
+    r = cuda_sqrt(r) if TARGET == "cuda" else tl.sqrt_rn(r)
+    r = (r.to(tl.uint32, bitcast=True) | (b & 0x80000000)).to(tl.float32, bitcast=True)
+
+    t = t.to(tl.float32, bitcast=True) - 1.5
+    s = t * t
+    cosine = tl.fma(tl.fma(tl.fma(tl.fma(C4, s, C3), s, C2), s, C1), s, C0)
+    sine = t * tl.fma(tl.fma(tl.fma(tl.fma(S4, s, S3), s, S2), s, S1), s, S0)
+    return r * cosine, r * sine
+
+
+@triton.jit
+def four(c_lo, c_hi, param_id, k0, k1, TARGET: tl.constexpr):
+    """The four float32 normals of each counter, then their four uint32 rounding bits in [0, 2**16)."""
+    x0, x1, x2, x3 = philox4x32(c_lo, c_hi, param_id, k0, k1)
+    z0, z1 = box_muller(x0, x1, TARGET)
+    z2, z3 = box_muller(x2, x3, TARGET)
+    h0 = ((x1 >> 15) & 0xFF00) | (x1 & 0xFF)
+    h2 = ((x3 >> 15) & 0xFF00) | (x3 & 0xFF)
+    return z0, z1, z2, z3, h0, h0 ^ (x0 & 0xFFFF), h2, h2 ^ (x2 & 0xFFFF)
+
+
+@triton.jit
+def normal(c_lo, c_hi, param_id, seed, ROW: tl.constexpr, TARGET: tl.constexpr):
+    """z of ROW = 4 or 8 consecutive elements, and the bits that stochastic rounding adds to them.
+
+    Args:
+        c_lo: uint32 (rows,), low words of the rows' first counters; even if ROW is 8.
+        c_hi, param_id: uint32 scalars, the other counter words.
+        seed: pointer to uint64, of one direction.
+
+    Returns:
+        float32 (rows, ROW); uint32 (rows, ROW) in [0, 2**16).
+    """
+    # Read as two words: halves shifted out of a 64-bit one make the compiler widen the first round's xor.
+    key = seed.to(tl.pointer_type(tl.uint32))
+    k0, k1 = tl.load(key), tl.load(key + 1)
+    # Everything keeps the layout of c_lo until here. Words joined before the polynomials would first have to
+    # change their layout, through shared memory.
+    z0, z1, z2, z3, h0, h1, h2, h3 = four(c_lo, c_hi, param_id, k0, k1, TARGET)
+    if ROW == 8:
+        z4, z5, z6, z7, h4, h5, h6, h7 = four(c_lo | 1, c_hi, param_id, k0, k1, TARGET)
+        z0, z1, z2, z3 = tl.join(z0, z4), tl.join(z1, z5), tl.join(z2, z6), tl.join(z3, z7)
+        h0, h1, h2, h3 = tl.join(h0, h4), tl.join(h1, h5), tl.join(h2, h6), tl.join(h3, h7)
+    z = tl.join(tl.join(z0, z2), tl.join(z1, z3))
+    rho = tl.join(tl.join(h0, h2), tl.join(h1, h3))
+    shape: tl.constexpr = (c_lo.shape[0], ROW)
+    return tl.reshape(z, shape), tl.reshape(rho, shape)
+
+
+@triton.jit
+def round_nearest(t, dtype: tl.constexpr, TARGET: tl.constexpr):
+    """float32 t to dtype, ties to even."""
+    if dtype == tl.bfloat16 and TARGET == "interpreter":  # whose own conversion truncates
+        bits = t.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return tl.where(t == t, rounded, 0x7FC0).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        return t.to(dtype)
+
+
+@triton.jit
+def round_stochastic(t, rho, dtype: tl.constexpr):
+    """float32 t to a 16-bit dtype by the random bits rho; t is the result of an fma, so its NaN are quiet."""
+    bits = t.to(tl.uint32, bitcast=True)
+    if dtype == tl.bfloat16:
+        rounded = tl.where(t == t, bits + rho, bits) >> 16
+    else:
+        magnitude = bits & 0x7FFFFFFF
+        # Both in units of 2**-13 of the result's last place; a subnormal one is a multiple of 2**-24.
+        subnormal = (tl.minimum(tl.abs(t), 2.0**-14) * 2.0**37).to(tl.int32).to(tl.uint32)
+        scaled = tl.where(magnitude < 0x38800000, subnormal, magnitude - 0x38000000)
+        rounded = tl.minimum((scaled + (rho >> 3)) >> 13, 0x7C00)
+        rounded = tl.where(t == t, rounded, 0x7E00) | ((bits >> 16) & 0x8000)
+    return rounded.to(tl.uint16).to(dtype, bitcast=True)
