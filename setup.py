@@ -4,12 +4,16 @@ ZO_KERNELS_NATIVE=0 leaves it out: the package then runs on its other backends a
 """
 
 import os
+import sys
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
 
-# Contraction would fuse a*b + c where the specification has two roundings; see docs/noise.md.
+# Contraction would fuse a*b + c where the specification has two roundings; see docs/noise.md. Reassociation would put
+# the key of a Philox round last in its chain of xors, a cycle of latency a round.
 FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra"]
+if sys.platform == "linux":  # GCC's; clang has no such option
+    FLAGS.append("-fno-tree-reassoc")
 SOURCES = ["bindings", "cpu", "cpu_scalar", "cpu_avx2", "cpu_avx512"]
 HEADERS = ["noise", "axpy", "cpu", "cpu_scalar", "cpu_kernel", "simd_avx2", "simd_avx512"]
 

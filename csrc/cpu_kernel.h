@@ -54,29 +54,39 @@ ZO_OP void philox(const Direction& d, const typename V::I (&c)[U], typename V::I
   }
 }
 
-template <class V, int N>
-ZO_OP typename V::F horner(const float (&c)[N], typename V::F x) {
-  typename V::F y = V::number(c[N - 1]);
-  _Pragma("GCC unroll 8") for (int i = N - 2; i >= 0; --i) y = V::fma(y, x, V::number(c[i]));
-  return y;
-}
-
-template <class V>
-ZO_OP void box_muller(typename V::I a, typename V::I b, typename V::F& even, typename V::F& odd) {
+// U pairs of words side by side, operation by operation: one chain is longer than what a processor looks ahead.
+template <class V, int U>
+ZO_OP void box_muller(const typename V::I (&a)[U], const typename V::I (&b)[U], typename V::F (&even)[U],
+                      typename V::F (&odd)[U]) {
   using I = typename V::I;
   using F = typename V::F;
   constexpr float log_c[kLogTerms] = ZO_LOG_COEFFICIENTS, cos_c[kCosTerms] = ZO_COS_COEFFICIENTS,
                   sin_c[kSinTerms] = ZO_SIN_COEFFICIENTS;
-  const F y = V::from_int(V::and_or(a, V::word(0x7FFFFFFFu), V::word(1)));
-  const I d = V::sub(V::as_words(y), V::word(kLogSplitY));
-  const F k = V::from_int(V::and_(d, V::word(~0x7FFFFFu)));
-  const F f = V::sub(V::as_float(V::add(V::and_(d, V::word(0x7FFFFFu)), V::word(kLogSplit))), V::number(1.0f));
-  const F r2 = V::fma(horner<V>(log_c, f), f, V::mul(k, V::number(kLogExponentScale)));
-  const F r = V::as_float(V::and_xor(b, V::word(0x80000000u), V::as_words(V::sqrt(r2))));
-  const F t = V::sub(V::as_float(V::and_or(b, V::word(0x7FFFFFu), V::word(0x3F800000u))), V::number(1.5f));
-  const F s = V::mul(t, t);
-  even = V::mul(r, horner<V>(cos_c, s));
-  odd = V::mul(r, V::mul(t, horner<V>(sin_c, s)));
+  F k[U], f[U], p[U], t[U], s[U], c[U];
+  I d[U];
+  ZO_EACH d[u] = V::as_words(V::from_int(V::and_or(a[u], V::word(0x7FFFFFFFu), V::word(1))));
+  ZO_EACH d[u] = V::sub(d[u], V::word(kLogSplitY));
+  ZO_EACH t[u] = V::sub(V::as_float(V::and_or(b[u], V::word(0x7FFFFFu), V::word(0x3F800000u))), V::number(1.5f));
+  ZO_EACH k[u] = V::from_int(V::and_(d[u], V::word(~0x7FFFFFu)));
+  ZO_EACH f[u] = V::as_float(V::add(V::and_(d[u], V::word(0x7FFFFFu)), V::word(kLogSplit)));
+  ZO_EACH f[u] = V::sub(f[u], V::number(1.0f));
+  ZO_EACH s[u] = V::mul(t[u], t[u]);
+  ZO_EACH k[u] = V::mul(k[u], V::number(kLogExponentScale));
+  ZO_EACH p[u] = V::number(log_c[kLogTerms - 1]);
+  _Pragma("GCC unroll 8") for (int i = kLogTerms - 2; i >= 0; --i) ZO_EACH p[u] =
+      V::fma(p[u], f[u], V::number(log_c[i]));
+  ZO_EACH p[u] = V::sqrt(V::fma(p[u], f[u], k[u]));
+  static_assert(kSinTerms == kCosTerms, "one loop serves both");
+  ZO_EACH c[u] = V::number(cos_c[kCosTerms - 1]);
+  ZO_EACH f[u] = V::number(sin_c[kSinTerms - 1]);
+  _Pragma("GCC unroll 8") for (int i = kCosTerms - 2; i >= 0; --i) {
+    ZO_EACH c[u] = V::fma(c[u], s[u], V::number(cos_c[i]));
+    ZO_EACH f[u] = V::fma(f[u], s[u], V::number(sin_c[i]));
+  }
+  ZO_EACH p[u] = V::as_float(V::and_xor(b[u], V::word(0x80000000u), V::as_words(p[u])));
+  ZO_EACH f[u] = V::mul(t[u], f[u]);
+  ZO_EACH even[u] = V::mul(p[u], c[u]);
+  ZO_EACH odd[u] = V::mul(p[u], f[u]);
 }
 
 template <class V, bool Sequential, bool Stochastic, int U>
@@ -85,14 +95,18 @@ ZO_OP void noise(const Direction& d, uint64_t counter, Tile<V, U>& z, Bits<V, U>
   I c[U], x[4][U];
   ZO_EACH c[u] = u == 0 ? V::counters(counter, Sequential) : V::next(c[0], u * V::kLanes / 2);
   philox<V, U>(d, c, x);
+  I a[U], b[U];
   ZO_EACH {
-    const I a = V::zip(x[0][u], x[2][u]), b = V::zip(x[1][u], x[3][u]);
-    box_muller<V>(a, b, z.even[u], z.odd[u]);
+    a[u] = V::zip(x[0][u], x[2][u]);
+    b[u] = V::zip(x[1][u], x[3][u]);
+  }
+  box_muller<V, U>(a, b, z.even, z.odd);
+  ZO_EACH {
     if (Sequential) V::unpack(z.even[u], z.odd[u]);
     if (Stochastic) {
-      const I h = V::and_or(V::template shr<15>(b), V::word(0xFF00u), V::and_(b, V::word(0xFFu)));
+      const I h = V::and_or(V::template shr<15>(b[u]), V::word(0xFF00u), V::and_(b[u], V::word(0xFFu)));
       rho.even[u] = h;
-      rho.odd[u] = V::and_xor(a, V::word(0xFFFFu), h);
+      rho.odd[u] = V::and_xor(a[u], V::word(0xFFFFu), h);
       if (Sequential) V::unpack(rho.even[u], rho.odd[u]);
     }
   }
