@@ -58,7 +58,7 @@ ZO_FN uint32_t fp16_stochastic(float t, uint32_t rho) {
     const uint32_t rounded = ((m + (rho >> 3)) >> 13) - 0x1C000u;
     return sign | (rounded < 0x7C00u ? rounded : 0x7C00u);
   }
-  return sign | ((uint32_t(int32_t(mul32(from_bits(m), 137438953472.0f))) + (rho >> 3)) >> 13);  // |t| * 2^37
+  return sign | ((to_bits(from_bits(m) + 6.103515625e-05f) - 0x38800000u + (rho >> 3)) >> 13);  // |t| + 2^-14
 }
 
 ZO_FN float load_element(const void* p, int64_t i, DType dtype) {

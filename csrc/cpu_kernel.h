@@ -125,7 +125,7 @@ ZO_OP typename V::I fp16_stochastic(typename V::F t, typename V::I rho) {
   using I = typename V::I;
   const I bits = V::as_words(t), m = V::and_(bits, V::word(0x7FFFFFFFu)), bump = V::template shr<3>(rho);
   const I normal = V::min(V::sub(V::template shr<13>(V::add(m, bump)), V::word(0x1C000u)), V::word(0x7C00u));
-  const I scaled = V::truncate(V::mul(V::as_float(m), V::number(137438953472.0f)));
+  const I scaled = V::sub(V::as_words(V::sub(V::as_float(m), V::number(-6.103515625e-05f))), V::word(0x38800000u));
   const I subnormal = V::template shr<13>(V::add(scaled, bump));
   I h = V::select(V::greater(m, V::word(0x387FFFFFu)), normal, subnormal);
   h = V::select(V::greater(m, V::word(0x7F800000u)), V::word(0x7E00u), h);

@@ -49,7 +49,6 @@ struct Avx512 {
   }
   ZO_OP I min(I a, I b) { return _mm512_min_epi32(a, b); }
   ZO_OP F from_int(I a) { return _mm512_cvtepi32_ps(a); }
-  ZO_OP I truncate(F a) { return _mm512_cvttps_epi32(a); }
   ZO_OP F as_float(I a) { return _mm512_castsi512_ps(a); }
   ZO_OP I as_words(F a) { return _mm512_castps_si512(a); }
   ZO_OP F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }

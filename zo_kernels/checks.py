@@ -15,6 +15,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_SEED = 2**64 - 1
 MAX_PARAM_ID = 2**32 - 1
 MAX_INDEX = 2**63 - 1
+MAX_FLOAT32 = (2 - 2**-23) * 2.0**127  # arithmetic is float32: more is infinite there
+MIN_FLOAT32 = 2.0**-126
 
 
 def integer(name: str, value: Any, low: int, high: int | None = None) -> int:

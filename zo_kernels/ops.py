@@ -47,8 +47,8 @@ class Table:
             backends.resolve(backend, torch.device("cpu"))
         self._pointers = self._addresses()
 
-    def _addresses(self) -> list[int]:
-        return [t.data_ptr() for e in self.entries for t in (e.dst, e.src)]
+    def _addresses(self) -> list[tuple[int, int]]:
+        return [(t.data_ptr(), t.numel()) for e in self.entries for t in (e.dst, e.src)]
 
     def apply(self, do: Pass) -> None:
         """One pass over the active entries; seeds, scales and decays are taken as checked.
@@ -74,7 +74,7 @@ def _directions(seeds: object, scales: object) -> tuple[list[int], list[float]]:
         raise ValueError("seeds: expected at least one direction, got none")
     return (
         [checks.integer(f"seeds[{k}]", s, 0, checks.MAX_SEED) for k, s in enumerate(seeds)],
-        [checks.number(f"scales[{k}]", s) for k, s in enumerate(scales)],
+        [checks.number(f"scales[{k}]", s, -checks.MAX_FLOAT32, checks.MAX_FLOAT32) for k, s in enumerate(scales)],
     )
 
 
@@ -122,7 +122,7 @@ def add_noise_(
     starts = [0] * n if offsets is None else checks.sequence("offsets", offsets, n)
     given = [None] * n if masks is None else checks.sequence("masks", masks, n)
     seeds, scales = _directions(seeds, scales)
-    decay = checks.number("decay", decay)
+    decay = checks.number("decay", decay, -checks.MAX_FLOAT32, checks.MAX_FLOAT32)
     checks.choice("rounding", rounding, ROUNDINGS)
     entries = []
     for i, t in enumerate(tensors):

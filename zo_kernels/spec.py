@@ -182,7 +182,7 @@ def round_stochastic(t: Tensor, rho: Tensor, dtype: torch.dtype) -> Tensor:
         rounded = (magnitude + rho) >> 16
         infinity = 0x7F80
     else:
-        subnormal = (torch.clamp(t.abs(), max=2.0**-14).double() * 2.0**37).to(torch.int64)
+        subnormal = _to_bits(torch.clamp(t.abs(), max=2.0**-14) + 2.0**-14) - 0x38800000  # in units of 2**-37
         rounded = torch.where(
             magnitude >= 0x38800000,
             (((magnitude + (rho >> 3)) >> 13) - 0x1C000).clamp(max=0x7C00),

@@ -18,13 +18,6 @@ static inline simde__m512 _mm512_cvtepi32_ps(simde__m512i a) {
   return simde__m512_from_private(r);
 }
 
-static inline simde__m512i _mm512_cvttps_epi32(simde__m512 a) {
-  simde__m512i_private r;
-  const simde__m512_private x = simde__m512_to_private(a);
-  for (int i = 0; i < 16; ++i) r.i32[i] = x.f32[i] < 2147483648.0f ? int32_t(x.f32[i]) : INT32_MIN;
-  return simde__m512i_from_private(r);
-}
-
 static inline simde__m256i _mm512_cvtepi32_epi16(simde__m512i a) {
   simde__m256i_private r;
   const simde__m512i_private x = simde__m512i_to_private(a);

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks, names
-from ..spec import direction_seed
 from ..ops import ROUNDINGS
+from ..spec import direction_seed
 from .blocks import block_of_parameters, dropped_blocks, find_blocks
 from .thresholds import magnitude_threshold
 from .weights import Excursion, Weight, Weights
@@ -20,6 +20,7 @@ from .weights import Excursion, Weight, Weights
 Closure = Callable[[], "Tensor | float"]
 
 MAX_DIRECTIONS = 2**16
+_MAX_GRADIENT = 1e30  # times any learning rate in use it is finite in float32
 _BLOCK_SLOT = 2**20 - 1  # of noise.direction_seed: draws the dropped blocks
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
@@ -90,7 +91,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         self.refused_steps = 0
         self.projected_gradients: list[float] = []
         self._weights: Weights | None = None
-        self._built_for: list[tuple[int, bool, int]] = []
+        self._built_for: tuple[list[Any], int] | None = None
 
         module = params if isinstance(params, nn.Module) else None
         defaults = {
@@ -115,7 +116,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             warnings.warn(
                 "perturbing 16-bit weights in place rounds them three times a step, so they drift; "
                 "float32 weights do not (perturb='in_place' silences this warning)",
-                stacklevel=3,
+                stacklevel=2 + (type(self).__init__ is not ZeroOrderOptimizer.__init__),  # the line that makes it
             )
 
     def _name(self, module: nn.Module | None) -> dict[Tensor, str]:
@@ -134,9 +135,13 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
 
     @staticmethod
     def _name_group(every: dict[Tensor, str], group: dict[str, Any]) -> None:
-        given = group.get("param_names")
+        given, taken = group.get("param_names"), set(every.values())
         for i, p in enumerate(group["params"]):
-            every.setdefault(p, given[i] if given else str(len(every)))
+            name = given[i] if given else str(len(every))
+            while name in taken:  # two models in one optimizer
+                name += "'"
+            every.setdefault(p, name)
+            taken.add(name)
 
     def _identify(self) -> dict[Tensor, int]:
         ids = names.param_ids(self._names.values())
@@ -160,21 +165,23 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     def _trainable(self) -> list[Tensor]:
         return [p for g in self.param_groups for p in g["params"] if p.requires_grad]
 
-    def _signature(self) -> list[tuple[int, bool, int]]:
-        return [(p.data_ptr(), p.requires_grad, id(p)) for g in self.param_groups for p in g["params"]]
-
     def _prepare(self) -> Weights:
         """The tables, built anew if a parameter was frozen, unfrozen, moved or added since the last pass."""
-        signature = self._signature()
+        if self._built_for is None:
+            for p in self._trainable():
+                checks.weight(self._names[p], p)
+        trainable = [(id(p), p.data_ptr(), p.numel(), p.dtype) for p in self._trainable()]
+        signature = (trainable, len(self.param_groups))
         if self._weights is not None and signature == self._built_for:
             return self._weights
+        if self._built_for is not None and self._built_for[0] != trainable:
+            self._on_other_weights()
         found = []
         for g, group in enumerate(self.param_groups):
             for p in group["params"]:
                 if not p.requires_grad:
                     continue
                 name = self._names[p]
-                checks.weight(name, p)
                 exempt = p in self._norms or p.dim() < 2
                 row = 2 * g + int(exempt and not group["decay_all"])
                 found.append(Weight(name, p, self._ids[p], row, self._block_of.get(p), self._threshold(p, group)))
@@ -185,6 +192,9 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         )
         self._built_for = signature
         return self._weights
+
+    def _on_other_weights(self) -> None:
+        """Called when other memory is trained than in the last step."""
 
     def _anchors(self, weights: Sequence[Weight]) -> Sequence[Tensor] | None:
         """Snapshots that passes may start from, for methods that have them."""
@@ -199,7 +209,8 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As `torch.optim.Optimizer.add_param_group`; the new parameters take part from the next step on."""
-        _check_group({**self.defaults, **param_group}, f"param_groups[{len(self.param_groups)}]: ")
+        if isinstance(param_group, dict):  # torch refuses anything else, and says so
+            _check_group({**self.defaults, **param_group}, f"param_groups[{len(self.param_groups)}]: ")
         super().add_param_group(param_group)
         if hasattr(self, "_names"):  # not while the base class is adding the first groups
             self._name_group(self._names, self.param_groups[-1])
@@ -209,7 +220,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         values = {group["eps"] for group in self.param_groups}
         if len(values) != 1:
             raise ValueError(f"eps: expected one value for all groups, got {sorted(values)}")
-        return checks.number("eps", values.pop(), 0.0, open_low=True)
+        return _check_eps("eps", values.pop())
 
     def _rates(self, key: str = "lr") -> list[float]:
         """A learning rate for each row."""
@@ -228,10 +239,11 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             return frozenset()
         return dropped_blocks(self._n_blocks, self.drop, direction_seed(self.seed, self.step_count, _BLOCK_SLOT))
 
-    def _refuse(self, loss: float) -> ValueError:
+    def _refuse(self, error: type[Exception], message: str) -> Exception:
+        """Count a refused step; the next one draws other directions, since these might fail for ever."""
         self.step_count += 1
         self.refused_steps += 1
-        return ValueError(f"closure: expected a finite loss, got {loss}; the step is refused, the weights are restored")
+        return error(f"closure: {message}; the step is refused, the weights are restored")
 
     @torch.no_grad()
     def step(self, closure: Closure) -> Tensor | float:  # type: ignore[override]
@@ -245,9 +257,9 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             The mean of the losses seen, as a tensor if the closure returns tensors.
 
         Raises:
-            TypeError, ValueError: the closure returned no finite scalar. The step is refused and the weights are
-                restored; a loss that is not finite counts in `refused_steps`. Whatever the closure raises also leaves
-                restored weights behind. Restored means up to float rounding of the passes in place.
+            TypeError, ValueError: the closure returned no finite scalar, or losses too far apart for float32. The step
+                is refused, counted in `refused_steps`, and the weights are restored. Whatever the closure raises also
+                leaves restored weights behind. Restored means up to float rounding of the passes in place.
         """
         _check_closure("closure", closure)
         eps, rates = self._eps(), self._rates()
@@ -274,25 +286,36 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
                 pair = []
                 for signed in (eps, -eps):
                     excursion.to({seed: signed})
-                    loss = closure()
-                    pair.append(self._finite(loss))
-                    losses.append(loss)
-                gradients.append((pair[0] - pair[1]) / (2 * eps))
+                    pair.append(self._evaluate(closure, losses))
+                gradients.append(self._difference(pair, eps))
         except BaseException:
             excursion.to({})
             raise
         return gradients
 
-    def _finite(self, loss: Any) -> float:
+    def _evaluate(self, closure: Closure, losses: list[Any]) -> float:
+        """The closure's loss as a number; what it returned is added to `losses`."""
+        loss = value = closure()
+        wanted = "expected a scalar loss, a tensor or a number"
         if isinstance(loss, Tensor):
             if loss.numel() != 1:
-                raise ValueError(f"closure: expected a scalar loss, got a tensor of shape {tuple(loss.shape)}")
-            loss = loss.item()
-        if isinstance(loss, bool) or not isinstance(loss, (int, float)):
-            raise TypeError(f"closure: expected a scalar loss, a tensor or a number, got {type(loss).__name__}")
-        if not math.isfinite(loss):
-            raise self._refuse(loss)
-        return float(loss)
+                raise self._refuse(ValueError, f"expected a scalar loss, got a tensor of shape {tuple(loss.shape)}")
+            loss, value = loss.clone(), loss.item()  # a closure may write all its losses to one tensor
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self._refuse(TypeError, f"{wanted}, got {type(value).__name__}")
+        if not math.isfinite(value):
+            raise self._refuse(ValueError, f"expected a finite loss, got {value}")
+        losses.append(loss)
+        return float(value)
+
+    def _difference(self, pair: Sequence[float], eps: float) -> float:
+        """g = (L+ - L-) / 2ε."""
+        g = (pair[0] - pair[1]) / (2 * eps)
+        if not abs(g) <= _MAX_GRADIENT:
+            raise self._refuse(
+                ValueError, f"expected losses whose difference fits float32, got {pair[0]} and {pair[1]}"
+            )
+        return g
 
     def state_dict(self) -> dict[str, Any]:
         """As `torch.optim.Optimizer.state_dict`, and what the run needs to go on bit for bit, under "zo"."""
@@ -324,6 +347,9 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         for key in ("noise", "param_ids"):
             if zo[key] != ours[key]:
                 raise ValueError(f"state_dict: expected {key} {ours[key]!r}, got {zo[key]!r}")
+        if differing := sorted(zo.keys() ^ ours.keys()):
+            method = type(self).__name__
+            raise ValueError(f"state_dict: expected the state of a {method}, got one that differs in {differing}")
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "zo"})
         for key in ("seed", "step_count", "refused_steps", "directions", "drop"):
             setattr(self, key, zo[key])
@@ -332,15 +358,20 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         self._weights = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # The tables hold addresses; a copy builds its own.
-        return {**self.__dict__, "_weights": None, "_built_for": []}
+        # The tables hold addresses, so a copy builds its own; a scheduler's wrapper of `step` is bound to the original.
+        own = {k: v for k, v in self.__dict__.items() if k != "step"}
+        return {**own, "_weights": None, "_built_for": None}
 
 
 def _check_group(group: dict[str, Any], where: str) -> None:
     checks.number(f"{where}lr", group["lr"], 0.0)
-    checks.number(f"{where}eps", group["eps"], 0.0, open_low=True)
+    _check_eps(f"{where}eps", group["eps"])
     checks.number(f"{where}weight_decay", group["weight_decay"], 0.0)
     checks.number(f"{where}sparsity", group["sparsity"], 0.0, 1.0, open_high=True)
+
+
+def _check_eps(name: str, eps: Any) -> float:
+    return checks.number(name, eps, checks.MIN_FLOAT32, checks.MAX_FLOAT32)
 
 
 def _check_closure(name: str, closure: Any) -> None:

@@ -73,16 +73,34 @@ class MeZOSVRG(ZeroOrderOptimizer):
         self._versions: list[int] | None = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        param_group.setdefault("anchor_lr", self.anchor_lr)
-        checks.number("anchor_lr", param_group["anchor_lr"], 0.0)
+        if isinstance(param_group, dict):  # torch refuses anything else, and says so
+            param_group.setdefault("anchor_lr", self.anchor_lr)
+            checks.number("anchor_lr", param_group["anchor_lr"], 0.0)
         super().add_param_group(param_group)
+
+    def _on_other_weights(self) -> None:
+        self._forget()
 
     def _anchors(self, weights: Sequence[Weight]) -> Sequence[Tensor]:
         for w in weights:
-            if "anchor" not in self.state[w.tensor]:
+            anchor = self.state[w.tensor].get("anchor")
+            if anchor is None or anchor.shape != w.tensor.shape or anchor.dtype != w.tensor.dtype:
                 self.state[w.tensor]["anchor"] = w.tensor.detach().clone()
-                self._age = None
+                self._forget()
         return [self.state[w.tensor]["anchor"] for w in weights]
+
+    def _prepare(self) -> Weights:
+        known = self._weights
+        weights = super()._prepare()
+        if weights is not known and self._age is not None and not self._changed_by_others(weights):
+            # Tables built in the middle of a period: groups may have been added, and the masks must be taken again.
+            missing = weights.rows - len(self._path_decays)
+            self._path_decays += [1.0] * missing
+            for row in self._path.values():
+                row += [0.0] * missing
+            with torch.no_grad():
+                self._rebuild(weights, record=True)
+        return weights
 
     @torch.no_grad()
     def step(self, closure: Closure, full_closure: Closure | None = None) -> Tensor | float:  # type: ignore[override]
@@ -170,10 +188,8 @@ class MeZOSVRG(ZeroOrderOptimizer):
                 for signed in (eps, -eps):
                     weights.move({seed: signed}, active=active, record=record, from_anchor=True)
                     record = False
-                    loss = closure()
-                    pair.append(self._finite(loss))
-                    losses.append(loss)
-                gradients.append((pair[0] - pair[1]) / (2 * eps))
+                    pair.append(self._evaluate(closure, losses))
+                gradients.append(self._difference(pair, eps))
         except BaseException:
             self._rebuild(weights)
             raise
@@ -191,7 +207,11 @@ class MeZOSVRG(ZeroOrderOptimizer):
         self._rebuild(weights)
 
     def _rebuild(self, weights: Weights, *, record: bool = False) -> None:
-        """Write θ from the anchor and the path."""
+        """Write θ from the anchor and the path; with `record`, dropped blocks and masks too, as after loading."""
+        if record:
+            for w in weights.weights:
+                if w.block in self._dropped:
+                    w.tensor.copy_(self.state[w.tensor]["anchor"])
         if self._path:
             weights.move(
                 self._path,
@@ -229,9 +249,9 @@ class MeZOSVRG(ZeroOrderOptimizer):
         self._dropped, age = frozenset(zo["dropped"]), zo["age"]
         for p in self.state:  # torch keeps the caller's tensors; a snapshot must be our own
             self.state[p]["anchor"] = self.state[p]["anchor"].clone()
-        weights = self._prepare()
         self._age = age
-        if age is not None:
-            with torch.no_grad():
-                self._rebuild(weights, record=True)
-            self._versions = None  # the model may be loaded after its optimizer
+        self._prepare()
+        self._versions = None  # the model may be loaded after its optimizer
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_versions": None}  # a copy's tensors count their own

@@ -137,7 +137,7 @@ def round_stochastic(t, rho, dtype: tl.constexpr):
     else:
         magnitude = bits & 0x7FFFFFFF
         # Both in units of 2**-13 of the result's last place; a subnormal one is a multiple of 2**-24.
-        subnormal = (tl.minimum(tl.abs(t), 2.0**-14) * 2.0**37).to(tl.int32).to(tl.uint32)
+        subnormal = (tl.abs(t) + 2.0**-14).to(tl.uint32, bitcast=True) - 0x38800000
         scaled = tl.where(magnitude < 0x38800000, subnormal, magnitude - 0x38000000)
         rounded = tl.minimum((scaled + (rho >> 3)) >> 13, 0x7C00)
         rounded = tl.where(t == t, rounded, 0x7E00) | ((bits >> 16) & 0x8000)

@@ -1,0 +1,7 @@
+"""`python -m zo_kernels.finetune` is `zo-finetune`."""
+
+import sys
+
+from zo_kernels.finetune.cli import main
+
+sys.exit(main())

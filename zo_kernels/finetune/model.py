@@ -1,0 +1,118 @@
+"""A pretrained encoder with a linear head over its mean token, as one module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zo_kernels.finetune.batches import Texts
+
+# The temperature at which sentence encoders of this kind were trained: cosine similarities times 20 are logits.
+SCALE = 20.0
+
+
+class Classifier(nn.Module):
+    """logits = W·(20·e) + b, where e is the L2-normalised mean of the encoder's last states over real tokens."""
+
+    encoder: Any
+
+    def __init__(self, encoder: nn.Module, hidden_size: int, labels: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(hidden_size, labels)
+
+    def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Unit vectors [batch, hidden] in the weights' dtype, from int64 [batch, tokens] ids and 0/1 mask."""
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        weights = attention_mask.unsqueeze(-1).to(states.dtype)
+        return F.normalize((states * weights).sum(1) / weights.sum(1), dim=-1)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """fp32 logits [batch, labels], whatever the weights' dtype."""
+        return self.head(SCALE * self.embed(input_ids, attention_mask)).float()
+
+
+def load_encoder(model: str, dtype: torch.dtype) -> tuple[nn.Module, Any, int]:
+    """The encoder in evaluation mode, its tokenizer and its hidden size, from a folder or a hub id.
+
+    Of a model with a decoder only the encoder is taken. A pooling layer is frozen: it takes no part in the loss.
+    Raises ValueError naming --model if transformers cannot load it.
+    """
+    import transformers
+
+    try:
+        with _no_progress_bars(transformers.utils.logging):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+            loaded = transformers.AutoModel.from_pretrained(model, dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"--model: expected a folder or hub id that transformers can load, got {model!r}: {error}"
+        ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise ValueError(f"--model: expected a tokenizer with a padding or end token, got that of {model!r}")
+    encoder = loaded.get_encoder() if loaded.config.is_encoder_decoder else loaded
+    if (pooler := getattr(encoder, "pooler", None)) is not None:
+        pooler.requires_grad_(False)
+    return encoder.eval(), tokenizer, int(loaded.config.hidden_size)
+
+
+@contextmanager
+def _no_progress_bars(logging: Any) -> Iterator[None]:
+    """Loading takes a second, and the bars would stand above ours; they are put back for others in the process."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@torch.no_grad()
+def start_head(
+    classifier: Classifier, start: str, tokenizer: Any, names: Sequence[str], train: Texts, shots: int
+) -> None:
+    """Set the head before training.
+
+    "names": each label's weights are the embedding of its name, so no labelled example is used; "few-shot": the
+    mean embedding of its first `shots` training examples; both minus their mean over labels, without bias.
+    "random": nn.Linear's own initialisation stays.
+    """
+    if start == "random":
+        return
+    if start == "names":
+        if wordless := [name for name in names if not any(c.isalpha() for c in name)]:
+            raise ValueError(f"--head-start names: expected labels that are words, got {wordless}; use few-shot")
+        examples = Texts.tokenize(tokenizer, names, range(len(names)), train.max_tokens, train.device)
+        means = _embeddings(classifier, examples, range(len(examples)))
+    else:
+        chosen = [_first_of(train.labels.tolist(), label, shots) for label in range(len(names))]
+        means = torch.stack([_embeddings(classifier, train, indices).mean(0) for indices in chosen])
+    classifier.head.weight.copy_(means - means.mean(0))
+    classifier.head.bias.zero_()
+
+
+def _embeddings(classifier: Classifier, texts: Texts, indices: Sequence[int]) -> Tensor:
+    batch = texts.batch(indices)
+    return classifier.embed(batch.input_ids, batch.attention_mask).float()
+
+
+def _first_of(labels: Sequence[int], label: int, count: int) -> list[int]:
+    found = [index for index, other in enumerate(labels) if other == label][:count]
+    if len(found) < count:
+        raise ValueError(f"--shots: expected at most {len(found)}, the examples of the rarest label, got {count}")
+    return found
+
+
+def freeze(classifier: Classifier, what: str) -> None:
+    """Take "embeddings" (every nn.Embedding) or the whole "encoder" out of training; "nothing" leaves all in it."""
+    for module in classifier.encoder.modules():
+        if what == "encoder" or (what == "embeddings" and isinstance(module, nn.Embedding)):
+            module.requires_grad_(False)

@@ -1,0 +1,112 @@
+"""One step of the optimizer at a time, with a clock on each of its parts."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import zo_kernels as zo
+from zo_kernels.finetune.batches import Batch
+from zo_kernels.finetune.config import Config
+from zo_kernels.finetune.model import Classifier
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step did. `loss` is None if the step was refused.
+
+    `seconds` is the whole of `optimizer.step`: the forwards, and our passes over the weights, which are all of it that
+    is not a forward. Putting batches together is counted by itself.
+    """
+
+    loss: float | None
+    lr: float
+    seconds: float
+    forward_seconds: float
+    pass_seconds: float
+    batch_seconds: float
+
+
+class Stepper:
+    """Makes steps on batches drawn from an endless stream."""
+
+    def __init__(
+        self, config: Config, classifier: Classifier, optimizer: zo.ZeroOrderOptimizer, batches: Iterator[Batch]
+    ) -> None:
+        self._config, self._classifier, self._optimizer, self._batches = config, classifier, optimizer, batches
+        device = classifier.head.weight.device
+        self._forwards, self._steps, self._assembly = _Stopwatch(device), _Stopwatch(device), _Stopwatch(device)
+        keys = ("lr", "anchor_lr")
+        self._rates = [{key: group[key] for key in keys if key in group} for group in optimizer.param_groups]
+
+    def step(self, factor: float) -> Step:
+        """One step with every learning rate `factor` times what it was at the start."""
+        # Not left to torch's schedulers: these know one rate a group, and MeZO-SVRG has two.
+        for group, rates in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group.update({key: rate * factor for key, rate in rates.items()})
+        for watch in (self._forwards, self._steps, self._assembly):
+            watch.seconds = 0.0
+        (batch,) = self._draw(1)
+        drawn_before = self._assembly.seconds
+        with self._steps:
+            loss = self._loss_of_step(batch)
+        seconds = self._steps.seconds - (self._assembly.seconds - drawn_before)
+        return Step(
+            loss=loss,
+            lr=self._optimizer.param_groups[0]["lr"],
+            seconds=seconds,
+            forward_seconds=self._forwards.seconds,
+            pass_seconds=seconds - self._forwards.seconds,
+            batch_seconds=self._assembly.seconds,
+        )
+
+    def _loss_of_step(self, batch: Batch) -> float | None:
+        closures: list[Callable[[], Tensor]] = [lambda: self._loss(batch)]
+        if (anchor := self._config.anchor) is not None:
+            large: list[Batch] = []
+
+            def loss_of_large() -> Tensor:
+                # Most steps never ask for it; so it is drawn at the first call, and kept for the step's other calls.
+                if not large:
+                    large.extend(self._draw(math.ceil(anchor.examples / self._config.batch_size)))
+                return torch.stack([self._loss(part) for part in large]).mean()
+
+            closures.append(loss_of_large)
+        refused_before = self._optimizer.refused_steps
+        try:
+            return float(self._optimizer.step(*closures))
+        except ValueError:
+            if self._optimizer.refused_steps == refused_before:
+                raise
+            return None
+
+    def _loss(self, batch: Batch) -> Tensor:
+        with self._forwards:
+            return F.cross_entropy(self._classifier(batch.input_ids, batch.attention_mask), batch.labels)
+
+    def _draw(self, count: int) -> list[Batch]:
+        with self._assembly:
+            return list(islice(self._batches, count))
+
+
+class _Stopwatch:
+    """Seconds spent inside `with`, summed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds = 0.0
+        self._wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+    def __enter__(self) -> None:
+        self._wait()
+        self._start = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        self._wait()
+        self.seconds += time.perf_counter() - self._start
