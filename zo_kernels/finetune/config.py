@@ -12,7 +12,7 @@ DTYPES = ("fp32", "bf16", "fp16")
 HEAD_STARTS = ("names", "few-shot", "random")
 FROZEN = ("nothing", "embeddings", "encoder")
 
-DEFAULT_LR = {"mezo": 6e-5, "sparse-mezo": 1.2e-4, "lezo": 1.2e-4, "mezo-svrg": 3e-5}
+DEFAULT_LR = {"mezo": 8e-5, "sparse-mezo": 1.2e-4, "lezo": 1.2e-4, "mezo-svrg": 3e-5}
 _DEFAULT_SPARSITY = {"sparse-mezo": 0.75}
 _DEFAULT_DROP = {"lezo": 0.5}
 _DEFAULT_ANCHOR_LR, _DEFAULT_ANCHOR_EVERY, _DEFAULT_ANCHOR_EXAMPLES = 6e-5, 5, 128
@@ -38,8 +38,8 @@ class Config:
     test_data: str | None = None
     out: str | None = None
     overwrite: bool = False
-    head_start: str = "names"
-    shots: int = 16
+    head_start: str = "few-shot"
+    shots: int = 1
     freeze: str = "nothing"
     method: str = "mezo"
     lr: float | None = None

@@ -22,10 +22,6 @@ AREAS: Mapping[str, Sequence[str]] = {
         "asyncio", "concurrent", "multiprocessing", "threading", "queue", "sched", "subprocess", "selectors",
     ),
     "math": ("statistics", "fractions", "_pydecimal", "random", "numbers", "colorsys", "bisect", "heapq"),
-    "network": (
-        "http", "urllib", "socket", "socketserver", "ssl", "smtplib", "ftplib", "imaplib", "poplib", "nntplib",
-        "telnetlib", "wsgiref", "xmlrpc", "ipaddress", "webbrowser", "netrc",
-    ),
     "files": (
         "os", "pathlib", "shutil", "tempfile", "zipfile", "tarfile", "gzip", "bz2", "lzma", "posixpath", "ntpath",
         "genericpath", "fileinput", "filecmp", "glob", "fnmatch", "_pyio", "zipimport", "stat",

@@ -1,0 +1,1 @@
+"""Benchmarks of zo_kernels: `python -m benchmarks SUITE`, from the root of the repository."""

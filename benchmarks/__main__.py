@@ -1,0 +1,83 @@
+"""python -m benchmarks {kernels,step}: speed, measured beside a check of the same call and against a baseline."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+
+_SUFFIXES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def _count(text: str) -> int:
+    """4096, 64M (64 * 2**20), ..."""
+    if not (match := re.fullmatch(r"(\d+)([KMG]?)", text)) or not int(match[1]):
+        raise argparse.ArgumentTypeError(f"expected a positive number such as 4096, 512K or 64M, got {text!r}")
+    return int(match[1]) * _SUFFIXES[match[2]]
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
+
+
+def _regex(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"expected a regular expression, got {text!r}: {error}") from error
+    return text
+
+
+def _shared(parser: argparse.ArgumentParser, *, rounds: int, seconds: float) -> None:
+    parser.add_argument("--only", type=_regex, metavar="REGEX", help="only cases in whose name it is found")
+    parser.add_argument("--list", action="store_true", help="name the cases, say which are skipped and why, and stop")
+    parser.add_argument("--json", metavar="FILE", help="write the rows there, and as CSV beside it")
+    parser.add_argument("--rounds", type=_positive, default=rounds, help="pairs at the least (default %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=seconds, help="go on until so many have gone by (default %(default)s)"
+    )
+
+
+def _kernels(parser: argparse.ArgumentParser) -> None:
+    _shared(parser, rounds=7, seconds=8.0)
+    parser.add_argument(
+        "--elements", type=_count, nargs="+", default=[64 * 2**20], metavar="N", help="of the tensor (default 64M)"
+    )
+    parser.add_argument("--compile", action="store_true", help="against torch.compile on a CPU too (slow to build)")
+
+
+def _step(parser: argparse.ArgumentParser) -> None:
+    _shared(parser, rounds=5, seconds=20.0)
+    parser.add_argument(
+        "--shape", nargs="+", default=["minilm"], choices=("tiny", "minilm", "opt-125m"), help="default minilm"
+    )
+    parser.add_argument("--batch", type=_positive, help="examples; the shape's own, if not given")
+    parser.add_argument("--tokens", type=_positive, help="of each example; the shape's own, if not given")
+    parser.add_argument("--threads", type=_positive, default=2, help="on a CPU (default %(default)s)")
+    parser.add_argument(
+        "--anchor-every", type=_positive, default=2, help="steps of MeZO-SVRG to an anchor (default %(default)s)"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
+    parser.add_argument("--backend", help="of zo_kernels; the device's default, if not given")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    suites = top.add_subparsers(dest="suite", required=True)
+    _kernels(suites.add_parser("kernels", help="one pass over a tensor: elements and bytes a second"))
+    _step(suites.add_parser("step", help="a whole step of an optimizer on a model: forwards, passes, the rest"))
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    from . import runner  # PyTorch is not needed to print the help
+
+    return runner.run(options.suite, options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""`kernels`: one pass over one tensor, against other ways to do it and against its own variants."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from zo_kernels import backends
+
+from .baselines import EagerPass, compiled_pass, published_pass
+from .compare import Copy, Trial, Versus, compare
+from .kernel_call import EPS, SEED, KernelCall, Kind, weights
+from .registry import Case, Row, Target
+from .timing import Call, Plan
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BACKENDS = ("native:avx512", "native:avx2", "native:scalar", "triton")
+PLAIN = Kind()
+VARIANTS = (
+    *(replace(PLAIN, mask=mask) for mask in ("threshold", "bool", "bits", "record")),
+    *(replace(PLAIN, directions=k) for k in (2, 8)),
+    replace(PLAIN, rounding="stochastic"),
+)
+
+# What is to be reached, on a tensor too large for any cache.
+_STATED_FOR = 64_000_000
+_AGAINST_EAGER = {
+    ("native:avx512", "fp32"): 6.0,
+    ("native:avx512", "bf16"): 7.0,
+    ("native:avx2", "fp32"): 4.0,
+    ("native:avx2", "bf16"): 5.0,
+}
+_MASKED_AGAINST_UNMASKED = 1 / 1.06
+_TWO_THREADS_AGAINST_ONE = 1.8
+_SCALAR_ELEMENTS = 4 * 2**20  # plain C++ is there to be right; more would only take longer
+
+
+def cases(options: Namespace) -> list[Case]:
+    return list(_cases(options))
+
+
+def _cases(options: Namespace) -> Iterator[Case]:
+    for elements in dict.fromkeys(options.elements):
+        size = f"/{elements}" if len(options.elements) > 1 else ""
+        for dtype in DTYPES:
+            for backend in BACKENDS:
+                stem = f"{dtype}/{backend}"
+                few = min(elements, _SCALAR_ELEMENTS) if backend == "native:scalar" else elements
+                yield _case(stem + size, options, dtype, backend, few, PLAIN)
+                if backend == "native:scalar":
+                    continue
+                for kind in VARIANTS:
+                    if kind.rounding == "stochastic" and dtype == "fp32":
+                        continue  # fp32 needs no rounding
+                    yield _case(f"{stem}/{_label(kind)}{size}", options, dtype, backend, elements, kind)
+                if backend.startswith("native"):
+                    yield _case(f"{stem}/threads=2{size}", options, dtype, backend, elements, PLAIN, threads=2)
+
+
+def _label(kind: Kind) -> str:
+    changed = {name: getattr(kind, name) for name in ("mask", "directions", "rounding")}
+    return "/".join(f"{name}={value}" for name, value in changed.items() if value != getattr(PLAIN, name))
+
+
+def _case(name: str, options: Namespace, dtype: str, backend: str, elements: int, kind: Kind, threads: int = 1) -> Case:
+    device = torch.device("cpu" if backend.startswith("native") else "cuda")
+    facts = {
+        "backend": backend,
+        "device": str(device),
+        "dtype": str(DTYPES[dtype]).removeprefix("torch."),
+        "elements": elements,
+        "threads": threads if device.type == "cpu" else None,
+        "mask": kind.mask,
+        "directions": kind.directions,
+        "rounding": kind.rounding,
+    }
+
+    def measure() -> list[Row]:
+        trial = _trial(options, dtype, backend, elements, kind, threads, device)
+        return compare(trial, Plan(options.rounds, options.seconds), device)
+
+    return Case(name, facts, measure, _skipped(backend, device, threads))
+
+
+def _skipped(backend: str, device: torch.device, threads: int) -> str | None:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return "PyTorch sees no GPU here"
+    try:
+        backends.resolve(backend, device)
+    except ValueError as error:
+        return str(error).rpartition("cannot run here: ")[2]
+    if threads > (here := len(os.sched_getaffinity(0))):
+        return f"{threads} threads need as many processors, and this process may use {here}"
+    return None
+
+
+def _trial(
+    options: Namespace, dtype: str, backend: str, elements: int, kind: Kind, threads: int, device: torch.device
+) -> Trial:
+    w = weights(elements, DTYPES[dtype], device)
+    ours = KernelCall(w, kind, backend)
+    buffer = torch.empty_like(w)
+
+    def targets(at_least: float | None) -> list[Target]:
+        return [Target("ratio", at_least)] if at_least is not None and elements >= _STATED_FOR else []
+
+    def against(name: str, run: Callable[[], object], at_least: float | None = None, threads: int = threads) -> Versus:
+        return Versus(name, Call(run, threads), targets=targets(at_least))
+
+    versus = []
+    if threads > 1:
+        versus.append(against("one thread", ours.run, _TWO_THREADS_AGAINST_ONE, threads=1))
+    if kind.mask != "none":
+        versus.append(against("unmasked", KernelCall(w, PLAIN, backend).run, _MASKED_AGAINST_UNMASKED))
+    elif kind.rounding != "nearest":
+        versus.append(against("nearest", KernelCall(w, PLAIN, backend).run))
+    else:
+        stated = _AGAINST_EAGER.get((backend, dtype)) if kind == PLAIN and threads == 1 else None
+        versus.append(against("eager", _eager(w, kind.directions), stated))
+        if kind == PLAIN:
+            versus.append(against("published MeZO", _published(w)))
+            if device.type == "cuda" or options.compile:
+                noisy = compiled_pass()
+                versus.append(against("torch.compile", lambda: noisy(w, EPS)))
+    return Trial(
+        Call(ours.run, threads),
+        ours.check,
+        versus,
+        elements,
+        ours.bytes_moved,
+        Copy(Call(lambda: buffer.copy_(w), threads), 2 * w.nbytes),
+    )
+
+
+def _eager(w: Tensor, directions: int) -> Callable[[], None]:
+    once = EagerPass([w])
+
+    def run() -> None:
+        for k in range(directions):
+            once([w], SEED + k, 1.0, EPS)
+
+    return run
+
+
+def _published(w: Tensor) -> Callable[[], None]:
+    p = nn.Parameter(w, requires_grad=False)  # its memory is replaced at the first call, that of w stays
+    return lambda: published_pass([p], SEED, 1.0, EPS)
+
+
+def cells(row: Row) -> dict[str, str]:
+    return {
+        "ms": f"{row['seconds_median'] * 1e3:,.2f}",
+        "Gelem/s": f"{row['gelem_per_s']:.3f}",
+        "GB/s": f"{row['gb_per_s']:.2f}",
+        "of copy": f"{row['share_of_copy']:.0%}",
+    }

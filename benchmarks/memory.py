@@ -1,0 +1,66 @@
+"""Peak memory of calls, exact to the byte: what PyTorch allocates, not what the system happens to give the process."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile, record_function
+
+_MARK = "benchmark: measured"
+
+
+def extra_bytes(
+    model: nn.Module,
+    forwards: Callable[[nn.Module], object],
+    makers: Sequence[Callable[[nn.Module], Callable[[], object]]],
+    device: torch.device,
+) -> list[int]:
+    """For each of the makers, the peak memory of the call it makes beyond that of the forwards alone.
+
+    What a maker leaves allocated (snapshots, mask bits, buffers) counts. Each gets a copy of the model.
+    """
+
+    def peak(make: Callable[[nn.Module], Callable[[], object]]) -> int:
+        def prepare() -> Callable[[], object]:
+            own = copy.deepcopy(model)  # made here, so that its memory is seen to come and to go
+            forwards(own)
+            return make(own)
+
+        return _peak_cuda(prepare, device) if device.type == "cuda" else _peak_cpu(prepare)
+
+    alone = peak(lambda own: lambda: forwards(own))
+    return [peak(make) - alone for make in makers]
+
+
+def _peak_cuda(prepare: Callable[[], Callable[[], object]], device: torch.device) -> int:
+    before = torch.cuda.memory_allocated(device)
+    call = prepare()
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _peak_cpu(prepare: Callable[[], Callable[[], object]]) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it notes its start and end on the terminal
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        call = prepare()
+        with record_function(_MARK):
+            call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json")
+        seen.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    start = next(e["ts"] for e in events if e["name"] == _MARK)
+    allocated = peak = 0
+    for event in sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"]):
+        if event["ts"] >= start:
+            peak = max(peak, allocated)
+        allocated += event["args"]["Bytes"]
+    return max(peak, allocated)

@@ -1,0 +1,89 @@
+"""What can be measured: suites of cases, and what a case may be held to."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+Row = dict[str, Any]
+_AND = "; "  # between targets
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on one column of a row."""
+
+    column: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def met(self, row: Row) -> bool:
+        value = row[self.column]
+        return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
+
+    def __str__(self) -> str:
+        low = [] if self.at_least is None else [f"{self.column} ≥ {self.at_least:.4g}"]
+        high = [] if self.at_most is None else [f"{self.column} ≤ {self.at_most:.4g}"]
+        return ", ".join(low + high)
+
+
+def judge(row: Row, targets: Sequence[Target]) -> Row:
+    """The columns that say what was to be reached, whether it was, and what was not."""
+    if not targets:
+        return {"target": None, "target_met": None, "target_missed": None}
+    missed = [t for t in targets if not t.met(row)]
+    return {
+        "target": _AND.join(map(str, targets)),
+        "target_met": not missed,
+        "target_missed": _AND.join(map(str, missed)) or None,
+    }
+
+
+def verdicts(row: Row) -> list[tuple[str, bool]]:
+    """Each target of a row, and whether it was met."""
+    missed = (row["target_missed"] or "").split(_AND)
+    return [(target, target not in missed) for target in (row["target"] or "").split(_AND) if target]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure.
+
+    Args:
+        name: unique in its suite; `--only` matches it.
+        facts: columns known before anything is measured (backend, device, dtype, elements, ...).
+        measure: makes what it needs, checks, measures, and returns rows. Whatever it times went through `compare`.
+        skipped: why the case cannot run here, or None.
+    """
+
+    name: str
+    facts: Row = field(default_factory=dict)
+    measure: Callable[[], list[Row]] = list
+    skipped: str | None = None
+
+
+class Suite(Protocol):
+    """A module of cases."""
+
+    def cases(self, options: Namespace) -> list[Case]:
+        """All cases that the options ask for, those that cannot run here too."""
+
+    def cells(self, row: Row) -> dict[str, str]:
+        """What the terminal shows of a row's own times: heading -> text."""
+
+
+SUITES = {"kernels": "cases_kernels", "step": "cases_step"}
+
+
+def suite(name: str) -> Suite:
+    """The module of a suite, imported when it is asked for."""
+    return cast(Suite, importlib.import_module(f".{SUITES[name]}", __package__))
+
+
+def select(cases: Iterable[Case], only: str | None) -> list[Case]:
+    """The cases whose name the regular expression is found in."""
+    return [case for case in cases if only is None or re.search(only, case.name)]

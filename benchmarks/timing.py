@@ -1,0 +1,169 @@
+"""Times of calls, taken in alternating pairs, so that whatever else the machine does falls on both sides alike."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+_MOST_ROUNDS = 2000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Times of one call, in seconds.
+
+    Args:
+        seconds: by the clock.
+        cpu_seconds: that the process had processors for, summed over its threads; None on a GPU. Other load shows in
+            it less than in `seconds`; with one thread it is what `seconds` would be on a quiet machine, nearly.
+        parts: what the call's watch saw, and "other" for the rest.
+    """
+
+    seconds: float
+    cpu_seconds: float | None = None
+    parts: dict[str, float] = field(default_factory=dict)
+
+    def of(self, part: str | None) -> float:
+        return self.seconds if part is None else self.parts[part]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure: at least `rounds` pairs, and on until `seconds` have gone by."""
+
+    rounds: int
+    seconds: float
+
+
+class Watch:
+    """Seconds of the named parts of a call. On a GPU the marks are events, so that watching does not wait for it."""
+
+    def __init__(self, device: torch.device):
+        self._cuda = device.type == "cuda"
+        self._spans: list[tuple[str, Any, Any]] = []
+
+    def _mark(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        start = self._mark()
+        try:
+            yield
+        finally:
+            self._spans.append((name, start, self._mark()))
+
+    def clear(self) -> None:
+        self._spans.clear()
+
+    def take(self) -> dict[str, float]:
+        """The sums since the watch was cleared; the device must be done."""
+        sums: dict[str, float] = {}
+        for name, start, end in self._spans:
+            seconds = start.elapsed_time(end) / 1e3 if self._cuda else end - start
+            sums[name] = sums.get(name, 0.0) + seconds
+        self.clear()
+        return sums
+
+
+@dataclass(frozen=True)
+class Call:
+    """Something to time.
+
+    Args:
+        run: the call; each time it does the same amount of work.
+        threads: how many threads PyTorch (and the native backend with it) may use.
+        watch: where it notes its parts.
+        steps: how many steps one call makes; times are given for one.
+    """
+
+    run: Callable[[], object]
+    threads: int = 1
+    watch: Watch | None = None
+    steps: int = 1
+
+
+class Timer:
+    """Wall clock for a CPU. For a GPU events around the call, with the L2 cache emptied before it."""
+
+    def __init__(self, device: torch.device):
+        self._flush: torch.Tensor | None = None
+        if device.type == "cuda":
+            cache = torch.cuda.get_device_properties(device).L2_cache_size
+            self._flush = torch.empty(2 * cache, dtype=torch.uint8, device=device)
+
+    def sample(self, call: Call) -> Sample:
+        if torch.get_num_threads() != call.threads:
+            torch.set_num_threads(call.threads)
+        if call.watch is not None:
+            call.watch.clear()
+        cpu_seconds = None
+        if self._flush is not None:
+            seconds = self._cuda(call.run, self._flush)
+        else:
+            start, cpu_start = time.perf_counter(), time.process_time()
+            call.run()
+            seconds, cpu_seconds = time.perf_counter() - start, (time.process_time() - cpu_start) / call.steps
+        parts = {}
+        if call.watch is not None:
+            parts = call.watch.take()
+            parts["other"] = seconds - sum(parts.values())
+        return Sample(seconds / call.steps, cpu_seconds, {name: s / call.steps for name, s in parts.items()})
+
+    @staticmethod
+    def _cuda(run: Callable[[], object], flush: torch.Tensor) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.zero_()  # also keeps the device busy while the launches are queued
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+
+def alternate(
+    ours: Call, others: Mapping[str, Call], timer: Timer, plan: Plan
+) -> dict[str, list[tuple[Sample, Sample]]]:
+    """Pairs (ours, other) for each of the others, timed one right after the other; they take turns in going first."""
+    pairs: dict[str, list[tuple[Sample, Sample]]] = {name: [] for name in others}
+    threads = torch.get_num_threads()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for call in (ours, *others.values()):
+            timer.sample(call)
+        start, rounds = time.perf_counter(), 0
+        while rounds < plan.rounds or (time.perf_counter() - start < plan.seconds and rounds < _MOST_ROUNDS):
+            for name, other in others.items():
+                if rounds % 2 == 0:
+                    a = timer.sample(ours)
+                    b = timer.sample(other)
+                else:
+                    b = timer.sample(other)
+                    a = timer.sample(ours)
+                pairs[name].append((a, b))
+            rounds += 1
+    finally:
+        torch.set_num_threads(threads)
+        if collecting:
+            gc.enable()
+    return pairs
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """The q-quantile, interpolated."""
+    return torch.quantile(torch.tensor(values, dtype=torch.float64), q).item()
+
+
+def median(values: Sequence[float]) -> float:
+    return quantile(values, 0.5)
