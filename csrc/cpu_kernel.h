@@ -213,18 +213,32 @@ inline uint32_t spread(uint32_t x) {
   return (x | (x << 1)) & 0x55555555u;
 }
 
-// n bits (16 or 32) that start at bit i; no byte that holds none of them is touched.
-inline uint32_t read_bits(const uint8_t* p, int64_t i, int n) {
+// N bits (16 or 32) that start at bit i; no byte that holds none of them is touched. Copies of a fixed size are moves.
+template <int N>
+inline uint32_t read_bits(const uint8_t* p, int64_t i) {
   uint64_t x = 0;
   const int shift = int(i & 7);
-  memcpy(&x, p + (i >> 3), size_t(n / 8 + (shift != 0)));
+  if (shift == 0)
+    memcpy(&x, p + (i >> 3), N / 8);
+  else
+    memcpy(&x, p + (i >> 3), N / 8 + 1);
   return uint32_t(x >> shift);
 }
 
-inline void or_bits(uint8_t* p, int64_t i, uint32_t bits, int n) {
-  const int shift = int(i & 7), bytes = n / 8 + (shift != 0);
-  const uint64_t x = uint64_t(bits) << shift;
-  for (int j = 0; j < bytes; ++j) p[(i >> 3) + j] |= uint8_t(x >> (8 * j));
+template <int N>
+inline void or_bits(uint8_t* p, int64_t i, uint32_t bits) {
+  uint64_t x = 0;
+  const int shift = int(i & 7);
+  p += i >> 3;
+  if (shift == 0) {
+    memcpy(&x, p, N / 8);
+    x |= bits;
+    memcpy(p, &x, N / 8);
+  } else {
+    memcpy(&x, p, N / 8 + 1);
+    x |= uint64_t(bits) << shift;
+    memcpy(p, &x, N / 8 + 1);
+  }
 }
 
 template <class V, bool Sequential>
@@ -232,8 +246,8 @@ ZO_OP void masks(const Entry& e, int64_t i, typename V::F a, typename V::F b, ty
                  typename V::M& mask_b) {
   constexpr int n = 2 * V::kLanes;
   if (e.mask == MaskKind::kBool || e.mask == MaskKind::kBits) {
-    const uint32_t bits = e.mask == MaskKind::kBool ? V::bits_of_bytes(e.mask_data + i) : read_bits(e.mask_data, i, n);
-    mask_a = V::template mask_of<0, Sequential ? 1 : 2>(Sequential ? bits : bits);
+    const uint32_t bits = e.mask == MaskKind::kBool ? V::bits_of_bytes(e.mask_data + i) : read_bits<n>(e.mask_data, i);
+    mask_a = V::template mask_of<0, Sequential ? 1 : 2>(bits);
     mask_b = Sequential ? V::template mask_of<0, 1>(bits >> V::kLanes) : V::template mask_of<1, 2>(bits);
     return;
   }
@@ -242,7 +256,7 @@ ZO_OP void masks(const Entry& e, int64_t i, typename V::F a, typename V::F b, ty
   mask_b = V::magnitude_at_most(b, h);
   if (e.mask == MaskKind::kRecord) {
     const uint32_t x = V::bits_of(mask_a), y = V::bits_of(mask_b);
-    or_bits(e.mask_data, i, Sequential ? x | (y << V::kLanes) : spread(x) | (spread(y) << 1), n);
+    or_bits<n>(e.mask_data, i, Sequential ? x | (y << V::kLanes) : spread(x) | (spread(y) << 1));
   }
 }
 
