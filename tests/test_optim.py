@@ -38,6 +38,16 @@ ANCHOR_SLOT, SEPARATE_SLOT = 2**17, 2**18
 
 Weights = dict[str, Tensor]
 
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors of a few dozen elements are not worth waking threads for."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Tools
 
