@@ -15,7 +15,7 @@ FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra"]
 if sys.platform == "linux":  # GCC's; clang has no such option
     FLAGS.append("-fno-tree-reassoc")
 SOURCES = ["bindings", "cpu", "cpu_scalar", "cpu_avx2", "cpu_avx512"]
-HEADERS = ["noise", "axpy", "cpu", "cpu_scalar", "cpu_kernel", "simd_avx2", "simd_avx512"]
+HEADERS = ["noise", "axpy", "cpu", "cpu_scalar", "cpu_noise", "cpu_memory", "cpu_kernel", "simd_avx2", "simd_avx512"]
 
 extensions = []
 if os.environ.get("ZO_KERNELS_NATIVE", "1") != "0":

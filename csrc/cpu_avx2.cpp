@@ -19,7 +19,7 @@
 
 namespace zo {
 
-void range_avx2(const Job& job, int64_t begin, int64_t end) { range<Avx2, 4>(job, begin, end); }
+void range_avx2(const Job& job, int64_t begin, int64_t end) { range<Avx2>(job, begin, end); }
 
 }  // namespace zo
 

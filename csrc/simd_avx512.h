@@ -15,6 +15,7 @@ struct Avx512 {
   using I = __m512i;  // 16 words, or 8 words in 64-bit lanes
   using M = __mmask16;
   static constexpr int kLanes = 16;
+  static constexpr int kPhiloxTiles = 4, kBoxMullerTiles = 4;
 
   ZO_OP I word(uint32_t x) { return _mm512_set1_epi32(int(x)); }
   ZO_OP I key(const uint32_t* x) { return _mm512_set1_epi32(int(*x)); }
@@ -25,13 +26,14 @@ struct Avx512 {
     const I step = sequential ? _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7) : _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm512_add_epi64(_mm512_set1_epi64(int64_t(c)), step);
   }
-  ZO_OP I next(I c, int by) { return _mm512_add_epi64(c, _mm512_set1_epi64(by)); }
+  ZO_OP I add_counters(I c, int by) { return _mm512_add_epi64(c, _mm512_set1_epi64(by)); }
   ZO_OP I mul_wide(I a, I b) { return _mm512_mul_epu32(a, b); }
   ZO_OP I high(I p) { return _mm512_srli_epi64(p, 32); }
   ZO_OP I xor2(I a, I b) { return _mm512_xor_si512(a, b); }
   ZO_OP I xor3(I a, I b, I c) { return _mm512_ternarylogic_epi32(a, b, c, 0x96); }
-  // Low words of 64-bit lanes: a's to the even 32-bit lanes, b's to the odd.
-  ZO_OP I zip(I a, I b) { return _mm512_mask_mov_epi32(a, 0xAAAA, _mm512_slli_epi64(b, 32)); }
+  ZO_OP I raise(I a) { return _mm512_slli_epi64(a, 32); }
+  // The even 32-bit lanes of a and the odd ones of b.
+  ZO_OP I zip(I a, I b) { return _mm512_mask_mov_epi32(a, 0xAAAA, b); }
 
   ZO_OP I and_(I a, I b) { return _mm512_and_si512(a, b); }
   ZO_OP I or_(I a, I b) { return _mm512_or_si512(a, b); }
@@ -56,28 +58,54 @@ struct Avx512 {
   ZO_OP F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   ZO_OP F sqrt(F a) { return _mm512_sqrt_ps(a); }
 
+  ZO_OP bool any_nan(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q) != 0; }
   ZO_OP M is_nan(F a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
   ZO_OP M greater(I a, I b) { return _mm512_cmpgt_epi32_mask(a, b); }  // signed
   ZO_OP I select(M m, I yes, I no) { return _mm512_mask_mov_epi32(no, m, yes); }
-  ZO_OP M magnitude_at_most(F a, F h) {
-    return _mm512_cmp_ps_mask(as_float(and_(as_words(a), word(0x7FFFFFFFu))), h, _CMP_LE_OQ);
+  ZO_OP M magnitude_not_at_most(F a, F h) {
+    return _mm512_cmp_ps_mask(as_float(and_(as_words(a), word(0x7FFFFFFFu))), h, _CMP_NLE_UQ);
   }
-  ZO_OP uint32_t bits_of(M m) { return m; }
-  // Lane j is true if bit first + stride * j of `bits` is set.
-  template <int First, int Stride>
-  ZO_OP M mask_of(uint32_t bits) {
-    const I lane = _mm512_setr_epi32(
-        int(1u << First), int(1u << (First + Stride)), int(1u << (First + 2 * Stride)), int(1u << (First + 3 * Stride)),
-        int(1u << (First + 4 * Stride)), int(1u << (First + 5 * Stride)), int(1u << (First + 6 * Stride)),
-        int(1u << (First + 7 * Stride)), int(1u << (First + 8 * Stride)), int(1u << (First + 9 * Stride)),
-        int(1u << (First + 10 * Stride)), int(1u << (First + 11 * Stride)), int(1u << (First + 12 * Stride)),
-        int(1u << (First + 13 * Stride)), int(1u << (First + 14 * Stride)), int(1u << (First + 15 * Stride)));
-    return _mm512_test_epi32_mask(word(bits), lane);
+  // Masks of the 32 elements of a tile: its halves if sequential, else its even and its odd elements.
+  template <bool Sequential>
+  ZO_OP void zero_bits(const uint8_t* p, M& a, M& b) {
+    uint32_t bits;
+    memcpy(&bits, p, 4);
+    bits = ~bits;
+    if (Sequential) {
+      a = M(bits);
+      b = M(bits >> 16);
+    } else {
+      const I even = _mm512_setr_epi32(1, 1 << 2, 1 << 4, 1 << 6, 1 << 8, 1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18,
+                                       1 << 20, 1 << 22, 1 << 24, 1 << 26, 1 << 28, 1 << 30);
+      a = _mm512_test_epi32_mask(word(bits), even);
+      b = _mm512_test_epi32_mask(word(bits >> 1), even);
+    }
   }
-  // 32 booleans -> 32 bits.
-  ZO_OP uint32_t bits_of_bytes(const uint8_t* p) {
-    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return uint32_t(_mm256_movemask_epi8(_mm256_cmpgt_epi8(bytes, _mm256_setzero_si256())));
+  template <bool Sequential>
+  ZO_OP void false_bools(const uint8_t* p, M& a, M& b) {
+    if (Sequential) {
+      a = zero(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+      b = zero(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16))));
+    } else {
+      const I x = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+      a = zero(and_(x, word(0xFF)));
+      b = zero(and_(x, word(0xFF00)));
+    }
+  }
+  ZO_OP M zero(I a) { return _mm512_cmpeq_epi32_mask(a, _mm512_setzero_si512()); }
+  template <bool Sequential>
+  ZO_OP void write_zero_bits(M a, M b, uint8_t* p) {
+    uint32_t bits = uint32_t(a) | uint32_t(b) << 16;
+    if (!Sequential) bits = _mm512_movepi16_mask(merge_pairs(_mm512_movm_epi32(a), _mm512_movm_epi32(b)));
+    bits = ~bits;
+    memcpy(p, &bits, 4);
+  }
+  // The even 16-bit lanes of a and the odd ones of b.
+  ZO_OP I merge_pairs(I a, I b) { return _mm512_mask_mov_epi16(a, 0xAAAAAAAAu, b); }
+  // 16-bit lanes of yes or no; masks of the even and of the odd ones, or of the first and of the second half.
+  ZO_OP I select_pairs(M even, M odd, I yes, I no) { return merge_pairs(select(even, yes, no), select(odd, yes, no)); }
+  ZO_OP I select_halves(M a, M b, I yes, I no) {
+    return _mm512_mask_mov_epi16(no, uint32_t(a) | uint32_t(b) << 16, yes);
   }
 
   ZO_OP void unpack(I& a, I& b) {
@@ -93,8 +121,9 @@ struct Avx512 {
   ZO_OP I load(const void* p) { return _mm512_loadu_si512(p); }
   ZO_OP void store(void* p, I a) { _mm512_storeu_si512(p, a); }
   ZO_OP F load_half(const void* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
-  ZO_OP void store_half(void* p, F a) {
-    _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  ZO_OP I to_half(F a, F b) {
+    constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtps_ph(a, nearest)), _mm512_cvtps_ph(b, nearest), 1);
   }
   // The low halves of a's 16 words, then of b's 16.
   ZO_OP I narrow(I a, I b) {

@@ -9,6 +9,6 @@
 
 namespace zo {
 
-void range_avx512(const Job& job, int64_t begin, int64_t end) { range<Avx512, 4>(job, begin, end); }
+void range_avx512(const Job& job, int64_t begin, int64_t end) { range<Avx512>(job, begin, end); }
 
 }  // namespace zo

@@ -25,6 +25,20 @@ static inline simde__m256i _mm512_cvtepi32_epi16(simde__m512i a) {
   return simde__m256i_from_private(r);
 }
 
+static inline simde__m512i _mm512_cvtepu8_epi32(simde__m128i a) {
+  simde__m512i_private r;
+  const simde__m128i_private x = simde__m128i_to_private(a);
+  for (int i = 0; i < 16; ++i) r.u32[i] = x.u8[i];
+  return simde__m512i_from_private(r);
+}
+
+static inline simde__m512i _mm512_cvtepu16_epi32(simde__m256i a) {
+  simde__m512i_private r;
+  const simde__m256i_private x = simde__m256i_to_private(a);
+  for (int i = 0; i < 16; ++i) r.u32[i] = x.u16[i];
+  return simde__m512i_from_private(r);
+}
+
 static inline simde__m512 _mm512_cvtph_ps(simde__m256i a) {
   simde__m512_private r;
   const simde__m256i_private x = simde__m256i_to_private(a);
