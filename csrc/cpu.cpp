@@ -3,7 +3,10 @@
 
 #include <algorithm>
 #include <atomic>
+
+#if !defined(_OPENMP)
 #include <thread>
+#endif
 
 namespace zo {
 namespace {
@@ -67,11 +70,18 @@ void Table::run(const std::vector<uint64_t>& seeds, const std::vector<double>& s
     }
   };
 
-  std::vector<std::thread> helpers;
   const size_t wanted = std::min(size_t(std::max(threads, 1)), chunks.size());
+#if defined(_OPENMP)
+  // The runtime is the one that PyTorch has loaded. Its threads still spin after a forward pass; others would have to
+  // share the cores with them.
+#pragma omp parallel num_threads(int(wanted)) if (wanted > 1)
+  work();
+#else
+  std::vector<std::thread> helpers;
   for (size_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
   work();
   for (std::thread& helper : helpers) helper.join();
+#endif
 }
 
 }  // namespace zo

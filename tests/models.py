@@ -49,6 +49,20 @@ def block_mlp(depth: int = 4, width: int = 6, dtype: torch.dtype = torch.float32
     return model.to(dtype)
 
 
+def grown(model: BlockMLP) -> nn.Module:
+    """With two layers more, one of them first in alphabetical order."""
+    model.aaa, model.extra = nn.Linear(3, 3), nn.Linear(3, 2)
+    return model
+
+
+def real_loss(model: nn.Module, data: int) -> Tensor:
+    """Of a block MLP on random examples."""
+    generator = torch.Generator().manual_seed(data)
+    x, y = torch.randn(8, 5, generator=generator), torch.randint(3, (8,), generator=generator)
+    dtype = next(model.parameters()).dtype
+    return nn.functional.cross_entropy(model(x.to(dtype)).float(), y)
+
+
 class Experts(nn.Module):
     """`depth` blocks, each of which holds a list of experts that look like blocks themselves."""
 

@@ -46,7 +46,7 @@ def load_encoder(model: str, dtype: torch.dtype) -> tuple[nn.Module, Any, int]:
     import transformers
 
     try:
-        with _no_progress_bars(transformers.utils.logging):
+        with no_progress_bars():
             tokenizer = transformers.AutoTokenizer.from_pretrained(model)
             loaded = transformers.AutoModel.from_pretrained(model, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
@@ -64,8 +64,10 @@ def load_encoder(model: str, dtype: torch.dtype) -> tuple[nn.Module, Any, int]:
 
 
 @contextmanager
-def _no_progress_bars(logging: Any) -> Iterator[None]:
-    """Loading takes a second, and the bars would stand above ours; they are put back for others in the process."""
+def no_progress_bars() -> Iterator[None]:
+    """Loading and saving take a second, and transformers' bars would break ours; they are put back for others."""
+    from transformers.utils import logging
+
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -13,7 +13,7 @@ import torch
 
 from zo_kernels.finetune.batches import Texts
 from zo_kernels.finetune.config import Config
-from zo_kernels.finetune.model import Classifier, load_encoder
+from zo_kernels.finetune.model import Classifier, load_encoder, no_progress_bars
 
 CONFIG, METRICS, CURVES, MODEL = "config.json", "metrics.jsonl", "curves.png", "model"
 _HEAD, _LABELS = "head.safetensors", "labels.json"
@@ -46,9 +46,7 @@ class Metrics:
         record = {"event": event, **values}
         self.records.append(record)
         self._file.write(json.dumps(record) + "\n")
-        # Steps come many a second, and whoever watches the file is after the rest.
-        if event != "step":
-            self._file.flush()
+        self._file.flush()  # for those who watch the file, and so that a run that is cut off leaves what it did
 
     def __enter__(self) -> Metrics:
         return self
@@ -66,7 +64,8 @@ def save_classifier(
     from safetensors.torch import save_file
 
     target = folder / MODEL
-    classifier.encoder.save_pretrained(target)
+    with no_progress_bars():
+        classifier.encoder.save_pretrained(target)
     tokenizer.save_pretrained(target)
     save_file({name: value.contiguous() for name, value in classifier.head.state_dict().items()}, target / _HEAD)
     labels = {"names": list(names), "max_tokens": max_tokens}

@@ -1,0 +1,149 @@
+"""MeZO-SVRG: anchors, shared and separate directions, their variance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from models import Holder, block_mlp
+from scripted import (
+    ANCHOR_SLOT,
+    EPS,
+    LR,
+    SEED,
+    SEPARATE_SLOT,
+    Reference,
+    Script,
+    assert_close,
+    block_names,
+    clean_masks,
+    is_exempt,
+    magnitude,
+    percentile,
+    same_bits,
+    snapshot,
+    untouched_blocks,
+)
+from tolerances import SHARED_DIRECTION_FACTOR, step_in_place
+from torch import Tensor
+
+import zo_kernels as zo
+from zo_kernels.spec import direction_seed
+
+SVRG: dict[str, dict[str, Any]] = {
+    "every step": {"anchor_every": 1},
+    "every second": {"anchor_every": 2},
+    "every fifth": {"anchor_every": 5},
+    "separate directions": {"anchor_every": 3, "shared_direction": False},
+    "2 directions, weight decay": {"anchor_every": 4, "directions": 2, "weight_decay": 0.5},
+    "sparse, layers dropped, separate": {
+        "anchor_every": 3,
+        "sparsity": 0.4,
+        "drop": 0.5,
+        "shared_direction": False,
+        "weight_decay": 0.2,
+    },
+}
+
+
+@pytest.mark.parametrize("spec", SVRG)
+def test_svrg_is_the_published_recursion(spec: str, passes: list[set[str]]) -> None:
+    options, anchor_lr = SVRG[spec], 0.07
+    q, n = options["anchor_every"], options.get("directions", 1)
+    wd, shared = options.get("weight_decay", 0.0), options.get("shared_direction", True)
+    model = block_mlp()
+    opt = zo.MeZOSVRG(model, lr=LR, anchor_lr=anchor_lr, eps=EPS, seed=SEED, **options)
+    start = snapshot(model)
+    reference = Reference(start, exempt=is_exempt(model))
+    h = {name: percentile(t, options["sparsity"]) for name, t in start.items()} if "sparsity" in options else {}
+
+    for step in range(2 * q + 2):
+        mini, full = Script(model, 1000 * step), Script(model, 1000 * step + 500)
+        before = snapshot(model)
+        passes.clear()
+        opt.step(mini, full)
+        after = snapshot(model)
+        seeds = [direction_seed(SEED, step, k) for k in range(n)]
+
+        if step % q == 0:
+            assert (len(mini.seen), len(full.seen), len(passes)) == (0, 2 * n, 2 * n + 1)
+            anchor, theta = before, before  # law 5: from now on, until the next
+            masks = clean_masks(anchor, h)
+            dropped = untouched_blocks(model, before, full.seen[0], masks)
+            assert len(dropped) == round(options.get("drop", 0.0) * len(model.blocks))
+            untouched = set().union(*(block_names(model)[i] for i in dropped))
+            anchor_seeds = [direction_seed(SEED, step, ANCHOR_SLOT + k) for k in range(n)]
+            full_gradient = dict(zip(anchor_seeds, [g / n for g in full.gradients()], strict=True))
+            probes = [(full.seen, anchor, anchor_seeds)]
+            estimate, rate, n_updates = dict(full_gradient), anchor_lr, n
+        else:
+            assert (len(mini.seen), len(full.seen), len(passes)) == (4 * n, 0, 4 * n + 1)
+            there_seeds = seeds if shared else [direction_seed(SEED, step, SEPARATE_SLOT + k) for k in range(n)]
+            probes = [(mini.seen[: 2 * n], theta, seeds), (mini.seen[2 * n :], anchor, there_seeds)]
+            estimate, rate = dict(full_gradient), LR
+            for s, g in zip(seeds, mini.gradients(n=n), strict=True):
+                estimate[s] = estimate.get(s, 0.0) + g / n
+            for s, g in zip(there_seeds, mini.gradients(first=2 * n), strict=True):
+                estimate[s] = estimate.get(s, 0.0) - g / n
+            n_updates += 2 * n
+
+        # Weights are rewritten from the anchor, along all directions since: no coefficient exceeds 1 here.
+        tolerance = step_in_place(magnitude(before, after), EPS, [1.0] * n_updates)
+        for seen, base, along in probes:
+            signed = [(s, e) for s in along for e in (EPS, -EPS)]
+            for w, (s, e) in zip(seen, signed, strict=True):
+                assert_close(w, reference.move(base, {s: e}, masks, untouched), tolerance)
+        minus = {s: -rate * g for s, g in estimate.items()}
+        theta = reference.move(theta, minus, masks, untouched, 1 - rate * wd)
+        assert_close(after, theta, tolerance)
+
+        for name, p in model.named_parameters():
+            assert same_bits(opt.state[p]["anchor"], anchor[name])
+            assert opt.state[p]["anchor"].data_ptr() != p.data_ptr()
+            keep = torch.ones_like(masks[name]) if name in untouched else ~masks[name]
+            assert same_bits(after[name][keep], anchor[name][keep])
+
+
+def least_squares(d: int = 20, n: int = 64, batch: int = 8) -> tuple[Holder, Callable, Callable]:
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    y = x @ torch.randn(d, generator=generator, dtype=torch.float64) + torch.randn(n, generator=generator)
+    model = Holder(w=torch.zeros(d))
+
+    def loss(rows: Tensor | slice) -> float:
+        return (0.5 * (x[rows] @ model.w.double() - y[rows]) ** 2).mean().item()
+
+    def minibatch(i: int) -> float:
+        return loss(torch.randperm(n, generator=torch.Generator().manual_seed(i))[:batch])
+
+    return model, minibatch, lambda: loss(slice(None))
+
+
+def difference_of_estimates(shared: bool, draw: int) -> Tensor:
+    """estimate(I, θ) - estimate(I, θ̄) of one step, for θ and θ̄ that are the same in all draws."""
+    model, minibatch, full = least_squares()
+    anchor, anchor_lr = model.w.detach().double(), 0.03
+    opt = zo.MeZOSVRG(model, lr=1.0, anchor_lr=anchor_lr, seed=SEED, shared_direction=shared)
+    opt.step(full, full)
+    theta = model.w.detach().double()
+    opt.seed = draw
+    opt.step(lambda: minibatch(draw), full)
+    full_gradient = (anchor - theta) / anchor_lr
+    return (theta - model.w.detach().double()) - full_gradient
+
+
+def test_a_shared_direction_has_the_lower_variance() -> None:
+    """On least squares, a tenth of the way from anchor to solution.
+
+    With H the Hessian of a batch and δ = θ - θ̄ the variances are about
+
+    shared:   E |z z' H δ|^2                       = (d + 2) |H δ|^2
+    separate: E |z z' ∇f(θ)|^2 + |y y' ∇f(θ̄)|^2 - ... = (d + 1) (|∇f(θ)|^2 + |∇f(θ̄)|^2) + |H δ|^2
+    """
+    draws = range(200)
+    shared, separate = (
+        torch.stack([difference_of_estimates(choice, i) for i in draws]).var(0).sum().item() for choice in (True, False)
+    )
+    assert shared * SHARED_DIRECTION_FACTOR < separate
