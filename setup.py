@@ -21,7 +21,6 @@ SOURCES = ["bindings", "cpu", "cpu_scalar", "cpu_avx2", "cpu_avx512"]
 HEADERS = ["noise", "axpy", "cpu", "cpu_scalar", "cpu_noise", "cpu_memory", "cpu_kernel", "simd_avx2", "simd_avx512"]
 
 
-
 class Build(build_ext):
     """Threads come from OpenMP where the compiler has it, so that they are PyTorch's own, else from std::thread."""
 
