@@ -8,7 +8,8 @@ Needs transformers, rich, matplotlib and safetensors; the rest of zo_kernels doe
 """
 
 from zo_kernels.finetune.config import Config
+from zo_kernels.finetune.results import Summary
 from zo_kernels.finetune.run_folder import load_classifier
-from zo_kernels.finetune.train import Summary, finetune
+from zo_kernels.finetune.train import finetune
 
 __all__ = ["Config", "Summary", "finetune", "load_classifier"]

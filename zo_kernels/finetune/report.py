@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from zo_kernels.finetune.train import Summary
+from zo_kernels.finetune.results import Summary
 
 
 def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 from rich.console import Console
@@ -17,6 +17,7 @@ from zo_kernels.finetune.batches import Texts
 from zo_kernels.finetune.config import Config
 from zo_kernels.finetune.job import Job, prepare
 from zo_kernels.finetune.model import Classifier
+from zo_kernels.finetune.results import Evaluation, Summary
 from zo_kernels.finetune.run_folder import Metrics
 from zo_kernels.finetune.steps import Step, Stepper
 
@@ -26,29 +27,6 @@ _EVALUATION_BATCH = 64
 
 class Diverged(RuntimeError):
     """So many steps in a row were refused that going on is pointless."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Mean cross-entropy and share of right answers over a split."""
-
-    loss: float
-    accuracy: float
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The outcome of a run. `before` and `after` are on the held-out test; shares are of the time in steps."""
-
-    before: Evaluation
-    after: Evaluation
-    steps: int
-    step_seconds: float
-    forward_share: float
-    pass_share: float
-    refused_steps: int
-    peak_rss: int
-    seconds: float
 
 
 def finetune(config: Config, console: Console | None = None) -> Summary:

@@ -41,8 +41,8 @@ class MeZOSVRG(ZeroOrderOptimizer):
         shared_direction: use the same z for the two minibatch estimates. False draws them apart, as the published code
             does; their difference then keeps the variance of both.
 
-    `anchor_lr` may be given for each group. One copy of the weights is kept. Other arguments, attributes, errors:
-    `ZeroOrderOptimizer`.
+    `anchor_lr` may be given for each group; schedulers change `lr` alone. One copy of the weights is kept. Other
+    arguments, attributes, errors: `ZeroOrderOptimizer`.
     """
 
     def __init__(
