@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from ..types import MaskKind
-from .noise import normal, round_nearest, round_stochastic
+from .noise import fma, normal, round_nearest, round_stochastic
 
 NONE = tl.constexpr(int(MaskKind.NONE))
 THRESHOLD = tl.constexpr(int(MaskKind.THRESHOLD))
@@ -71,10 +71,10 @@ def axpy(
     c_hi = (counter >> 32).to(tl.uint32)
     # The first direction stands before the loop because its words round the result.
     z, rho = normal(c_lo, c_hi, param_id, seeds, ROW, TARGET)
-    t = tl.fma(tl.load(scales), z, decay * w)
+    t = fma(tl.load(scales), z, decay * w, TARGET)
     for k in range(1, directions):
         z, _ = normal(c_lo, c_hi, param_id, seeds + k, ROW, TARGET)
-        t = tl.fma(tl.load(scales + k), z, t)
+        t = fma(tl.load(scales + k), z, t, TARGET)
 
     new = round_stochastic(t, rho, old.dtype) if STOCHASTIC else round_nearest(t, old.dtype, TARGET)
 

@@ -44,6 +44,24 @@ def cuda_and_or(x, AND: tl.constexpr, OR: tl.constexpr):
 
 
 @triton.jit
+def fma(x, y, z, TARGET: tl.constexpr):
+    """float32 x * y + z, rounded once."""
+    if TARGET == "interpreter":  # which rounds twice before Triton 3.9; so in float64 as spec.fma, by rounding to odd
+        product = tl.cast(x, tl.float32).to(tl.float64) * tl.cast(y, tl.float32).to(tl.float64)
+        addend = tl.cast(z, tl.float32).to(tl.float64)
+        total = product + addend
+        part = total - product
+        error = (product - (total - part)) + (addend - part)
+        bits = total.to(tl.int64, bitcast=True)
+        odd = tl.where((error > 0) == (total > 0), bits + 1, bits - 1)
+        # The error of an infinity is NaN.
+        to_odd = (tl.abs(error) > 0) & (tl.abs(error) < float("inf")) & ((bits & 1) == 0)
+        return tl.where(to_odd, odd, bits).to(tl.float64, bitcast=True).to(tl.float32)
+    else:
+        return tl.fma(x, y, z)
+
+
+@triton.jit
 def cuda_sqrt(x):
     """Correctly rounded square root of float32 x, which is 0 or lies in [2**-25, 2**6].
 
@@ -66,15 +84,16 @@ def box_muller(a, b, TARGET: tl.constexpr):
     k = (y - SPLIT_Y) & -0x800000
     # With d = y - SPLIT_Y, the text's (d mod 2**23) + SPLIT as one addition of three terms.
     f = (y - k - (SPLIT_Y - SPLIT)).to(tl.float32, bitcast=True) - 1.0
-    p = tl.fma(tl.fma(tl.fma(tl.fma(tl.fma(tl.fma(P6, f, P5), f, P4), f, P3), f, P2), f, P1), f, P0)
-    r = tl.fma(p, f, k.to(tl.float32) * EXPONENT_SCALE)
+    p = fma(fma(fma(P6, f, P5, TARGET), f, P4, TARGET), f, P3, TARGET)
+    p = fma(fma(fma(p, f, P2, TARGET), f, P1, TARGET), f, P0, TARGET)
+    r = fma(p, f, k.to(tl.float32) * EXPONENT_SCALE, TARGET)
     r = cuda_sqrt(r) if TARGET == "cuda" else tl.sqrt_rn(r)
     r = (r.to(tl.uint32, bitcast=True) | (b & 0x80000000)).to(tl.float32, bitcast=True)
 
     t = t.to(tl.float32, bitcast=True) - 1.5
     s = t * t
-    cosine = tl.fma(tl.fma(tl.fma(tl.fma(C4, s, C3), s, C2), s, C1), s, C0)
-    sine = t * tl.fma(tl.fma(tl.fma(tl.fma(S4, s, S3), s, S2), s, S1), s, S0)
+    cosine = fma(fma(fma(fma(C4, s, C3, TARGET), s, C2, TARGET), s, C1, TARGET), s, C0, TARGET)
+    sine = t * fma(fma(fma(fma(S4, s, S3, TARGET), s, S2, TARGET), s, S1, TARGET), s, S0, TARGET)
     return r * cosine, r * sine
 
 
