@@ -202,9 +202,23 @@ def test_run_folder_and_reload(options: dict[str, object], tmp_path: Path, capsy
     assert sum(right) / len(right) == pytest.approx(after)
 
 
+def test_what_a_run_says_first(options: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
+    finetune(Config(**{**options, "steps": 1, "max_tokens": 4, "dtype": "bf16"}))
+    (start,) = records(Path(str(options["out"])), "start")
+    said = capsys.readouterr().out
+    assert f"{start['train']} texts to train on, {start['dev']} for development, {start['test']} for the" in said
+    assert start["cut"] and f"{start['cut']} texts are longer than 4 tokens and were cut (--max-tokens)" in said
+    assert f"{start['weights_trained']:,} of {start['weights']:,} weights trained, bf16" in said
+    assert "they drift" in said
+
+
+def test_texts_without_tokens_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"--model: .*got none of 'a'"):
+        Texts.tokenize(lambda texts, **_: {"input_ids": [[] for _ in texts]}, ["a"], [0], 8, torch.device("cpu"))
+
+
 def test_reloaded_weights_are_those_of_the_run(options: dict[str, object]) -> None:
-    with pytest.warns(UserWarning, match="16-bit"):
-        job = prepare(Config(**options, dtype="bf16"))
+    job = prepare(Config(**options, dtype="bf16"))
     train.run(job, Console(quiet=True), 0.0)
     loaded = load_classifier(str(options["out"])).model.state_dict()
     assert loaded.keys() == job.classifier.state_dict().keys()

@@ -35,14 +35,27 @@ class Texts:
     pad_id: int
     max_tokens: int
     device: torch.device
+    cut: int = 0  # how many were longer than max_tokens
 
     @classmethod
     def tokenize(
         cls, tokenizer: Any, texts: Sequence[str], labels: Iterable[int], max_tokens: int, device: torch.device
     ) -> Texts:
+        """Raises ValueError if the tokenizer makes no tokens of a text."""
         encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
+        for text, row in zip(texts, encoded, strict=True):
+            if not row:
+                raise ValueError(f"--model: expected a tokenizer that makes tokens of every text, got none of {text!r}")
+        one_more = tokenizer(list(texts), truncation=True, max_length=max_tokens + 1)["input_ids"]
         ids = [torch.tensor(row, dtype=torch.int64) for row in encoded]
-        return cls(ids, torch.tensor(list(labels), dtype=torch.int64), tokenizer.pad_token_id, max_tokens, device)
+        return cls(
+            ids,
+            torch.tensor(list(labels), dtype=torch.int64),
+            tokenizer.pad_token_id,
+            max_tokens,
+            device,
+            sum(len(row) > max_tokens for row in one_more),
+        )
 
     def __len__(self) -> int:
         return len(self.ids)

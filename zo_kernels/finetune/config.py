@@ -12,10 +12,10 @@ DTYPES = ("fp32", "bf16", "fp16")
 HEAD_STARTS = ("names", "few-shot", "random")
 FROZEN = ("nothing", "embeddings", "encoder")
 
-DEFAULT_LR = {"mezo": 8e-5, "sparse-mezo": 1.2e-4, "lezo": 1.2e-4, "mezo-svrg": 3e-5}
+DEFAULT_LR = {"mezo": 8e-5, "sparse-mezo": 3e-4, "lezo": 1.2e-4, "mezo-svrg": 6e-5}
 _DEFAULT_SPARSITY = {"sparse-mezo": 0.75}
 _DEFAULT_DROP = {"lezo": 0.5}
-_DEFAULT_ANCHOR_LR, _DEFAULT_ANCHOR_EVERY, _DEFAULT_ANCHOR_EXAMPLES = 6e-5, 5, 128
+_DEFAULT_ANCHOR_LR, _DEFAULT_ANCHOR_EVERY, _DEFAULT_ANCHOR_EXAMPLES = 1.2e-4, 5, 128
 
 
 class Anchor(NamedTuple):

@@ -74,6 +74,7 @@ def _optimizer(config: Config, classifier: Classifier) -> zo.ZeroOrderOptimizer:
         "sparsity": config.sparsity,
         "drop": config.drop,
         "backend": config.backend,
+        "perturb": "in_place",
     }
     if (anchor := config.anchor) is not None:
         return zo.MeZOSVRG(classifier, anchor_lr=anchor.lr, anchor_every=anchor.every, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,14 +35,31 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def opening_lines(start: dict[str, Any]) -> list[str]:
+    """What is about to be trained, on what."""
+    lines = [
+        f"{start['method']}, {start['model']}: {start['weights_trained']:,} of {start['weights']:,} weights trained, "
+        f"{start['dtype']}",
+        f"{', '.join(start['labels'])}: {start['train']} texts to train on, {start['dev']} for development, "
+        f"{start['test']} for the held-out test",
+    ]
+    if start["cut"]:
+        lines.append(f"{start['cut']} texts are longer than {start['max_tokens']} tokens and were cut (--max-tokens)")
+    if start["dtype"] != "fp32":
+        lines.append("16-bit weights are perturbed in place, which rounds them three times a step: they drift")
+    return lines
+
+
 def closing_table(summary: Summary) -> Table:
     """Before and after on the held-out test, and where the time went."""
-    table = Table(title="held-out test", title_justify="left")
+    title = f"held-out test, {summary.test_texts} texts"
+    table = Table(title=title, title_justify="left")
     for column in ("", "before", "after", "change"):
         table.add_column(column, justify="right" if column else "left")
     before, after = summary.before, summary.after
+    spread = 100 * math.sqrt(after.accuracy * (1 - after.accuracy) / summary.test_texts)
     table.add_row(
-        "accuracy",
+        f"accuracy (± {spread:.1f} points)",
         f"{before.accuracy:.3f}",
         f"{after.accuracy:.3f}",
         f"{100 * (after.accuracy - before.accuracy):+.1f} points",

@@ -26,3 +26,4 @@ class Summary:
     refused_steps: int
     peak_rss: int
     seconds: float
+    test_texts: int

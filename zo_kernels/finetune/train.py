@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn import functional as F
 
+import zo_kernels as zo
 from zo_kernels.finetune import report, run_folder
 from zo_kernels.finetune.batches import Texts
 from zo_kernels.finetune.config import Config
@@ -42,6 +45,10 @@ def finetune(config: Config, console: Console | None = None) -> Summary:
 def run(job: Job, console: Console, started: float) -> Summary:
     """Evaluate, train, evaluate and save; `started` is the `time.perf_counter()` from which the run is timed."""
     with Metrics(job.folder) as metrics:
+        start = _start(job)
+        metrics.write("start", **start)
+        for line in report.opening_lines(start):
+            console.print(line, highlight=False, soft_wrap=True)
         before = _evaluate(job, metrics, "test", 0)
         steps = _train(job, metrics, console)
         after = _evaluate(job, metrics, "test", len(steps))
@@ -58,11 +65,35 @@ def run(job: Job, console: Console, started: float) -> Summary:
             refused_steps=job.optimizer.refused_steps,
             peak_rss=report.peak_rss(),
             seconds=time.perf_counter() - started,
+            test_texts=len(job.test),
         )
         metrics.write("summary", **asdict(summary))
     console.print(report.closing_table(summary))
+    if after.loss > before.loss:
+        console.print("The loss rose: a lower --lr may help.")
     console.print(f"run folder: {job.folder}", highlight=False, soft_wrap=True)
     return summary
+
+
+def _start(job: Job) -> dict[str, Any]:
+    config, parameters = job.config, list(job.classifier.parameters())
+    return {
+        "model": config.model or "all-MiniLM-L6-v2",
+        "data": config.data or "docstrings of the standard library",
+        "method": config.method,
+        "dtype": config.dtype,
+        "labels": list(job.names),
+        "train": len(job.train),
+        "dev": len(job.dev),
+        "test": len(job.test),
+        "cut": job.train.cut + job.dev.cut + job.test.cut,
+        "max_tokens": config.max_tokens,
+        "weights": sum(p.numel() for p in parameters),
+        "weights_trained": sum(p.numel() for p in parameters if p.requires_grad),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "zo_kernels": zo.__version__,
+    }
 
 
 @torch.no_grad()

@@ -324,6 +324,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     def _zo_state(self) -> dict[str, Any]:
         parameters = [p for g in self.param_groups for p in g["params"]]
         return {
+            "method": type(self).__name__,
             "noise": "v1",
             "seed": self.seed,
             "step_count": self.step_count,
@@ -344,12 +345,9 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             raise ValueError("state_dict: expected the state of a zeroth-order optimizer, got one without 'zo'")
         zo = state_dict["zo"]
         ours = self._zo_state()
-        for key in ("noise", "param_ids"):
-            if zo[key] != ours[key]:
-                raise ValueError(f"state_dict: expected {key} {ours[key]!r}, got {zo[key]!r}")
-        if differing := sorted(zo.keys() ^ ours.keys()):
-            method = type(self).__name__
-            raise ValueError(f"state_dict: expected the state of a {method}, got one that differs in {differing}")
+        for key in ("method", "noise", "param_ids"):
+            if zo.get(key) != ours[key]:
+                raise ValueError(f"state_dict: expected {key} {ours[key]!r}, got {zo.get(key)!r}")
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "zo"})
         for key in ("seed", "step_count", "refused_steps", "directions", "drop"):
             setattr(self, key, zo[key])
