@@ -3,9 +3,10 @@
 
 #include <algorithm>
 #include <atomic>
-
-#if !defined(_OPENMP)
 #include <thread>
+
+#if defined(_OPENMP) && !defined(_WIN32)
+#include <unistd.h>
 #endif
 
 namespace zo {
@@ -34,6 +35,14 @@ void prepare(Direction& d, uint64_t seed, double scale, uint32_t param_id, uint3
   d.round1_c2 = uint32_t(p0 >> 32) ^ d.k1[1].x[0];
   d.round2_c2 = uint32_t(p0) ^ d.k1[2].x[0];
 }
+
+// A forked child has none of its parent's OpenMP threads, and GNU's runtime would wait for them for ever.
+#if defined(_OPENMP) && !defined(_WIN32)
+const pid_t loaded_by = getpid();
+bool forked() { return getpid() != loaded_by; }
+#elif defined(_OPENMP)
+bool forked() { return false; }
+#endif
 
 }  // namespace
 
@@ -74,14 +83,16 @@ void Table::run(const std::vector<uint64_t>& seeds, const std::vector<double>& s
 #if defined(_OPENMP)
   // The runtime is the one that PyTorch has loaded. Its threads still spin after a forward pass; others would have to
   // share the cores with them.
+  if (!forked()) {
 #pragma omp parallel num_threads(int(wanted)) if (wanted > 1)
-  work();
-#else
+    work();
+    return;
+  }
+#endif
   std::vector<std::thread> helpers;
   for (size_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
   work();
   for (std::thread& helper : helpers) helper.join();
-#endif
 }
 
 }  // namespace zo

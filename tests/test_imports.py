@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+
+import pytest
 
 OPTIONAL = ["triton", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "matplotlib", "rich", "pybind11"]
 STEP = """
@@ -92,3 +95,20 @@ assert "torch" not in sys.modules
 print(hex(native.philox4x32([0] * 4, [0] * 2)[0]))
 """
     assert run(code, "-S").strip() == "0x6627e8d5"  # Random123's first known answer
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_passes_run_in_a_forked_child() -> None:
+    """PyTorch's own threads do not: GNU's OpenMP waits for the parent's."""
+    code = """
+import os, torch, zo_kernels as zo
+torch.set_num_threads(2)
+ours, child = torch.zeros(1 << 18), torch.zeros(1 << 18)
+zo.add_noise_([ours], 1, 1.0)
+if (pid := os.fork()) == 0:
+    zo.add_noise_([child], 1, 1.0)
+    torch.set_num_threads(1)
+    os._exit(not torch.equal(ours, child))
+print(os.waitpid(pid, 0)[1])
+"""
+    assert run(code) == "0\n"
