@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+import triton
+
 from zo_kernels.backends.triton.static import SPILLS, WIDE, Static
 from zo_kernels.backends.types import MaskKind
 
@@ -17,13 +19,14 @@ ARCHITECTURES = (80, 90)
 ALIGNED, UNALIGNED = True, False
 
 # dtype, mask, stochastic, aligned -> at most so many instructions an element in a pass of one direction. Counted with
-# triton 3.9 on sm_80 and sm_90: 38.7 38.8, 39.8 39.9, 39.3 39.4; 40.6 40.8, 47.3 48.9, 56.8 58.1. The ptxas of triton
-# 3.7 splits some multiplications of fp32 in two: 41.8, 43.8.
+# triton 3.9 on sm_80 and sm_90: 38.7 38.8, 39.8 39.9, 39.3 39.4; 40.6 40.8, 47.3 48.9, 56.8 58.1.
+# The ptxas of triton 3.7 splits some multiplications of fp32 in two: 41.8, 43.8.
+SPLITS = 3 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9) else 0
 BOUNDS = {
-    ("fp32", NONE, False, ALIGNED): 43,
+    ("fp32", NONE, False, ALIGNED): 40 + SPLITS,
     ("bf16", NONE, False, ALIGNED): 41,
     ("fp16", NONE, False, ALIGNED): 41,
-    ("fp32", THRESHOLD, False, ALIGNED): 45,
+    ("fp32", THRESHOLD, False, ALIGNED): 42 + SPLITS,
     ("bf16", THRESHOLD, True, ALIGNED): 50,
     ("fp16", THRESHOLD, True, ALIGNED): 60,
 }
