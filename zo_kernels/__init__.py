@@ -5,6 +5,18 @@ Fused kernels that regenerate Gaussian noise from a seed and apply it in place, 
 
 from .ops import add_noise_, noise
 from .optim import LeZO, MeZO, MeZOSVRG, SparseMeZO, ZeroOrderOptimizer
+from .replay import replay
+from .trajectory import Trajectory
 
-__all__ = ["LeZO", "MeZO", "MeZOSVRG", "SparseMeZO", "ZeroOrderOptimizer", "add_noise_", "noise"]
+__all__ = [
+    "LeZO",
+    "MeZO",
+    "MeZOSVRG",
+    "SparseMeZO",
+    "Trajectory",
+    "ZeroOrderOptimizer",
+    "add_noise_",
+    "noise",
+    "replay",
+]
 __version__ = "0.1.0"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
@@ -35,3 +38,32 @@ def param_ids(names: Iterable[str]) -> dict[str, int]:
         taken.add(candidate)
         ids[name] = candidate
     return ids
+
+
+def of_module(module: nn.Module) -> dict[Tensor, str]:
+    """Each parameter of a module, frozen ones too -> its name. A tied parameter has several; the smallest counts, since
+    it does not depend on the order of registration.
+    """
+    every: dict[Tensor, str] = {}
+    named = list(module.named_parameters(remove_duplicate=False))
+    bare = strip_wrappers(name for name, _ in named)
+    for name, p in named:
+        every[p] = min(every.get(p, name), name, key=lambda n: (bare[n], n))
+    return every
+
+
+def bare(named: Mapping[Tensor, str]) -> dict[Tensor, str]:
+    """The names without what wrappers put in them."""
+    stripped = strip_wrappers(named.values())
+    return {p: stripped[name] for p, name in named.items()}
+
+
+def add_group(every: dict[Tensor, str], group: Mapping[str, Any]) -> None:
+    """Add the parameters of an optimizer's group to their names: given ones, or else positions."""
+    given, taken = group.get("param_names"), set(every.values())
+    for i, p in enumerate(group["params"]):
+        name = given[i] if given else str(len(every))
+        while name in taken:  # two models in one optimizer
+            name += "'"
+        every.setdefault(p, name)
+        taken.add(name)

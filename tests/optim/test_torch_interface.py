@@ -128,15 +128,29 @@ def test_autograd_sees_that_weights_changed(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sixteen_bit_weights_warn_once(method: str, dtype: torch.dtype) -> None:
-    with pytest.warns(UserWarning, match=r"16-bit weights in place.*perturb='in_place'") as caught:
-        METHODS[method](block_mlp(dtype=dtype), lr=LR)
+def test_sixteen_bit_weights_without_a_module_warn_once(method: str, dtype: torch.dtype) -> None:
+    options = {"drop": 0.0} if method == "LeZO" else {}
+    with pytest.warns(UserWarning, match=r"16-bit weights in place.*needs the module.*perturb='in_place'") as caught:
+        opt = METHODS[method](block_mlp(dtype=dtype).parameters(), lr=LR, **options)
     assert len(caught) == 1
     assert caught[0].filename == __file__  # the user's line, not ours
+    assert opt.perturb == "in_place"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_auto_perturbs_sixteen_bit_weights_in_the_forward(method: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        METHODS[method](block_mlp(dtype=dtype), lr=LR, perturb="in_place")
-        METHODS[method](block_mlp(), lr=LR)
+        for dtype, chosen in (
+            (torch.float32, "in_place"),
+            (torch.bfloat16, "in_forward"),
+            (torch.float16, "in_forward"),
+        ):
+            assert METHODS[method](block_mlp(dtype=dtype), lr=LR).perturb == chosen
+            assert METHODS[method](block_mlp(dtype=dtype), lr=LR, perturb="in_place").perturb == "in_place"
+        mixed = block_mlp()
+        mixed.head.to(torch.bfloat16)
+        assert METHODS[method](mixed, lr=LR).perturb == "in_forward"
 
 
 @pytest.mark.parametrize("rounding, stochastic", [("auto", True), ("stochastic", True), ("nearest", False)])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path as FilePath
 from typing import Any
 
 import torch
@@ -12,16 +12,22 @@ from torch import Tensor, nn
 
 from .. import checks, names
 from ..ops import ROUNDINGS
-from ..spec import direction_seed
-from .blocks import block_of_parameters, dropped_blocks, find_blocks
+from ..replay import Replay
+from ..trajectory import Kind, Record, Setup, Trajectory
+from ..trajectory.fingerprint import fingerprint
+from ..trajectory.record import WeightSetup
+from ..trajectory.recorder import Recorder
+from .blocks import block_of_parameters, find_blocks
+from .draws import FIRST_SLOT, blocks_to_drop, direction_seeds
+from .in_forward import InForward, InForwardProbes, cannot_perturb_in_forward
+from .losses import Closure, Refused, check_closure, check_pair, decay_factors, spsa_update, value_of
+from .probes import InPlace, Probes
 from .thresholds import magnitude_threshold
-from .weights import Excursion, Weight, Weights
-
-Closure = Callable[[], "Tensor | float"]
+from .weights import Weight, Weights
 
 MAX_DIRECTIONS = 2**16
-_MAX_GRADIENT = 1e30  # times any learning rate in use it is finite in float32
-_BLOCK_SLOT = 2**20 - 1  # of noise.direction_seed: draws the dropped blocks
+NOISE = "v1"
+PERTURB = ("auto", "in_place", "in_forward")
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
@@ -33,8 +39,10 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         g_k = (L(θ + ε z_k) - L(θ - ε z_k)) / 2ε
         θ  <- (1 - lr * weight_decay) θ - lr / n * sum_k g_k z_k
 
-    Weights are changed in place, in 2n + 1 fused passes a step; the last pass restores and updates at once. In
-    16-bit weights every pass rounds, so perturbation in place is meant for float32; a warning says so.
+    Perturbation *in place* overwrites the weights, in 2n + 1 fused passes a step; the last one restores and updates at
+    once. Every pass rounds, which 16-bit weights do not stand: they drift. *In the forward*, each module runs on a
+    perturbed copy of its own weights, in a buffer that the next module reuses, and θ is written by the update alone.
+    Which is better for what, measured: docs/exactness.md.
 
     Args:
         params: a module; or what `torch.optim` takes: parameters, named parameters, or groups of either. Those that do
@@ -50,8 +58,10 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             every step.
         drop: the fraction of transformer blocks left alone in a step, drawn anew every step (arXiv 2410.09823).
         blocks: the blocks, as modules; None to find them in the module (`optim.blocks.find_blocks`).
-        perturb: "auto" or "in_place".
+        perturb: "in_place", "in_forward" (needs a module, not compiled), or "auto": in the forward for 16-bit weights
+            of a module, else in place, with a warning if the weights have 16 bits.
         rounding: "nearest", "stochastic", or "auto": stochastic. It matters to 16-bit weights alone.
+        trajectory: a new file to which every step is appended; see `trajectory` below.
         backend: see `zo_kernels.add_noise_`.
 
     `lr`, `eps`, `weight_decay`, `decay_all` and `sparsity` may be given for each group.
@@ -60,6 +70,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         step_count: steps taken, refused ones included.
         refused_steps: steps refused because a loss was not finite.
         projected_gradients: g_k of the last step.
+        trajectory: what `zo_kernels.replay` needs to rebuild the weights of any step, as `zo_kernels.Trajectory`.
 
     Raises:
         TypeError, ValueError: an argument is out of range, or a parameter cannot be perturbed; the message names it.
@@ -79,12 +90,13 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         blocks: Sequence[nn.Module] | None = None,
         perturb: str = "auto",
         rounding: str = "auto",
+        trajectory: str | FilePath | None = None,
         backend: str | None = None,
     ):
         self.seed = checks.integer("seed", seed, 0, checks.MAX_SEED)
         self.directions = checks.integer("directions", directions, 1, MAX_DIRECTIONS)
         self.drop = checks.number("drop", drop, 0.0, 1.0, open_high=True)
-        self.perturb = checks.choice("perturb", perturb, ("auto", "in_place"))
+        checks.choice("perturb", perturb, PERTURB)
         self.rounding = checks.choice("rounding", rounding, ("auto", *ROUNDINGS))
         self.backend = backend
         self.step_count = 0
@@ -92,6 +104,9 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         self.projected_gradients: list[float] = []
         self._weights: Weights | None = None
         self._built_for: tuple[list[Any], int] | None = None
+        self._in_forward: InForward | None = None
+        self._builds = self._steps_since_built = 0  # of the tables
+        self._versions: list[int] | None = None  # of the weights after the last step
 
         module = params if isinstance(params, nn.Module) else None
         defaults = {
@@ -105,43 +120,41 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         given: Any = params if module is None else list(module.named_parameters())
         super().__init__(given, defaults)
 
+        self._module = module
         self._norms = _norm_parameters(module)
-        self._names = self._name(module)
+        self._names = self._name()
         self._ids = self._identify()
         found = self._find_blocks(module, blocks)
         self._n_blocks, self._block_of = len(found), block_of_parameters(found)
         self._thresholds: dict[Tensor, float] = {}
+        self.perturb = self._choose_perturb(perturb)
+        self._recorder = Recorder(trajectory)
         self._prepare()
-        if perturb == "auto" and any(p.element_size() < 4 for p in self._trainable()):
+
+    def _choose_perturb(self, asked: str) -> str:
+        """What was asked for, or what "auto" comes to."""
+        reason = cannot_perturb_in_forward(self._module)
+        if asked == "in_forward" and reason:
+            raise ValueError(f"perturb: 'in_forward' cannot be: {reason}")
+        if asked != "auto" or all(p.element_size() >= 4 for p in self._trainable()):
+            return "in_place" if asked == "auto" else asked
+        if reason:
             warnings.warn(
-                "perturbing 16-bit weights in place rounds them three times a step, so they drift; "
-                "float32 weights do not (perturb='in_place' silences this warning)",
-                stacklevel=2 + (type(self).__init__ is not ZeroOrderOptimizer.__init__),  # the line that makes it
+                "perturbing 16-bit weights in place rounds them three times a step, so they drift; in the forward they "
+                f"would not, but {reason} (perturb='in_place' silences this warning)",
+                stacklevel=3 + (type(self).__init__ is not ZeroOrderOptimizer.__init__),  # the line that makes it
             )
+            return "in_place"
+        return "in_forward"
 
-    def _name(self, module: nn.Module | None) -> dict[Tensor, str]:
+    def _name(self) -> dict[Tensor, str]:
         """Each parameter's name; those of a module include what is frozen, so that freezing changes no id."""
+        if self._module is not None:
+            return names.of_module(self._module)
         every: dict[Tensor, str] = {}
-        if module is not None:
-            # A tied parameter has several names; the smallest does not depend on the order of registration.
-            named = list(module.named_parameters(remove_duplicate=False))
-            bare = names.strip_wrappers(name for name, _ in named)
-            for name, p in named:
-                every[p] = min(every.get(p, name), name, key=lambda n: (bare[n], n))
-            return every
         for group in self.param_groups:
-            self._name_group(every, group)
+            names.add_group(every, group)
         return every
-
-    @staticmethod
-    def _name_group(every: dict[Tensor, str], group: dict[str, Any]) -> None:
-        given, taken = group.get("param_names"), set(every.values())
-        for i, p in enumerate(group["params"]):
-            name = given[i] if given else str(len(every))
-            while name in taken:  # two models in one optimizer
-                name += "'"
-            every.setdefault(p, name)
-            taken.add(name)
 
     def _identify(self) -> dict[Tensor, int]:
         ids = names.param_ids(self._names.values())
@@ -187,10 +200,15 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
                 found.append(Weight(name, p, self._ids[p], row, self._block_of.get(p), self._threshold(p, group)))
         if not found:
             raise ValueError("params: expected at least one parameter that requires grad, got none")
-        self._weights = Weights(
-            found, 2 * len(self.param_groups), self.rounding != "nearest", self._anchors(found), self.backend
-        )
-        self._built_for = signature
+        anchors = self._anchors(found)
+        keep_masks = self.perturb == "in_place" or anchors is not None
+        rows, stochastic = 2 * len(self.param_groups), self.rounding != "nearest"
+        weights = Weights(found, rows, stochastic, anchors, keep_masks, self.backend)
+        if self.perturb == "in_forward":
+            assert self._module is not None
+            self._in_forward = InForward(self._module, weights)
+        self._weights, self._built_for, self._steps_since_built = weights, signature, 0
+        self._builds += 1
         return self._weights
 
     def _on_other_weights(self) -> None:
@@ -210,11 +228,25 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As `torch.optim.Optimizer.add_param_group`; the new parameters take part from the next step on."""
         if isinstance(param_group, dict):  # torch refuses anything else, and says so
-            _check_group({**self.defaults, **param_group}, f"param_groups[{len(self.param_groups)}]: ")
+            where = f"param_groups[{len(self.param_groups)}]: "
+            _check_group({**self.defaults, **param_group}, where)
+            if getattr(self, "_in_forward", None) is not None:
+                self._check_owned(param_group, where)
         super().add_param_group(param_group)
         if hasattr(self, "_names"):  # not while the base class is adding the first groups
-            self._name_group(self._names, self.param_groups[-1])
+            names.add_group(self._names, self.param_groups[-1])
             self._ids = self._identify()
+
+    def _check_owned(self, param_group: dict[str, Any], where: str) -> None:
+        given = param_group.get("params", ())
+        assert self._module is not None
+        own = {id(p) for p in self._module.parameters()}
+        for p in [given] if isinstance(given, Tensor) else given:
+            p = p[1] if isinstance(p, tuple) else p
+            if isinstance(p, Tensor) and id(p) not in own:
+                raise ValueError(
+                    f"{where}params: expected parameters of the module, for perturb='in_forward', got another"
+                )
 
     def _eps(self) -> float:
         values = {group["eps"] for group in self.param_groups}
@@ -226,24 +258,27 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         """A learning rate for each row."""
         return [checks.number(key, g[key], 0.0) for g in self.param_groups for _ in range(2)]
 
-    def _decays(self, rates: Sequence[float]) -> list[float]:
-        """The factor of the old weights for each row: the odd rows are exempt from weight decay."""
-        wd = [w for g in self.param_groups for w in (checks.number("weight_decay", g["weight_decay"], 0.0), 0.0)]
-        return [1.0 - lr * w for lr, w in zip(rates, wd, strict=True)]
+    def _weight_decays(self) -> list[float]:
+        """Of each row: the odd rows are exempt."""
+        decays = [checks.number("weight_decay", g["weight_decay"], 0.0) for g in self.param_groups]
+        return [w for decay in decays for w in (decay, 0.0)]
 
-    def _seeds(self, first_slot: int = 0) -> list[int]:
-        return [direction_seed(self.seed, self.step_count, first_slot + k) for k in range(self.directions)]
+    def _seeds(self, slot: int = FIRST_SLOT) -> list[int]:
+        return direction_seeds(self.seed, self.step_count, self.directions, slot)
 
     def _draw_dropped(self) -> frozenset[int]:
-        if self.drop == 0.0:
-            return frozenset()
-        return dropped_blocks(self._n_blocks, self.drop, direction_seed(self.seed, self.step_count, _BLOCK_SLOT))
+        return blocks_to_drop(self.seed, self.step_count, self._n_blocks, self.drop)
 
-    def _refuse(self, error: type[Exception], message: str) -> Exception:
-        """Count a refused step; the next one draws other directions, since these might fail for ever."""
-        self.step_count += 1
-        self.refused_steps += 1
-        return error(f"closure: {message}; the step is refused, the weights are restored")
+    def _probes(self, weights: Weights, active: Sequence[int] | None) -> Probes:
+        """For the evaluations of a step at θ."""
+        if self._in_forward is not None:
+            return InForwardProbes(self._in_forward, weights, active, watch=self._watches())
+        return InPlace(weights, active)
+
+    def _watches(self) -> bool:
+        """Whether this step looks for weights that are read outside of their module: the first, second, fourth, ..."""
+        n = self._steps_since_built
+        return n & (n - 1) == 0
 
     @torch.no_grad()
     def step(self, closure: Closure) -> Tensor | float:  # type: ignore[override]
@@ -251,7 +286,10 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
 
         Args:
             closure: returns the loss, a scalar tensor or a number; called 2 * directions times, without gradients. It
-                should be deterministic within a step (same batch, same dropout).
+                should be deterministic within a step (same batch, same dropout). In-forward perturbation reaches the
+                modules that it calls; should it read a weight elsewhere, that is noticed (in the steps 1, 2, 3, 5, 9,
+                17, ...): a weight that another module's forward reads is perturbed for that forward, and the closure
+                is called once more; one that is read outside of all modules is an error.
 
         Returns:
             The mean of the losses seen, as a tensor if the closure returns tensors.
@@ -259,63 +297,154 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         Raises:
             TypeError, ValueError: the closure returned no finite scalar, or losses too far apart for float32. The step
                 is refused, counted in `refused_steps`, and the weights are restored. Whatever the closure raises also
-                leaves restored weights behind. Restored means up to float rounding of the passes in place.
+                leaves restored weights behind. Restored means up to float rounding of the passes in place, and
+                exactly in the forward.
+            ValueError: perturbation in the forward cannot reach a weight; the message names it.
+            OSError: the trajectory's file cannot be written. The step was taken; the next one writes what is missing.
         """
-        _check_closure("closure", closure)
+        check_closure("closure", closure)
         eps, rates = self._eps(), self._rates()
-        decays = self._decays(rates)
+        decays = decay_factors(rates, self._weight_decays())
         weights = self._prepare()
-        excursion = Excursion(weights, weights.active(self._draw_dropped()))
-        seeds = self._seeds()
-        losses: list[Any] = []
-        gradients = self._probe(excursion, closure, seeds, eps, losses)
-        n = len(seeds)
-        update = {s: [-lr * g / n for lr in rates] for s, g in zip(seeds, gradients, strict=True)}
-        excursion.finish(update, decays)
-        self.projected_gradients = gradients
-        self.step_count += 1
-        return sum(losses) / len(losses)
+        self._begin_record(weights, eps)
+        probes = self._probes(weights, weights.active(self._draw_dropped()))
+        seeds, seen = self._seeds(), list[Any]()
+        pairs = self._probe(probes, closure, seeds, eps, seen)
+        record = Record(self.step_count, Kind.STEP, tuple(rates[::2]), tuple(pairs), eps=eps)
+        probes.finish(spsa_update(seeds, record.projected_gradients, rates), decays)
+        self._took(weights, record)
+        return sum(seen) / len(seen)
 
     def _probe(
-        self, excursion: Excursion, closure: Closure, seeds: Sequence[int], eps: float, losses: list[Any]
-    ) -> list[float]:
-        """g of each seed; the weights end at the last probe. On any failure they are restored."""
-        gradients = []
+        self, probes: Probes, closure: Closure, seeds: Sequence[int], eps: float, seen: list[Any]
+    ) -> list[tuple[float, float]]:
+        """(L+, L-) of each seed; what the closure returned is added to `seen`. On any failure θ is restored."""
+        pairs, reached = [], 0
         try:
             for seed in seeds:
-                pair = []
+                values = []
                 for signed in (eps, -eps):
-                    excursion.to({seed: signed})
-                    pair.append(self._evaluate(closure, losses))
-                gradients.append(self._difference(pair, eps))
-        except BaseException:
-            excursion.to({})
-            raise
-        return gradients
+                    probes.to({seed: signed})
+                    reached += 1
+                    loss, value = value_of(probes.evaluate(closure))
+                    seen.append(loss)
+                    values.append(value)
+                pair = (values[0], values[1])
+                check_pair(pair, eps)
+                pairs.append(pair)
+        except BaseException as error:
+            probes.to({})
+            refused = isinstance(error, Refused)
+            self._failed(Kind.REFUSED if refused else Kind.INTERRUPTED, reached)
+            if not isinstance(error, Refused):
+                raise
+            raise error.error(f"closure: {error}; the step is refused, the weights are restored") from None
+        return pairs
 
-    def _evaluate(self, closure: Closure, losses: list[Any]) -> float:
-        """The closure's loss as a number; what it returned is added to `losses`."""
-        loss = value = closure()
-        wanted = "expected a scalar loss, a tensor or a number"
-        if isinstance(loss, Tensor):
-            if loss.numel() != 1:
-                raise self._refuse(ValueError, f"expected a scalar loss, got a tensor of shape {tuple(loss.shape)}")
-            loss, value = loss.clone(), loss.item()  # a closure may write all its losses to one tensor
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self._refuse(TypeError, f"{wanted}, got {type(value).__name__}")
-        if not math.isfinite(value):
-            raise self._refuse(ValueError, f"expected a finite loss, got {value}")
-        losses.append(loss)
-        return float(value)
+    def _took(self, weights: Weights, record: Record) -> None:
+        """Count a step that has been taken."""
+        self.projected_gradients = record.projected_gradients
+        self.step_count += 1
+        self._steps_since_built += 1
+        self._versions = _versions(weights)
+        self._recorder.add(record)
 
-    def _difference(self, pair: Sequence[float], eps: float) -> float:
-        """g = (L+ - L-) / 2ε."""
-        g = (pair[0] - pair[1]) / (2 * eps)
-        if not abs(g) <= _MAX_GRADIENT:
-            raise self._refuse(
-                ValueError, f"expected losses whose difference fits float32, got {pair[0]} and {pair[1]}"
-            )
-        return g
+    def _failed(self, kind: Kind, reached: int) -> None:
+        """Count a step that ended without an update; after a refusal the next one draws other directions, since these
+        might fail for ever.
+        """
+        assert self._weights is not None
+        record = Record(self.step_count, kind, probes=reached)
+        if kind is Kind.REFUSED:
+            self.step_count += 1
+            self.refused_steps += 1
+        self._versions = _versions(self._weights)
+        self._recorder.add(record)
+
+    def _changed_by_others(self, weights: Weights) -> bool:
+        """Whether somebody has loaded or set weights since the last step."""
+        return self._versions is not None and self._versions != _versions(weights)
+
+    @property
+    def trajectory(self) -> Trajectory:
+        return self._recorder.trajectory
+
+    def _begin_record(self, weights: Weights, eps: float) -> None:
+        key = (self._builds, eps, self.seed, self.directions, self.drop, *self._weight_decays())
+        continues = self._versions is not None and not self._changed_by_others(weights)
+        self._recorder.begin(key, lambda continues: self._setup(weights, eps, continues), continues=continues)
+
+    def _svrg_setup(self) -> dict[str, bool]:
+        """The fields of a setup that are MeZO-SVRG's."""
+        return {"svrg": False, "shared_direction": False, "anchored": False}
+
+    def _setup(self, weights: Weights, eps: float, continues: bool) -> Setup:
+        bare = names.bare(self._names)
+        return Setup(
+            method=type(self).__name__,
+            noise=NOISE,
+            step=self.step_count,
+            continues=continues,
+            seed=self.seed,
+            directions=self.directions,
+            eps=eps,
+            drop=self.drop,
+            blocks=self._n_blocks,
+            in_place=self.perturb == "in_place",
+            stochastic=weights.stochastic,
+            weight_decays=tuple(self._weight_decays()[::2]),
+            **self._svrg_setup(),
+            weights=tuple(
+                WeightSetup(
+                    bare[w.tensor],
+                    tuple(w.tensor.shape),
+                    str(w.tensor.dtype).removeprefix("torch."),
+                    w.param_id,
+                    w.row,
+                    w.block,
+                    w.threshold,
+                    fingerprint(w.tensor),
+                )
+                for w in weights.weights
+            ),
+        )
+
+    def resume(self, path: str | FilePath) -> None:
+        """Go on with a run that was cut off: replay its trajectory's file onto the weights that it started with, and
+        append to it from now on. What is cut off or damaged at the file's end is dropped from it.
+
+        The next step is the one that the run would have taken. Learning rates are not the trajectory's business: set
+        the scheduler to `step_count`, and the data to the same place.
+
+        Args:
+            path: the file.
+
+        Raises:
+            OSError: it cannot be read or written.
+            ValueError: this optimizer has taken steps already, is of another method, or its parameters are not those
+                that the run started with (see `zo_kernels.replay`).
+        """
+        if self.step_count:
+            raise ValueError(f"resume: expected an optimizer that has taken no step, got one after {self.step_count}")
+        trajectory = Trajectory.load(path, recover=True)
+        if trajectory.setups:
+            last = trajectory.setups[-1][1]
+            if last.method != type(self).__name__:
+                raise ValueError(f"resume: expected a trajectory of {type(self).__name__}, got one of {last.method}")
+            replay = Replay(self._names, trajectory, self.backend)
+            replay.run()
+            self._go_on_from(replay, last)
+        self._recorder = Recorder.resumed(path, trajectory)
+
+    def _go_on_from(self, replay: Replay, setup: Setup) -> None:
+        trajectory = replay.trajectory
+        self.step_count = trajectory.steps
+        self.refused_steps = sum(record.kind is Kind.REFUSED for record in trajectory)
+        self.seed, self.directions, self.drop = setup.seed, setup.directions, setup.drop
+        by_name = {name: p for p, name in names.bare(self._names).items()}
+        self._thresholds = {by_name[w.name]: w.threshold for w in setup.weights if w.threshold is not None}
+        self._weights = None
+        self._versions = _versions(self._prepare())
 
     def state_dict(self) -> dict[str, Any]:
         """As `torch.optim.Optimizer.state_dict`, and what the run needs to go on bit for bit, under "zo"."""
@@ -325,7 +454,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         parameters = [p for g in self.param_groups for p in g["params"]]
         return {
             "method": type(self).__name__,
-            "noise": "v1",
+            "noise": NOISE,
             "seed": self.seed,
             "step_count": self.step_count,
             "refused_steps": self.refused_steps,
@@ -353,12 +482,12 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             setattr(self, key, zo[key])
         parameters = [p for g in self.param_groups for p in g["params"]]
         self._thresholds = {p: h for p, h in zip(parameters, zo["thresholds"], strict=True) if h is not None}
-        self._weights = None
+        self._weights = self._versions = None
 
     def __getstate__(self) -> dict[str, Any]:
         # The tables hold addresses, so a copy builds its own; a scheduler's wrapper of `step` is bound to the original.
         own = {k: v for k, v in self.__dict__.items() if k != "step"}
-        return {**own, "_weights": None, "_built_for": None}
+        return {**own, "_weights": None, "_built_for": None, "_in_forward": None, "_versions": None}
 
 
 def _check_group(group: dict[str, Any], where: str) -> None:
@@ -372,9 +501,9 @@ def _check_eps(name: str, eps: Any) -> float:
     return checks.number(name, eps, checks.MIN_FLOAT32, checks.MAX_FLOAT32)
 
 
-def _check_closure(name: str, closure: Any) -> None:
-    if not callable(closure):
-        raise TypeError(f"{name}: expected a function that returns the loss, got {type(closure).__name__}")
+def _versions(weights: Weights) -> list[int]:
+    """A count of the changes of each weight (tensors made in inference mode have none)."""
+    return [0 if w.tensor.is_inference() else w.tensor._version for w in weights.weights]
 
 
 def _norm_parameters(module: nn.Module | None) -> set[Tensor]:

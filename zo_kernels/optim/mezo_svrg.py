@@ -9,11 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
-from .base import Closure, ZeroOrderOptimizer, _check_closure
-from .weights import Excursion, Weight, Weights
-
-_ANCHOR_SLOT = 2**17  # directions of the anchor's estimate
-_SEPARATE_SLOT = 2**18  # directions of the estimate at the anchor, when it does not share those at θ
+from ..replay import Replay
+from ..trajectory import Kind, Record, Setup
+from ..trajectory.record import projected_gradients
+from .base import ZeroOrderOptimizer, _versions
+from .draws import ANCHOR_SLOT, SEPARATE_SLOT
+from .in_forward import InForwardProbes
+from .losses import Closure, check_closure, decay_factors
+from .path import Path
+from .probes import InPlaceFromAnchor, Probes, RestoredInPlace
+from .weights import Weight, Weights
 
 
 class MeZOSVRG(ZeroOrderOptimizer):
@@ -65,12 +70,9 @@ class MeZOSVRG(ZeroOrderOptimizer):
 
     def _forget(self) -> None:
         """No anchor: the next step takes one."""
-        self._path: dict[int, list[float]] = {}  # θ = decay * anchor + sum path[seed] * z(seed), for each row
-        self._path_decays: list[float] = []
-        self._anchor_gradients: dict[int, float] = {}  # g, as seed -> coefficient
+        self._path: Path | None = None
         self._dropped: frozenset[int] = frozenset()
         self._age: int | None = None  # steps since the anchor
-        self._versions: list[int] | None = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         if isinstance(param_group, dict):  # torch refuses anything else, and says so
@@ -92,15 +94,27 @@ class MeZOSVRG(ZeroOrderOptimizer):
     def _prepare(self) -> Weights:
         known = self._weights
         weights = super()._prepare()
-        if weights is not known and self._age is not None and not self._changed_by_others(weights):
+        if weights is not known and self._path is not None and not self._changed_by_others(weights):
             # Tables built in the middle of a period: groups may have been added, and the masks must be taken again.
-            missing = weights.rows - len(self._path_decays)
-            self._path_decays += [1.0] * missing
-            for row in self._path.values():
-                row += [0.0] * missing
+            self._path.extend(weights.rows)
             with torch.no_grad():
-                self._rebuild(weights, record=True)
+                for w in weights.weights:
+                    if w.block in self._dropped:
+                        w.tensor.copy_(self.state[w.tensor]["anchor"])
+                self._write(weights, record=True)
+            self._versions = _versions(weights)
         return weights
+
+    def _svrg_setup(self) -> dict[str, bool]:
+        return {"svrg": True, "shared_direction": self.shared_direction, "anchored": self._age is not None}
+
+    def _go_on_from(self, replay: Replay, setup: Setup) -> None:
+        self._path, self._dropped, self._age = replay.path, replay.dropped, replay.age
+        if replay.weights is not None and replay.weights.anchors is not None:
+            for w, anchor in zip(replay.weights.weights, replay.weights.anchors, strict=True):
+                self.state[w.tensor]["anchor"] = anchor
+        self.shared_direction = setup.shared_direction
+        super()._go_on_from(replay, setup)
 
     @torch.no_grad()
     def step(self, closure: Closure, full_closure: Closure | None = None) -> Tensor | float:  # type: ignore[override]
@@ -114,125 +128,79 @@ class MeZOSVRG(ZeroOrderOptimizer):
         Returns, Raises:
             As `ZeroOrderOptimizer.step`. Weights are restored exactly, from the anchor.
         """
-        _check_closure("closure", closure)
-        _check_closure("full_closure", full_closure)
+        check_closure("closure", closure)
+        check_closure("full_closure", full_closure)
         assert full_closure is not None
         eps, rates, anchor_rates = self._eps(), self._rates(), self._rates("anchor_lr")
         weights = self._prepare()
         if self._age is None or self._age >= self.anchor_every or self._changed_by_others(weights):
-            loss = self._anchor_step(weights, full_closure, eps, anchor_rates)
-        else:
-            loss = self._inner_step(weights, closure, eps, rates)
-        self.step_count += 1
-        return loss
-
-    def _changed_by_others(self, weights: Weights) -> bool:
-        """Weights that somebody loaded or set since the last step are not on the path from the anchor."""
-        return self._versions is not None and self._versions != [w.tensor._version for w in weights.weights]
+            self._forget()
+            self._begin_record(weights, eps)
+            return self._anchor_step(weights, full_closure, eps, anchor_rates)
+        self._begin_record(weights, eps)
+        return self._inner_step(weights, closure, eps, rates)
 
     def _anchor_step(self, weights: Weights, closure: Closure, eps: float, rates: Sequence[float]) -> Tensor | float:
-        self._forget()
         for w in weights.weights:
             self.state[w.tensor]["anchor"].copy_(w.tensor)
         self._dropped = self._draw_dropped()
-        active = weights.active(self._dropped)
-        self._path_decays = [1.0] * weights.rows
-        losses: list[Any] = []
-        seeds = self._seeds(_ANCHOR_SLOT)
-        gradients = self._probe_anchor(weights, active, closure, seeds, eps, losses, record=True)
-        self._anchor_gradients = {s: g / len(seeds) for s, g in zip(seeds, gradients, strict=True)}
+        seeds, seen = self._seeds(ANCHOR_SLOT), list[Any]()
+        self._path = path = Path(weights.rows)
+        try:
+            pairs = self._probe(self._probes_from_anchor(weights), closure, seeds, eps, seen)
+        except BaseException:
+            self._forget()
+            raise
+        record = Record(self.step_count, Kind.ANCHOR, tuple(rates[::2]), tuple(pairs), eps=eps)
+        estimate = path.start(seeds, record.projected_gradients)
+        path.advance(estimate, rates, decay_factors(rates, self._weight_decays()))
+        self._write(weights, record=True)
         self._age = 1
-        self._advance(weights, self._anchor_gradients, rates)
-        self.projected_gradients = gradients
-        return sum(losses) / len(losses)
+        self._took(weights, record)
+        return sum(seen) / len(seen)
 
     def _inner_step(self, weights: Weights, closure: Closure, eps: float, rates: Sequence[float]) -> Tensor | float:
-        assert self._age is not None
-        active = weights.active(self._dropped)
-        losses: list[Any] = []
-        seeds = self._seeds()
-        anchor_seeds = seeds if self.shared_direction else self._seeds(_SEPARATE_SLOT)
-        try:
-            here = self._probe(Excursion(weights, active, record=False), closure, seeds, eps, losses)
-        except BaseException:
-            self._rebuild(weights)
-            raise
-        there = self._probe_anchor(weights, active, closure, anchor_seeds, eps, [], record=False)
-        estimate = dict(self._anchor_gradients)
-        for s, g in zip(seeds, here, strict=True):
-            estimate[s] = estimate.get(s, 0.0) + g / len(seeds)
-        for s, g in zip(anchor_seeds, there, strict=True):
-            estimate[s] = estimate.get(s, 0.0) - g / len(seeds)
+        assert self._age is not None and self._path is not None
+        seeds, seen = self._seeds(), list[Any]()
+        anchor_seeds = seeds if self.shared_direction else self._seeds(SEPARATE_SLOT)
+        here = self._probe(self._probes_at_theta(weights), closure, seeds, eps, seen)
+        there = self._probe(self._probes_from_anchor(weights), closure, anchor_seeds, eps, [])
+        record = Record(self.step_count, Kind.BETWEEN, tuple(rates[::2]), tuple(here), tuple(there), eps=eps)
+        estimate = self._path.estimate(seeds, record.projected_gradients, anchor_seeds, projected_gradients(there, eps))
+        self._path.advance(estimate, rates, decay_factors(rates, self._weight_decays()))
+        self._write(weights)
         self._age += 1
-        self._advance(weights, estimate, rates)
-        self.projected_gradients = here
-        return sum(losses) / len(losses)
+        self._took(weights, record)
+        return sum(seen) / len(seen)
 
-    def _probe_anchor(
-        self,
-        weights: Weights,
-        active: Sequence[int] | None,
-        closure: Closure,
-        seeds: Sequence[int],
-        eps: float,
-        losses: list[Any],
-        *,
-        record: bool,
-    ) -> list[float]:
-        """g of each seed at the anchor. The model holds θ̄ ± ε z, written from the snapshot, which stays as it is."""
-        gradients = []
-        try:
-            # Weights of dropped blocks are at the anchor already: no step since has changed them.
-            for seed in seeds:
-                pair = []
-                for signed in (eps, -eps):
-                    weights.move({seed: signed}, active=active, record=record, from_anchor=True)
-                    record = False
-                    pair.append(self._evaluate(closure, losses))
-                gradients.append(self._difference(pair, eps))
-        except BaseException:
-            self._rebuild(weights)
-            raise
-        return gradients
+    def _probes_at_theta(self, weights: Weights) -> Probes:
+        active = weights.active(self._dropped)
+        if self._in_forward is not None:
+            return InForwardProbes(self._in_forward, weights, active, watch=self._watches())
+        return RestoredInPlace(weights, active, lambda: self._write(weights))
 
-    def _advance(self, weights: Weights, estimate: dict[int, float], rates: Sequence[float]) -> None:
-        """θ <- decay * θ - rate * sum estimate[seed] * z(seed), along the path."""
-        decays = self._decays(rates)
-        self._path_decays = [p * d for p, d in zip(self._path_decays, decays, strict=True)]
-        for row in self._path.values():
-            row[:] = [c * d for c, d in zip(row, decays, strict=True)]
-        for seed, g in estimate.items():
-            row = self._path.setdefault(seed, [0.0] * weights.rows)
-            row[:] = [c - lr * g for c, lr in zip(row, rates, strict=True)]
-        self._rebuild(weights)
+    def _probes_from_anchor(self, weights: Weights) -> Probes:
+        active = weights.active(self._dropped)
+        if self._in_forward is not None:
+            watch = self._watches() and self._age is None
+            return InForwardProbes(self._in_forward, weights, active, from_anchor=True, watch=watch)
+        return InPlaceFromAnchor(weights, active, lambda: self._write(weights))
 
-    def _rebuild(self, weights: Weights, *, record: bool = False) -> None:
-        """Write θ from the anchor and the path; with `record`, dropped blocks and masks too, as after loading."""
-        if record:
-            for w in weights.weights:
-                if w.block in self._dropped:
-                    w.tensor.copy_(self.state[w.tensor]["anchor"])
-        if self._path:
-            weights.move(
-                self._path,
-                decays=self._path_decays,
-                active=weights.active(self._dropped),
-                record=record,
-                from_anchor=True,
-            )
-        else:
-            for w in weights.weights:
-                w.tensor.copy_(self.state[w.tensor]["anchor"])
-        self._versions = [w.tensor._version for w in weights.weights]
+    def _write(self, weights: Weights, *, record: bool = False) -> None:
+        """θ from the anchor and the path. Dropped blocks are at the anchor."""
+        assert self._path is not None
+        self._path.write(weights, weights.active(self._dropped), record=record)
 
     def _zo_state(self) -> dict[str, Any]:
+        path = self._path
         return {
             **super()._zo_state(),
             "anchor_every": self.anchor_every,
             "shared_direction": self.shared_direction,
-            "path": {s: list(c) for s, c in self._path.items()},
-            "path_decays": list(self._path_decays),
-            "anchor_gradients": dict(self._anchor_gradients),
+            # Lists, not mappings by seed: torch.distributed.checkpoint loads only keys that are there before.
+            "path": [] if path is None else [[seed, list(row)] for seed, row in path.coefficients.items()],
+            "path_decays": [] if path is None else list(path.decays),
+            "anchor_gradients": [] if path is None else [[seed, g] for seed, g in path.gradients.items()],
             "dropped": sorted(self._dropped),
             "age": self._age,
         }
@@ -243,15 +211,12 @@ class MeZOSVRG(ZeroOrderOptimizer):
         zo = state_dict["zo"]
         self.anchor_every, self.shared_direction = zo["anchor_every"], zo["shared_direction"]
         self._forget()
-        self._path = {s: list(c) for s, c in zo["path"].items()}
-        self._path_decays = list(zo["path_decays"])
-        self._anchor_gradients = dict(zo["anchor_gradients"])
-        self._dropped, age = frozenset(zo["dropped"]), zo["age"]
+        if zo["age"] is not None:
+            coefficients = {seed: list(row) for seed, row in zo["path"]}
+            decays = list(zo["path_decays"])
+            self._path = Path(len(decays), decays, coefficients, dict(zo["anchor_gradients"]))
+        self._dropped, self._age = frozenset(zo["dropped"]), zo["age"]
         for p in self.state:  # torch keeps the caller's tensors; a snapshot must be our own
             self.state[p]["anchor"] = self.state[p]["anchor"].clone()
-        self._age = age
         self._prepare()
         self._versions = None  # the model may be loaded after its optimizer
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_versions": None}  # a copy's tensors count their own

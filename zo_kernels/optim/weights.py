@@ -25,13 +25,17 @@ class Weight:
 
 
 class Weights:
-    """Tables over the same weights: the first pass of a step records the masks of clean weights, later ones use them.
+    """Tables over the same weights, and passes over them.
+
+    Magnitude masks are taken from clean weights. Where passes also read perturbed ones, or weights that have moved on
+    since the mask was drawn, it is kept as one bit a weight (`keep_masks`); elsewhere every pass takes it anew.
 
     Args:
         weights: all of one device; their tensors are changed in place.
         rows: how many rows of scales and decays there are.
         stochastic: rounding of 16-bit weights.
         anchors: for each weight a snapshot that passes may start from instead, or None.
+        keep_masks: see above.
         backend: see `add_noise_`.
     """
 
@@ -41,39 +45,59 @@ class Weights:
         rows: int,
         stochastic: bool,
         anchors: Sequence[Tensor] | None,
+        keep_masks: bool,
         backend: str | None,
     ):
-        self.weights, self.rows, self.stochastic = tuple(weights), rows, stochastic
-        bits = [
+        self.weights, self.rows, self.stochastic, self.backend = tuple(weights), rows, stochastic, backend
+        # A parameter's `data` may point elsewhere for the time of a forward; these stay on θ.
+        self.theta = [w.tensor.detach() for w in weights]
+        self.anchors = None if anchors is None else list(anchors)
+        self._bits: list[Tensor | None] = [
             None
-            if w.threshold is None
+            if w.threshold is None or not keep_masks
             else torch.zeros((w.tensor.numel() + 7) // 8, dtype=torch.uint8, device=w.tensor.device)
             for w in weights
         ]
+        records = any(bits is not None for bits in self._bits)
+        names = [w.name for w in weights]
 
         def table(sources: Sequence[Tensor], kind: MaskKind) -> Table:
-            entries = [
-                Entry(w.tensor, src, w.param_id, 0, w.row)
-                if w.threshold is None
-                else Entry(w.tensor, src, w.param_id, 0, w.row, kind, w.threshold, b)
-                for w, src, b in zip(weights, sources, bits, strict=True)
-            ]
-            return Table(entries, [w.name for w in weights], backend)
+            dsts = [w.tensor for w in weights]
+            entries = [self.entry(i, dsts[i], sources[i], kind) for i in range(len(weights))]
+            return Table(entries, names, backend)
 
         own = [w.tensor for w in weights]
-        sparse = any(b is not None for b in bits)
         self._in_place = table(own, MaskKind.BITS)
-        self._in_place_recording = table(own, MaskKind.RECORD) if sparse else self._in_place
+        self._in_place_recording = table(own, MaskKind.RECORD) if records else self._in_place
         self._from_anchor = self._from_anchor_recording = None
         if anchors is not None:
-            self._from_anchor = table(anchors, MaskKind.BITS)
-            self._from_anchor_recording = table(anchors, MaskKind.RECORD) if sparse else self._from_anchor
+            self._from_anchor = table(anchors, MaskKind.THRESHOLD)
+            self._from_anchor_recording = table(anchors, MaskKind.RECORD) if records else self._from_anchor
+
+    def entry(self, i: int, dst: Tensor, src: Tensor, kind: MaskKind) -> Entry:
+        """Weight i from `src` into `dst`; `kind` says where a magnitude mask comes from, if the weight has one."""
+        w, bits = self.weights[i], self._bits[i]
+        if w.threshold is None:
+            return Entry(dst, src, w.param_id, 0, w.row)
+        if bits is None:
+            kind = MaskKind.THRESHOLD
+        return Entry(dst, src, w.param_id, 0, w.row, kind, w.threshold, bits)
 
     def active(self, dropped: frozenset[int]) -> list[int] | None:
         """Indices of the weights outside the dropped blocks, None for all."""
         if not dropped:
             return None
         return [i for i, w in enumerate(self.weights) if w.block not in dropped]
+
+    def describe(
+        self,
+        deltas: Mapping[int, float | Sequence[float]],
+        decays: Sequence[float] | None,
+        active: Sequence[int] | None,
+    ) -> Pass:
+        """The pass that adds delta[seed] * z(seed) for each seed: a scale for all rows, or one for each."""
+        by_row = [[d if isinstance(d, float) else d[r] for d in deltas.values()] for r in range(self.rows)]
+        return Pass(list(deltas), by_row, list(decays or [1.0] * self.rows), self.stochastic, active)
 
     def move(
         self,
@@ -93,42 +117,13 @@ class Weights:
             record: take the masks from the weights (or anchors) that this pass reads, and keep them.
             from_anchor: start from the anchors instead of the weights.
         """
-        by_row = [[d if isinstance(d, float) else d[r] for d in deltas.values()] for r in range(self.rows)]
+        self.run(self.describe(deltas, decays, active), record=record, from_anchor=from_anchor)
+
+    def run(self, do: Pass, *, record: bool = False, from_anchor: bool = False) -> None:
+        """As `move`, the pass being described already."""
         if from_anchor:
             table = self._from_anchor_recording if record else self._from_anchor
         else:
             table = self._in_place_recording if record else self._in_place
         assert table is not None
-        table.apply(Pass(list(deltas), by_row, list(decays or [1.0] * self.rows), self.stochastic, active))
-
-
-class Excursion:
-    """Weights that have left θ: `offset` says by which multiples of which directions. Every move is one pass."""
-
-    def __init__(self, weights: Weights, active: Sequence[int] | None, *, record: bool = True):
-        self._weights, self._active, self._record = weights, active, record
-        self.offset: dict[int, float] = {}
-
-    def to(self, offset: Mapping[int, float]) -> None:
-        """Go to θ + sum offset[seed] * z(seed)."""
-        seeds = [*self.offset, *(s for s in offset if s not in self.offset)]
-        deltas = {s: offset.get(s, 0.0) - self.offset.get(s, 0.0) for s in seeds}
-        deltas = {s: d for s, d in deltas.items() if d != 0.0}
-        if deltas:
-            self._weights.move(deltas, active=self._active, record=self._record)
-            self._record = False
-        self.offset = dict(offset)
-
-    def finish(self, update: Mapping[int, Sequence[float]], decays: Sequence[float]) -> None:
-        """Restore and update in one pass: θ <- decay * θ + sum update[seed] * z(seed), for each row.
-
-        With w = θ + offset * z, that is decay * w + (update - decay * offset) * z.
-        """
-        zero = [0.0] * len(decays)
-        seeds = [*self.offset, *(s for s in update if s not in self.offset)]
-        deltas = {
-            s: [u - d * self.offset.get(s, 0.0) for u, d in zip(update.get(s, zero), decays, strict=True)]
-            for s in seeds
-        }
-        self._weights.move(deltas, decays=decays, active=self._active)
-        self.offset = {}
+        table.apply(do)

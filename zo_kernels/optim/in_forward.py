@@ -1,0 +1,247 @@
+"""Perturbation in the forward: a module runs on perturbed copies of its weights, and θ itself is never written.
+
+Just before a module runs, its weights' perturbed values are written to a scratch buffer by one pass, and its
+parameters' `data` points there until its forward has ended, however it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._pytree import tree_map_only
+
+from ..backends.types import MaskKind, Pass
+from ..ops import Table
+from .foreign_reads import Watch
+from .scratch import Scratch, bytes_for
+from .weights import Weights
+
+
+def cannot_perturb_in_forward(module: nn.Module | None) -> str | None:
+    """Why in-forward perturbation is impossible for what the optimizer was given, or None."""
+    if module is None:
+        return "it needs the module, not its parameters alone"
+    for name, m in module.named_modules():
+        if type(m).__name__ == "OptimizedModule" or getattr(m, "_compiled_call_impl", None) is not None:
+            return f"{name or type(m).__name__} is compiled by torch.compile, which runs no module by itself"
+    return None
+
+
+@dataclass(slots=True)
+class _Frame:
+    """A module that runs, and what stands in for its weights."""
+
+    module: nn.Module
+    swapped: list[int]
+    place: tuple[int, int] | None
+
+
+class InForward:
+    """Evaluates closures at perturbed weights, for as long as the tables of the weights are valid.
+
+    Args:
+        module: whose modules' own parameters the weights are.
+        weights: the tables. Nothing here writes to them.
+
+    Raises:
+        ValueError: a weight is no module's own.
+    """
+
+    def __init__(self, module: nn.Module, weights: Weights):
+        self._module, self._weights = module, weights
+        self._index = {w.tensor: i for i, w in enumerate(weights.weights)}
+        # Weights that are read while a module runs that does not own them. Found by watching, kept for good.
+        self._borrowed: dict[nn.Module, list[int]] = {}
+        self._owned: dict[nn.Module, list[int]] = {}
+        self._find_owners()
+        orphans = set(range(len(weights.weights))).difference(*self._owned.values())
+        if orphans:
+            names = ", ".join(weights.weights[i].name for i in sorted(orphans))
+            raise ValueError(f"params: expected parameters of the module, for perturb='in_forward', got also {names}")
+        self._tables: dict[tuple[Any, ...], tuple[Table, list[Tensor]]] = {}
+        self._sizes: dict[tuple[int, ...], int] = {}
+        self._scratch = Scratch(weights.weights[0].tensor.device, self._tables.clear)
+        self._frames: list[_Frame] = []
+        self._live: set[int] = set()
+        self._stack: list[nn.Module] = []  # all modules that run, while watching
+        self._watch: Watch | None = None
+        self._pass: Pass | None = None
+        self._from_anchor = False
+        self._active: frozenset[int] | None = None
+        self._entered = 0
+
+    def _find_owners(self) -> None:
+        owned: dict[nn.Module, list[int]] = {m: list(indices) for m, indices in self._borrowed.items()}
+        for m in self._module.modules():
+            for p in m._parameters.values():
+                i = None if p is None else self._index.get(p)
+                if i is not None and i not in owned.setdefault(m, []):
+                    owned[m].append(i)
+        self._owned = owned
+
+    def evaluate(self, closure: Callable[[], Any], do: Pass, *, from_anchor: bool = False, watch: bool = False) -> Any:
+        """What the closure returns while every module runs on the weights that the pass would write.
+
+        Args:
+            closure: runs the module; called once, or again if weights turn out to be read outside of their module.
+            do: the pass. Weights that are not active are not perturbed.
+            from_anchor: perturb the anchors instead of θ.
+            watch: look for such reads. It slows the evaluation down, and changes nothing in its result.
+
+        Raises:
+            ValueError: weights are read where no module runs, or none of the modules ran.
+        """
+        self._pass, self._from_anchor = do, from_anchor
+        self._active = None if do.active is None else frozenset(do.active)
+        while True:
+            self._find_owners()
+            found: dict[int, nn.Module | None] = {}
+            result = self._run(closure, found if watch else None)
+            if not found:
+                break
+            self._borrow(found)
+        if self._entered == 0:
+            raise ValueError(
+                "closure: expected it to run the module that the optimizer was given, but none of the modules with "
+                "trainable parameters ran; if it runs them compiled or by other means, use perturb='in_place'"
+            )
+        return result
+
+    def _run(self, closure: Callable[[], Any], found: dict[int, nn.Module | None] | None) -> Any:
+        self._entered = 0
+        self._watch = None if found is None else Watch(self._weights.theta, lambda i: self._note_read(i, found))
+        hooks = [
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave, always_call=True),
+        ]
+        try:
+            with self._watch or nullcontext():
+                return closure()
+        finally:
+            for hook in hooks:
+                hook.remove()
+            while self._frames:  # left over by what is no Exception, such as an interrupt
+                self._put_back(self._frames.pop())
+            self._scratch.clear()
+            self._stack.clear()
+            self._watch = None
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if self._watch is not None:
+            self._stack.append(module)
+        owned = self._owned.get(module)
+        if owned is None:
+            return
+        self._entered += 1
+        wanted = [i for i in owned if i not in self._live and (self._active is None or i in self._active)]
+        frame = _Frame(module, wanted, None)
+        if wanted:
+            with nullcontext() if self._watch is None else self._watch.paused():
+                frame.place = self._perturb(tuple(wanted))
+        self._frames.append(frame)
+
+    def _perturb(self, wanted: tuple[int, ...]) -> tuple[int, int]:
+        weights, do = self._weights, self._pass
+        assert do is not None
+        if wanted not in self._sizes:
+            self._sizes[wanted] = bytes_for([weights.theta[i] for i in wanted])
+        place = self._scratch.take(self._sizes[wanted])
+        key = (self._from_anchor, wanted, place)
+        if key not in self._tables:
+            sources = weights.anchors if self._from_anchor else weights.theta
+            assert sources is not None
+            copies = self._scratch.tensors(place, [weights.theta[i] for i in wanted])
+            kind = MaskKind.THRESHOLD if self._from_anchor else MaskKind.BITS
+            entries = [weights.entry(i, c, sources[i], kind) for i, c in zip(wanted, copies, strict=True)]
+            self._tables[key] = Table(entries, [weights.weights[i].name for i in wanted], weights.backend), copies
+        table, copies = self._tables[key]
+        table.apply(Pass(do.seeds, do.scales, do.decays, do.stochastic))
+        for i, copy in zip(wanted, copies, strict=True):
+            weights.weights[i].tensor.data = copy
+        self._live.update(wanted)
+        return place
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if self._watch is not None and module in self._stack:
+            while self._stack.pop() is not module:
+                pass
+        if not any(frame.module is module for frame in self._frames):
+            return None
+        replaced = self._without_aliases(output)
+        while True:
+            frame = self._frames.pop()
+            self._put_back(frame)
+            if frame.module is module:
+                return replaced
+
+    def _put_back(self, frame: _Frame) -> None:
+        for i in frame.swapped:
+            self._weights.weights[i].tensor.data = self._weights.theta[i]
+        self._live.difference_update(frame.swapped)
+        if frame.place is not None:
+            self._scratch.give_back(frame.place)
+
+    def _without_aliases(self, output: Any) -> Any:
+        """The module's output with copies of what lies in the scratch buffer, or None if nothing does."""
+        if isinstance(output, Tensor):
+            return output.clone() if self._scratch.holds(output) else None
+        changed = False
+
+        def copied(t: Tensor) -> Tensor:
+            nonlocal changed
+            if not self._scratch.holds(t):
+                return t
+            changed = True
+            return t.clone()
+
+        mapped = tree_map_only(Tensor, copied, output)
+        return mapped if changed else None
+
+    def _note_read(self, i: int, found: dict[int, nn.Module | None]) -> None:
+        if self._active is not None and i not in self._active and any(i in self._owned.get(m, ()) for m in self._stack):
+            return  # it is dropped, and belongs to a module that runs
+        found.setdefault(i, self._stack[-1] if self._stack else None)
+
+    def _borrow(self, found: Mapping[int, nn.Module | None]) -> None:
+        name = {i: self._weights.weights[i].name for i in found}
+        if outside := [name[i] for i, m in found.items() if m is None]:
+            raise ValueError(
+                f"closure: it reads {', '.join(outside)} where no module runs, so that perturbation in the forward "
+                "cannot reach it; use perturb='in_place', or read it in the forward of a module"
+            )
+        stale = [name[i] for i, m in found.items() if m is not None and i in self._owned.get(m, ())]
+        if stale:
+            raise ValueError(
+                f"closure: a module reads {', '.join(stale)} by a view that was made before its forward, which "
+                "perturbation in the forward cannot reach; use perturb='in_place'"
+            )
+        for i, m in found.items():
+            assert m is not None
+            self._borrowed.setdefault(m, []).append(i)
+
+
+class InForwardProbes:
+    """As `probes.InPlace`, evaluated in the forward: nothing moves until the update."""
+
+    def __init__(
+        self, engine: InForward, weights: Weights, active: Sequence[int] | None, *, from_anchor=False, watch=False
+    ):
+        self._engine, self._weights, self._active = engine, weights, active
+        self._from_anchor, self._watch = from_anchor, watch
+        self._offset: Mapping[int, float] = {}
+
+    def to(self, offset: Mapping[int, float]) -> None:
+        self._offset = offset
+
+    def evaluate(self, closure: Callable[[], Any]) -> Any:
+        do = self._weights.describe(self._offset, None, self._active)
+        watch, self._watch = self._watch, False
+        return self._engine.evaluate(closure, do, from_anchor=self._from_anchor, watch=watch)
+
+    def finish(self, update: Mapping[int, Sequence[float]], decays: Sequence[float]) -> None:
+        self._weights.move(update, decays=decays, active=self._active)

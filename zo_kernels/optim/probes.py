@@ -1,0 +1,106 @@
+"""Where a step's losses are evaluated: weights that walk through θ ± εz and back, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from ..backends.types import Pass
+from .weights import Weights
+
+
+class Probes(Protocol):
+    """Evaluations at θ + sum offset[seed] * z(seed), and the update that ends them."""
+
+    def to(self, offset: Mapping[int, float]) -> None:
+        """Go to θ + sum offset[seed] * z(seed); an empty offset is θ."""
+
+    def evaluate(self, closure: Callable[[], Any]) -> Any:
+        """What the closure returns there."""
+
+    def finish(self, update: Mapping[int, Sequence[float]], decays: Sequence[float]) -> None:
+        """θ <- decay * θ + sum update[seed] * z(seed), for each row."""
+
+
+class Mover(Protocol):
+    """What `InPlace` needs of `Weights`; replaying puts a queue in their place."""
+
+    def describe(
+        self,
+        deltas: Mapping[int, float | Sequence[float]],
+        decays: Sequence[float] | None,
+        active: Sequence[int] | None,
+    ) -> Pass:
+        """As `Weights.describe`."""
+
+    def run(self, do: Pass, *, record: bool = False) -> None:
+        """As `Weights.run`."""
+
+
+class InPlace:
+    """The weights themselves are moved. Every move is one pass, the update and the way back to θ together are one."""
+
+    def __init__(self, weights: Mover, active: Sequence[int] | None, *, record: bool = True):
+        self._weights, self._active, self._record = weights, active, record
+        self.offset: dict[int, float] = {}
+
+    def to(self, offset: Mapping[int, float]) -> None:
+        seeds = [*self.offset, *(s for s in offset if s not in self.offset)]
+        deltas = {s: offset.get(s, 0.0) - self.offset.get(s, 0.0) for s in seeds}
+        deltas = {s: d for s, d in deltas.items() if d != 0.0}
+        if deltas:
+            self._weights.run(self._weights.describe(deltas, None, self._active), record=self._record)
+            self._record = False
+        self.offset = dict(offset)
+
+    def evaluate(self, closure: Callable[[], Any]) -> Any:
+        return closure()
+
+    def finish(self, update: Mapping[int, Sequence[float]], decays: Sequence[float]) -> None:
+        # With w = θ + offset * z, the restored and updated weights are decay * w + (update - decay * offset) * z.
+        zero = [0.0] * len(decays)
+        seeds = [*self.offset, *(s for s in update if s not in self.offset)]
+        deltas = {
+            s: [u - d * self.offset.get(s, 0.0) for u, d in zip(update.get(s, zero), decays, strict=True)]
+            for s in seeds
+        }
+        self._weights.run(self._weights.describe(deltas, decays, self._active))
+        self.offset = {}
+
+
+class RestoredInPlace(InPlace):
+    """As `InPlace`, but `restore` brings θ back exactly, and the update is made elsewhere.
+
+    Masks are those that the weights' tables keep.
+    """
+
+    def __init__(self, weights: Mover, active: Sequence[int] | None, restore: Callable[[], None]):
+        super().__init__(weights, active, record=False)
+        self._restore = restore
+
+    def to(self, offset: Mapping[int, float]) -> None:
+        if offset:
+            super().to(offset)
+        else:
+            self._restore()
+            self.offset = {}
+
+
+class InPlaceFromAnchor:
+    """The weights are overwritten by anchor + offset, each time anew; `restore` brings θ back."""
+
+    def __init__(self, weights: Weights, active: Sequence[int] | None, restore: Callable[[], None]):
+        self._weights, self._active, self._restore = weights, active, restore
+
+    def to(self, offset: Mapping[int, float]) -> None:
+        if offset:
+            # Weights of dropped blocks are at the anchor already: no step since has changed them.
+            self._weights.move(offset, active=self._active, from_anchor=True)
+        else:
+            self._restore()
+
+    def evaluate(self, closure: Callable[[], Any]) -> Any:
+        return closure()
+
+    def finish(self, update: Mapping[int, Sequence[float]], decays: Sequence[float]) -> None:
+        raise AssertionError("the estimate at an anchor is not followed by an update of its own")

@@ -1,0 +1,102 @@
+"""One buffer for weights that are needed for the time of a module's forward: taken and given back like a stack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, device
+
+ALIGNMENT = 64  # bytes; of a cache line, and more than any kernel asks for
+
+
+class Scratch:
+    """A stack of bytes on one device. It grows to the most that was ever taken at once, and keeps that.
+
+    What is taken while nothing else is comes from one chunk, always at the same place. Should a chunk be too small
+    while it is in use, another is put on top of it, until both can be replaced by one.
+
+    Args:
+        where: the device.
+        on_drop: called before a chunk is dropped, so that whoever kept what was taken from it lets go of it first.
+    """
+
+    def __init__(self, where: device, on_drop: Callable[[], None]):
+        self._where, self._on_drop = where, on_drop
+        self._chunks: list[Tensor] = []
+        self._used: list[int] = []  # bytes of each chunk
+        self._most = 0  # bytes ever in use
+
+    def take(self, size: int) -> tuple[int, int]:
+        """Take so many bytes.
+
+        Args:
+            size: a multiple of ALIGNMENT.
+
+        Returns:
+            The chunk they are in, and the first of them. They are the taker's until `give_back`.
+        """
+        self._most = max(self._most, sum(self._used) + size)
+        at = self._chunk_with_room_for(size)
+        start = self._used[at]
+        self._used[at] += size
+        return at, start
+
+    def tensors(self, place: tuple[int, int], like: Sequence[Tensor]) -> list[Tensor]:
+        """A tensor of each of these shapes and dtypes, uninitialised, in memory that `take` returned for them."""
+        at, start = place
+        made = []
+        for t in like:
+            nbytes = t.numel() * t.element_size()
+            made.append(self._chunks[at][start : start + nbytes].view(t.dtype).view(t.shape))
+            start += _aligned(nbytes)
+        return made
+
+    def _chunk_with_room_for(self, size: int) -> int:
+        in_use = [at for at, used in enumerate(self._used) if used]
+        at = in_use[-1] if in_use else 0
+        if not in_use and (len(self._chunks) != 1 or self._chunks[0].numel() < self._most):
+            self._drop_from(0)
+            self._add(self._most)
+        elif self._chunks[at].numel() - self._used[at] < size:
+            self._drop_from(at + 1)
+            self._add(size)
+            at += 1
+        return at
+
+    def _drop_from(self, at: int) -> None:
+        if at == len(self._chunks):
+            return
+        self._on_drop()
+        del self._chunks[at:], self._used[at:]
+
+    def _add(self, size: int) -> None:
+        # A step may run in inference mode, whose tensors cannot stand in for a parameter outside of it.
+        with torch.inference_mode(False):
+            self._chunks.append(torch.empty(size, dtype=torch.uint8, device=self._where))
+        self._used.append(0)
+
+    def give_back(self, place: tuple[int, int]) -> None:
+        """Free what was taken from there on."""
+        at, start = place
+        self._used[at] = start
+        for later in range(at + 1, len(self._used)):
+            self._used[later] = 0
+
+    def clear(self) -> None:
+        """Free all that was taken; the memory is kept."""
+        self._used = [0] * len(self._used)
+
+    def holds(self, t: Tensor) -> bool:
+        """Whether a tensor's memory lies in the buffer."""
+        address = t.data_ptr()
+        return any(c.data_ptr() <= address < c.data_ptr() + c.numel() for c in self._chunks)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def bytes_for(tensors: Sequence[Tensor]) -> int:
+    """What `Scratch.take` must be asked for, for copies of these tensors."""
+    return sum(_aligned(t.numel() * t.element_size()) for t in tensors)

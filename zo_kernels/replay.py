@@ -1,0 +1,271 @@
+"""Rebuilding the weights of a run's steps from its trajectory, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import checks, names
+from .backends.types import Pass
+from .optim.draws import ANCHOR_SLOT, SEPARATE_SLOT, blocks_to_drop, direction_seeds
+from .optim.losses import decay_factors, spsa_update
+from .optim.path import Path
+from .optim.probes import InPlace
+from .optim.weights import Weight, Weights
+from .trajectory import Kind, Record, Setup, Trajectory
+from .trajectory.fingerprint import fingerprint
+from .trajectory.record import projected_gradients
+
+NOISE = "v1"
+_MOST_DIRECTIONS = 64  # of passes that were put together
+
+
+@torch.no_grad()
+def replay(
+    params: nn.Module | Iterable[Any],
+    trajectory: Trajectory | str | FilePath,
+    upto: int | None = None,
+    *,
+    backend: str | None = None,
+) -> None:
+    """Rebuild the weights that a run had after a step, to the last bit, from the weights that it started with.
+
+    No forward is run. A step is one fused pass, or one for each of its perturbations too where these were made in
+    place and left their rounding behind; passes over unmasked float32 weights are put together, several steps at a
+    time, which changes no bit. Backend, device and number of threads need not be those of the run.
+
+    Args:
+        params: what the optimizer was given: the module, or parameters, named parameters, groups; with the weights
+            that the run started with. Changed in place.
+        trajectory: `opt.trajectory`, or the file it was saved to.
+        upto: the number of steps (as `opt.step_count` counts them) after which to stop; None for all.
+        backend: see `add_noise_`.
+
+    Raises:
+        TypeError, ValueError: the trajectory is damaged or of another version; `upto` is not in it; the parameters have
+            other names, shapes or dtypes than the run's, or other values than those it started with; between two steps
+            of the run something else than the optimizer changed the weights. The message says which, and, but for
+            weights changed in a way that the run could not notice, nothing has been changed.
+    """
+    if not isinstance(trajectory, Trajectory):
+        trajectory = Trajectory.load(trajectory)
+    Replay(names_of(params), trajectory, backend).run(upto)
+
+
+def names_of(params: nn.Module | Iterable[Any]) -> dict[Tensor, str]:
+    """Each parameter of what an optimizer takes -> its name."""
+    if isinstance(params, nn.Module):
+        return names.of_module(params)
+    every: dict[Tensor, str] = {}
+    for group in torch.optim.SGD(params, lr=0.0).param_groups:
+        names.add_group(every, group)
+    return every
+
+
+class Replay:
+    """A run that is being rebuilt.
+
+    Args:
+        named: the parameters and their names.
+        trajectory: of the run.
+        backend: see `add_noise_`.
+
+    Attributes:
+        weights: the tables in use; None before the first step.
+        path, dropped, age: of MeZO-SVRG, after the last step that was rebuilt.
+
+    Raises:
+        ValueError: they do not fit together; nothing has been changed.
+    """
+
+    def __init__(self, named: Mapping[Tensor, str], trajectory: Trajectory, backend: str | None = None):
+        self.trajectory, self._backend = trajectory, backend
+        self._tensors = {name: p for p, name in names.bare(named).items()}
+        self.weights: Weights | None = None
+        self.path: Path | None = None
+        self.dropped: frozenset[int] = frozenset()
+        self.age: int | None = None
+        self._stale = False  # θ is to be written from the path
+        for _, setup in trajectory.setups:
+            if setup.noise != NOISE:
+                raise ValueError(f"trajectory: expected noise {NOISE}, got {setup.noise}")
+            self._check_shapes(setup)
+        if start := [setup for before, setup in trajectory.setups if before == 0]:
+            if start[-1].anchored:
+                raise ValueError(
+                    "trajectory: it begins between two anchors of MeZO-SVRG, with a state that was loaded, and does "
+                    "not have the anchor"
+                )
+            self._check_values(start[-1])
+
+    def _check_shapes(self, setup: Setup) -> None:
+        for w in setup.weights:
+            t = self._tensors.get(w.name)
+            if t is None:
+                raise ValueError(f"{w.name}: expected a parameter of this name, as in the trajectory, got none")
+            shape, dtype = tuple(t.shape), str(t.dtype).removeprefix("torch.")
+            if (shape, dtype) != (w.shape, w.dtype):
+                wanted = f"{w.dtype} of shape {w.shape}, as in the trajectory"
+                raise ValueError(f"{w.name}: expected {wanted}, got {dtype} of {shape}")
+            checks.weight(w.name, t)
+
+    def _check_values(self, setup: Setup) -> None:
+        wrong = [w.name for w in setup.weights if fingerprint(self._tensors[w.name]) != w.fingerprint]
+        if not wrong:
+            return
+        some = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        what = "the run started with" if self.weights is None else f"the run had after step {setup.step}"
+        raise ValueError(f"params: expected the weights that {what}, got other values in {some}")
+
+    def run(self, upto: int | None = None) -> None:
+        """Take all steps, or those before the step count `upto`.
+
+        Raises:
+            TypeError, ValueError: see `replay`.
+        """
+        trajectory = self.trajectory
+        if not trajectory.setups:
+            if upto:
+                raise ValueError(f"upto: expected a step count in the trajectory, which has no steps, got {upto}")
+            return
+        first = trajectory.setups[0][1].step
+        if upto is not None:
+            checks.integer("upto", upto, first, trajectory.steps)
+        end = len(trajectory) if upto is None else trajectory.until(upto)
+        for before, setup in trajectory.setups:
+            if before < end and not setup.continues:
+                raise ValueError(
+                    f"trajectory: something else than the optimizer changed the weights after step {setup.step} (or a "
+                    f"state was loaded); it can be replayed with upto={setup.step}"
+                )
+        setups = dict(trajectory.setups)  # of two at one place the later one holds
+        with torch.no_grad():
+            for i in range(end):
+                if i in setups:
+                    self._begin(setups[i])
+                self._take(trajectory[i])
+            self._flush()
+
+    def _begin(self, setup: Setup) -> None:
+        self._flush()
+        if self.weights is not None:
+            self._check_values(setup)
+        self._setup = setup
+        weights = [
+            Weight(w.name, self._tensors[w.name], w.param_id, w.row, w.block, w.threshold) for w in setup.weights
+        ]
+        tensors = [w.tensor for w in weights]
+        known = self.weights
+        anchors = None
+        if setup.anchored:
+            assert known is not None and known.anchors is not None and self.path is not None
+            kept = {w.tensor: anchor for w, anchor in zip(known.weights, known.anchors, strict=True)}
+            anchors = [kept[t] for t in tensors]
+            self.path.extend(2 * len(setup.weight_decays))
+        else:
+            self._forget()
+            if setup.svrg:
+                anchors = [t.detach().clone() for t in tensors]
+        self.weights = Weights(
+            weights, 2 * len(setup.weight_decays), setup.stochastic, anchors, setup.in_place, self._backend
+        )
+        self._queue = _Queue(self.weights)
+
+    def _forget(self) -> None:
+        self.path, self.dropped, self.age = None, frozenset(), None
+
+    def _take(self, record: Record) -> None:
+        setup, weights = self._setup, self.weights
+        assert weights is not None
+        rates = [rate for rate in record.rates for _ in range(2)]
+        rows = [w for decay in setup.weight_decays for w in (decay, 0.0)]
+        match record.kind:
+            case Kind.STEP | Kind.REFUSED | Kind.INTERRUPTED:
+                if not setup.svrg:  # where weights are restored from the anchor, exactly
+                    self._spsa(record, rates, rows)
+            case Kind.ANCHOR:
+                self._flush()
+                assert weights.anchors is not None
+                for w, anchor in zip(weights.weights, weights.anchors, strict=True):
+                    anchor.copy_(w.tensor)
+                self.dropped = blocks_to_drop(setup.seed, record.step, setup.blocks, setup.drop)
+                self.path, self.age = Path(weights.rows), 1
+                estimate = self.path.start(self._seeds(record, ANCHOR_SLOT), record.projected_gradients)
+                self.path.advance(estimate, rates, decay_factors(rates, rows))
+                self._stale = True
+            case Kind.BETWEEN:
+                assert self.path is not None and self.age is not None
+                seeds = self._seeds(record)
+                anchor_seeds = seeds if setup.shared_direction else self._seeds(record, SEPARATE_SLOT)
+                there = projected_gradients(record.anchor_losses, record.eps)
+                estimate = self.path.estimate(seeds, record.projected_gradients, anchor_seeds, there)
+                self.path.advance(estimate, rates, decay_factors(rates, rows))
+                self.age += 1
+                self._stale = True
+
+    def _seeds(self, record: Record, slot: int = 0) -> list[int]:
+        return direction_seeds(self._setup.seed, record.step, self._setup.directions, slot)
+
+    def _spsa(self, record: Record, rates: Sequence[float], weight_decays: Sequence[float]) -> None:
+        setup, weights = self._setup, self.weights
+        assert weights is not None
+        dropped = blocks_to_drop(setup.seed, record.step, setup.blocks, setup.drop)
+        active, seeds = weights.active(dropped), self._seeds(record)
+        taken = record.kind is Kind.STEP
+        walk = InPlace(self._queue, active)
+        if setup.in_place:
+            probes = [(seed, signed) for seed in seeds for signed in (setup.eps, -setup.eps)]
+            for seed, signed in probes if taken else probes[: record.probes]:
+                walk.to({seed: signed})
+            if not taken:
+                walk.to({})
+        if taken:
+            update = spsa_update(seeds, record.projected_gradients, rates)
+            walk.finish(update, decay_factors(rates, weight_decays))
+
+    def _flush(self) -> None:
+        if self.weights is None:
+            return
+        self._queue.flush()
+        if self._stale and self.path is not None:
+            self.path.write(self.weights, self.weights.active(self.dropped))
+            self._stale = False
+
+
+class _Queue:
+    """Passes over weights, put together where no bit changes: unmasked, in float32, over the same weights, and with no
+    decay in all but the first of them, they are one chain of fused multiply-adds (docs/noise.md, 4).
+    """
+
+    def __init__(self, weights: Weights):
+        self._weights = weights
+        self._chains = all(w.tensor.dtype == torch.float32 and w.threshold is None for w in weights.weights)
+        self._waiting: Pass | None = None
+        self.describe = weights.describe
+
+    def run(self, do: Pass, *, record: bool = False) -> None:
+        """Make a pass, now or later."""
+        if not self._chains:
+            self._weights.run(do, record=record)
+            return
+        waiting = self._waiting
+        if waiting is None:
+            self._waiting = do
+            return
+        fits = len(waiting.seeds) + len(do.seeds) <= _MOST_DIRECTIONS
+        if fits and waiting.active == do.active and all(d == 1.0 for d in do.decays):
+            scales = [[*a, *b] for a, b in zip(waiting.scales, do.scales, strict=True)]
+            self._waiting = Pass([*waiting.seeds, *do.seeds], scales, waiting.decays, do.stochastic, do.active)
+            return
+        self._weights.run(waiting)
+        self._waiting = do
+
+    def flush(self) -> None:
+        """Make what is waiting."""
+        if self._waiting is not None:
+            self._weights.run(self._waiting)
+            self._waiting = None

@@ -1,0 +1,235 @@
+"""What a trajectory is made of: setups, which hold until the next, and a record for each step.
+
+Bytes of a trajectory (little endian): 8 of MAGIC, then any number of
+
+    crc     uint32   CRC-32 of the rest, continued from the crc of the record before (of MAGIC for the first)
+    kind    uint8    `Kind`
+    flags   uint8    1: a rate for each parameter group, else one for all; 2: losses are float64, else float32
+    count   uint16   STEP, ANCHOR, BETWEEN: directions - 1; else 0
+    body             SETUP: uint32 length, then JSON in UTF-8
+                     STEP, ANCHOR: rates as float64, then L+ and L- of each direction
+                     BETWEEN: rates, then L+ and L- of each direction at θ, then the same at the anchor
+                     REFUSED, INTERRUPTED: uint32 probes
+
+A step of n directions takes 16 + 8 n bytes; between two anchors of MeZO-SVRG, 16 + 16 n.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from enum import IntEnum
+from typing import Any
+
+MAGIC = b"ZOTRAJ1\n"
+_HEAD = struct.Struct("<IBBH")
+_LENGTH = struct.Struct("<I")
+_RATE_EACH, _DOUBLE = 1, 2
+
+
+class Kind(IntEnum):
+    """Of a record."""
+
+    SETUP = 0
+    STEP = 1  # SPSA
+    ANCHOR = 2  # MeZO-SVRG: a full-batch step at a new anchor
+    BETWEEN = 3  # MeZO-SVRG: a step between anchors
+    REFUSED = 4  # the step counts, the weights were restored
+    INTERRUPTED = 5  # the closure raised: the step does not count, the weights were restored
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSetup:
+    """A trainable parameter; see `optim.weights.Weight`. `fingerprint` is of its value when the setup was made."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    param_id: int
+    row: int
+    block: int | None
+    threshold: float | None
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """All that rebuilds steps and does not change from one to the next.
+
+    Args:
+        method: class of the optimizer.
+        noise: version.
+        step: steps taken before.
+        continues: whether the weights are those that the records before lead to (or the first ones).
+        seed, directions, eps, drop: of the optimizer; `blocks` is the number of transformer blocks.
+        in_place: perturbation in place, which rounds on its way.
+        stochastic: rounding.
+        weight_decays: for each parameter group.
+        svrg: whether the steps are MeZO-SVRG's. Of these,
+        shared_direction: the option, and
+        anchored: whether an anchor is in use that an earlier record took.
+        weights: in the order of the passes.
+    """
+
+    method: str
+    noise: str
+    step: int
+    continues: bool
+    seed: int
+    directions: int
+    eps: float
+    drop: float
+    blocks: int
+    in_place: bool
+    stochastic: bool
+    weight_decays: tuple[float, ...]
+    svrg: bool
+    shared_direction: bool
+    anchored: bool
+    weights: tuple[WeightSetup, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One step.
+
+    Attributes:
+        step: steps taken before it.
+        kind: what it was.
+        rates: its learning rate for each parameter group; none if the step was refused or interrupted.
+        losses: (L+, L-) of each direction.
+        anchor_losses: BETWEEN: the same at the anchor.
+        probes: REFUSED, INTERRUPTED: how many times the weights had been perturbed by then.
+        eps: scale of the perturbation.
+    """
+
+    step: int
+    kind: Kind
+    rates: tuple[float, ...] = ()
+    losses: tuple[tuple[float, float], ...] = ()
+    anchor_losses: tuple[tuple[float, float], ...] = ()
+    probes: int = 0
+    eps: float = 0.0
+
+    @property
+    def projected_gradients(self) -> list[float]:
+        """g of each direction: (L+ - L-) / 2 eps."""
+        return projected_gradients(self.losses, self.eps)
+
+    @property
+    def loss(self) -> float | None:
+        """Mean of the losses at θ ± eps z, None if the step has none."""
+        flat = [value for pair in self.losses for value in pair]
+        return sum(flat) / len(flat) if flat else None
+
+
+def projected_gradients(losses: Sequence[tuple[float, float]], eps: float) -> list[float]:
+    """g = (L+ - L-) / 2 eps of each pair."""
+    return [(plus - minus) / (2 * eps) for plus, minus in losses]
+
+
+class Damaged(ValueError):
+    """Bytes that are no whole record."""
+
+
+def encode_setup(setup: Setup, crc: int) -> bytes:
+    """`crc` is that of the record before."""
+    text = json.dumps(asdict(setup), separators=(",", ":")).encode()
+    return _seal(Kind.SETUP, 0, 0, _LENGTH.pack(len(text)) + text, crc)
+
+
+def encode(record: Record, crc: int) -> bytes:
+    """`crc` is that of the record before."""
+    if record.kind in (Kind.REFUSED, Kind.INTERRUPTED):
+        return _seal(record.kind, 0, 0, _LENGTH.pack(record.probes), crc)
+    each = len(set(record.rates)) > 1
+    rates = record.rates if each else record.rates[:1]
+    losses = [value for pair in (*record.losses, *record.anchor_losses) for value in pair]
+    double = not all(_fits_float32(value) for value in losses)
+    body = struct.pack(f"<{len(rates)}d", *rates) + struct.pack(f"<{len(losses)}{'d' if double else 'f'}", *losses)
+    flags = _RATE_EACH * each | _DOUBLE * double
+    return _seal(record.kind, flags, len(record.losses) - 1, body, crc)
+
+
+def _fits_float32(value: float) -> bool:
+    try:
+        return struct.unpack("<f", struct.pack("<f", value))[0] == value
+    except OverflowError:
+        return False
+
+
+def _seal(kind: Kind, flags: int, count: int, body: bytes, crc: int) -> bytes:
+    head = _HEAD.pack(0, kind, flags, count)[4:]
+    return _LENGTH.pack(zlib.crc32(head + body, crc)) + head + body
+
+
+def crc_of(data: bytes | bytearray | memoryview, at: int) -> int:
+    """The crc of the record that starts at byte `at`."""
+    return int(_LENGTH.unpack_from(data, at)[0])
+
+
+def check(data: bytes | bytearray, at: int, crc: int, groups: int | None) -> tuple[Kind, int]:
+    """The kind and the end of the record that starts at byte `at`, after one whose crc is `crc`.
+
+    Args:
+        groups: parameter groups of the setup before, None if there is none.
+
+    Raises:
+        Damaged: there is no whole and sound record.
+    """
+    if len(data) - at < _HEAD.size:
+        raise Damaged(f"cut off: {len(data) - at} bytes are no record")
+    stored, kind, flags, count = _HEAD.unpack_from(data, at)
+    start = at + _HEAD.size
+    if kind == Kind.SETUP or kind in (Kind.REFUSED, Kind.INTERRUPTED):
+        if len(data) - start < _LENGTH.size:
+            raise Damaged("cut off")
+        end = start + _LENGTH.size + (_LENGTH.unpack_from(data, start)[0] if kind == Kind.SETUP else 0)
+    elif kind in (Kind.STEP, Kind.ANCHOR, Kind.BETWEEN):
+        rates = (groups or 0) if flags & _RATE_EACH else 1
+        pairs = (count + 1) * (2 if kind == Kind.BETWEEN else 1)
+        end = start + 8 * rates + pairs * (16 if flags & _DOUBLE else 8)
+    else:
+        raise Damaged(f"no kind of record has the number {kind}")
+    if end > len(data):
+        raise Damaged(f"cut off, or damaged: it should end at byte {end} of {len(data)}")
+    if zlib.crc32(memoryview(data)[at + 4 : end], crc) != stored:
+        raise Damaged("its checksum is wrong")
+    if kind != Kind.SETUP and groups is None:
+        raise Damaged("a setup should come first")
+    return Kind(kind), end
+
+
+def decode_setup(data: bytes | bytearray, at: int, end: int) -> Setup:
+    """The setup between bytes `at` and `end`, which `check` has seen.
+
+    Raises:
+        Damaged: it is sound, but no setup that this version knows.
+    """
+    try:
+        given = json.loads(bytes(data[at + _HEAD.size + _LENGTH.size : end]))
+        weights = [WeightSetup(**{**w, "shape": tuple(w["shape"])}) for w in given.pop("weights")]
+        decays = tuple(given.pop("weight_decays"))
+        return Setup(weights=tuple(weights), weight_decays=decays, **given)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        known = ", ".join(f.name for f in fields(Setup))
+        raise Damaged(f"its setup is not one of {known}: {error}") from error
+
+
+def decode(data: bytes | bytearray, at: int, end: int, step: int, setup: Setup) -> Record:
+    """The record between bytes `at` and `end`, which `check` has seen; not a setup."""
+    _, number, flags, count = _HEAD.unpack_from(data, at)
+    kind, start = Kind(number), at + _HEAD.size
+    if kind in (Kind.REFUSED, Kind.INTERRUPTED):
+        return Record(step, kind, probes=int(_LENGTH.unpack_from(data, start)[0]), eps=setup.eps)
+    groups = len(setup.weight_decays)
+    rates = struct.unpack_from(f"<{groups if flags & _RATE_EACH else 1}d", data, start)
+    start += 8 * len(rates)
+    code = "d" if flags & _DOUBLE else "f"
+    flat: Any = struct.unpack(f"<{(end - start) // struct.calcsize(code)}{code}", data[start:end])
+    pairs = tuple(zip(flat[::2], flat[1::2], strict=True))
+    each = rates if len(rates) == groups else rates * groups
+    return Record(step, kind, each, pairs[: count + 1], pairs[count + 1 :], eps=setup.eps)

@@ -1,0 +1,81 @@
+"""A trajectory that grows with a run, in memory and, if wanted, in an append-only file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .record import Record, Setup
+from .trajectory import Trajectory
+
+
+class Recorder:
+    """Appends to a trajectory, and to its file with one write for each record.
+
+    What was written survives the death of the process; it is forced to the disk when the system likes.
+
+    Args:
+        path: a file that does not exist yet, made with the first record; None for memory alone.
+
+    Raises:
+        ValueError: the file exists.
+    """
+
+    def __init__(self, path: str | Path | None = None):
+        self.trajectory = Trajectory()
+        self._path = None if path is None else Path(path)
+        self._written = 0
+        self._fresh = True
+        self._key: Any = None
+        if self._path is not None and self._path.exists():
+            raise ValueError(
+                f"trajectory: expected a new file, got {path}, which exists; `resume` goes on from where it ends"
+            )
+
+    @classmethod
+    def resumed(cls, path: str | Path, trajectory: Trajectory) -> Recorder:
+        """Go on with a file of which `trajectory` is the sound beginning; the rest of it is cut off."""
+        recorder = cls()
+        recorder.trajectory, recorder._path, recorder._fresh = trajectory, Path(path), False
+        recorder._written = len(trajectory.to_bytes())
+        if recorder._written > os.path.getsize(path):  # not even its first bytes were whole
+            recorder._written = 0
+        os.truncate(path, recorder._written)
+        return recorder
+
+    def begin(self, key: Any, setup: Callable[[bool], Setup], *, continues: bool) -> None:
+        """Before every step: append a setup if `key`, which stands for all that it says, is not the last one's.
+
+        Args:
+            setup: makes it, told whether the weights are those that the records before it lead to.
+            continues: that.
+        """
+        if self._key == key and continues:
+            return
+        self.trajectory.add_setup(setup(continues or not len(self.trajectory)))
+        self._key = key
+        self._write()
+
+    def add(self, record: Record) -> None:
+        """Append a step."""
+        self.trajectory.add(record)
+        self._write()
+
+    def _write(self) -> None:
+        """Write what the file lacks; what a full disk left out comes with the next record."""
+        if self._path is None:
+            return
+        flags = os.O_WRONLY | os.O_APPEND | (os.O_CREAT | os.O_EXCL if self._fresh else 0)
+        file = os.open(self._path, flags | getattr(os, "O_BINARY", 0), 0o666)
+        self._fresh = False
+        try:
+            while data := self.trajectory.tail(self._written):
+                self._written += os.write(file, data)
+        finally:
+            os.close(file)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of an optimizer goes its own way; two runs cannot write one file.
+        return {**self.__dict__, "_path": None, "_key": None}

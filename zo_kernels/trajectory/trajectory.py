@@ -1,0 +1,137 @@
+"""A run as a sequence of records: what rebuilds the weights of each of its steps from those it started with."""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import overload
+
+from .record import MAGIC, Damaged, Kind, Record, Setup, check, crc_of, decode, decode_setup, encode, encode_setup
+
+
+class Trajectory(Sequence[Record]):
+    """The steps of a run, in a few bytes each (`record` has the format). `zo_kernels.replay` turns it into weights.
+
+    A sequence of `Record`. Refused steps and steps that the closure interrupted have records too, since in-place
+    perturbation leaves rounding behind in them.
+
+    Attributes:
+        setups: (records before it, setup) for each setup, in order.
+        steps: the step count at the end; refused steps count, interrupted ones do not.
+    """
+
+    def __init__(self) -> None:
+        self._data = bytearray(MAGIC)
+        self._crc = zlib.crc32(MAGIC)
+        self._ends = array("Q")  # of records other than setups
+        self._starts = array("Q")
+        self._at = array("Q")  # the step count before each
+        self.setups: list[tuple[int, Setup]] = []
+        self.steps = 0
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = range(len(self))[index]
+        setup = next(setup for before, setup in reversed(self.setups) if before <= i)
+        return decode(self._data, self._starts[i], self._ends[i], self._at[i], setup)
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[i] for i in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return self._data == other._data if isinstance(other, Trajectory) else NotImplemented
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __repr__(self) -> str:
+        method = f" of {self.setups[0][1].method}" if self.setups else ""
+        return f"<Trajectory{method}: {self.steps} steps, {len(self._data)} bytes>"
+
+    def to_bytes(self) -> bytes:
+        """What a file of it holds."""
+        return bytes(self._data)
+
+    def until(self, steps: int) -> int:
+        """How many records there are before the first one that was taken at this step count, or later."""
+        return next((i for i, at in enumerate(self._at) if at >= steps), len(self))
+
+    def tail(self, start: int) -> bytes:
+        """Its bytes from one on."""
+        return bytes(memoryview(self._data)[start:])
+
+    def save(self, path: str | Path) -> None:
+        """Write it to a file, in place of what the file held."""
+        Path(path).write_bytes(self._data)
+
+    @classmethod
+    def load(cls, path: str | Path, *, recover: bool = False) -> Trajectory:
+        """Read a file that `save` wrote, or that an optimizer appended to.
+
+        Args:
+            recover: take the longest sound beginning of a file that is cut off or damaged, instead of refusing it.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is no trajectory, or one of its records is cut off or damaged; the message says which, and
+                at which byte.
+        """
+        data = Path(path).read_bytes()
+        if data[: len(MAGIC)] != MAGIC[: len(data)] or (len(data) < len(MAGIC) and not recover):
+            raise ValueError(f"{path}: expected a trajectory, which begins with {MAGIC!r}, got {data[: len(MAGIC)]!r}")
+        result = cls()
+        if len(data) <= len(MAGIC):
+            return result
+        result._data = bytearray(data)
+        at = len(MAGIC)
+        try:
+            while at < len(data):
+                at = result._take(at)
+        except Damaged as error:
+            if not recover:
+                raise ValueError(
+                    f"{path}: record {len(result) + len(result.setups)}, at byte {at}: {error}; "
+                    f"{result.steps} steps come before it (Trajectory.load(path, recover=True) takes these alone)"
+                ) from error
+            del result._data[at:]
+        return result
+
+    def _take(self, at: int) -> int:
+        """Count in the record at byte `at` of the data, and return its end."""
+        setup = self.setups[-1][1] if self.setups else None
+        kind, end = check(self._data, at, self._crc, None if setup is None else len(setup.weight_decays))
+        if kind is Kind.SETUP:
+            setup = decode_setup(self._data, at, end)
+            self.setups.append((len(self), setup))
+            self.steps = setup.step
+        else:
+            self._starts.append(at)
+            self._ends.append(end)
+            self._at.append(self.steps)
+            self.steps += kind is not Kind.INTERRUPTED
+        self._crc = crc_of(self._data, at)
+        return end
+
+    def add_setup(self, setup: Setup) -> None:
+        """Append a setup, which holds for the records after it."""
+        self._append(encode_setup(setup, self._crc))
+
+    def add(self, record: Record) -> None:
+        """Append a step; its own step count and eps are those of the trajectory."""
+        self._append(encode(replace(record, step=self.steps), self._crc))
+
+    def _append(self, data: bytes) -> None:
+        at = len(self._data)
+        self._data += data
+        self._take(at)
