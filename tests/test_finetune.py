@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,14 +17,13 @@ for module in ("rich", "matplotlib", "safetensors"):
     pytest.importorskip(module)
 
 from rich.console import Console  # noqa: E402
+from tiny_run import tiny_encoder, tiny_options, write_table  # noqa: E402
 
 from zo_kernels.finetune import Config, cli, finetune, load_classifier, minilm, train  # noqa: E402
 from zo_kernels.finetune.batches import Texts  # noqa: E402
 from zo_kernels.finetune.data import from_tables, read_table  # noqa: E402
 from zo_kernels.finetune.docstrings import AREAS, collect, first_sentence, stdlib_docstrings  # noqa: E402
 from zo_kernels.finetune.job import prepare  # noqa: E402
-
-WORDS = {"fruit": ["apple", "pear", "plum", "fig"], "metal": ["iron", "zinc", "tin", "lead"]}
 
 
 @pytest.fixture(autouse=True)
@@ -37,30 +36,7 @@ def same_threads_afterwards() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random BERT of two layers and its tokenizer, in a folder."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    folder = tmp_path_factory.mktemp("tiny")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "of", *WORDS, *(w for group in WORDS.values() for w in group)]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    config = transformers.BertConfig(vocab_size=len(words), max_position_embeddings=16, **shape)
-    transformers.BertModel(config).save_pretrained(folder)
-    return folder
-
-
-def write_table(path: Path, count: int = 40, seed: int = 0) -> Path:
-    draw = random.Random(seed)
-    rows = {(label, " ".join(draw.choices(WORDS[label], k=5))) for label in WORDS for _ in range(count)}
-    path.write_text("label\ttext\n" + "".join(f"{label}\t{text}\n" for label, text in sorted(rows)), encoding="utf-8")
-    return path
+    return tiny_encoder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
@@ -70,10 +46,7 @@ def table(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def options(tiny: Path, table: Path, tmp_path: Path) -> dict[str, object]:
-    return {
-        "model": str(tiny), "data": str(table), "out": str(tmp_path / "run"), "head_start": "few-shot", "shots": 2,
-        "steps": 6, "eval_every": 3, "batch_size": 8, "max_tokens": 8, "threads": 1,
-    }  # fmt: skip
+    return {**tiny_options(tiny, table), "out": str(tmp_path / "run")}
 
 
 def records(run: Path, event: str) -> list[dict[str, object]]:
@@ -203,7 +176,7 @@ def test_run_folder_and_reload(options: dict[str, object], tmp_path: Path, capsy
 
 
 def test_what_a_run_says_first(options: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
-    finetune(Config(**{**options, "steps": 1, "max_tokens": 4, "dtype": "bf16"}))
+    finetune(Config(**{**options, "steps": 1, "max_tokens": 4, "dtype": "bf16", "perturb": "in_place"}))
     (start,) = records(Path(str(options["out"])), "start")
     said = capsys.readouterr().out
     assert f"{start['train']} texts to train on, {start['dev']} for development, {start['test']} for the" in said
@@ -269,6 +242,88 @@ def test_refused_steps_are_counted_and_end_a_hopeless_run(
     steps = records(Path(str(options["out"])), "step")
     assert [step["loss"] for step in steps[-20:]] == [None] * 20
     assert len(steps) < 100
+
+
+# Resuming and replaying (test_killed_runs kills)
+
+
+def cut_off(options: dict[str, object], monkeypatch: pytest.MonkeyPatch, after: int) -> Path:
+    """A run that dies after so many steps."""
+    step = train.Stepper.step
+
+    def dying(stepper: train.Stepper, factor: float) -> object:
+        if stepper._optimizer.step_count == after:
+            raise InterruptedError
+        return step(stepper, factor)
+
+    with monkeypatch.context() as patched, pytest.raises(InterruptedError):
+        patched.setattr(train.Stepper, "step", dying)
+        finetune(Config(**options))
+    return Path(str(options["out"]))
+
+
+def test_resume_and_replay_by_command(
+    options: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = finetune(Config(**options | {"out": str(tmp_path / "whole"), "method": "lezo"}))
+    run = cut_off({**options, "method": "lezo"}, monkeypatch, 4)
+    moved = run.rename(tmp_path / "moved")
+    assert cli.main(["replay", str(moved), "--step", "3", "--out", str(tmp_path / "early")]) == 0
+    assert "weights after step 3 of 4" in capsys.readouterr().out
+    assert cli.main(["--resume", str(moved)]) == 0
+    said = capsys.readouterr().out
+    assert "resumed after step 4" in said and said.splitlines()[-1].startswith(f"accuracy {whole.before.accuracy:.3f}")
+    assert [r["step"] for r in records(moved, "step")] == list(range(1, 7))
+    assert (records(moved, "summary")[0]["after"]["loss"], 6) == (whole.after.loss, whole.steps)
+    for step, out, source in ((6, "late", tmp_path / "whole"), (3, "again", tmp_path / "early")):
+        replayed = tmp_path / out
+        assert cli.main(["replay", str(moved), "--step", str(step), "--out", str(replayed)]) == 0
+        for file in ("model.safetensors", "head.safetensors"):
+            assert (replayed / "model" / file).read_bytes() == (source / "model" / file).read_bytes()
+    assert load_classifier(tmp_path / "late").predict(["apple"]) == load_classifier(tmp_path / "whole").predict(
+        ["apple"]
+    )
+
+
+WRONG_RESUMES = {
+    "no run": (lambda run: run.rename(run.with_name("elsewhere")), r"expected the folder of a run, with its config"),
+    "settings of another version": (
+        lambda run: (run / "config.json").write_text('{"lr": 1, "colour": 2}'), r"settings of a run of this version"
+    ),
+    "other data": (lambda run: write_table(run.with_name("words.tsv"), seed=1), r"--resume: .*started with: .*texts"),
+    "another trajectory": (
+        lambda run: (run / "trajectory.zo").write_bytes(b"something else"), r"expected a trajectory, which begins with"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG_RESUMES)
+def test_wrong_resumes_exit_with_2(
+    options: dict[str, object], wrong: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = cut_off(options, monkeypatch, 2)
+    change, message = WRONG_RESUMES[wrong]
+    change(run)
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["--resume", str(run)])
+    assert exit.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_finished_run_cannot_be_resumed_nor_one_with_other_settings(
+    options: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finetune(Config(**options))
+    for arguments, message in (
+        (["--resume", str(options["out"])], "has finished"),
+        (["--resume", str(options["out"]), "--lr", "1"], "expected no other option"),
+        (["replay", str(options["out"]), "--step", "7", "--out", str(tmp_path / "x")], "upto: .*between 0 and 6"),
+        (["replay", str(options["out"]), "--out", str(options["out"])], "--out: expected an empty or new folder"),
+    ):
+        with pytest.raises(SystemExit) as exit:
+            cli.main(arguments)
+        assert exit.value.code == 2
+        assert re.search(message, capsys.readouterr().err)
 
 
 # Bad input

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from models import block_mlp
+from models import block_mlp, real_loss
 from scripted import (
     EPS,
     LR,
@@ -24,6 +28,11 @@ from scripted import (
 )
 from tolerances import step_in_place
 from torch import nn
+
+import zo_kernels as zo
+from zo_kernels.backends.types import Pass
+from zo_kernels.ops import Table
+from zo_kernels.trajectory import Kind
 
 CALLS = {"MeZO": 4, "SparseMeZO": 4, "LeZO": 4, "MeZOSVRG": 8}  # of the closure, in a step of two directions
 FAILURES: dict[str, tuple[Any, type[BaseException], str]] = {
@@ -104,3 +113,35 @@ def test_differences_that_overflow_are_refused(method: str) -> None:
             take_step(opt, iter(losses).__next__)
         assert_close(snapshot(model), {n: t.double() for n, t in before.items()}, step_in_place(9.0, EPS, [0.0]))
         assert opt.refused_steps == 1
+
+
+@pytest.mark.parametrize("interrupted", range(7))
+@pytest.mark.parametrize("perturb", ["in_place", "in_forward"])
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupt_during_a_pass_waits_for_its_end(
+    method: str, perturb: str, interrupted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C reaches Python when a pass returns, before anybody has noted that the weights moved."""
+    model = block_mlp(depth=2)
+    start = copy.deepcopy(model)
+    opt = METHODS[method](model, lr=LR, eps=EPS, seed=SEED, perturb=perturb)
+    for _ in range(2):
+        take_step(opt, lambda: real_loss(model, opt.step_count))
+    apply, passes = Table.apply, itertools.count()
+
+    def interrupting(table: Table, do: Pass) -> None:
+        apply(table, do)
+        if next(passes) == interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Table, "apply", interrupting)
+        while True:
+            before = snapshot(model)
+            take_step(opt, lambda: real_loss(model, opt.step_count))
+    if opt.trajectory[-1].kind is Kind.INTERRUPTED:
+        tolerance = step_in_place(magnitude(before), EPS, [0.0]) if perturb == "in_place" else 0.0
+        assert_close(snapshot(model), {n: t.double() for n, t in before.items()}, tolerance)
+    take_step(opt, lambda: real_loss(model, opt.step_count))
+    zo.replay(start, opt.trajectory)
+    assert_same(snapshot(start), snapshot(model))

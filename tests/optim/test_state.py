@@ -6,7 +6,9 @@ import copy
 import io
 import itertools
 import pickle
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +47,7 @@ OPTIONS = st.fixed_dictionaries(
         "drop": st.sampled_from([0.0, 0.5]),
         "weight_decay": st.sampled_from([0.0, 0.1]),
         "rounding": st.sampled_from(["nearest", "stochastic"]),
+        "perturb": st.sampled_from(["in_place", "in_forward"]),
     }
 )
 
@@ -52,7 +55,7 @@ OPTIONS = st.fixed_dictionaries(
 def build(method: str, model: nn.Module, seed: int = SEED, **options: Any) -> zo.ZeroOrderOptimizer:
     if method == "MeZOSVRG":
         options = {"anchor_lr": 1e-2, "anchor_every": 4, **options}
-    return METHODS[method](model, lr=1e-2, eps=EPS, seed=seed, perturb="in_place", **options)
+    return METHODS[method](model, **{"lr": 1e-2, "eps": EPS, "seed": seed, "perturb": "in_place", **options})
 
 
 @settings(max_examples=40, deadline=None, database=None, derandomize=True)
@@ -160,3 +163,47 @@ def test_states_of_another_method_are_refused(method: str, source: str) -> None:
         opt.load_state_dict(other_opt.state_dict())
     assert str(opt.state_dict()) == str(ours)
     assert_same(before, snapshot(model))
+
+
+def through_checkpoint(path: Path, source: dict[str, Any], target: dict[str, Any]) -> None:
+    """torch.distributed.checkpoint, without processes: it fills what is there already."""
+    import torch.distributed.checkpoint as dcp
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that no process group is there
+        dcp.save(source, checkpoint_id=path)
+        dcp.load(target, checkpoint_id=path)
+
+
+@pytest.mark.parametrize("stateful", [True, False], ids=["objects", "dictionaries"])
+@pytest.mark.parametrize("perturb", ["in_place", "in_forward"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_distributed_checkpoint_goes_on_bit_for_bit(
+    method: str, perturb: str, stateful: bool, tmp_path: Path
+) -> None:
+    options = {"sparsity": 0.5, "drop": 0.5, "directions": 2, "perturb": perturb}
+    model, other = block_mlp(), block_mlp(seed=1)
+    opt, other_opt = build(method, model, **options), build(method, other, SEED + 1, **options)
+    go_on(opt, model, range(6))
+    if stateful:
+        through_checkpoint(tmp_path, {"model": model, "opt": opt}, {"model": other, "opt": other_opt})
+    else:
+        target = {"model": other.state_dict(), "opt": other_opt.state_dict()}
+        through_checkpoint(tmp_path, {"model": model.state_dict(), "opt": opt.state_dict()}, target)
+        other.load_state_dict(target["model"])
+        other_opt.load_state_dict(target["opt"])
+    assert_same(snapshot(model), snapshot(other))
+    assert_same_future((opt, model), (other_opt, other), range(6, 12))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_as_safetensors_and_the_state_beside_them(method: str, tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    model, other = block_mlp(dtype=torch.bfloat16), block_mlp(dtype=torch.bfloat16, seed=1)
+    opt, other_opt = build(method, model), build(method, other)
+    go_on(opt, model, range(5))
+    safetensors.save_file(model.state_dict(), tmp_path / "model.safetensors")
+    torch.save(opt.state_dict(), tmp_path / "opt.pt")
+    other.load_state_dict(safetensors.load_file(tmp_path / "model.safetensors"))
+    other_opt.load_state_dict(torch.load(tmp_path / "opt.pt"))
+    assert_same_future((opt, model), (other_opt, other), range(5, 11))

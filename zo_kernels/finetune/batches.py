@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -79,12 +81,16 @@ class Texts:
         for start in range(0, len(order), size):
             yield self.batch(order[start : start + size])
 
-    def endless(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
+    def endless(self, size: int, generator: torch.Generator, skip: int = 0) -> Iterator[Batch]:
         """Random batches of `size` texts for ever: of similar length, labels in the proportions of the whole set.
 
-        An epoch takes each text at most once; a remainder smaller than a batch is left out.
+        An epoch takes each text at most once; a remainder smaller than a batch is left out. The first `skip` batches
+        are left out too, as if they had been drawn.
         """
         self.check_batch_size(size)
+        return map(self.batch, islice(self._endless(size, generator), skip, None))
+
+    def _endless(self, size: int, generator: torch.Generator) -> Iterator[list[int]]:
         while True:
             order = self._interleave(torch.randperm(len(self), generator=generator).tolist())
             order = order[: len(order) // size * size]
@@ -92,7 +98,12 @@ class Texts:
                 group = order[start : start + size * _BATCHES_SORTED_TOGETHER]
                 group = self._interleave(sorted(group, key=lambda index: len(self.ids[index])))
                 for turn in torch.randperm(len(group) // size, generator=generator).tolist():
-                    yield self.batch(group[turn * size : (turn + 1) * size])
+                    yield group[turn * size : (turn + 1) * size]
+
+    def digest(self) -> str:
+        """16 hex digits that tell these texts and labels from others."""
+        rows = [[*row.tolist(), label] for row, label in zip(self.ids, self.labels.tolist(), strict=True)]
+        return hashlib.blake2s(repr(rows).encode(), digest_size=8).hexdigest()
 
     def _interleave(self, order: Sequence[int]) -> list[int]:
         """The same indices with each label's spread evenly from first to last, in the order they came in."""

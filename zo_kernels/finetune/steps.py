@@ -13,9 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import zo_kernels as zo
-from zo_kernels.finetune.batches import Batch
+from zo_kernels.finetune.batches import Batch, Texts
 from zo_kernels.finetune.config import Config
 from zo_kernels.finetune.model import Classifier
+from zo_kernels.spec import direction_seed
+
+_ANCHOR_BATCHES = 2**19  # of `direction_seed`: no direction has this number
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,15 @@ class Step:
 
 
 class Stepper:
-    """Makes steps on batches drawn from an endless stream."""
+    """Makes steps on random batches, from the step that the optimizer has come to.
 
-    def __init__(
-        self, config: Config, classifier: Classifier, optimizer: zo.ZeroOrderOptimizer, batches: Iterator[Batch]
-    ) -> None:
-        self._config, self._classifier, self._optimizer, self._batches = config, classifier, optimizer, batches
+    The batches of a step depend on the run's seed and the step alone, so that a run that is resumed sees the same.
+    """
+
+    def __init__(self, config: Config, classifier: Classifier, optimizer: zo.ZeroOrderOptimizer, texts: Texts) -> None:
+        self._config, self._classifier, self._optimizer, self._texts = config, classifier, optimizer, texts
+        generator = torch.Generator().manual_seed(config.seed)
+        self._batches = texts.endless(config.batch_size, generator, skip=optimizer.step_count)
         device = classifier.head.weight.device
         self._forwards, self._steps, self._assembly = _Stopwatch(device), _Stopwatch(device), _Stopwatch(device)
         keys = ("lr", "anchor_lr")
@@ -53,7 +59,7 @@ class Stepper:
             group.update({key: rate * factor for key, rate in rates.items()})
         for watch in (self._forwards, self._steps, self._assembly):
             watch.seconds = 0.0
-        (batch,) = self._draw(1)
+        (batch,) = self._draw(self._batches, 1)
         drawn_before = self._assembly.seconds
         with self._steps:
             loss = self._loss_of_step(batch)
@@ -75,7 +81,11 @@ class Stepper:
             def loss_of_large() -> Tensor:
                 # Most steps never ask for it; so it is drawn at the first call, and kept for the step's other calls.
                 if not large:
-                    large.extend(self._draw(math.ceil(anchor.examples / self._config.batch_size)))
+                    step = torch.Generator().manual_seed(
+                        direction_seed(self._config.seed, self._optimizer.step_count, _ANCHOR_BATCHES) >> 1
+                    )
+                    batches = self._texts.endless(self._config.batch_size, step)
+                    large.extend(self._draw(batches, math.ceil(anchor.examples / self._config.batch_size)))
                 return torch.stack([self._loss(part) for part in large]).mean()
 
             closures.append(loss_of_large)
@@ -91,9 +101,9 @@ class Stepper:
         with self._forwards:
             return F.cross_entropy(self._classifier(batch.input_ids, batch.attention_mask), batch.labels)
 
-    def _draw(self, count: int) -> list[Batch]:
+    def _draw(self, batches: Iterator[Batch], count: int) -> list[Batch]:
         with self._assembly:
-            return list(islice(self._batches, count))
+            return list(islice(batches, count))
 
 
 class _Stopwatch:

@@ -6,7 +6,8 @@ import math
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +19,12 @@ import zo_kernels as zo
 from zo_kernels.finetune import report, run_folder
 from zo_kernels.finetune.batches import Texts
 from zo_kernels.finetune.config import Config
-from zo_kernels.finetune.job import Job, prepare
+from zo_kernels.finetune.job import Job, prepare, resume_weights
 from zo_kernels.finetune.model import Classifier
 from zo_kernels.finetune.results import Evaluation, Summary
 from zo_kernels.finetune.run_folder import Metrics
 from zo_kernels.finetune.steps import Step, Stepper
+from zo_kernels.trajectory import Kind
 
 _MOST_REFUSED_IN_A_ROW = 20
 _EVALUATION_BATCH = 64
@@ -42,37 +44,80 @@ def finetune(config: Config, console: Console | None = None) -> Summary:
     return run(prepare(config), console or Console(), started)
 
 
-def run(job: Job, console: Console, started: float) -> Summary:
+def resume(folder: str | Path, console: Console | None = None) -> Summary:
+    """Go on with a run that was cut off, at whatever moment; it ends with the bits of one that was not.
+
+    Raises ValueError, TypeError or OSError if the folder is not that of an unfinished run, or if data, model or
+    versions are not those that it was started with; `Diverged` as `finetune`.
+    """
+    started = time.perf_counter()
+    return run(prepare_to_resume(folder), console or Console(), started, resumed=True)
+
+
+def prepare_to_resume(folder: str | Path) -> Job:
+    """The job of a run that was cut off, with the weights that it started with.
+
+    Raises ValueError, TypeError or OSError as `resume`.
+    """
+    config = run_folder.config_of(folder)
+    if (Path(folder) / run_folder.MODEL / run_folder.LABELS).is_file():
+        raise ValueError(f"--resume: expected a run that was cut off, got {folder}, which has finished")
+    return prepare(config, resume=True)
+
+
+def run(job: Job, console: Console, started: float, *, resumed: bool = False) -> Summary:
     """Evaluate, train, evaluate and save; `started` is the `time.perf_counter()` from which the run is timed."""
-    with Metrics(job.folder) as metrics:
+    with Metrics(job.folder, _steps_recorded(job) if resumed else None) as metrics:
         start = _start(job)
-        metrics.write("start", **start)
+        _check_same_start(metrics.find("start"), start)
+        if metrics.find("start") is None:
+            metrics.write("start", **start)
         for line in report.opening_lines(start):
             console.print(line, highlight=False, soft_wrap=True)
         before = _evaluate(job, metrics, "test", 0)
+        _evaluate(job, metrics, "dev", 0)
+        if resumed:
+            resume_weights(job)
+            metrics.write("resume", step=job.optimizer.step_count)
+            console.print(f"resumed after step {job.optimizer.step_count}", highlight=False)
         steps = _train(job, metrics, console)
         after = _evaluate(job, metrics, "test", len(steps))
-        run_folder.save_classifier(job.folder, job.classifier, job.tokenizer, job.names, job.config.max_tokens)
         report.draw_curves(metrics.records, job.folder / run_folder.CURVES)
-        in_steps = sum(step.seconds for step in steps)
+        timed = [step for step in steps if step.seconds]
+        in_steps = sum(step.seconds for step in timed) or math.nan
         summary = Summary(
             before=before,
             after=after,
             steps=len(steps),
-            step_seconds=in_steps / len(steps),
-            forward_share=sum(step.forward_seconds for step in steps) / in_steps,
-            pass_share=sum(step.pass_seconds for step in steps) / in_steps,
+            step_seconds=in_steps / max(len(timed), 1),
+            forward_share=sum(step.forward_seconds for step in timed) / in_steps,
+            pass_share=sum(step.pass_seconds for step in timed) / in_steps,
             refused_steps=job.optimizer.refused_steps,
             peak_rss=report.peak_rss(),
             seconds=time.perf_counter() - started,
             test_texts=len(job.test),
         )
         metrics.write("summary", **asdict(summary))
+        # Last: a run that has this has finished.
+        run_folder.save_classifier(job.folder, job.classifier, job.tokenizer, job.names, job.config.max_tokens)
     console.print(report.closing_table(summary))
     if after.loss > before.loss:
         console.print("The loss rose: a lower --lr may help.")
     console.print(f"run folder: {job.folder}", highlight=False, soft_wrap=True)
     return summary
+
+
+def _steps_recorded(job: Job) -> int:
+    trajectory = job.folder / run_folder.TRAJECTORY
+    return zo.Trajectory.load(trajectory, recover=True).steps if trajectory.exists() else 0
+
+
+def _check_same_start(before: dict[str, Any] | None, now: dict[str, Any]) -> None:
+    """Other data, and other versions of what computes the losses, would give other bits."""
+    changed = {} if before is None else {k: (before.get(k), v) for k, v in now.items() if before.get(k) != v}
+    if changed:
+        told = ", ".join(f"{name} {old} (now {new})" for name, (old, new) in changed.items())
+        raise ValueError(f"--resume: expected what the run was started with: {told}")
 
 
 def _start(job: Job) -> dict[str, Any]:
@@ -88,6 +133,8 @@ def _start(job: Job) -> dict[str, Any]:
         "test": len(job.test),
         "cut": job.train.cut + job.dev.cut + job.test.cut,
         "max_tokens": config.max_tokens,
+        "texts": [texts.digest() for texts in (job.train, job.dev, job.test)],
+        "perturb": job.optimizer.perturb,
         "weights": sum(p.numel() for p in parameters),
         "weights_trained": sum(p.numel() for p in parameters if p.requires_grad),
         "python": platform.python_version(),
@@ -109,24 +156,42 @@ def evaluate(classifier: Classifier, texts: Texts) -> Evaluation:
 
 def _train(job: Job, metrics: Metrics, console: Console) -> list[Step]:
     config = job.config
-    batches = job.train.endless(config.batch_size, torch.Generator().manual_seed(config.seed))
-    stepper = Stepper(config, job.classifier, job.optimizer, batches)
-    steps: list[Step] = []
-    in_forwards = in_steps = 0.0
+    stepper = Stepper(config, job.classifier, job.optimizer, job.train)
+    steps = _steps_so_far(job, metrics)
+    in_forwards, in_steps = sum(step.forward_seconds for step in steps), sum(step.seconds for step in steps)
     dev = _evaluate(job, metrics, "dev", 0)
     console.print(_evaluation_line(0, dev), highlight=False)
     with _progress(console) as progress:
-        task = progress.add_task(config.method, total=config.steps, status="")
-        for number in range(1, config.steps + 1):
-            step = stepper.step(_schedule(config.schedule, (number - 1) / config.steps))
-            steps.append(step)
-            metrics.write("step", step=number, **asdict(step))
-            _give_up_if_diverged(steps, config)
-            if number % config.eval_every == 0 or number == config.steps:
+        task = progress.add_task(config.method, total=config.steps, completed=len(steps), status="")
+        while True:
+            number = len(steps)
+            if number and (number % config.eval_every == 0 or number == config.steps):
                 dev = _evaluate(job, metrics, "dev", number)
                 progress.console.print(_evaluation_line(number, dev), highlight=False)
+            if number == config.steps:
+                return steps
+            step = stepper.step(_schedule(config.schedule, number / config.steps))
+            steps.append(step)
+            metrics.write("step", step=number + 1, **asdict(step))
+            _give_up_if_diverged(steps, config)
             in_forwards, in_steps = in_forwards + step.forward_seconds, in_steps + step.seconds
             progress.update(task, advance=1, status=_status(step, dev, in_forwards / in_steps))
+
+
+def _steps_so_far(job: Job, metrics: Metrics) -> list[Step]:
+    """Those of a run that is resumed. The last may be in the trajectory alone, without its times."""
+    known = {r["step"]: r for r in metrics.records if r["event"] == "step"}
+    steps: list[Step] = []
+    for record in job.optimizer.trajectory:
+        if record.kind is Kind.INTERRUPTED:
+            continue
+        number = len(steps) + 1
+        if number not in known:
+            lr = record.rates[0] if record.rates else job.optimizer.param_groups[0]["lr"]
+            untimed = Step(record.loss, lr, seconds=0.0, forward_seconds=0.0, pass_seconds=0.0, batch_seconds=0.0)
+            metrics.write("step", step=number, **asdict(untimed))
+            known[number] = asdict(untimed)
+        steps.append(Step(**{field.name: known[number][field.name] for field in fields(Step)}))
     return steps
 
 
@@ -145,6 +210,9 @@ def _schedule(name: str, progress: float) -> float:
 
 
 def _evaluate(job: Job, metrics: Metrics, split: str, step: int) -> Evaluation:
+    """After a step; what has been evaluated already, before the run was cut off, is looked up."""
+    if (known := metrics.find("evaluation", split=split, step=step)) is not None:
+        return Evaluation(known["loss"], known["accuracy"])
     start = time.perf_counter()
     result = evaluate(job.classifier, {"dev": job.dev, "test": job.test}[split])
     metrics.write("evaluation", split=split, step=step, **asdict(result), seconds=time.perf_counter() - start)

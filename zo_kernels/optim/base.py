@@ -20,6 +20,7 @@ from ..trajectory.recorder import Recorder
 from .blocks import block_of_parameters, find_blocks
 from .draws import FIRST_SLOT, blocks_to_drop, direction_seeds
 from .in_forward import InForward, InForwardProbes, cannot_perturb_in_forward
+from .interrupts import interrupts_held
 from .losses import Closure, Refused, check_closure, check_pair, decay_factors, spsa_update, value_of
 from .probes import InPlace, Probes
 from .thresholds import magnitude_threshold
@@ -106,7 +107,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         self._built_for: tuple[list[Any], int] | None = None
         self._in_forward: InForward | None = None
         self._builds = self._steps_since_built = 0  # of the tables
-        self._versions: list[int] | None = None  # of the weights after the last step
+        self._versions: dict[Tensor, int] | None = None  # of the weights after the last step that each took part in
 
         module = params if isinstance(params, nn.Module) else None
         defaults = {
@@ -128,7 +129,9 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         self._n_blocks, self._block_of = len(found), block_of_parameters(found)
         self._thresholds: dict[Tensor, float] = {}
         self.perturb = self._choose_perturb(perturb)
-        self._recorder = Recorder(trajectory)
+        self._recorder = Recorder()
+        if trajectory is not None:
+            self.record_to(trajectory)
         self._prepare()
 
     def _choose_perturb(self, asked: str) -> str:
@@ -230,7 +233,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         if isinstance(param_group, dict):  # torch refuses anything else, and says so
             where = f"param_groups[{len(self.param_groups)}]: "
             _check_group({**self.defaults, **param_group}, where)
-            if getattr(self, "_in_forward", None) is not None:
+            if getattr(self, "perturb", None) == "in_forward":
                 self._check_owned(param_group, where)
         super().add_param_group(param_group)
         if hasattr(self, "_names"):  # not while the base class is adding the first groups
@@ -238,14 +241,18 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             self._ids = self._identify()
 
     def _check_owned(self, param_group: dict[str, Any], where: str) -> None:
-        given = param_group.get("params", ())
+        given = param_group.get("params")
+        if isinstance(given, (Tensor, set)) or not isinstance(given, Iterable):
+            given = [given]  # torch refuses what is not a tensor then
+        else:  # it may be read once only
+            given = param_group["params"] = list(given)
         assert self._module is not None
         own = {id(p) for p in self._module.parameters()}
-        for p in [given] if isinstance(given, Tensor) else given:
-            p = p[1] if isinstance(p, tuple) else p
+        for p in given:
+            name, p = p if isinstance(p, tuple) else ("another", p)
             if isinstance(p, Tensor) and id(p) not in own:
                 raise ValueError(
-                    f"{where}params: expected parameters of the module, for perturb='in_forward', got another"
+                    f"{where}params: expected parameters of the module, for perturb='in_forward', got {name}"
                 )
 
     def _eps(self) -> float:
@@ -311,8 +318,9 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         seeds, seen = self._seeds(), list[Any]()
         pairs = self._probe(probes, closure, seeds, eps, seen)
         record = Record(self.step_count, Kind.STEP, tuple(rates[::2]), tuple(pairs), eps=eps)
-        probes.finish(spsa_update(seeds, record.projected_gradients, rates), decays)
-        self._took(weights, record)
+        with interrupts_held():
+            probes.finish(spsa_update(seeds, record.projected_gradients, rates), decays)
+            self._took(weights, record)
         return sum(seen) / len(seen)
 
     def _probe(
@@ -324,8 +332,9 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             for seed in seeds:
                 values = []
                 for signed in (eps, -eps):
-                    probes.to({seed: signed})
-                    reached += 1
+                    with interrupts_held():
+                        probes.to({seed: signed})
+                        reached += 1
                     loss, value = value_of(probes.evaluate(closure))
                     seen.append(loss)
                     values.append(value)
@@ -333,9 +342,9 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
                 check_pair(pair, eps)
                 pairs.append(pair)
         except BaseException as error:
-            probes.to({})
-            refused = isinstance(error, Refused)
-            self._failed(Kind.REFUSED if refused else Kind.INTERRUPTED, reached)
+            with interrupts_held():
+                probes.to({})
+                self._failed(Kind.REFUSED if isinstance(error, Refused) else Kind.INTERRUPTED, reached)
             if not isinstance(error, Refused):
                 raise
             raise error.error(f"closure: {error}; the step is refused, the weights are restored") from None
@@ -346,7 +355,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         self.projected_gradients = record.projected_gradients
         self.step_count += 1
         self._steps_since_built += 1
-        self._versions = _versions(weights)
+        self._note_versions(weights)
         self._recorder.add(record)
 
     def _failed(self, kind: Kind, reached: int) -> None:
@@ -358,12 +367,17 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         if kind is Kind.REFUSED:
             self.step_count += 1
             self.refused_steps += 1
-        self._versions = _versions(self._weights)
+        self._note_versions(self._weights)
         self._recorder.add(record)
+
+    def _note_versions(self, weights: Weights) -> None:
+        """What was changed up to now was changed by us."""
+        self._versions = {**(self._versions or {}), **_versions(weights)}
 
     def _changed_by_others(self, weights: Weights) -> bool:
         """Whether somebody has loaded or set weights since the last step."""
-        return self._versions is not None and self._versions != _versions(weights)
+        known = self._versions or {}
+        return any(known.get(t, version) != version for t, version in _versions(weights).items())
 
     @property
     def trajectory(self) -> Trajectory:
@@ -409,6 +423,17 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             ),
         )
 
+    def record_to(self, path: str | FilePath) -> None:
+        """Write the trajectory to a new file: the steps so far, and every step to come as it is taken.
+
+        A step is appended by one write, so that the file holds it even if the process is killed right after.
+
+        Raises:
+            TypeError: it is no path.
+            ValueError: the file exists.
+        """
+        self._recorder.write_to(path)
+
     def resume(self, path: str | FilePath) -> None:
         """Go on with a run that was cut off: replay its trajectory's file onto the weights that it started with, and
         append to it from now on. What is cut off or damaged at the file's end is dropped from it.
@@ -444,7 +469,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         by_name = {name: p for p, name in names.bare(self._names).items()}
         self._thresholds = {by_name[w.name]: w.threshold for w in setup.weights if w.threshold is not None}
         self._weights = None
-        self._versions = _versions(self._prepare())
+        self._note_versions(self._prepare())
 
     def state_dict(self) -> dict[str, Any]:
         """As `torch.optim.Optimizer.state_dict`, and what the run needs to go on bit for bit, under "zo"."""
@@ -501,9 +526,9 @@ def _check_eps(name: str, eps: Any) -> float:
     return checks.number(name, eps, checks.MIN_FLOAT32, checks.MAX_FLOAT32)
 
 
-def _versions(weights: Weights) -> list[int]:
+def _versions(weights: Weights) -> dict[Tensor, int]:
     """A count of the changes of each weight (tensors made in inference mode have none)."""
-    return [0 if w.tensor.is_inference() else w.tensor._version for w in weights.weights]
+    return {w.tensor: 0 if w.tensor.is_inference() else w.tensor._version for w in weights.weights}
 
 
 def _norm_parameters(module: nn.Module | None) -> set[Tensor]:

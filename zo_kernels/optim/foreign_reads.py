@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Operations that take a tensor for its shape and type alone; views are told by their schema.
+# Operations that take a tensor for its shape and type alone.
 _SHAPE_ONLY = {
     "aten::new_empty",
     "aten::new_empty_strided",
@@ -26,23 +26,27 @@ _SHAPE_ONLY = {
     "aten::zeros_like",
     "aten::_has_compatible_shallow_copy_type",
     "aten::is_same_size",
+    "aten::result_type",
 }
+# ... and those that do so with all but the first. In inference mode they are seen whole.
+_FIRST_ONLY = {"aten::expand_as", "aten::reshape_as", "aten::resize_as_", "aten::type_as", "aten::view_as"}
 
 
 class Watch(TorchDispatchMode):
-    """Calls `on_read(i)` whenever an operation reads memory of the i-th tensor.
+    """Calls `on_read(i)` whenever an operation reads memory of the i-th tensor, `on_read(None)` if it is stale memory.
 
     Args:
         tensors: none overlapping.
+        stale: whether an address is of memory that should not be read any more.
         on_read: may be called many times for one read.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], on_read: Any):
+    def __init__(self, tensors: Sequence[Tensor], stale: Callable[[int], bool], on_read: Callable[[int | None], None]):
         super().__init__()
         spans = [(t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), i) for i, t in enumerate(tensors)]
         self._spans = sorted(span for span in spans if span[0] < span[1])
         self._starts = [start for start, _, _ in self._spans]
-        self._on_read = on_read
+        self._stale, self._on_read = stale, on_read
         self._paused = False
 
     @contextmanager
@@ -57,23 +61,26 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if not self._paused and func._schema.name not in _SHAPE_ONLY:
-            for t in _tensors((args, kwargs)):
-                self._look(t, result, func.is_view)
+        name = func._schema.name
+        if not self._paused and name not in _SHAPE_ONLY:
+            for t in _tensors(args[:1] if name in _FIRST_ONLY else (args, kwargs)):
+                self._look(t, result, func._schema.is_mutable)
         return result
 
-    def _look(self, t: Tensor, result: Any, may_be_view: bool) -> None:
+    def _look(self, t: Tensor, result: Any, writes: bool) -> None:
         if t.layout != torch.strided or t.is_meta or not t.numel():
             return
         address = t.data_ptr()
         at = bisect_right(self._starts, address) - 1
-        if at < 0 or address >= self._spans[at][1]:
+        ours = at >= 0 and address < self._spans[at][1]
+        if not ours and not self._stale(address):
             return
-        # What a schema calls a view may be a copy: `to` and `reshape` decide when they run.
+        # What returns a view reads nothing. Schemas do not tell: `to` and `reshape` decide when they run.
         storage = t.untyped_storage().data_ptr()
-        if may_be_view and all(r.untyped_storage().data_ptr() == storage for r in _tensors(result)):
+        results = [] if writes else list(_tensors(result))
+        if results and all(r.untyped_storage().data_ptr() == storage for r in results):
             return
-        self._on_read(self._spans[at][2])
+        self._on_read(self._spans[at][2] if ours else None)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -6,11 +6,12 @@ parameters' `data` points there until its forward has ended, however it ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_map_only
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 from ..backends.types import MaskKind, Pass
 from ..ops import Table
 from .foreign_reads import Watch
+from .losses import call
 from .scratch import Scratch, bytes_for
 from .weights import Weights
 
@@ -61,11 +63,13 @@ class InForward:
         self._find_owners()
         orphans = set(range(len(weights.weights))).difference(*self._owned.values())
         if orphans:
-            names = ", ".join(weights.weights[i].name for i in sorted(orphans))
-            raise ValueError(f"params: expected parameters of the module, for perturb='in_forward', got also {names}")
+            raise ValueError(
+                f"params: expected parameters of the module, for perturb='in_forward', got also {self._named(orphans)}"
+            )
         self._tables: dict[tuple[Any, ...], tuple[Table, list[Tensor]]] = {}
         self._sizes: dict[tuple[int, ...], int] = {}
-        self._scratch = Scratch(weights.weights[0].tensor.device, self._tables.clear)
+        first = weights.weights[0].tensor
+        self._scratch = Scratch(first.device, first.is_inference(), self._tables.clear)
         self._frames: list[_Frame] = []
         self._live: set[int] = set()
         self._stack: list[nn.Module] = []  # all modules that run, while watching
@@ -77,7 +81,8 @@ class InForward:
 
     def _find_owners(self) -> None:
         owned: dict[nn.Module, list[int]] = {m: list(indices) for m, indices in self._borrowed.items()}
-        for m in self._module.modules():
+        self._members = set(self._module.modules())
+        for m in self._members:
             for p in m._parameters.values():
                 i = None if p is None else self._index.get(p)
                 if i is not None and i not in owned.setdefault(m, []):
@@ -98,13 +103,14 @@ class InForward:
         """
         self._pass, self._from_anchor = do, from_anchor
         self._active = None if do.active is None else frozenset(do.active)
+        strangers: set[int] = set()
         while True:
             self._find_owners()
-            found: dict[int, nn.Module | None] = {}
+            found: set[tuple[int | None, nn.Module | None]] = set()
             result = self._run(closure, found if watch else None)
             if not found:
                 break
-            self._borrow(found)
+            self._borrow(found, strangers)
         if self._entered == 0:
             raise ValueError(
                 "closure: expected it to run the module that the optimizer was given, but none of the modules with "
@@ -112,21 +118,23 @@ class InForward:
             )
         return result
 
-    def _run(self, closure: Callable[[], Any], found: dict[int, nn.Module | None] | None) -> Any:
+    def _run(self, closure: Callable[[], Any], found: set[tuple[int | None, nn.Module | None]] | None) -> Any:
         self._entered = 0
-        self._watch = None if found is None else Watch(self._weights.theta, lambda i: self._note_read(i, found))
+        self._watch = None
+        if found is not None:
+            self._watch = Watch(self._weights.theta, self._scratch.is_free, lambda i: self._note_read(i, found))
         hooks = [
             register_module_forward_pre_hook(self._enter),
             register_module_forward_hook(self._leave, always_call=True),
         ]
         try:
             with self._watch or nullcontext():
-                return closure()
+                return call(closure)
         finally:
             for hook in hooks:
                 hook.remove()
             while self._frames:  # left over by what is no Exception, such as an interrupt
-                self._put_back(self._frames.pop())
+                self._put_back()
             self._scratch.clear()
             self._stack.clear()
             self._watch = None
@@ -140,10 +148,11 @@ class InForward:
         self._entered += 1
         wanted = [i for i in owned if i not in self._live and (self._active is None or i in self._active)]
         frame = _Frame(module, wanted, None)
+        self._frames.append(frame)  # first: an interrupt may come at any line
         if wanted:
-            with nullcontext() if self._watch is None else self._watch.paused():
+            # A transform of torch.func that is under way is none of our passes' business.
+            with nullcontext() if self._watch is None else self._watch.paused(), torch._C._DisableFuncTorch():
                 frame.place = self._perturb(tuple(wanted))
-        self._frames.append(frame)
 
     def _perturb(self, wanted: tuple[int, ...]) -> tuple[int, int]:
         weights, do = self._weights, self._pass
@@ -173,18 +182,20 @@ class InForward:
         if not any(frame.module is module for frame in self._frames):
             return None
         replaced = self._without_aliases(output)
-        while True:
-            frame = self._frames.pop()
-            self._put_back(frame)
-            if frame.module is module:
-                return replaced
+        while self._put_back() is not module:
+            pass
+        return replaced
 
-    def _put_back(self, frame: _Frame) -> None:
+    def _put_back(self) -> nn.Module:
+        """End the last frame, and return its module."""
+        frame = self._frames[-1]
         for i in frame.swapped:
             self._weights.weights[i].tensor.data = self._weights.theta[i]
         self._live.difference_update(frame.swapped)
         if frame.place is not None:
             self._scratch.give_back(frame.place)
+        self._frames.pop()
+        return frame.module
 
     def _without_aliases(self, output: Any) -> Any:
         """The module's output with copies of what lies in the scratch buffer, or None if nothing does."""
@@ -202,27 +213,51 @@ class InForward:
         mapped = tree_map_only(Tensor, copied, output)
         return mapped if changed else None
 
-    def _note_read(self, i: int, found: dict[int, nn.Module | None]) -> None:
+    def _note_read(self, i: int | None, found: set[tuple[int | None, nn.Module | None]]) -> None:
+        if i is None:
+            found.add((None, None))
+            return
         if self._active is not None and i not in self._active and any(i in self._owned.get(m, ()) for m in self._stack):
             return  # it is dropped, and belongs to a module that runs
-        found.setdefault(i, self._stack[-1] if self._stack else None)
+        running: list[Any] = [m for m in self._stack if m in self._members] or self._stack or [None]
+        found.add((i, running[-1]))
 
-    def _borrow(self, found: Mapping[int, nn.Module | None]) -> None:
-        name = {i: self._weights.weights[i].name for i in found}
-        if outside := [name[i] for i, m in found.items() if m is None]:
+    def _borrow(self, found: set[tuple[int | None, nn.Module | None]], strangers: set[int]) -> None:
+        """Perturb weights from now on where they were found to be read.
+
+        Args:
+            found: (weight, module) of each read; no module runs outside of all, and no weight is stale memory.
+            strangers: the weights that modules which are none of ours have borrowed in this evaluation.
+        """
+        reads = [(i, m) for i, m in found if i is not None]
+        if outside := [i for i, m in reads if m is None]:
             raise ValueError(
-                f"closure: it reads {', '.join(outside)} where no module runs, so that perturbation in the forward "
+                f"closure: it reads {self._named(outside)} where no module runs, so that perturbation in the forward "
                 "cannot reach it; use perturb='in_place', or read it in the forward of a module"
             )
-        stale = [name[i] for i, m in found.items() if m is not None and i in self._owned.get(m, ())]
-        if stale:
+        if stale := [i for i, m in reads if m is not None and i in self._owned.get(m, ())]:
             raise ValueError(
-                f"closure: a module reads {', '.join(stale)} by a view that was made before its forward, which "
+                f"closure: a module reads {self._named(stale)} by a view that was made before its forward, which "
                 "perturbation in the forward cannot reach; use perturb='in_place'"
             )
-        for i, m in found.items():
+        if len(reads) < len(found):
+            raise ValueError(
+                "closure: it reads perturbed weights after the forward of their module, in a backward pass or by a "
+                "view that was kept, when perturbation in the forward has given up their memory; use perturb='in_place'"
+            )
+        unknown = {i for i, m in reads if m not in self._members}
+        if anew := unknown & strangers:
+            raise ValueError(
+                f"closure: a module that is made anew in every call reads {self._named(anew)}, which perturbation in "
+                "the forward cannot reach; use perturb='in_place'"
+            )
+        strangers |= unknown
+        for i, m in reads:
             assert m is not None
             self._borrowed.setdefault(m, []).append(i)
+
+    def _named(self, indices: Iterable[int]) -> str:
+        return ", ".join(self._weights.weights[i].name for i in sorted(set(indices)))
 
 
 class InForwardProbes:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Closure = Callable[[], "Tensor | float"]
@@ -25,6 +26,15 @@ def check_closure(name: str, closure: Any) -> None:
     """Raise TypeError unless it can be called."""
     if not callable(closure):
         raise TypeError(f"{name}: expected a function that returns the loss, got {type(closure).__name__}")
+
+
+def call(closure: Closure) -> Any:
+    """What it returns. Should a step run within autocast, casts of weights that it caches must not outlive a move."""
+    torch.clear_autocast_cache()
+    try:
+        return closure()
+    finally:
+        torch.clear_autocast_cache()
 
 
 def value_of(loss: Any) -> tuple[Tensor | float, float]:

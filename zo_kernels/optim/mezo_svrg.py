@@ -12,9 +12,10 @@ from .. import checks
 from ..replay import Replay
 from ..trajectory import Kind, Record, Setup
 from ..trajectory.record import projected_gradients
-from .base import ZeroOrderOptimizer, _versions
+from .base import ZeroOrderOptimizer
 from .draws import ANCHOR_SLOT, SEPARATE_SLOT
 from .in_forward import InForwardProbes
+from .interrupts import interrupts_held
 from .losses import Closure, check_closure, decay_factors
 from .path import Path
 from .probes import InPlaceFromAnchor, Probes, RestoredInPlace
@@ -102,7 +103,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
                     if w.block in self._dropped:
                         w.tensor.copy_(self.state[w.tensor]["anchor"])
                 self._write(weights, record=True)
-            self._versions = _versions(weights)
+            self._note_versions(weights)
         return weights
 
     def _svrg_setup(self) -> dict[str, bool]:
@@ -152,11 +153,12 @@ class MeZOSVRG(ZeroOrderOptimizer):
             self._forget()
             raise
         record = Record(self.step_count, Kind.ANCHOR, tuple(rates[::2]), tuple(pairs), eps=eps)
-        estimate = path.start(seeds, record.projected_gradients)
-        path.advance(estimate, rates, decay_factors(rates, self._weight_decays()))
-        self._write(weights, record=True)
-        self._age = 1
-        self._took(weights, record)
+        with interrupts_held():
+            estimate = path.start(seeds, record.projected_gradients)
+            path.advance(estimate, rates, decay_factors(rates, self._weight_decays()))
+            self._write(weights, record=True)
+            self._age = 1
+            self._took(weights, record)
         return sum(seen) / len(seen)
 
     def _inner_step(self, weights: Weights, closure: Closure, eps: float, rates: Sequence[float]) -> Tensor | float:
@@ -167,10 +169,11 @@ class MeZOSVRG(ZeroOrderOptimizer):
         there = self._probe(self._probes_from_anchor(weights), closure, anchor_seeds, eps, [])
         record = Record(self.step_count, Kind.BETWEEN, tuple(rates[::2]), tuple(here), tuple(there), eps=eps)
         estimate = self._path.estimate(seeds, record.projected_gradients, anchor_seeds, projected_gradients(there, eps))
-        self._path.advance(estimate, rates, decay_factors(rates, self._weight_decays()))
-        self._write(weights)
-        self._age += 1
-        self._took(weights, record)
+        with interrupts_held():
+            self._path.advance(estimate, rates, decay_factors(rates, self._weight_decays()))
+            self._write(weights)
+            self._age += 1
+            self._took(weights, record)
         return sum(seen) / len(seen)
 
     def _probes_at_theta(self, weights: Weights) -> Probes:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ..backends.types import Pass
+from .losses import call
 from .weights import Weights
 
 
@@ -54,7 +55,7 @@ class InPlace:
         self.offset = dict(offset)
 
     def evaluate(self, closure: Callable[[], Any]) -> Any:
-        return closure()
+        return call(closure)
 
     def finish(self, update: Mapping[int, Sequence[float]], decays: Sequence[float]) -> None:
         # With w = θ + offset * z, the restored and updated weights are decay * w + (update - decay * offset) * z.
@@ -100,7 +101,7 @@ class InPlaceFromAnchor:
             self._restore()
 
     def evaluate(self, closure: Callable[[], Any]) -> Any:
-        return closure()
+        return call(closure)
 
     def finish(self, update: Mapping[int, Sequence[float]], decays: Sequence[float]) -> None:
         raise AssertionError("the estimate at an anchor is not followed by an update of its own")

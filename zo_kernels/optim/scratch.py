@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, device
@@ -18,11 +18,12 @@ class Scratch:
 
     Args:
         where: the device.
+        inference: whether to make inference tensors; neither kind can stand in for the other in a parameter.
         on_drop: called before a chunk is dropped, so that whoever kept what was taken from it lets go of it first.
     """
 
-    def __init__(self, where: device, on_drop: Callable[[], None]):
-        self._where, self._on_drop = where, on_drop
+    def __init__(self, where: device, inference: bool, on_drop: Callable[[], None]):
+        self._where, self._inference, self._on_drop = where, inference, on_drop
         self._chunks: list[Tensor] = []
         self._used: list[int] = []  # bytes of each chunk
         self._most = 0  # bytes ever in use
@@ -46,10 +47,11 @@ class Scratch:
         """A tensor of each of these shapes and dtypes, uninitialised, in memory that `take` returned for them."""
         at, start = place
         made = []
-        for t in like:
-            nbytes = t.numel() * t.element_size()
-            made.append(self._chunks[at][start : start + nbytes].view(t.dtype).view(t.shape))
-            start += _aligned(nbytes)
+        with torch.inference_mode(self._inference):
+            for t in like:
+                nbytes = t.numel() * t.element_size()
+                made.append(self._chunks[at][start : start + nbytes].view(t.dtype).view(t.shape))
+                start += _aligned(nbytes)
         return made
 
     def _chunk_with_room_for(self, size: int) -> int:
@@ -71,8 +73,8 @@ class Scratch:
         del self._chunks[at:], self._used[at:]
 
     def _add(self, size: int) -> None:
-        # A step may run in inference mode, whose tensors cannot stand in for a parameter outside of it.
-        with torch.inference_mode(False):
+        # Whether the step runs in inference mode or not.
+        with torch.inference_mode(self._inference):
             self._chunks.append(torch.empty(size, dtype=torch.uint8, device=self._where))
         self._used.append(0)
 
@@ -89,8 +91,31 @@ class Scratch:
 
     def holds(self, t: Tensor) -> bool:
         """Whether a tensor's memory lies in the buffer."""
-        address = t.data_ptr()
-        return any(c.data_ptr() <= address < c.data_ptr() + c.numel() for c in self._chunks)
+        return any(self._find(part.data_ptr()) is not None for part in _parts(t))
+
+    def is_free(self, address: int) -> bool:
+        """Whether an address is of memory in the buffer that nobody has taken."""
+        found = self._find(address)
+        return found is not None and found[1] >= self._used[found[0]]
+
+    def _find(self, address: int) -> tuple[int, int] | None:
+        for at, chunk in enumerate(self._chunks):
+            start = address - chunk.data_ptr()
+            if 0 <= start < chunk.numel():
+                return at, start
+        return None
+
+
+def _parts(t: Tensor) -> Iterator[Tensor]:
+    """The tensors that hold the elements of one that is sparse, or wrapped by a transform such as `torch.vmap`."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(t):
+        t = torch._C._functorch.get_unwrapped(t)
+    if t.layout == torch.sparse_coo:
+        yield t._values()
+    elif t.layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc):
+        yield t.values()
+    elif t.layout == torch.strided:
+        yield t
 
 
 def _aligned(nbytes: int) -> int:

@@ -14,25 +14,36 @@ from .trajectory import Trajectory
 class Recorder:
     """Appends to a trajectory, and to its file with one write for each record.
 
-    What was written survives the death of the process; it is forced to the disk when the system likes.
-
-    Args:
-        path: a file that does not exist yet, made with the first record; None for memory alone.
-
-    Raises:
-        ValueError: the file exists.
+    What was written survives the death of the process; it is forced to the disk when the system likes. A file that
+    somebody else has changed meanwhile is left alone: RuntimeError.
     """
 
-    def __init__(self, path: str | Path | None = None):
+    def __init__(self) -> None:
         self.trajectory = Trajectory()
-        self._path = None if path is None else Path(path)
+        self._path: Path | None = None
         self._written = 0
         self._fresh = True
         self._key: Any = None
-        if self._path is not None and self._path.exists():
+
+    def write_to(self, path: str | Path) -> None:
+        """From now on, and with all that there is so far.
+
+        Args:
+            path: a file that does not exist yet; made with the first record.
+
+        Raises:
+            TypeError: it is no path.
+            ValueError: it exists.
+        """
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"trajectory: expected a path, got {type(path).__name__}")
+        if os.path.exists(path):
             raise ValueError(
                 f"trajectory: expected a new file, got {path}, which exists; `resume` goes on from where it ends"
             )
+        self._path, self._written, self._fresh = Path(path), 0, True
+        if self.trajectory.setups:
+            self._write()
 
     @classmethod
     def resumed(cls, path: str | Path, trajectory: Trajectory) -> Recorder:
@@ -71,6 +82,11 @@ class Recorder:
         file = os.open(self._path, flags | getattr(os, "O_BINARY", 0), 0o666)
         self._fresh = False
         try:
+            if (size := os.fstat(file).st_size) != self._written:
+                raise RuntimeError(
+                    f"{self._path}: expected the {self._written} bytes that this run wrote, got {size}: another "
+                    "process writes to the same trajectory"
+                )
             while data := self.trajectory.tail(self._written):
                 self._written += os.write(file, data)
         finally:

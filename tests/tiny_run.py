@@ -1,0 +1,46 @@
+"""A random encoder and a table of texts, small enough for whole runs of zo-finetune in a test."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+
+WORDS = {"fruit": ["apple", "pear", "plum", "fig"], "metal": ["iron", "zinc", "tin", "lead"]}
+
+
+def tiny_encoder(folder: Path) -> Path:
+    """A random BERT of two layers and its tokenizer, written to a folder."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "of", *WORDS, *(w for group in WORDS.values() for w in group)]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.BertConfig(vocab_size=len(words), max_position_embeddings=16, **shape)
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def write_table(path: Path, count: int = 40, seed: int = 0) -> Path:
+    """Distinct texts of five words of their label."""
+    draw = random.Random(seed)
+    rows = {(label, " ".join(draw.choices(WORDS[label], k=5))) for label in WORDS for _ in range(count)}
+    path.write_text("label\ttext\n" + "".join(f"{label}\t{text}\n" for label, text in sorted(rows)), encoding="utf-8")
+    return path
+
+
+def tiny_options(encoder: Path, table: Path) -> dict[str, object]:
+    """Settings of a run of a second, all but its folder."""
+    return {
+        "model": str(encoder), "data": str(table), "head_start": "few-shot", "shots": 2,
+        "steps": 6, "eval_every": 3, "batch_size": 8, "max_tokens": 8, "threads": 1,
+    }  # fmt: skip
