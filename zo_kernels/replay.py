@@ -17,7 +17,7 @@ from .optim.path import Path
 from .optim.probes import InPlace
 from .optim.weights import Weight, Weights
 from .trajectory import Kind, Record, Setup, Trajectory
-from .trajectory.fingerprint import fingerprint
+from .trajectory.fingerprint import combined, fingerprint
 from .trajectory.record import projected_gradients
 
 NOISE = "v1"
@@ -148,7 +148,18 @@ class Replay:
                 if i in setups:
                     self._begin(setups[i])
                 self._take(trajectory[i])
+                if (expected := trajectory.checks.get(i + 1)) is not None:
+                    self._check(expected, trajectory[i].step + 1)
             self._flush()
+
+    def _check(self, expected: str, step: int) -> None:
+        self._flush()
+        assert self.weights is not None
+        if combined([fingerprint(w.tensor) for w in self.weights.weights]) != expected:
+            raise ValueError(
+                f"trajectory: replaying it to step {step} gives other weights than the run had: something else than "
+                "the optimizer changed them on the way, unnoticed, or a machine computed wrong"
+            )
 
     def _begin(self, setup: Setup) -> None:
         self._flush()

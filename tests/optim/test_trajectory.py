@@ -19,6 +19,7 @@ from scripted import EPS, METHODS, SEED, assert_same, snapshot, take_step
 from torch import nn
 
 import zo_kernels as zo
+from zo_kernels.optim import recording
 from zo_kernels.trajectory import Kind
 
 SHAPE = {"depth": 2, "width": 4}
@@ -341,6 +342,24 @@ def test_weights_changed_unnoticed_are_found_by_the_next_setup() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_weights_changed_unnoticed_are_found_by_the_next_check(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "CHECK_EVERY", 4)
+    model = block_mlp(**SHAPE)
+    start = copy.deepcopy(model)
+    opt = build(method, model, anchor_every=8) if method == "MeZOSVRG" else build(method, model)
+    fourth = go(opt, model, 4)[-1]
+    same_after_replay(start, opt.trajectory, None, fourth)
+    (opt.state[model.head.weight]["anchor"] if method == "MeZOSVRG" else model.head.weight.data)[0, 0] += 1.0
+    seventh = go(opt, model, 3)[-1]
+    assert not torch.equal(seventh["head.weight"][0, 0], fourth["head.weight"][0, 0])
+    go(opt, model, 2)
+    same_after_replay(start, opt.trajectory, 4, fourth)
+    with pytest.raises(ValueError, match=r"to step 8 gives other weights than the run had"):
+        zo.replay(copy.deepcopy(start), opt.trajectory)
+    assert len(opt.trajectory) == 9  # checks are no steps
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("cut", [0, 3, 8, 30, 1000])
 def test_resume_goes_on_bit_for_bit(method: str, cut: int, tmp_path: Path) -> None:
     """After a file that lost its last bytes, too; what was lost is done again."""
@@ -416,6 +435,7 @@ def test_a_loaded_state_begins_a_trajectory_of_its_own() -> None:
 
 def test_record_to_writes_what_there_is_and_copies_write_nothing(tmp_path: Path) -> None:
     model = block_mlp(**SHAPE)
+    start = copy.deepcopy(model)
     opt = build("MeZO", model)
     go(opt, model, 2)
     opt.record_to(tmp_path / "run.zo")
@@ -423,8 +443,9 @@ def test_record_to_writes_what_there_is_and_copies_write_nothing(tmp_path: Path)
     written = (tmp_path / "run.zo").read_bytes()
     assert written == opt.trajectory.to_bytes()
     for other, other_model in (copy.deepcopy((opt, model)), pickle.loads(pickle.dumps((opt, model)))):
-        go(other, other_model, 1)
+        final = go(other, other_model, 1)[-1]
         assert other.trajectory.steps == 4
+        same_after_replay(start, other.trajectory, None, final)
     assert (tmp_path / "run.zo").read_bytes() == written
 
 

@@ -14,22 +14,20 @@ from .. import checks, names
 from ..ops import ROUNDINGS
 from ..replay import Replay
 from ..trajectory import Kind, Record, Setup, Trajectory
-from ..trajectory.fingerprint import fingerprint
-from ..trajectory.record import WeightSetup
-from ..trajectory.recorder import Recorder
-from .blocks import block_of_parameters, find_blocks
+from .blocks import block_of_parameters
 from .draws import FIRST_SLOT, blocks_to_drop, direction_seeds
+from .groups import check_eps, check_group, check_owned, given_blocks, norm_parameters
 from .in_forward import InForward, InForwardProbes, cannot_perturb_in_forward
 from .interrupts import interrupts_held
 from .losses import Closure, Refused, check_closure, check_pair, decay_factors, spsa_update, value_of
 from .probes import InPlace, Probes
+from .recording import Recording, weight_setups
 from .thresholds import magnitude_threshold
 from .weights import Weight, Weights
 
 MAX_DIRECTIONS = 2**16
 NOISE = "v1"
 PERTURB = ("auto", "in_place", "in_forward")
-_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
 class ZeroOrderOptimizer(torch.optim.Optimizer):
@@ -107,7 +105,6 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         self._built_for: tuple[list[Any], int] | None = None
         self._in_forward: InForward | None = None
         self._builds = self._steps_since_built = 0  # of the tables
-        self._versions: dict[Tensor, int] | None = None  # of the weights after the last step that each took part in
 
         module = params if isinstance(params, nn.Module) else None
         defaults = {
@@ -117,19 +114,19 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             "decay_all": False,
             "sparsity": sparsity,
         }
-        _check_group(defaults, "")
+        check_group(defaults, "")
         given: Any = params if module is None else list(module.named_parameters())
         super().__init__(given, defaults)
 
         self._module = module
-        self._norms = _norm_parameters(module)
+        self._norms = norm_parameters(module)
         self._names = self._name()
         self._ids = self._identify()
-        found = self._find_blocks(module, blocks)
+        found = given_blocks(module, blocks, self.drop)
         self._n_blocks, self._block_of = len(found), block_of_parameters(found)
         self._thresholds: dict[Tensor, float] = {}
         self.perturb = self._choose_perturb(perturb)
-        self._recorder = Recorder()
+        self._recording = Recording()
         if trajectory is not None:
             self.record_to(trajectory)
         self._prepare()
@@ -162,21 +159,6 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     def _identify(self) -> dict[Tensor, int]:
         ids = names.param_ids(self._names.values())
         return {p: ids[name] for p, name in self._names.items()}
-
-    def _find_blocks(self, module: nn.Module | None, blocks: Sequence[nn.Module] | None) -> Sequence[nn.Module]:
-        if blocks is not None:
-            found = checks.sequence("blocks", list(blocks) if isinstance(blocks, nn.ModuleList) else blocks)
-            for i, block in enumerate(found):
-                if not isinstance(block, nn.Module):
-                    raise TypeError(f"blocks[{i}]: expected a module, got {type(block).__name__}")
-            if not found:
-                raise ValueError("blocks: expected at least one module, got none")
-            return found
-        if self.drop == 0.0:
-            return []
-        if module is None:
-            raise ValueError("drop: the blocks of bare parameters are unknown; give the module first, or blocks=")
-        return find_blocks(module)
 
     def _trainable(self) -> list[Tensor]:
         return [p for g in self.param_groups for p in g["params"] if p.requires_grad]
@@ -232,34 +214,20 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         """As `torch.optim.Optimizer.add_param_group`; the new parameters take part from the next step on."""
         if isinstance(param_group, dict):  # torch refuses anything else, and says so
             where = f"param_groups[{len(self.param_groups)}]: "
-            _check_group({**self.defaults, **param_group}, where)
+            check_group({**self.defaults, **param_group}, where)
             if getattr(self, "perturb", None) == "in_forward":
-                self._check_owned(param_group, where)
+                assert self._module is not None
+                check_owned(param_group, self._module, where)
         super().add_param_group(param_group)
         if hasattr(self, "_names"):  # not while the base class is adding the first groups
             names.add_group(self._names, self.param_groups[-1])
             self._ids = self._identify()
 
-    def _check_owned(self, param_group: dict[str, Any], where: str) -> None:
-        given = param_group.get("params")
-        if isinstance(given, (Tensor, set)) or not isinstance(given, Iterable):
-            given = [given]  # torch refuses what is not a tensor then
-        else:  # it may be read once only
-            given = param_group["params"] = list(given)
-        assert self._module is not None
-        own = {id(p) for p in self._module.parameters()}
-        for p in given:
-            name, p = p if isinstance(p, tuple) else ("another", p)
-            if isinstance(p, Tensor) and id(p) not in own:
-                raise ValueError(
-                    f"{where}params: expected parameters of the module, for perturb='in_forward', got {name}"
-                )
-
     def _eps(self) -> float:
         values = {group["eps"] for group in self.param_groups}
         if len(values) != 1:
             raise ValueError(f"eps: expected one value for all groups, got {sorted(values)}")
-        return _check_eps("eps", values.pop())
+        return check_eps("eps", values.pop())
 
     def _rates(self, key: str = "lr") -> list[float]:
         """A learning rate for each row."""
@@ -355,8 +323,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         self.projected_gradients = record.projected_gradients
         self.step_count += 1
         self._steps_since_built += 1
-        self._note_versions(weights)
-        self._recorder.add(record)
+        self._recording.took(record, weights)
 
     def _failed(self, kind: Kind, reached: int) -> None:
         """Count a step that ended without an update; after a refusal the next one draws other directions, since these
@@ -367,33 +334,21 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         if kind is Kind.REFUSED:
             self.step_count += 1
             self.refused_steps += 1
-        self._note_versions(self._weights)
-        self._recorder.add(record)
-
-    def _note_versions(self, weights: Weights) -> None:
-        """What was changed up to now was changed by us."""
-        self._versions = {**(self._versions or {}), **_versions(weights)}
-
-    def _changed_by_others(self, weights: Weights) -> bool:
-        """Whether somebody has loaded or set weights since the last step."""
-        known = self._versions or {}
-        return any(known.get(t, version) != version for t, version in _versions(weights).items())
+        self._recording.took(record, self._weights)
 
     @property
     def trajectory(self) -> Trajectory:
-        return self._recorder.trajectory
+        return self._recording.trajectory
 
     def _begin_record(self, weights: Weights, eps: float) -> None:
         key = (self._builds, eps, self.seed, self.directions, self.drop, *self._weight_decays())
-        continues = self._versions is not None and not self._changed_by_others(weights)
-        self._recorder.begin(key, lambda continues: self._setup(weights, eps, continues), continues=continues)
+        self._recording.begin(key, lambda continues: self._setup(weights, eps, continues), weights)
 
     def _svrg_setup(self) -> dict[str, bool]:
         """The fields of a setup that are MeZO-SVRG's."""
         return {"svrg": False, "shared_direction": False, "anchored": False}
 
     def _setup(self, weights: Weights, eps: float, continues: bool) -> Setup:
-        bare = names.bare(self._names)
         return Setup(
             method=type(self).__name__,
             noise=NOISE,
@@ -408,19 +363,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             stochastic=weights.stochastic,
             weight_decays=tuple(self._weight_decays()[::2]),
             **self._svrg_setup(),
-            weights=tuple(
-                WeightSetup(
-                    bare[w.tensor],
-                    tuple(w.tensor.shape),
-                    str(w.tensor.dtype).removeprefix("torch."),
-                    w.param_id,
-                    w.row,
-                    w.block,
-                    w.threshold,
-                    fingerprint(w.tensor),
-                )
-                for w in weights.weights
-            ),
+            weights=weight_setups(weights, names.bare(self._names)),
         )
 
     def record_to(self, path: str | FilePath) -> None:
@@ -432,7 +375,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             TypeError: it is no path.
             ValueError: the file exists.
         """
-        self._recorder.write_to(path)
+        self._recording.write_to(path)
 
     def resume(self, path: str | FilePath) -> None:
         """Go on with a run that was cut off: replay its trajectory's file onto the weights that it started with, and
@@ -459,7 +402,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             replay = Replay(self._names, trajectory, self.backend)
             replay.run()
             self._go_on_from(replay, last)
-        self._recorder = Recorder.resumed(path, trajectory)
+        self._recording.go_on(path, trajectory)
 
     def _go_on_from(self, replay: Replay, setup: Setup) -> None:
         trajectory = replay.trajectory
@@ -469,7 +412,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         by_name = {name: p for p, name in names.bare(self._names).items()}
         self._thresholds = {by_name[w.name]: w.threshold for w in setup.weights if w.threshold is not None}
         self._weights = None
-        self._note_versions(self._prepare())
+        self._recording.note_versions(self._prepare())
 
     def state_dict(self) -> dict[str, Any]:
         """As `torch.optim.Optimizer.state_dict`, and what the run needs to go on bit for bit, under "zo"."""
@@ -507,31 +450,10 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             setattr(self, key, zo[key])
         parameters = [p for g in self.param_groups for p in g["params"]]
         self._thresholds = {p: h for p, h in zip(parameters, zo["thresholds"], strict=True) if h is not None}
-        self._weights = self._versions = None
+        self._weights = None
+        self._recording.forget_versions()
 
     def __getstate__(self) -> dict[str, Any]:
         # The tables hold addresses, so a copy builds its own; a scheduler's wrapper of `step` is bound to the original.
         own = {k: v for k, v in self.__dict__.items() if k != "step"}
-        return {**own, "_weights": None, "_built_for": None, "_in_forward": None, "_versions": None}
-
-
-def _check_group(group: dict[str, Any], where: str) -> None:
-    checks.number(f"{where}lr", group["lr"], 0.0)
-    _check_eps(f"{where}eps", group["eps"])
-    checks.number(f"{where}weight_decay", group["weight_decay"], 0.0)
-    checks.number(f"{where}sparsity", group["sparsity"], 0.0, 1.0, open_high=True)
-
-
-def _check_eps(name: str, eps: Any) -> float:
-    return checks.number(name, eps, checks.MIN_FLOAT32, checks.MAX_FLOAT32)
-
-
-def _versions(weights: Weights) -> dict[Tensor, int]:
-    """A count of the changes of each weight (tensors made in inference mode have none)."""
-    return {w.tensor: 0 if w.tensor.is_inference() else w.tensor._version for w in weights.weights}
-
-
-def _norm_parameters(module: nn.Module | None) -> set[Tensor]:
-    if module is None:
-        return set()
-    return {p for m in module.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
+        return {**own, "_weights": None, "_built_for": None, "_in_forward": None}

@@ -95,7 +95,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
     def _prepare(self) -> Weights:
         known = self._weights
         weights = super()._prepare()
-        if weights is not known and self._path is not None and not self._changed_by_others(weights):
+        if weights is not known and self._path is not None and not self._recording.changed_by_others(weights):
             # Tables built in the middle of a period: groups may have been added, and the masks must be taken again.
             self._path.extend(weights.rows)
             with torch.no_grad():
@@ -103,7 +103,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
                     if w.block in self._dropped:
                         w.tensor.copy_(self.state[w.tensor]["anchor"])
                 self._write(weights, record=True)
-            self._note_versions(weights)
+            self._recording.note_versions(weights)
         return weights
 
     def _svrg_setup(self) -> dict[str, bool]:
@@ -134,7 +134,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
         assert full_closure is not None
         eps, rates, anchor_rates = self._eps(), self._rates(), self._rates("anchor_lr")
         weights = self._prepare()
-        if self._age is None or self._age >= self.anchor_every or self._changed_by_others(weights):
+        if self._age is None or self._age >= self.anchor_every or self._recording.changed_by_others(weights):
             self._forget()
             self._begin_record(weights, eps)
             return self._anchor_step(weights, full_closure, eps, anchor_rates)
@@ -222,4 +222,4 @@ class MeZOSVRG(ZeroOrderOptimizer):
         for p in self.state:  # torch keeps the caller's tensors; a snapshot must be our own
             self.state[p]["anchor"] = self.state[p]["anchor"].clone()
         self._prepare()
-        self._versions = None  # the model may be loaded after its optimizer
+        self._recording.forget_versions()  # the model may be loaded after its optimizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -43,4 +44,10 @@ def fingerprint(t: Tensor) -> str:
             rows[: part.numel()] = part
             sums = (rows.view(-1, _COLUMNS) * factors).sum(1).tolist()
             total += sum(s * _odd(_COLUMNS + place * _ROWS + row) for row, s in enumerate(sums))
+    return f"{total % 2**64:016x}"
+
+
+def combined(fingerprints: Sequence[str]) -> str:
+    """One of several, in their order."""
+    total = sum(int(each, 16) * (mix(place) | 1) for place, each in enumerate(fingerprints))
     return f"{total % 2**64:016x}"

@@ -10,6 +10,7 @@ Bytes of a trajectory (little endian): 8 of MAGIC, then any number of
                      STEP, ANCHOR: rates as float64, then L+ and L- of each direction
                      BETWEEN: rates, then L+ and L- of each direction at θ, then the same at the anchor
                      REFUSED, INTERRUPTED: uint32 probes
+                     CHECK: uint64, a fingerprint of all weights (`fingerprint.combined`), every 1000 steps
 
 A step of n directions takes 16 + 8 n bytes; between two anchors of MeZO-SVRG, 16 + 16 n.
 """
@@ -27,6 +28,7 @@ from typing import Any
 MAGIC = b"ZOTRAJ1\n"
 _HEAD = struct.Struct("<IBBH")
 _LENGTH = struct.Struct("<I")
+_FINGERPRINT = struct.Struct("<Q")
 _RATE_EACH, _DOUBLE = 1, 2
 
 
@@ -39,6 +41,7 @@ class Kind(IntEnum):
     BETWEEN = 3  # MeZO-SVRG: a step between anchors
     REFUSED = 4  # the step counts, the weights were restored
     INTERRUPTED = 5  # the closure raised: the step does not count, the weights were restored
+    CHECK = 6  # no step
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,16 @@ def encode(record: Record, crc: int) -> bytes:
     return _seal(record.kind, flags, len(record.losses) - 1, body, crc)
 
 
+def encode_check(fingerprint: str, crc: int) -> bytes:
+    """`crc` is that of the record before."""
+    return _seal(Kind.CHECK, 0, 0, _FINGERPRINT.pack(int(fingerprint, 16)), crc)
+
+
+def decode_check(data: bytes | bytearray, at: int) -> str:
+    """The fingerprint in the record at byte `at`, which `check` has seen."""
+    return f"{_FINGERPRINT.unpack_from(data, at + _HEAD.size)[0]:016x}"
+
+
 def _fits_float32(value: float) -> bool:
     try:
         return struct.unpack("<f", struct.pack("<f", value))[0] == value
@@ -188,6 +201,8 @@ def check(data: bytes | bytearray, at: int, crc: int, groups: int | None) -> tup
         if len(data) - start < _LENGTH.size:
             raise Damaged("cut off")
         end = start + _LENGTH.size + (_LENGTH.unpack_from(data, start)[0] if kind == Kind.SETUP else 0)
+    elif kind == Kind.CHECK:
+        end = start + _FINGERPRINT.size
     elif kind in (Kind.STEP, Kind.ANCHOR, Kind.BETWEEN):
         rates = (groups or 0) if flags & _RATE_EACH else 1
         pairs = (count + 1) * (2 if kind == Kind.BETWEEN else 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ class Recorder:
         self._path: Path | None = None
         self._written = 0
         self._fresh = True
-        self._key: Any = None
 
     def write_to(self, path: str | Path) -> None:
         """From now on, and with all that there is so far.
@@ -56,17 +54,14 @@ class Recorder:
         os.truncate(path, recorder._written)
         return recorder
 
-    def begin(self, key: Any, setup: Callable[[bool], Setup], *, continues: bool) -> None:
-        """Before every step: append a setup if `key`, which stands for all that it says, is not the last one's.
+    def add_setup(self, setup: Setup) -> None:
+        """Append a setup."""
+        self.trajectory.add_setup(setup)
+        self._write()
 
-        Args:
-            setup: makes it, told whether the weights are those that the records before it lead to.
-            continues: that.
-        """
-        if self._key == key and continues:
-            return
-        self.trajectory.add_setup(setup(continues or not len(self.trajectory)))
-        self._key = key
+    def add_check(self, fingerprint: str) -> None:
+        """Append a fingerprint of the weights."""
+        self.trajectory.add_check(fingerprint)
         self._write()
 
     def add(self, record: Record) -> None:
@@ -94,4 +89,4 @@ class Recorder:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of an optimizer goes its own way; two runs cannot write one file.
-        return {**self.__dict__, "_path": None, "_key": None}
+        return {**self.__dict__, "_path": None}

@@ -9,7 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import overload
 
-from .record import MAGIC, Damaged, Kind, Record, Setup, check, crc_of, decode, decode_setup, encode, encode_setup
+from .record import (
+    MAGIC,
+    Damaged,
+    Kind,
+    Record,
+    Setup,
+    check,
+    crc_of,
+    decode,
+    decode_check,
+    decode_setup,
+    encode,
+    encode_check,
+    encode_setup,
+)
 
 
 class Trajectory(Sequence[Record]):
@@ -20,6 +34,7 @@ class Trajectory(Sequence[Record]):
 
     Attributes:
         setups: (records before it, setup) for each setup, in order.
+        checks: records before it -> fingerprint of all weights, of every 1000th step.
         steps: the step count at the end; refused steps count, interrupted ones do not.
     """
 
@@ -30,6 +45,7 @@ class Trajectory(Sequence[Record]):
         self._starts = array("Q")
         self._at = array("Q")  # the step count before each
         self.setups: list[tuple[int, Setup]] = []
+        self.checks: dict[int, str] = {}
         self.steps = 0
 
     def __len__(self) -> int:
@@ -101,7 +117,7 @@ class Trajectory(Sequence[Record]):
         except Damaged as error:
             if not recover:
                 raise ValueError(
-                    f"{path}: record {len(result) + len(result.setups)}, at byte {at}: {error}; "
+                    f"{path}: record {len(result) + len(result.setups) + len(result.checks)}, at byte {at}: {error}; "
                     f"{result.steps} steps come before it (Trajectory.load(path, recover=True) takes these alone)"
                 ) from error
             del result._data[at:]
@@ -115,6 +131,8 @@ class Trajectory(Sequence[Record]):
             setup = decode_setup(self._data, at, end)
             self.setups.append((len(self), setup))
             self.steps = setup.step
+        elif kind is Kind.CHECK:
+            self.checks[len(self)] = decode_check(self._data, at)
         else:
             self._starts.append(at)
             self._ends.append(end)
@@ -126,6 +144,10 @@ class Trajectory(Sequence[Record]):
     def add_setup(self, setup: Setup) -> None:
         """Append a setup, which holds for the records after it."""
         self._append(encode_setup(setup, self._crc))
+
+    def add_check(self, fingerprint: str) -> None:
+        """Append a fingerprint of all weights after the last step."""
+        self._append(encode_check(fingerprint, self._crc))
 
     def add(self, record: Record) -> None:
         """Append a step; its own step count and eps are those of the trajectory."""

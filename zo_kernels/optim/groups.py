@@ -1,0 +1,68 @@
+"""What a user may give an optimizer, checked: parameter groups, blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .. import checks
+from .blocks import find_blocks
+
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+
+
+def check_group(group: dict[str, Any], where: str) -> None:
+    """Raise TypeError or ValueError unless the options of a parameter group can be used."""
+    checks.number(f"{where}lr", group["lr"], 0.0)
+    check_eps(f"{where}eps", group["eps"])
+    checks.number(f"{where}weight_decay", group["weight_decay"], 0.0)
+    checks.number(f"{where}sparsity", group["sparsity"], 0.0, 1.0, open_high=True)
+
+
+def check_eps(name: str, eps: Any) -> float:
+    """eps as a float above 0."""
+    return checks.number(name, eps, checks.MIN_FLOAT32, checks.MAX_FLOAT32)
+
+
+def check_owned(group: dict[str, Any], module: nn.Module, where: str) -> None:
+    """Raise ValueError if a group that is to be added has a parameter that is not the module's."""
+    given = group.get("params")
+    if isinstance(given, (Tensor, set)) or not isinstance(given, Iterable):
+        given = [given]  # torch refuses what is not a tensor then
+    else:  # it may be read once only
+        given = group["params"] = list(given)
+    own = {id(p) for p in module.parameters()}
+    for p in given:
+        name, p = p if isinstance(p, tuple) else ("another", p)
+        if isinstance(p, Tensor) and id(p) not in own:
+            raise ValueError(f"{where}params: expected parameters of the module, for perturb='in_forward', got {name}")
+
+
+def norm_parameters(module: nn.Module | None) -> set[Tensor]:
+    """The parameters of normalisation layers, which weight decay leaves alone."""
+    if module is None:
+        return set()
+    return {p for m in module.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
+
+
+def given_blocks(module: nn.Module | None, blocks: Sequence[nn.Module] | None, drop: float) -> Sequence[nn.Module]:
+    """The transformer blocks that were named, or that the module has, if they matter.
+
+    Raises:
+        TypeError, ValueError: they are no modules, or cannot be found.
+    """
+    if blocks is not None:
+        found = checks.sequence("blocks", list(blocks) if isinstance(blocks, nn.ModuleList) else blocks)
+        for i, block in enumerate(found):
+            if not isinstance(block, nn.Module):
+                raise TypeError(f"blocks[{i}]: expected a module, got {type(block).__name__}")
+        if not found:
+            raise ValueError("blocks: expected at least one module, got none")
+        return found
+    if drop == 0.0:
+        return []
+    if module is None:
+        raise ValueError("drop: the blocks of bare parameters are unknown; give the module first, or blocks=")
+    return find_blocks(module)
