@@ -5,7 +5,7 @@ Fused kernels that regenerate Gaussian noise from a seed and apply it in place, 
 
 from .ops import add_noise_, noise
 from .optim import LeZO, MeZO, MeZOSVRG, SparseMeZO, ZeroOrderOptimizer
-from .replay import replay
+from .optim.replay import replay
 from .trajectory import Trajectory
 
 __all__ = [

@@ -11,6 +11,8 @@ import struct
 import torch
 from torch import Tensor
 
+VERSION = "v1"  # of the noise; a change of any bit of it is another one
+
 PHILOX_M0, PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
 PHILOX_W0, PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
 PHILOX_ROUNDS = 10

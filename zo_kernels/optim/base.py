@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import checks, names
+from .. import checks, names, spec
 from ..ops import ROUNDINGS
-from ..replay import Replay
 from ..trajectory import Kind, Record, Setup, Trajectory
 from .blocks import block_of_parameters
 from .draws import FIRST_SLOT, blocks_to_drop, direction_seeds
@@ -22,11 +21,11 @@ from .interrupts import interrupts_held
 from .losses import Closure, Refused, check_closure, check_pair, decay_factors, spsa_update, value_of
 from .probes import InPlace, Probes
 from .recording import Recording, weight_setups
+from .replay import Replay
 from .thresholds import magnitude_threshold
 from .weights import Weight, Weights
 
 MAX_DIRECTIONS = 2**16
-NOISE = "v1"
 PERTURB = ("auto", "in_place", "in_forward")
 
 
@@ -351,7 +350,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     def _setup(self, weights: Weights, eps: float, continues: bool) -> Setup:
         return Setup(
             method=type(self).__name__,
-            noise=NOISE,
+            noise=spec.VERSION,
             step=self.step_count,
             continues=continues,
             seed=self.seed,
@@ -422,7 +421,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         parameters = [p for g in self.param_groups for p in g["params"]]
         return {
             "method": type(self).__name__,
-            "noise": NOISE,
+            "noise": spec.VERSION,
             "seed": self.seed,
             "step_count": self.step_count,
             "refused_steps": self.refused_steps,

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
-from ..replay import Replay
 from ..trajectory import Kind, Record, Setup
 from ..trajectory.record import projected_gradients
 from .base import ZeroOrderOptimizer
@@ -19,6 +18,7 @@ from .interrupts import interrupts_held
 from .losses import Closure, check_closure, decay_factors
 from .path import Path
 from .probes import InPlaceFromAnchor, Probes, RestoredInPlace
+from .replay import Replay
 from .weights import Weight, Weights
 
 

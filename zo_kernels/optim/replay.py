@@ -9,18 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checks, names
-from .backends.types import Pass
-from .optim.draws import ANCHOR_SLOT, SEPARATE_SLOT, blocks_to_drop, direction_seeds
-from .optim.losses import decay_factors, spsa_update
-from .optim.path import Path
-from .optim.probes import InPlace
-from .optim.weights import Weight, Weights
-from .trajectory import Kind, Record, Setup, Trajectory
-from .trajectory.fingerprint import combined, fingerprint
-from .trajectory.record import projected_gradients
+from .. import checks, names, spec
+from ..backends.types import Pass
+from ..trajectory import Kind, Record, Setup, Trajectory
+from ..trajectory.fingerprint import combined, fingerprint
+from ..trajectory.record import projected_gradients
+from .draws import ANCHOR_SLOT, SEPARATE_SLOT, blocks_to_drop, direction_seeds
+from .losses import decay_factors, spsa_update
+from .path import Path
+from .probes import InPlace
+from .weights import Weight, Weights
 
-NOISE = "v1"
 _MOST_DIRECTIONS = 64  # of passes that were put together
 
 
@@ -91,8 +90,8 @@ class Replay:
         self.age: int | None = None
         self._stale = False  # θ is to be written from the path
         for _, setup in trajectory.setups:
-            if setup.noise != NOISE:
-                raise ValueError(f"trajectory: expected noise {NOISE}, got {setup.noise}")
+            if setup.noise != spec.VERSION:
+                raise ValueError(f"trajectory: expected noise {spec.VERSION}, got {setup.noise}")
             self._check_shapes(setup)
         if start := [setup for before, setup in trajectory.setups if before == 0]:
             if start[-1].anchored:
