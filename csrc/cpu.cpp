@@ -22,9 +22,17 @@ struct Chunk {
   int64_t begin, end;
 };
 
-void prepare(Direction& d, uint64_t seed, double scale, uint32_t param_id, uint32_t counter_high) {
+// How many seeds from k on are equal. Replayed steps in place come to a pass of float32 weights with each seed three
+// times: its noise is made once, and added once for each.
+size_t repeats(const std::vector<uint64_t>& seeds, size_t k) {
+  size_t n = 1;
+  while (k + n < seeds.size() && seeds[k + n] == seeds[k]) ++n;
+  return n;
+}
+
+void prepare(Direction& d, uint64_t seed, const double* scales, size_t n, uint32_t param_id, uint32_t counter_high) {
   d.seed = seed;
-  d.scale = float(scale);
+  d.scales.assign(scales, scales + n);
   for (int r = 0; r < kPhiloxRounds; ++r) {
     d.k0[r] = uint32_t(seed) + uint32_t(r) * kPhiloxW0;
     d.k1[r] = uint32_t(seed >> 32) + uint32_t(r) * kPhiloxW1;
@@ -65,14 +73,20 @@ void Table::run(const std::vector<uint64_t>& seeds, const std::vector<double>& s
     for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < chunks.size();) {
       const Chunk& chunk = chunks[i];
       const Entry& e = *chunk.entry;
-      const Job job{&e, directions.data(), int(seeds.size()), float(decays[size_t(e.group)]), stochastic};
+      const bool several = e.dtype == DType::kFloat32 && e.mask == MaskKind::kNone;
+      Job job{&e, directions.data(), 0, float(decays[size_t(e.group)]), stochastic, false};
       if (e.mask == MaskKind::kRecord)
         memset(e.mask_data + chunk.begin / 8, 0, size_t((chunk.end - chunk.begin + 7) / 8));
       for (int64_t begin = chunk.begin; begin < chunk.end;) {
         const int64_t high = (e.offset + begin) >> kCounterHighShift;
         const int64_t end = std::min(chunk.end, ((high + 1) << kCounterHighShift) - e.offset);
-        for (size_t k = 0; k < seeds.size(); ++k)
-          prepare(directions[k], seeds[k], scales[size_t(e.group) * seeds.size() + k], e.param_id, uint32_t(high));
+        job.n_directions = 0;
+        for (size_t k = 0, n; k < seeds.size(); k += n) {
+          n = several ? repeats(seeds, k) : 1;
+          job.several |= n > 1;
+          const double* row = scales.data() + size_t(e.group) * seeds.size();
+          prepare(directions[size_t(job.n_directions++)], seeds[k], row + k, n, e.param_id, uint32_t(high));
+        }
         range(job, begin, end);
         begin = end;
       }

@@ -23,7 +23,7 @@ struct Direction {
     }
   };
   Word k0[kPhiloxRounds], k1[kPhiloxRounds], round1_c0, round1_c2, round2_c2;
-  float scale;
+  std::vector<float> scales;  // one, or if Job::several one for each of the directions of this seed in a row
   uint64_t seed;
 };
 
@@ -33,7 +33,7 @@ struct Job {
   const Direction* directions;
   int n_directions;
   float decay;
-  bool stochastic;
+  bool stochastic, several;
 };
 
 using RangeFn = void (*)(const Job&, int64_t begin, int64_t end);

@@ -61,9 +61,10 @@ ZO_OP void masked_out(const Place& at, int64_t i, uint8_t* bits, typename V::F a
   }
 }
 
-// U tiles of a block from tile j. First, Last: of the directions.
-template <class V, DType D, bool Stochastic, MaskKind K, bool First, bool Last, int U>
-ZO_OP void apply(const Place& at, float scale, int64_t j, Block<V>& block) {
+// U tiles of a block from tile j. First, Last: of the directions. Several: a direction may have `more` scales before
+// its last one.
+template <class V, DType D, bool Stochastic, MaskKind K, bool Several, bool First, bool Last, int U>
+ZO_OP void apply(const Place& at, const float* scales, int more, float scale, int64_t j, Block<V>& block) {
   using Mem = Memory<V, D>;
   using F = typename V::F;
   constexpr bool masked = K != MaskKind::kNone;
@@ -86,6 +87,10 @@ ZO_OP void apply(const Place& at, float scale, int64_t j, Block<V>& block) {
     } else {
       t_even = block.even[j + u];
       t_odd = block.odd[j + u];
+    }
+    for (int r = 0; Several && r < more; ++r) {
+      t_even = V::fma(V::number(scales[r]), even[u], t_even);
+      t_odd = V::fma(V::number(scales[r]), odd[u], t_odd);
     }
     even[u] = V::fma(V::number(scale), even[u], t_even);
     odd[u] = V::fma(V::number(scale), odd[u], t_odd);
@@ -110,16 +115,19 @@ ZO_OP void apply(const Place& at, float scale, int64_t j, Block<V>& block) {
   }
 }
 
-template <class V, DType D, bool Stochastic, MaskKind K, bool First, bool Last>
-ZO_APART void sweep(const Place place, float scale, int64_t tiles, Block<V>& block) {
+template <class V, DType D, bool Stochastic, MaskKind K, bool Several, bool First, bool Last>
+ZO_APART void sweep(const Place place, const float* scales, int n, int64_t tiles, Block<V>& block) {
   constexpr int U = V::kBoxMullerTiles;
+  const int more = Several ? n - 1 : 0;
+  const float scale = scales[more];
   int64_t j = 0;
-  for (; j + U <= tiles; j += U) apply<V, D, Stochastic, K, First, Last, U>(place, scale, j, block);
-  for (; j < tiles; ++j) apply<V, D, Stochastic, K, First, Last, 1>(place, scale, j, block);
+  for (; j + U <= tiles; j += U)
+    apply<V, D, Stochastic, K, Several, First, Last, U>(place, scales, more, scale, j, block);
+  for (; j < tiles; ++j) apply<V, D, Stochastic, K, Several, First, Last, 1>(place, scales, more, scale, j, block);
 }
 
 // begin: a multiple of 4 in the parameter.
-template <class V, DType D, bool Stochastic, MaskKind K>
+template <class V, DType D, bool Stochastic, MaskKind K, bool Several = false>
 void blocks(const Job& job, int64_t begin, int64_t end) {
   constexpr bool sequential = Memory<V, D>::kSequential;
   constexpr MaskKind none = MaskKind::kNone;
@@ -137,17 +145,19 @@ void blocks(const Job& job, int64_t begin, int64_t end) {
     _Pragma("GCC unroll 8") for (int64_t line = 0; line < tiles * n * bytes; line += 64)
         __builtin_prefetch(place.src + line, 1);
     const Direction* d = job.directions;
+    const auto scales = [&](int k) { return d[k].scales.data(); };
+    const auto n_scales = [&](int k) { return Several ? int(d[k].scales.size()) : 1; };
     words<V, sequential>(*d, counter, tiles, block.a, block.b);
     if (last == 0) {
-      sweep<V, D, Stochastic, K, true, true>(place, d->scale, tiles, block);
+      sweep<V, D, Stochastic, K, Several, true, true>(place, scales(0), n_scales(0), tiles, block);
     } else {
-      sweep<V, D, false, none, true, false>(place, d->scale, tiles, block);
+      sweep<V, D, false, none, Several, true, false>(place, scales(0), n_scales(0), tiles, block);
       for (int k = 1; k < last; ++k) {
         words<V, sequential>(d[k], counter, tiles, block.next_a, block.next_b);
-        sweep<V, D, false, none, false, false>(place, d[k].scale, tiles, block);
+        sweep<V, D, false, none, Several, false, false>(place, scales(k), n_scales(k), tiles, block);
       }
       words<V, sequential>(d[last], counter, tiles, block.next_a, block.next_b);
-      sweep<V, D, Stochastic, K, false, true>(place, d[last].scale, tiles, block);
+      sweep<V, D, Stochastic, K, Several, false, true>(place, scales(last), n_scales(last), tiles, block);
     }
     if (K == MaskKind::kRecord) block.mask.write(e.mask_data, i, tiles * n);
   }
@@ -157,6 +167,7 @@ template <class V, DType D, bool Stochastic>
 void dispatch(const Job& job, int64_t begin, int64_t end) {
   switch (job.entry->mask) {
     case MaskKind::kNone:
+      if (D == DType::kFloat32 && job.several) return blocks<V, D, Stochastic, MaskKind::kNone, true>(job, begin, end);
       return blocks<V, D, Stochastic, MaskKind::kNone>(job, begin, end);
     case MaskKind::kThreshold:
       return blocks<V, D, Stochastic, MaskKind::kThreshold>(job, begin, end);
