@@ -1,4 +1,4 @@
-"""python -m benchmarks {kernels,step}: speed, measured beside a check of the same call and against a baseline."""
+"""python -m benchmarks {kernels,step,exactness}: what is measured stands beside a check of the same call."""
 
 from __future__ import annotations
 
@@ -64,11 +64,25 @@ def _step(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", help="of zo_kernels; the device's default, if not given")
 
 
+def _exactness(parser: argparse.ArgumentParser) -> None:
+    _shared(parser, rounds=7, seconds=20.0)
+    parser.add_argument(
+        "--steps", type=_positive, default=10_000, help="of drift and of the replayed run (default %(default)s)"
+    )
+    parser.add_argument("--draws", type=_positive, default=256, help="of survival (default %(default)s)")
+    parser.add_argument("--run-steps", type=_positive, default=250, help="of each run of four (default %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the runs of four (default 0 1 2)")
+    parser.add_argument("--lr", type=float, help="of the runs of four; the demo's, if not given")
+    parser.add_argument("--threads", type=_positive, default=2, help="default %(default)s")
+    parser.add_argument("--model", metavar="FOLDER", help="an encoder; the demo's, if not given")
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     suites = top.add_subparsers(dest="suite", required=True)
     _kernels(suites.add_parser("kernels", help="one pass over a tensor: elements and bytes a second"))
     _step(suites.add_parser("step", help="a whole step of an optimizer on a model: forwards, passes, the rest"))
+    _exactness(suites.add_parser("exactness", help="drift, small updates, runs in 16 bits, replay"))
     return top
 
 

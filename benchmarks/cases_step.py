@@ -27,6 +27,7 @@ _FORWARDS_SHARE = 0.85
 _AGAINST_PUBLISHED = 2.5
 # And everywhere, each but for a little: LeZO's passes in proportion to the weights that take part, memory as designed.
 _OVER_PROPORTION = 1.1
+_IN_PLACE_AGAINST_IN_FORWARD = 1 / 1.1
 _MIB = 2**20
 
 
@@ -49,7 +50,8 @@ def _case(shape_name: str, method_name: str, method: Method, device: torch.devic
         "dtype": "float32",
         "threads": threads,
         "shape": shape_name,
-        "method": method_name,
+        "method": method_name.partition("/")[0],
+        "perturb": method.perturb,
         "batch": batch,
         "tokens": tokens,
         "anchor_every": method.anchor_every or None,
@@ -82,53 +84,77 @@ def _skipped(device: torch.device, backend: str | None) -> str | None:
     return None
 
 
-def _trial(task: Task, method: Method, device: torch.device, options: Namespace, stated: bool) -> Trial:
-    watch = Watch(device)
+class _Maker:
+    """Makes the calls of one case."""
 
-    def loss_of(model: nn.Module) -> Callable[[], Tensor]:
+    def __init__(self, task: Task, method: Method, device: torch.device, options: Namespace):
+        self.task, self.method, self.device, self.options = task, method, device, options
+        self.watch = Watch(device)
+        self.first = self.ours(task.model)
+
+    def _loss_of(self, model: nn.Module) -> Callable[[], Tensor]:
         def loss() -> Tensor:
-            with watch.part("forwards"):
-                return task.loss(model)
+            with self.watch.part("forwards"):
+                return self.task.loss(model)
 
         return loss
 
-    def call(run: Callable[[], object], steps: int) -> Call:
-        return Call(run, options.threads, watch, steps)
+    def call(self, run: Callable[[], object], steps: int | None = None) -> Call:
+        return Call(run, self.options.threads, self.watch, steps or self.method.steps)
 
-    def make_ours(model: nn.Module, method: Method = method) -> Ours:
-        return Ours(method, model, loss_of(model), watch, options.backend)
+    def ours(self, model: nn.Module, method: Method | None = None) -> Ours:
+        return Ours(method or self.method, model, self._loss_of(model), self.watch, self.options.backend)
 
-    def make_baseline(model: nn.Module, published: bool) -> Callable[[], None]:
-        return baseline(method, model, loss_of(model), watch, ours, published=published)
+    def baseline(self, model: nn.Module, published: bool) -> Callable[[], None]:
+        return baseline(self.method, model, self._loss_of(model), self.watch, self.first, published=published)
 
-    ours = make_ours(task.model)
-    memory, *memory_of_baselines = extra_bytes(
-        task.model,
-        partial(_forwards, task),
-        [
-            lambda model: make_ours(model).run,
-            lambda model: make_baseline(model, True),
-            lambda model: make_baseline(model, False),
-        ],
-        device,
-    )
-    other = copy.deepcopy(task.model)  # the baselines' own, since they replace the memory of the weights
-    published, eager = (call(make_baseline(other, published), method.steps) for published in (True, False))
+    def extra_mib(self, *makers: Callable[[nn.Module], Callable[[], object]]) -> list[float]:
+        """Of a step of ours, and of what the makers make."""
+        every = [lambda model: self.ours(model).run, *makers]
+        found = extra_bytes(self.task.model, partial(_forwards, self.task), every, self.device)
+        return [memory / _MIB for memory in found]
 
-    targets = [Target("extra_memory_mib", at_most=method.extra_bytes(task.model) / _MIB + 1)]
+
+def _trial(task: Task, method: Method, device: torch.device, options: Namespace, stated: bool) -> Trial:
+    make = _Maker(task, method, device, options)
+    versus = _against_in_place(make) if method.perturb == "in_forward" else _against_others(make, stated)
+    elements = sum(p.numel() for p in task.model.parameters())
+    return Trial(make.call(make.first.run), make.first.check, versus, elements)
+
+
+def _memory_target(make: _Maker) -> Target:
+    return Target("extra_memory_mib", at_most=make.method.extra_bytes(make.task.model) / _MIB + 1)
+
+
+def _against_others(make: _Maker, stated: bool) -> list[Versus]:
+    """A step in place against the same step without zo_kernels."""
+    model, method = make.task.model, make.method
+    memory, *of_baselines = make.extra_mib(lambda own: make.baseline(own, True), lambda own: make.baseline(own, False))
+    other = copy.deepcopy(model)  # the baselines' own, since they replace the memory of the weights
+    published, eager = (make.call(make.baseline(other, published)) for published in (True, False))
+    targets = [_memory_target(make)]
     if stated:
         targets += [Target("ratio", _AGAINST_PUBLISHED), Target("forwards_share", _FORWARDS_SHARE)]
-    facts = [{"extra_memory_mib": memory / _MIB, "baseline_extra_memory_mib": b / _MIB} for b in memory_of_baselines]
+    facts = [{"extra_memory_mib": memory, "baseline_extra_memory_mib": b} for b in of_baselines]
     versus = [
         Versus("published passes", published, targets=targets, facts=facts[0]),
         Versus("eager passes", eager, facts=facts[1]),
     ]
     if method.drop:
-        mezo = call(make_ours(task.model, MEZO).run, 1)
-        bound = Target("ratio", 1 / (_OVER_PROPORTION * method.active_share(task.model)))
-        versus.append(Versus("MeZO", mezo, "passes", [bound], {"extra_memory_mib": memory / _MIB}))
-    elements = sum(p.numel() for p in task.model.parameters())
-    return Trial(call(ours.run, method.steps), ours.check, versus, elements)
+        mezo = make.call(make.ours(model, MEZO).run, 1)
+        bound = Target("ratio", 1 / (_OVER_PROPORTION * method.active_share(model)))
+        versus.append(Versus("MeZO", mezo, "passes", [bound], {"extra_memory_mib": memory}))
+    return versus
+
+
+def _against_in_place(make: _Maker) -> list[Versus]:
+    """A step in the forward against the same step in place."""
+    in_place = make.method.in_place
+    memory, of_in_place = make.extra_mib(lambda own: make.ours(own, in_place).run)
+    other = make.call(make.ours(copy.deepcopy(make.task.model), in_place).run)
+    targets = [_memory_target(make), Target("ratio", _IN_PLACE_AGAINST_IN_FORWARD)]
+    facts = {"extra_memory_mib": memory, "baseline_extra_memory_mib": of_in_place}
+    return [Versus("in place", other, targets=targets, facts=facts)]
 
 
 @torch.no_grad()

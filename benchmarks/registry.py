@@ -76,7 +76,7 @@ class Suite(Protocol):
         """What the terminal shows of a row's own times: heading -> text."""
 
 
-SUITES = {"kernels": "cases_kernels", "step": "cases_step"}
+SUITES = {"kernels": "cases_kernels", "step": "cases_step", "exactness": "cases_exactness"}
 
 
 def suite(name: str) -> Suite:

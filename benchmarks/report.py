@@ -30,7 +30,8 @@ def show(suite: str, rows: Sequence[Row], cells: Callable[[Row], dict[str, str]]
     """The table of what ran, then what was wrong, then what was skipped."""
     right = [row for row in rows if row.get("correct")]
     if right:
-        console.print(_table(suite, right, cells))
+        for alike in _by_headings(right, cells):
+            console.print(_table(suite, alike, cells))
         if (share := _share_of_processor(right)) < _QUIET:
             console.print(
                 f"This machine was busy: calls with one thread had a processor only {share:.0%} of the time, long ones "
@@ -55,10 +56,18 @@ def _share_of_processor(rows: Sequence[Row]) -> float:
             row[f"{who}cpu_seconds_median"] / row[f"{who}seconds_median"]
             for row in rows
             for who in ("", "baseline_")
-            if row["threads"] == 1
+            if row["threads"] == 1 and row.get(f"{who}cpu_seconds_median") is not None
         ),
         default=1.0,
     )
+
+
+def _by_headings(rows: Sequence[Row], cells: Callable[[Row], dict[str, str]]) -> list[list[Row]]:
+    """Rows that fit in one table, those of one suite's experiment for instance."""
+    tables: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        tables.setdefault(tuple(_shown(row, cells(row))), []).append(row)
+    return list(tables.values())
 
 
 def _table(suite: str, rows: Sequence[Row], cells: Callable[[Row], dict[str, str]]) -> Table:
@@ -76,23 +85,25 @@ def _table(suite: str, rows: Sequence[Row], cells: Callable[[Row], dict[str, str
     for row in shown:
         # What is the case's own stands in its first row only; the rows below it differ in the baseline.
         repeated = row["case"] == before
-        own = list(row)[: list(row).index("against")]
+        own = list(row)[: list(row).index("against") if "against" in row else 1]
         table.add_row(*("" if repeated and heading in own else text for heading, text in row.items()))
         before = row["case"]
     return table
 
 
 def _shown(row: Row, own: dict[str, str]) -> dict[str, str]:
-    return {
-        "case": escape(row["case"]),
-        "elements": _short(row["elements"]),
-        **own,
-        "correct": "yes",
+    shown = {"case": escape(row["case"])}
+    if row.get("elements") is not None:
+        shown["elements"] = _short(row["elements"])
+    shown |= {**own, "correct": "yes"}
+    if row.get("baseline") is None:
+        return shown
+    return shown | {
         "against": escape(row["baseline"]) + ("" if row["ratio_of"] == "whole" else f" ({row['ratio_of']})"),
         "its ms": f"{row['baseline_seconds_median'] * 1e3:,.2f}",
         "ratio (p10 to p90)": f"{row['ratio']:.2f} ({row['ratio_p10']:.2f} to {row['ratio_p90']:.2f})",
-        "CPU ratio": "" if row["cpu_ratio"] is None else f"{row['cpu_ratio']:.2f}",
-        "target": _target(row),
+        "CPU ratio": "" if row.get("cpu_ratio") is None else f"{row['cpu_ratio']:.2f}",
+        "target": _target(row) if row.get("target") else "",
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,12 +32,18 @@ class Method:
         make: its class.
         sparsity, drop: what it leaves alone.
         anchor_every: steps from anchor to anchor, 0 for methods without.
+        perturb: where.
     """
 
     make: Callable[..., zo.ZeroOrderOptimizer]
     sparsity: float = 0.0
     drop: float = 0.0
     anchor_every: int = 0
+    perturb: str = "in_place"
+
+    @property
+    def in_place(self) -> Method:
+        return replace(self, perturb="in_place")
 
     @property
     def steps(self) -> int:
@@ -46,7 +52,7 @@ class Method:
 
     @property
     def options(self) -> dict[str, Any]:
-        given: dict[str, Any] = {"sparsity": self.sparsity, "drop": self.drop}
+        given: dict[str, Any] = {"sparsity": self.sparsity, "drop": self.drop, "perturb": self.perturb}
         if self.anchor_every:
             given |= {"anchor_lr": _ANCHOR_LR, "anchor_every": self.anchor_every}
         return {name: value for name, value in given.items() if value}
@@ -65,9 +71,14 @@ class Method:
     def extra_bytes(self, model: nn.Module) -> int:
         """Memory beyond the forward's own that the design allows, but for small change."""
         parameters = list(model.parameters())
+        extra = 0
         if self.anchor_every:
-            return sum(p.nbytes for p in parameters)
-        return sum(p.numel() for p in parameters) // 8 if self.sparsity else 0
+            extra += sum(p.nbytes for p in parameters)
+        if self.sparsity and (self.anchor_every or self.perturb == "in_place"):
+            extra += sum(p.numel() for p in parameters) // 8
+        if self.perturb == "in_forward":
+            extra += max(sum(p.nbytes for p in m.parameters(recurse=False)) for m in model.modules())
+        return extra
 
     def walk(self, windows: Windows, theta: Tensor, model: nn.Module) -> Walk:
         """The formula of what one timed call does."""
@@ -90,12 +101,13 @@ MEZO = Method(zo.MeZO)
 
 
 def methods(anchor_every: int) -> dict[str, Method]:
-    return {
+    in_place = {
         "MeZO": MEZO,
         "SparseMeZO": Method(zo.SparseMeZO, sparsity=0.75),
         "LeZO": Method(zo.LeZO, drop=2 / 3),
         "MeZOSVRG": Method(zo.MeZOSVRG, anchor_every=anchor_every),
     }
+    return in_place | {f"{name}/in_forward": replace(m, perturb="in_forward") for name, m in in_place.items()}
 
 
 class Ours:
@@ -128,7 +140,7 @@ class Ours:
         theta = windows.read()
         try:
             walk = self._method.walk(windows, theta, self._model)
-            check = step_check.Check(windows, theta, walk, self._loss, EPS)
+            check = step_check.Check(windows, walk, self._loss, step_check.rounding(theta, EPS))
             self.run(check.closure)
             check.finish()
         except step_check.WrongWeights as error:

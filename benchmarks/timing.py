@@ -42,11 +42,15 @@ class Plan:
 
 
 class Watch:
-    """Seconds of the named parts of a call. On a GPU the marks are events, so that watching does not wait for it."""
+    """Seconds of the named parts of a call; a part within another one is no part of that.
+
+    On a GPU the marks are events, so that watching does not wait for it.
+    """
 
     def __init__(self, device: torch.device):
         self._cuda = device.type == "cuda"
-        self._spans: list[tuple[str, Any, Any]] = []
+        self._spans: list[tuple[str, str | None, Any, Any]] = []
+        self._inside: list[str] = []
 
     def _mark(self) -> Any:
         if not self._cuda:
@@ -57,11 +61,14 @@ class Watch:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
+        around = self._inside[-1] if self._inside else None
+        self._inside.append(name)
         start = self._mark()
         try:
             yield
         finally:
-            self._spans.append((name, start, self._mark()))
+            self._spans.append((name, around, start, self._mark()))
+            self._inside.pop()
 
     def clear(self) -> None:
         self._spans.clear()
@@ -69,9 +76,11 @@ class Watch:
     def take(self) -> dict[str, float]:
         """The sums since the watch was cleared; the device must be done."""
         sums: dict[str, float] = {}
-        for name, start, end in self._spans:
+        for name, around, start, end in self._spans:
             seconds = start.elapsed_time(end) / 1e3 if self._cuda else end - start
             sums[name] = sums.get(name, 0.0) + seconds
+            if around is not None:
+                sums[around] = sums.get(around, 0.0) - seconds
         self.clear()
         return sums
 

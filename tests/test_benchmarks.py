@@ -1,7 +1,9 @@
 """The benchmarks at sizes at which their times mean nothing: what they check, what they write, and what they refuse."""
 
+import copy
 import csv
 import json
+import time
 
 import pytest
 import torch
@@ -9,6 +11,9 @@ from torch import nn
 
 pytest.importorskip("rich")
 
+from tiny_run import tiny_encoder, write_table
+
+import zo_kernels as zo
 from benchmarks import cases_kernels, registry, rows
 from benchmarks.__main__ import main, parser
 from benchmarks.baseline_steps import Baseline
@@ -16,6 +21,7 @@ from benchmarks.baselines import EagerPass, published_pass
 from benchmarks.kernel_call import KernelCall, Kind, weights
 from benchmarks.registry import Target
 from benchmarks.timing import Call, Plan, Timer, Watch, alternate, quantile
+from benchmarks.upcast import upcast
 from zo_kernels import ops
 from zo_kernels.backends.native import instruction_sets
 
@@ -147,6 +153,20 @@ def test_parts_of_a_call_sum_to_the_whole():
     assert sum(sample.parts.values()) == pytest.approx(sample.seconds)
 
 
+def test_a_part_within_another_is_counted_once():
+    watch = Watch(CPU)
+
+    def run():
+        with watch.part("forwards"):
+            time.sleep(1e-3)
+            with watch.part("passes"):
+                time.sleep(3e-3)
+
+    sample = Timer(CPU).sample(Call(run, watch=watch))
+    assert sample.parts["passes"] >= 3e-3 and 0 < sample.parts["forwards"] <= sample.seconds - 3e-3
+    assert sum(sample.parts.values()) == pytest.approx(sample.seconds)
+
+
 @pytest.mark.parametrize("published", [True, False])
 @pytest.mark.parametrize(("svrg", "masked"), [(True, False), (False, True), (False, False)])
 def test_baseline_steps_probe_restore_and_descend(published, svrg, masked):
@@ -180,7 +200,8 @@ def test_steps_of_a_tiny_model(tmp_path):
     arguments = ["step", "--shape", "tiny", "--threads", "1"]
     status, found, table = rows_of(tmp_path, *arguments)
     assert status == 0 and len(table) == len(found)
-    assert {row["case"] for row in found} == {"tiny/MeZO", "tiny/SparseMeZO", "tiny/LeZO", "tiny/MeZOSVRG"}
+    methods = {"MeZO", "SparseMeZO", "LeZO", "MeZOSVRG"}
+    assert {row["case"] for row in found} == {f"tiny/{m}{end}" for m in methods for end in ("", "/in_forward")}
     for row in found:
         assert row["correct"] is True and not any(isinstance(value, (dict, list)) for value in row.values())
         parts = [row[f"{part}_share"] for part in ("forwards", "passes", "other")]
@@ -188,15 +209,151 @@ def test_steps_of_a_tiny_model(tmp_path):
         assert row["extra_memory_mib"] <= row["elements"] * 4 / 2**20 + 1
         assert (row["active_share"] < 1) == (row["method"] == "LeZO")
         assert row["ratio"] > 0 and row["ratio_of"] == ("passes" if row["baseline"] == "MeZO" else "whole")
-    assert {row["baseline"] for row in found} == {"published passes", "eager passes", "MeZO"}
+        assert (row["perturb"] == "in_forward") == (row["baseline"] == "in place")
+    assert {row["baseline"] for row in found} == {"published passes", "eager passes", "MeZO", "in place"}
 
 
-def test_a_wrong_step_has_no_time_and_the_run_fails(tmp_path, wrong_passes):
+@pytest.mark.parametrize("case", ["MeZO", "MeZO/in_forward", "LeZO/in_forward", "MeZOSVRG/in_forward"])
+def test_a_wrong_step_has_no_time_and_the_run_fails(tmp_path, wrong_passes, case):
     pytest.importorskip("transformers")
-    status, found, _ = rows_of(tmp_path, "step", "--shape", "tiny", "--threads", "1", "--only", "tiny/MeZO$")
+    status, found, _ = rows_of(tmp_path, "step", "--shape", "tiny", "--threads", "1", "--only", f"tiny/{case}$")
     assert status == 1
-    assert found[0]["correct"] is False and "at closure call 1 1 of" in found[0]["wrong"]
+    assert found[0]["correct"] is False and "at closure call 1 " in found[0]["wrong"]
     assert found[0]["seconds_median"] is None and found[0]["ratio"] is None
+
+
+def test_steps_whose_modules_run_on_clean_weights_are_wrong(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+
+    apply = ops.Table.apply
+
+    def clean(table, do):
+        if table.entries[0].dst is table.entries[0].src:
+            return apply(table, do)
+        for e in table.entries:
+            e.dst.copy_(e.src)
+
+    monkeypatch.setattr(ops.Table, "apply", clean)
+    status, found, _ = rows_of(tmp_path, "step", "--shape", "tiny", "--threads", "1", "--only", "MeZO/in_forward")
+    assert status == 1 and len(found) == 2
+    for row in found:
+        assert row["correct"] is False and "at closure call 1 " in row["wrong"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The folder of a tiny encoder; its task has a few dozen texts."""
+    pytest.importorskip("transformers")
+    from benchmarks import demo_task
+    from zo_kernels.finetune.data import read_table, split
+
+    folder = tmp_path_factory.mktemp("tiny")
+    texts = read_table(write_table(folder / "texts.tsv"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            demo_task, "_docstrings", lambda seed: split(texts, seed=seed, held_out=dict.fromkeys(texts, (5, 5)))
+        )
+        yield str(tiny_encoder(folder))
+
+
+def exactness(tmp_path, tiny, only, *arguments):
+    given = ["--model", tiny, "--threads", "1", "--steps", "40", "--run-steps", "3", "--seeds", "0", "1", *arguments]
+    return rows_of(tmp_path, "exactness", "--only", only, *given)
+
+
+def test_drift_in_place_and_none_in_the_forward(tmp_path, tiny):
+    status, found, _ = exactness(tmp_path, tiny, "^drift")
+    assert status == 0 and len(found) == 10 * 2 and {row["steps"] for row in found} == {1, 40}
+    for row in found:
+        assert row["correct"] is True and row["seconds_median"] is None and row["elements"] == 16 * 32
+        drifted = row["perturb"] == "in_place"
+        assert (row["share_changed"] > 0.2) == drifted == (row["relative_rms"] > 0) == (row["largest"] > 0)
+        assert row["relative_rms"] < (1e-6 if row["dtype"] == "fp32" else 0.1)
+
+
+def test_small_updates_survive_stochastic_rounding(tmp_path, tiny):
+    status, found, _ = exactness(tmp_path, tiny, "^survival", "--draws", "16")
+    assert status == 0 and len(found) == 2 * 2 * 5
+    for row in found:
+        if row["update"] == 1e-7:
+            lost = row["rounding"] == "nearest"
+            assert (row["left"] < 0.3) == lost
+            assert lost or abs(row["left"] - 1) < 5 * row["left_standard_error"]
+
+
+def test_four_ways_to_run_in_16_bits(tmp_path, tiny):
+    status, found, _ = exactness(tmp_path, tiny, "^four/bf16/in_forward")
+    assert status == 0 and len(found) == 2 * 3
+    assert [row["run_seed"] for row in found[:3]] == [0, 1, None]
+    for first, second, mean in zip(found[::3], found[1::3], found[2::3], strict=True):
+        assert mean["dev_loss"] == pytest.approx((first["dev_loss"] + second["dev_loss"]) / 2)
+        assert mean["runs"] == 2 and mean["dev_loss_sd"] > 0 and 0 <= mean["test_accuracy"] <= 1
+
+
+def test_replay_is_timed_and_measured(tmp_path, tiny):
+    status, found, _ = exactness(tmp_path, tiny, "^replay")
+    assert status == 0 and len(found) == 4
+    for row in found:
+        assert row["steps"] == 40 and row["real_steps"] == 24 and row["bytes_a_step"] == 24
+        assert row["file_bytes"] > 40 * 24 and row["baseline"] == "training" and row["ratio"] > 0
+        assert row["replay_seconds"] == pytest.approx(40 * row["seconds_median"])
+
+
+def test_what_sharing_z_could_save(tmp_path, tiny):
+    status, found, _ = exactness(tmp_path, tiny, "^shared-z")
+    assert status == 0 and len(found) == 4
+    for copied, step in zip(found[::2], found[1::2], strict=True):
+        assert copied["baseline"] == "copy_" and copied["saved_share_at_most"] is None
+        assert 0 <= step["saved_share_at_most"] < 1
+        assert step["price_mib"] == pytest.approx(step["elements"] * (4 if step["dtype"] == "fp32" else 2) / 2**20)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "drift/fp32/in_place/nearest",
+        "drift/bf16/in_forward/stochastic",
+        "survival/fp16/nearest",
+        "four/bf16/in_place/stochastic",
+        "replay/fp32/mezo/in_place",
+        "replay/fp32/lezo/in_place",
+        "replay/bf16/mezo/in_forward",
+        "shared-z/bf16",
+    ],
+)
+def test_wrong_passes_have_no_figures(tmp_path, tiny, wrong_passes, case):
+    status, found, _ = exactness(tmp_path, tiny, f"^{case}$")
+    (row,) = found
+    assert status == 1 and row["correct"] is False and row["wrong"]
+    figures = ("seconds_median", "share_changed", "left", "dev_loss", "replay_seconds", "saved_share_at_most")
+    assert not any(row.get(name) is not None for name in figures)
+
+
+def test_replay_of_another_run_is_wrong(tmp_path, tiny, monkeypatch):
+    replay = zo.replay
+
+    def off(module, *arguments):
+        replay(module, *arguments)
+        with torch.no_grad():
+            next(module.parameters()).view(-1)[0] += 1.0
+
+    monkeypatch.setattr(zo, "replay", off)
+    status, found, _ = exactness(tmp_path, tiny, "^replay/fp32/mezo/in_forward")
+    assert status == 1 and found[0]["wrong"].startswith("1 of the weights replayed with 1 threads")
+
+
+def test_widened_weights_are_read_when_the_module_runs():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 2, bias=False))
+    model.to(torch.bfloat16)
+    wide, ids = copy.deepcopy(model).float(), torch.tensor([0, 3])
+    upcast(model)
+    assert all(p.dtype == torch.bfloat16 for p in model.parameters())
+    assert torch.equal(model(ids), wide(ids)) and torch.equal(copy.deepcopy(model)(ids), wide(ids))
+    with torch.no_grad():
+        for p in (*model.parameters(), *wide.parameters()):
+            p.data = p.data * 2
+    assert torch.equal(model(ids), wide(ids))
 
 
 def test_list_names_cases_and_measures_nothing(capsys):

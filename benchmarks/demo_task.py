@@ -1,0 +1,96 @@
+"""The model and the task of `make demo`, ready to be trained in any dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import zo_kernels as zo
+from zo_kernels.finetune.batches import Batch, Texts
+from zo_kernels.finetune.config import Config
+from zo_kernels.finetune.docstrings import stdlib_docstrings
+from zo_kernels.finetune.minilm import minilm_folder
+from zo_kernels.finetune.model import Classifier, load_encoder, start_head
+from zo_kernels.optim.blocks import find_blocks
+
+from .upcast import upcast
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_docstrings = cache(stdlib_docstrings)
+_METHODS = {"mezo": zo.MeZO, "lezo": zo.LeZO}
+
+
+@dataclass(frozen=True)
+class DemoTask:
+    """A classifier with its head started, and tokenised docstrings."""
+
+    config: Config
+    classifier: Classifier
+    training: Texts
+    dev: Texts
+    test: Texts
+
+    def optimizer(self, perturb: str, rounding: str) -> zo.ZeroOrderOptimizer:
+        """As the demo's."""
+        c = self.config
+        make: Any = _METHODS[c.method]
+        return make(self.classifier, lr=c.lr, eps=c.eps, seed=c.seed, drop=c.drop, perturb=perturb, rounding=rounding)
+
+    def batches(self) -> Iterator[Batch]:
+        """Those that the demo with this seed trains on, for ever."""
+        return self.training.endless(self.config.batch_size, torch.Generator().manual_seed(self.config.seed))
+
+    def loss(self, batch: Batch) -> Tensor:
+        return F.cross_entropy(self.classifier(batch.input_ids, batch.attention_mask), batch.labels)
+
+    def train(self, optimizer: zo.ZeroOrderOptimizer, batches: Iterable[Batch], rates: Iterable[float]) -> list[float]:
+        """A step for each learning rate; the losses."""
+        losses = []
+        for batch, lr in zip(batches, rates, strict=False):
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            losses.append(float(optimizer.step(partial(self.loss, batch))))
+        return losses
+
+
+def demo_task(config: Config) -> DemoTask:
+    """As `zo-finetune` makes it; but 16-bit weights are widened in the forward (`upcast`)."""
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    data = _docstrings(seed=config.seed)
+    dtype = DTYPES[config.dtype]
+    encoder, tokenizer, hidden_size = load_encoder(config.model or str(minilm_folder()), dtype)
+    classifier = Classifier(encoder, hidden_size, len(data.names)).to(dtype).eval()
+    if dtype != torch.float32:
+        upcast(classifier)
+    tokens = min(config.max_tokens, encoder.config.max_position_embeddings)
+    train, dev, test = (
+        Texts.tokenize(tokenizer, split.texts, split.labels, tokens, torch.device("cpu"))
+        for split in (data.train, data.dev, data.test)
+    )
+    start_head(classifier, config.head_start, tokenizer, data.names, train, config.shots)
+    return DemoTask(config, classifier, train, dev, test)
+
+
+@cache
+def largest_matrix(model: str | None) -> Tensor:
+    """The largest weight of the first block of the demo's model, in float32; not to be changed."""
+    encoder, _, _ = load_encoder(model or str(minilm_folder()), torch.float32)
+    return max(find_blocks(encoder)[0].parameters(), key=Tensor.numel).detach()
+
+
+def weights_of(model: nn.Module) -> list[Tensor]:
+    """Copies of the weights that are trained."""
+    return [p.detach().clone() for p in model.parameters() if p.requires_grad]
+
+
+@torch.no_grad()
+def set_weights(model: nn.Module, weights: list[Tensor]) -> None:
+    for p, w in zip((p for p in model.parameters() if p.requires_grad), weights, strict=True):
+        p.copy_(w)

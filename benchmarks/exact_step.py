@@ -1,0 +1,48 @@
+"""A step of MeZO to the last bit: what modules must run on, and what must be left, by the noise's specification."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+import zo_kernels as zo
+from zo_kernels.spec import fma, round_stochastic
+
+from .step_check import Check, Walk, Windows, WrongWeights
+
+
+def wrong_step(optimizer: zo.ZeroOrderOptimizer, model: nn.Module, loss: Callable[[], Tensor]) -> str | None:
+    """Take a step of MeZO with one direction, and say where it leaves the specification's bits."""
+    windows = Windows(optimizer, model)
+    theta = windows.read()
+    try:
+        check = Check(windows, _walk(windows, theta), loss, torch.zeros_like(theta))
+        optimizer.step(check.closure)
+        check.finish()
+    except WrongWeights as error:
+        return str(error)
+    return None
+
+
+def _walk(windows: Windows, theta: Tensor) -> Walk:
+    opt = windows.optimizer
+    (group,), (dtype,) = opt.param_groups, {p.dtype for p in windows.params}
+    eps, lr = group["eps"], group["lr"]
+    z = windows.z(0).float()
+    stochastic = dtype != torch.float32 and opt.rounding != "nearest"
+    rho = windows.rounding_bits(0) if stochastic else None
+
+    def move(w: Tensor, scale: float) -> Tensor:
+        """round(w + scale z)."""
+        t = fma(z, scale, w.float())
+        return (t.to(dtype) if rho is None else round_stochastic(t, rho, dtype)).double()
+
+    in_place = opt.perturb == "in_place"
+    here = move(theta, eps)
+    above = yield here
+    here = move(here, -2 * eps) if in_place else move(theta, -eps)
+    below = yield here
+    update = -lr * ((above - below) / (2 * eps))
+    return move(here, update + eps) if in_place else move(theta, update)
