@@ -11,8 +11,9 @@ SOURCES := $(wildcard csrc/*) setup.py pyproject.toml
 demo: $(VENV)/.installed
 	$(BIN)/zo-finetune --out runs/demo --overwrite $(DEMO)
 
+# A process for each core; the tests of one file stay together, since they share what is slow to make.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow

@@ -164,6 +164,15 @@ def mixtral(layers: int = 3) -> nn.Module:
     )
 
 
+def mamba(layers: int = 3) -> nn.Module:
+    """A state space model, whose blocks read their convolution's weights without calling it."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    return MambaForCausalLM(
+        MambaConfig(vocab_size=32, hidden_size=8, state_size=4, time_step_rank=2, num_hidden_layers=layers)
+    )
+
+
 # Each family -> its builder and the number of transformer blocks a layer of its configuration stands for.
 FAMILIES = {
     "OPT": (opt, 1),
@@ -172,6 +181,7 @@ FAMILIES = {
     "BERT": (bert, 1),
     "T5": (t5, 2),
     "Mixtral": (mixtral, 1),
+    "Mamba": (mamba, 1),
 }
 
 

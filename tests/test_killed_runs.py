@@ -18,7 +18,7 @@ pytest.importorskip("transformers")
 for module in ("rich", "matplotlib", "safetensors"):
     pytest.importorskip(module)
 
-from tiny_run import tiny_encoder, tiny_options, write_table  # noqa: E402
+from tiny_run import tiny_encoder, tiny_options, whole_run, write_table  # noqa: E402
 
 import zo_kernels as zo  # noqa: E402
 
@@ -31,18 +31,6 @@ RUNS = {
     "sparse-mezo, directions": {"method": "sparse-mezo", "directions": 2, "perturb": "in_forward"},
     "mezo-svrg": {"method": "mezo-svrg", "anchor_every": 3, "anchor_examples": 16},
 }
-
-
-def work(options: dict[str, object], resume: bool) -> None:
-    """A whole run, or what is left of it, in a process of its own."""
-    from rich.console import Console
-
-    from zo_kernels.finetune import Config, report, train
-
-    report.draw_curves = lambda records, path: None  # takes longer than all the rest
-    with open(os.devnull, "w") as nowhere:
-        console = Console(file=nowhere)
-        train.resume(str(options["out"]), console) if resume else train.finetune(Config(**options), console)
 
 
 def finished(out: Path) -> bool:
@@ -65,8 +53,8 @@ def outcome(out: Path) -> dict[str, object]:
 def processes() -> ForkServerContext:
     """Processes that have imported everything already."""
     context = multiprocessing.get_context("forkserver")
-    names = ["zo_kernels.finetune.train", "transformers.models.bert.modeling_bert", "tiny_run", __name__]
-    context.set_forkserver_preload(names)
+    # pytest, too: a child imports the module that its parent was started with.
+    context.set_forkserver_preload(["zo_kernels.finetune.train", "transformers.models.bert.modeling_bert", "pytest"])
     return context
 
 
@@ -74,7 +62,7 @@ def run(
     processes: ForkServerContext, options: dict[str, object], *, resume: bool = False, seconds: float | None = None
 ) -> float:
     """Run or resume; kill it after so many seconds. Returns how long it lived."""
-    process = processes.Process(target=work, args=(options, resume))
+    process = processes.Process(target=whole_run, args=(options, resume))
     process.start()
     started = time.perf_counter()
     process.join(seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -44,3 +45,15 @@ def tiny_options(encoder: Path, table: Path) -> dict[str, object]:
         "model": str(encoder), "data": str(table), "head_start": "few-shot", "shots": 2,
         "steps": 6, "eval_every": 3, "batch_size": 8, "max_tokens": 8, "threads": 1,
     }  # fmt: skip
+
+
+def whole_run(options: dict[str, object], resume: bool) -> None:
+    """Run or resume, without a picture."""
+    from rich.console import Console
+
+    from zo_kernels.finetune import Config, report, train
+
+    report.draw_curves = lambda records, path: None  # takes longer than all the rest
+    with open(os.devnull, "w") as nowhere:
+        console = Console(file=nowhere)
+        train.resume(str(options["out"]), console) if resume else train.finetune(Config(**options), console)

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_map_only
+from torch.utils.hooks import RemovableHandle
 
 from ..backends.types import MaskKind, Pass
 from ..ops import Table
 from .foreign_reads import Watch
+from .interrupts import interrupts_held
 from .losses import call
 from .scratch import Scratch, bytes_for
 from .weights import Weights
@@ -70,6 +72,7 @@ class InForward:
         self._sizes: dict[tuple[int, ...], int] = {}
         first = weights.weights[0].tensor
         self._scratch = Scratch(first.device, first.is_inference(), self._tables.clear)
+        self._hooks: list[RemovableHandle] = []
         self._frames: list[_Frame] = []
         self._live: set[int] = set()
         self._stack: list[nn.Module] = []  # all modules that run, while watching
@@ -123,21 +126,25 @@ class InForward:
         self._watch = None
         if found is not None:
             self._watch = Watch(self._weights.theta, self._scratch.is_free, lambda i: self._note_read(i, found))
-        hooks = [
-            register_module_forward_pre_hook(self._enter),
-            register_module_forward_hook(self._leave, always_call=True),
-        ]
         try:
+            with interrupts_held():
+                self._hooks.append(register_module_forward_pre_hook(self._enter))
+                self._hooks.append(register_module_forward_hook(self._leave, always_call=True))
             with self._watch or nullcontext():
                 return call(closure)
         finally:
-            for hook in hooks:
-                hook.remove()
-            while self._frames:  # left over by what is no Exception, such as an interrupt
-                self._put_back()
-            self._scratch.clear()
-            self._stack.clear()
-            self._watch = None
+            self.restore()
+
+    def restore(self) -> None:
+        """Leave nothing behind of an evaluation. To be called again should an interrupt have cut it short."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        while self._frames:  # left over by what is no Exception
+            self._put_back()
+        self._scratch.clear()
+        self._stack.clear()
+        self._watch = None
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         if self._watch is not None:
@@ -257,7 +264,8 @@ class InForward:
             self._borrowed.setdefault(m, []).append(i)
 
     def _named(self, indices: Iterable[int]) -> str:
-        return ", ".join(self._weights.weights[i].name for i in sorted(set(indices)))
+        every = [self._weights.weights[i].name for i in sorted(set(indices))]
+        return ", ".join(every[:5]) + (f" and {len(every) - 5} more" if len(every) > 5 else "")
 
 
 class InForwardProbes:
@@ -272,6 +280,8 @@ class InForwardProbes:
 
     def to(self, offset: Mapping[int, float]) -> None:
         self._offset = offset
+        if not offset:
+            self._engine.restore()
 
     def evaluate(self, closure: Callable[[], Any]) -> Any:
         do = self._weights.describe(self._offset, None, self._active)
