@@ -34,7 +34,7 @@ ZO_OP void philox_tiles(const Direction& d, const typename V::I (&c)[U], typenam
     x[3][u] = p0[u];
   }
   constexpr int last = kPhiloxRounds - 1;
-  _Pragma("GCC unroll 10") for (int r = 3; r < last; ++r) {
+  _Pragma("GCC unroll 8") for (int r = 3; r < last; ++r) {
     const I k0 = V::key(d.k0[r].x), k1 = V::key(d.k1[r].x);
     ZO_EACH {
       p0[u] = V::mul_wide(x[0][u], m0);
@@ -71,7 +71,7 @@ ZO_OP void box_muller_tiles(const typename V::I (&a)[U], const typename V::I (&b
   ZO_EACH f[u] = V::as_float(V::add(V::and_(d[u], V::word(0x7FFFFFu)), V::word(kLogSplit)));
   ZO_EACH f[u] = V::sub(f[u], V::number(1.0f));
   ZO_EACH s[u] = V::mul(t[u], t[u]);
-  ZO_EACH k[u] = V::mul(k[u], V::number(kLogExponentScale));
+  ZO_EACH k[u] = V::fma(k[u], V::number(kLogExponentScale), V::number(kRadiusFloor));
   ZO_EACH p[u] = V::number(log_c[kLogTerms - 1]);
   _Pragma("GCC unroll 8") for (int i = kLogTerms - 2; i >= 0; --i) ZO_EACH p[u] =
       V::fma(p[u], f[u], V::number(log_c[i]));

@@ -20,11 +20,12 @@ namespace zo {
 
 constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
 constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
-constexpr int kPhiloxRounds = 10;
+constexpr int kPhiloxRounds = 7;
 
 constexpr uint32_t kLogSplit = 0x3F3504F3u;  // bits of sqrt(1/2)
 constexpr uint32_t kLogSplitY = kLogSplit + (31u << 23);
 constexpr float kLogExponentScale = -1.6525917e-07f;  // -2 ln 2 / 2^23, bits 0xb4317218
+constexpr float kRadiusFloor = 7.888609052210118e-31f;    // 2^-100: the square of the radius is never zero
 constexpr int kLogTerms = 7, kSinTerms = 5, kCosTerms = 5;
 #define ZO_LOG_COEFFICIENTS                                                                 \
   {-2.00000262260437f,    1.000045895576477f,   -0.6662205457687378f, 0.49748367071151733f, \
@@ -102,7 +103,7 @@ ZO_FN float radius(uint32_t word) {
   const uint32_t d = to_bits(y) - kLogSplitY;
   const float k = float(int32_t(d & ~0x7FFFFFu));
   const float f = from_bits((d & 0x7FFFFFu) + kLogSplit) - 1.0f;
-  return sqrt32(fma32(horner(p, f), f, mul32(k, kLogExponentScale)));
+  return sqrt32(fma32(horner(p, f), f, fma32(k, kLogExponentScale, kRadiusFloor)));
 }
 
 // Two normals from a radius word and an angle word.

@@ -15,7 +15,7 @@ VERSION = "v1"  # of the noise; a change of any bit of it is another one
 
 PHILOX_M0, PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
 PHILOX_W0, PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
-PHILOX_ROUNDS = 10
+PHILOX_ROUNDS = 7
 
 LOG_SPLIT = 0x3F3504F3  # bits of sqrt(1/2) rounded to binary32
 LOG_SPLIT_Y = LOG_SPLIT + (31 << 23)  # the same split for y = u * 2**31
@@ -52,6 +52,7 @@ def _f32(x: float) -> float:
 
 
 LOG_EXPONENT_SCALE = _f32(-2.0 * math.log(2.0) / 2**23)
+RADIUS_FLOOR = 2.0**-100  # keeps the square of the radius above zero, and changes no other one
 
 
 def philox4x32(
@@ -64,7 +65,7 @@ def philox4x32(
     Args:
         counter: four tensors of one shape, values in [0, 2**32).
         key: two words in [0, 2**32).
-        rounds: 10 in noise v1.
+        rounds: 7 in noise v1.
 
     Returns:
         Four int64 tensors of 32-bit words, of the counter's shape.
@@ -127,7 +128,7 @@ def radius(word: Tensor) -> Tensor:
     k = (d & ~0x7FFFFF).to(torch.float32)
     f = _from_bits((d & 0x7FFFFF) + LOG_SPLIT) - 1.0
     # torch.sqrt of float32 is not correctly rounded on every CPU; through float64 it is, since 53 >= 2 * 24 + 2.
-    return fma(_horner(LOG_COEFFICIENTS, f), f, k * LOG_EXPONENT_SCALE).double().sqrt().float()
+    return fma(_horner(LOG_COEFFICIENTS, f), f, fma(k, LOG_EXPONENT_SCALE, RADIUS_FLOOR)).double().sqrt().float()
 
 
 def cos_sin(word: Tensor) -> tuple[Tensor, Tensor]:

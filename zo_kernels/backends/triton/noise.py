@@ -1,4 +1,4 @@
-"""noise v1 on a GPU: Philox4x32-10 -> Box-Muller -> rounding, as Triton device functions.
+"""noise v1 on a GPU: Philox4x32-7 -> Box-Muller -> rounding, as Triton device functions.
 
 docs/noise.md is the text and zo_kernels/spec.py the reference; the order of the operations is theirs.
 """
@@ -12,7 +12,7 @@ ROUNDS = tl.constexpr(spec.PHILOX_ROUNDS)
 M0, M1 = tl.constexpr(spec.PHILOX_M0), tl.constexpr(spec.PHILOX_M1)
 W0, W1 = tl.constexpr(spec.PHILOX_W0), tl.constexpr(spec.PHILOX_W1)
 SPLIT, SPLIT_Y = tl.constexpr(spec.LOG_SPLIT), tl.constexpr(spec.LOG_SPLIT_Y)
-EXPONENT_SCALE = tl.constexpr(spec.LOG_EXPONENT_SCALE)
+EXPONENT_SCALE, FLOOR = tl.constexpr(spec.LOG_EXPONENT_SCALE), tl.constexpr(spec.RADIUS_FLOOR)
 P0, P1, P2, P3, P4, P5, P6 = (tl.constexpr(c) for c in spec.LOG_COEFFICIENTS)
 S0, S1, S2, S3, S4 = (tl.constexpr(c) for c in spec.SIN_COEFFICIENTS)
 C0, C1, C2, C3, C4 = (tl.constexpr(c) for c in spec.COS_COEFFICIENTS)
@@ -63,11 +63,11 @@ def fma(x, y, z, TARGET: tl.constexpr):
 
 @triton.jit
 def cuda_sqrt(x):
-    """Correctly rounded square root of float32 x, which is 0 or lies in [2**-25, 2**6].
+    """Correctly rounded square root of float32 x, which is 2**-100 or lies in [2**-25, 2**6].
 
-    This is ptxas's own sqrt.rn.f32 without its branch for other x. The maximum keeps the reciprocal of 0 finite.
+    This is ptxas's own sqrt.rn.f32 without its branch for other x.
     """
-    y = tl.math.rsqrt(tl.maximum(x, 1e-30))
+    y = tl.math.rsqrt(x)
     root = x * y
     return tl.fma(tl.fma(-root, root, x), y * 0.5, root)
 
@@ -86,7 +86,7 @@ def box_muller(a, b, TARGET: tl.constexpr):
     f = (y - k - (SPLIT_Y - SPLIT)).to(tl.float32, bitcast=True) - 1.0
     p = fma(fma(fma(P6, f, P5, TARGET), f, P4, TARGET), f, P3, TARGET)
     p = fma(fma(fma(p, f, P2, TARGET), f, P1, TARGET), f, P0, TARGET)
-    r = fma(p, f, k.to(tl.float32) * EXPONENT_SCALE, TARGET)
+    r = fma(p, f, fma(k.to(tl.float32), EXPONENT_SCALE, FLOOR, TARGET), TARGET)
     r = cuda_sqrt(r) if TARGET == "cuda" else tl.sqrt_rn(r)
     r = (r.to(tl.uint32, bitcast=True) | (b & 0x80000000)).to(tl.float32, bitcast=True)
 
