@@ -61,6 +61,7 @@ class Native:
         )
 
         def run(do: Pass) -> None:
+            do = do.on_host()
             scales = [s for row in do.scales for s in row]
             threads = torch.get_num_threads()
             table.run(do.seeds, scales, do.decays, do.stochastic, do.active, threads, chosen)

@@ -22,6 +22,7 @@ def prepare(entries: Sequence[Entry]) -> Callable[[Pass], None]:
     """As `types.Backend`."""
 
     def run(do: Pass) -> None:
+        do = do.on_host()
         for i in range(len(entries)) if do.active is None else do.active:
             _apply(entries[i], do)
 

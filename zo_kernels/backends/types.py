@@ -36,13 +36,26 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """dst <- round(decays[g] * src + m * sum_k scales[g][k] * z(seeds[k])) for each active entry of group g."""
+    """dst <- round(decays[g] * src + m * sum_k scales[g][k] * z(seeds[k])) for each active entry of group g.
 
-    seeds: Sequence[int]
-    scales: Sequence[Sequence[float]]
-    decays: Sequence[float]
+    Numbers may be tensors on the entries' device, so that nobody has to wait for them: seeds as int64 scalars (the bits
+    of uint64), scales as (groups, directions) and decays as (groups,) of float32 or float64.
+    """
+
+    seeds: Sequence[int] | Sequence[Tensor]
+    scales: Sequence[Sequence[float]] | Tensor
+    decays: Sequence[float] | Tensor
     stochastic: bool = False
     active: Sequence[int] | None = None  # indices of entries, None for all
+
+    def on_host(self) -> Pass:
+        """With numbers instead of tensors; this waits for the device."""
+        if not any(isinstance(x, Tensor) for x in (*self.seeds, self.scales, self.decays)):
+            return self
+        seeds = [int(s) % 2**64 for s in self.seeds]
+        scales = self.scales.tolist() if isinstance(self.scales, Tensor) else self.scales
+        decays = self.decays.tolist() if isinstance(self.decays, Tensor) else self.decays
+        return Pass(seeds, scales, decays, self.stochastic, self.active)
 
 
 class Backend(Protocol):

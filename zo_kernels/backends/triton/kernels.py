@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .. import gpu_table
 from ..types import MaskKind
 from .noise import fma, normal, round_nearest, round_stochastic
 
@@ -13,6 +14,7 @@ THRESHOLD = tl.constexpr(int(MaskKind.THRESHOLD))
 BOOL = tl.constexpr(int(MaskKind.BOOL))
 BITS = tl.constexpr(int(MaskKind.BITS))
 RECORD = tl.constexpr(int(MaskKind.RECORD))
+FIELDS = tl.constexpr(gpu_table.FIELDS)
 
 
 @triton.jit
@@ -20,81 +22,116 @@ def widen(w, TARGET: tl.constexpr):
     """A float of any of the three types to float32, exactly."""
     if w.dtype == tl.bfloat16 and TARGET == "interpreter":  # whose own conversion loses subnormals
         return (w.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    elif w.dtype == tl.bfloat16 and TARGET == "cuda":  # which by itself spends two instructions on every second one
+        return tl.inline_asm_elementwise(
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=r,=r,r", [w], dtype=tl.float32, is_pure=True, pack=2
+        )
     else:
         return w.to(tl.float32)
 
 
 @triton.jit
 def axpy(
-    dst, src, mask, threshold, numel, offset, param_id, seeds, scales, decay, directions, block,
-    MASK: tl.constexpr, STOCHASTIC: tl.constexpr, ALIGNED: tl.constexpr, COUNTERS: tl.constexpr,
-    TARGET: tl.constexpr,
+    row, chunk, blocks_per_chunk, seeds, scales, decays, directions,
+    DTYPE: tl.constexpr, MASK: tl.constexpr, STOCHASTIC: tl.constexpr, DECAY: tl.constexpr, IN_PLACE: tl.constexpr,
+    ALIGNED: tl.constexpr, COUNTERS: tl.constexpr, TARGET: tl.constexpr,
 ):  # fmt: skip
-    """One block of one tensor.
+    """One chunk of one tensor, block by block.
 
-    Blocks divide the counters, not the tensor: a block is COUNTERS consecutive ones from a multiple of COUNTERS on.
-    So no two programs make the same words, and the high counter word is one for the whole block. The first and the
-    last block may stick out of the tensor.
+    Chunks divide the counters, not the tensor, so no two programs make the same words, and the high counter word is one
+    for all of a chunk. The first and the last chunk may stick out of the tensor.
 
     Args:
-        dst, src: pointers to numel weights of one dtype.
-        mask: pointer to uint8, one an element (BOOL) or one for eight (BITS, RECORD).
-        threshold, decay: float32 scalars.
-        numel, offset, block: int64 scalars; the block's index is among those that the tensor touches.
-        param_id: uint32 scalar.
-        seeds, scales: pointers to `directions` uint64 and float32.
+        row: pointer to the tensor's row of the table, see `gpu_table`.
+        chunk: int32, counted from the first that the tensor touches.
+        seeds: pointer to `directions` uint64; scales, decays: to float32 (groups, directions) and (groups,).
+        DTYPE: of the weights.
+        DECAY: False if all decays are 1.
+        IN_PLACE: True only if dst and src are the same.
         ALIGNED: whether numel and offset are multiples of 8, and dst and src of 16 bytes.
         TARGET: "cuda", "hip" or "interpreter".
     """
-    # A row is one 128-bit access: one counter's elements if they have 32 bits, two counters' if they have 16.
-    ROW: tl.constexpr = 128 // dst.dtype.element_ty.primitive_bitwidth
-    ROWS: tl.constexpr = 4 * COUNTERS // ROW
-    start = block * (4 * COUNTERS) - (offset & (4 * COUNTERS - 1))  # of the block in the tensor, maybe negative
-    counter = (start + offset) >> 2
-
-    row = ROW * tl.arange(0, ROWS)[:, None]
-    column = tl.arange(0, ROW)[None, :]
+    numel, offset = tl.load(row + 3), tl.load(row + 4)
+    size = (4 * COUNTERS) * blocks_per_chunk
+    start = (chunk * size).to(tl.int64) - (offset & (size - 1))  # of the chunk in the tensor, maybe negative
+    weights = tl.load(row).to(tl.pointer_type(DTYPE)) + start
+    sources = weights if IN_PLACE else tl.load(row + 1).to(tl.pointer_type(DTYPE)) + start
+    mask = tl.load(row + 2).to(tl.pointer_type(tl.uint8))
+    # Of the chunk's elements, these are the tensor's.
     first = tl.maximum(-start, 0).to(tl.int32)
-    end = tl.minimum(numel - start, 4 * COUNTERS).to(tl.int32)
-    dst += start + (row + column)
-    src += start + (row + column)
-    if ALIGNED:
-        dst = tl.max_contiguous(tl.multiple_of(dst, (16, 16)), (1, ROW))
-        src = tl.max_contiguous(tl.multiple_of(src, (16, 16)), (1, ROW))
-        inside = (row >= first) & (row < end)  # whole rows, which keeps the accesses wide
-    else:
-        inside = (row + column >= first) & (row + column < end)
-    old = tl.load(src, mask=inside)
-    w = widen(old, TARGET)
+    end = tl.minimum(numel - start, size).to(tl.int32)
 
-    c_lo = counter.to(tl.uint32) | (tl.arange(0, ROWS) * (ROW // 4)).to(tl.uint32)
-    c_hi = (counter >> 32).to(tl.uint32)
-    # The first direction stands before the loop because its words round the result.
-    z, rho = normal(c_lo, c_hi, param_id, seeds, ROW, TARGET)
-    t = fma(tl.load(scales), z, decay * w, TARGET)
-    for k in range(1, directions):
-        z, _ = normal(c_lo, c_hi, param_id, seeds + k, ROW, TARGET)
-        t = fma(tl.load(scales + k), z, t, TARGET)
+    param_id, group = halves(row + 5)
+    threshold = tl.load((row + 6).to(tl.pointer_type(tl.float32)))
+    # Read as two words: halves shifted out of a 64-bit one make the compiler widen the first round's xor.
+    k0, k1 = halves(seeds)
+    scales += group.to(tl.int64) * directions
+    scale = tl.load(scales)
+    decay = tl.load(decays + group.to(tl.int32))
+    counter = (start + offset) >> 2
+    counter_low, c_hi = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
 
-    new = round_stochastic(t, rho, old.dtype) if STOCHASTIC else round_nearest(t, old.dtype, TARGET)
+    # A line is one 128-bit access: one counter's elements if they have 32 bits, two counters' if they have 16.
+    LINE: tl.constexpr = 128 // DTYPE.primitive_bitwidth
+    LINES: tl.constexpr = 4 * COUNTERS // LINE
+    line = LINE * tl.arange(0, LINES)[:, None]
+    column = tl.arange(0, LINE)[None, :]
+    counters = counter_low | (tl.arange(0, LINES) * (LINE // 4)).to(tl.uint32)
 
-    if MASK != NONE:
-        if MASK == BOOL:
-            keep = tl.load(mask + start + (row + column), mask=inside) != 0
-        elif MASK == BITS:
-            if ALIGNED:  # then one byte serves a row
-                bits, bit = tl.load(mask + (start >> 3) + (row >> 3), mask=inside), (row & 7) + column
-            else:
-                bits, bit = tl.load(mask + ((start + row + column) >> 3), mask=inside), (start + row + column) & 7
-            keep = (bits >> bit.to(tl.uint8)) & 1 != 0
+    for block in range(first // (4 * COUNTERS) * (4 * COUNTERS), end, 4 * COUNTERS):
+        dst, src = weights + block + (line + column), sources + block + (line + column)
+        if ALIGNED:
+            dst = tl.max_contiguous(tl.multiple_of(dst, (16, 16)), (1, LINE))
+            src = tl.max_contiguous(tl.multiple_of(src, (16, 16)), (1, LINE))
+            inside = (line >= first - block) & (line < end - block)  # whole lines, which keeps the accesses wide
         else:
-            keep = tl.abs(w) <= threshold
-        if MASK == RECORD:
-            tl.static_assert(ALIGNED, "blocks of an unaligned tensor share bytes of mask bits")
-            byte = tl.arange(0, COUNTERS // 2)
-            tl.store(mask + (start >> 3) + byte, pack_bits(keep), mask=(8 * byte >= first) & (8 * byte < end))
-        new = tl.where(keep, new, old)
-    tl.store(dst, new, mask=inside)
+            inside = (line + column >= first - block) & (line + column < end - block)
+        old = tl.load(src, mask=inside)
+        w = widen(old, TARGET)
+
+        c_lo = counters | tl.cast(block >> 2, tl.uint32)
+        # The first direction stands before the loop because its words round the result.
+        z, rho = normal(c_lo, c_hi, param_id, k0, k1, LINE, TARGET)
+        if DECAY:
+            t = fma(scale, z, decay * w, TARGET)
+        else:
+            t = fma(scale, z, w, TARGET)
+        for k in range(1, directions):
+            more0, more1 = halves(seeds + k)
+            z, _ = normal(c_lo, c_hi, param_id, more0, more1, LINE, TARGET)
+            t = fma(tl.load(scales + k), z, t, TARGET)
+
+        new = round_stochastic(t, rho, old.dtype) if STOCHASTIC else round_nearest(t, old.dtype, TARGET)
+
+        if MASK != NONE:
+            place = start + block
+            if MASK == BOOL:
+                flags = mask + place + (line + column)
+                if ALIGNED:
+                    flags = tl.max_contiguous(tl.multiple_of(flags, (LINE, LINE)), (1, LINE))
+                keep = tl.load(flags, mask=inside) != 0
+            elif MASK == BITS:
+                if ALIGNED:  # then one byte serves a line
+                    bits, bit = tl.load(mask + (place >> 3) + (line >> 3), mask=inside), (line & 7) + column
+                else:
+                    places = place + line + column
+                    bits, bit = tl.load(mask + (places >> 3), mask=inside), places & 7
+                keep = (bits >> bit.to(tl.uint8)) & 1 != 0
+            else:
+                keep = tl.abs(w) <= threshold
+            if MASK == RECORD:
+                byte = tl.arange(0, COUNTERS // 2)
+                wanted = (8 * byte >= first - block) & (8 * byte < end - block)
+                tl.store(mask + (place >> 3) + byte, pack_bits(keep), mask=wanted)
+            new = tl.where(keep, new, old)
+        tl.store(dst, new, mask=inside)
+
+
+@triton.jit
+def halves(address):
+    """The two uint32 words at a pointer to 64 bits, the low one first."""
+    words = address.to(tl.pointer_type(tl.uint32))
+    return tl.load(words), tl.load(words + 1)
 
 
 @triton.jit
@@ -105,20 +142,38 @@ def pack_bits(keep):
 
 
 @triton.jit(
-    do_not_specialize=["numel", "offset", "param_id", "group", "directions"],
-    do_not_specialize_on_alignment=["dst", "src", "mask", "seeds", "scales", "decays"],
+    do_not_specialize=["active", "blocks_per_chunk", "directions"],
+    do_not_specialize_on_alignment=["rows", "ids", "first_chunk", "seeds", "scales", "decays"],
 )
 def axpy_kernel(
-    dst, src, mask, threshold: tl.float32, numel: tl.int64, offset: tl.int64, param_id: tl.uint32, group: tl.int32,
-    seeds, scales, decays, directions: tl.int32,
-    MASK: tl.constexpr, STOCHASTIC: tl.constexpr, ALIGNED: tl.constexpr, COUNTERS: tl.constexpr, TARGET: tl.constexpr,
+    rows, ids, first_chunk, active: tl.int32, blocks_per_chunk: tl.int32, seeds, scales, decays, directions: tl.int32,
+    DTYPE: tl.constexpr, MASK: tl.constexpr, STOCHASTIC: tl.constexpr, DECAY: tl.constexpr, IN_PLACE: tl.constexpr,
+    ALIGNED: tl.constexpr, COUNTERS: tl.constexpr, TARGET: tl.constexpr,
 ):  # fmt: skip
-    """axpy on the block of each program; row `group` of scales (groups, directions) and decays (groups,) applies."""
-    axpy(
-        dst, src, mask, threshold, numel.to(tl.int64), offset.to(tl.int64), param_id.to(tl.uint32),
-        seeds, scales + group * directions, tl.load(decays + group), directions, tl.program_id(0).to(tl.int64),
-        MASK, STOCHASTIC, ALIGNED, COUNTERS, TARGET,
-    )  # fmt: skip
+    """axpy on a chunk of a tensor of the table; see `gpu_table`. ALIGNED: whether all tensors are."""
+    chunk = tl.program_id(0)
+    low, high = 0, active
+    while high - low > 1:  # first_chunk[low] <= chunk < first_chunk[high]
+        middle = (low + high) // 2
+        right = tl.load(first_chunk + middle) <= chunk
+        low = tl.where(right, middle, low)
+        high = tl.where(right, high, middle)
+    row = rows + FIELDS * tl.load(ids + low).to(tl.int64)
+    if ALIGNED:
+        axpy(
+            row, chunk - tl.load(first_chunk + low), blocks_per_chunk, seeds, scales, decays, directions,
+            DTYPE, MASK, STOCHASTIC, DECAY, IN_PLACE, True, COUNTERS, TARGET,
+        )  # fmt: skip
+    elif (tl.load(row + 6) >> 32) != 0:
+        axpy(
+            row, chunk - tl.load(first_chunk + low), blocks_per_chunk, seeds, scales, decays, directions,
+            DTYPE, MASK, STOCHASTIC, DECAY, IN_PLACE, True, COUNTERS, TARGET,
+        )  # fmt: skip
+    else:
+        axpy(
+            row, chunk - tl.load(first_chunk + low), blocks_per_chunk, seeds, scales, decays, directions,
+            DTYPE, MASK, STOCHASTIC, DECAY, IN_PLACE, False, COUNTERS, TARGET,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["numel"], do_not_specialize_on_alignment=["src", "mask"])

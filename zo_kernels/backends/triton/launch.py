@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, device
+from torch import device
 
-from ..types import Entry, MaskKind, Pass
+from ..gpu_table import BLOCK, Coefficients, Group, GpuTable, Work
+from ..types import Entry, Pass
 
-# A GPU's block: 16 elements a thread. With 32, `static` counts a tenth fewer instructions an element, but two to three
-# times the registers.
-COUNTERS = 512
-WARPS = 4
+COUNTERS = BLOCK // 4
+WARPS = 4  # so that a thread has 16 elements of a block
 # The interpreter pays for each operation of a block, whatever its size.
 INTERPRETER_COUNTERS = 1 << 16
 
@@ -51,32 +48,31 @@ def target() -> str:
 
 
 def prepare(entries: Sequence[Entry]) -> Callable[[Pass], None]:
-    """Build the launches once; the result makes them, in the order of the entries, on the current stream.
+    """Build the table once; the result applies a pass to it, on the current stream: a launch for each dtype and kind of
+    mask in it.
 
     It changes the active entries' dst, and the mask_tensor of those that record.
     """
     here = target()
-    launches = [_Launch.of(entry, here) for entry in entries]
+    counters = COUNTERS
+    if here == "interpreter":
+        largest = max((entry.dst.numel() for entry in entries), default=0)
+        counters = min(INTERPRETER_COUNTERS, 1 << max(6, (largest // 4).bit_length()))
+    table = GpuTable(entries, 4 * counters)
+    where = entries[0].dst.device if entries else None
 
     def run(do: Pass) -> None:
-        active = launches if do.active is None else [launches[i] for i in do.active]
-        if not active:
+        if where is None:
             return
-        if not do.seeds:
-            raise ValueError("expected at least one direction, got no seeds")
-        where = active[0].entry.dst.device
         with _context(where, here):
-            coefficients = _Coefficients.of(do, where)
-            for launch in active:
-                launch(coefficients, do.stochastic)
+            numbers = Coefficients.of(do, where)
+            for i, entry in table.recorded_apart.items():
+                if do.active is None or i in do.active:
+                    _record(entry, 4 * counters, here)
+            for group, work in table.launches(do):
+                _launch(group, work, numbers, do.stochastic, counters, here)
 
     return run
-
-
-def _is_aligned(entry: Entry) -> bool:
-    """Whether whole 128-bit accesses and whole bytes of mask bits cover the entry."""
-    pointers = entry.dst.data_ptr() | entry.src.data_ptr()
-    return entry.dst.numel() % 8 == 0 and entry.offset % 8 == 0 and pointers % 16 == 0
 
 
 def _context(where: device, here: str) -> AbstractContextManager[object]:
@@ -90,78 +86,38 @@ def _context(where: device, here: str) -> AbstractContextManager[object]:
     return stack
 
 
-@dataclass(frozen=True, slots=True)
-class _Coefficients:
-    """The numbers of a pass, on the device."""
+def _launch(group: Group, work: Work, numbers: Coefficients, stochastic: bool, counters: int, here: str) -> None:
+    import triton.language as tl
 
-    seeds: Tensor  # uint64 (directions,)
-    scales: Tensor  # float32 (groups, directions)
-    decays: Tensor  # float32 (groups,)
+    from .kernels import axpy_kernel
 
-    @staticmethod
-    def of(do: Pass, where: device) -> _Coefficients:
-        return _Coefficients(
-            torch.tensor(do.seeds, dtype=torch.uint64, device=where),
-            torch.tensor(do.scales, dtype=torch.float32, device=where),
-            torch.tensor(do.decays, dtype=torch.float32, device=where),
-        )
+    axpy_kernel[(work.programs,)](
+        group.rows,
+        work.ids,
+        work.first_chunk,
+        work.ids.numel(),
+        group.blocks_per_chunk,
+        numbers.seeds,
+        numbers.scales,
+        numbers.decays,
+        numbers.seeds.numel(),
+        DTYPE=getattr(tl, str(group.dtype).removeprefix("torch.")),
+        MASK=int(group.mask),
+        STOCHASTIC=stochastic and group.dtype != torch.float32,
+        DECAY=numbers.decay,
+        IN_PLACE=group.in_place,
+        ALIGNED=group.aligned,
+        COUNTERS=counters,
+        TARGET=here,
+        **OPTIONS,
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class _Launch:
-    """What does not change from pass to pass."""
+def _record(entry: Entry, block: int, here: str) -> None:
+    from .kernels import record_kernel
 
-    entry: Entry
-    aligned: bool
-    counters: int
-    target: str
-
-    @staticmethod
-    def of(entry: Entry, here: str) -> _Launch:
-        counters = COUNTERS
-        if here == "interpreter":
-            counters = min(INTERPRETER_COUNTERS, 1 << max(6, (entry.dst.numel() // 4).bit_length()))
-        mask = entry.mask_tensor
-        raw = replace(
-            entry,
-            dst=entry.dst.detach(),
-            src=entry.src.detach(),
-            threshold=ctypes.c_float(entry.threshold).value,
-            mask_tensor=None if mask is None else mask.view(torch.uint8),
-        )
-        return _Launch(raw, _is_aligned(entry), counters, here)
-
-    def __call__(self, coefficients: _Coefficients, stochastic: bool) -> None:
-        from .kernels import axpy_kernel, record_kernel
-
-        entry, mask = self.entry, self.entry.mask
-        numel, block = entry.dst.numel(), 4 * self.counters
-        if numel == 0:
-            return
-        if mask is MaskKind.RECORD and not self.aligned:
-            # Blocks would share bytes of the bits, so these come first, in a launch of their own.
-            mask = MaskKind.BITS
-            record_kernel[(-(-numel // block),)](
-                entry.src, entry.mask_tensor, entry.threshold, numel, BLOCK=block, TARGET=self.target, **OPTIONS
-            )
-        blocks = (entry.offset + numel - 1) // block - entry.offset // block + 1
-        axpy_kernel[(blocks,)](
-            entry.dst,
-            entry.src,
-            entry.mask_tensor,
-            entry.threshold,
-            numel,
-            entry.offset,
-            entry.param_id,
-            entry.group,
-            coefficients.seeds,
-            coefficients.scales,
-            coefficients.decays,
-            coefficients.seeds.numel(),
-            MASK=int(mask),
-            STOCHASTIC=stochastic and entry.dst.dtype != torch.float32,
-            ALIGNED=self.aligned,
-            COUNTERS=self.counters,
-            TARGET=self.target,
-            **OPTIONS,
-        )
+    assert entry.mask_tensor is not None
+    numel = entry.dst.numel()
+    record_kernel[(-(-numel // block),)](
+        entry.src.detach(), entry.mask_tensor, entry.threshold, numel, BLOCK=block, TARGET=here, **OPTIONS
+    )

@@ -19,17 +19,39 @@ C0, C1, C2, C3, C4 = (tl.constexpr(c) for c in spec.COS_COEFFICIENTS)
 
 
 @triton.jit
-def philox4x32(c_lo, c_hi, param_id, k0, k1):
+def cuda_product(x, M: tl.constexpr):
+    """Low and high word of uint32 x * M, in one instruction: ptxas adds a zero to some that it is left to find itself."""
+    return tl.inline_asm_elementwise(
+        f"{{ .reg .b64 p; mul.wide.u32 p, $2, {M}; mov.b64 {{$0, $1}}, p; }}", "=r,=r,r", [x],
+        dtype=(tl.uint32, tl.uint32), is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def product(x, M: tl.constexpr, TARGET: tl.constexpr):
+    """Low and high word of uint32 x * M."""
+    if TARGET == "cuda":
+        low, high = cuda_product(x, M)
+    else:
+        p = x.to(tl.uint64) * M
+        low, high = p.to(tl.uint32), (p >> 32).to(tl.uint32)
+    return low, high
+
+
+@triton.jit
+def philox4x32(c_lo, c_hi, param_id, k0, k1, TARGET: tl.constexpr):
     """Four uint32 words of c_lo's shape; the other counter words and the key are uint32 scalars.
 
     With three of the four counter words uniform, the first round and a half cost next to nothing.
     """
     x0, x1, x2, x3 = c_lo, c_hi, param_id, tl.full((), 0, tl.uint32)
-    for _ in tl.static_range(ROUNDS):
-        # One widening multiplication gives both halves; umulhi and a product would be two.
-        p0, p1 = x0.to(tl.uint64) * M0, x2.to(tl.uint64) * M1
-        x0, x2 = (p1 >> 32).to(tl.uint32) ^ x1 ^ k0, (p0 >> 32).to(tl.uint32) ^ x3 ^ k1
-        x1, x3 = p1.to(tl.uint32), p0.to(tl.uint32)
+    for r in tl.static_range(ROUNDS):
+        l0, h0 = product(x0, M0, TARGET)
+        l1, h1 = product(x2, M1, TARGET)
+        # What is uniform is put together first.
+        x0 = h1 ^ (x1 ^ k0)
+        x2 = (h0 ^ k1) ^ x3 if r == 1 else h0 ^ (x3 ^ k1)
+        x1, x3 = l1, l0
         k0 += W0
         k1 += W1
     return x0, x1, x2, x3
@@ -100,7 +122,7 @@ def box_muller(a, b, TARGET: tl.constexpr):
 @triton.jit
 def four(c_lo, c_hi, param_id, k0, k1, TARGET: tl.constexpr):
     """The four float32 normals of each counter, then their four uint32 rounding bits in [0, 2**16)."""
-    x0, x1, x2, x3 = philox4x32(c_lo, c_hi, param_id, k0, k1)
+    x0, x1, x2, x3 = philox4x32(c_lo, c_hi, param_id, k0, k1, TARGET)
     z0, z1 = box_muller(x0, x1, TARGET)
     z2, z3 = box_muller(x2, x3, TARGET)
     h0 = ((x1 >> 15) & 0xFF00) | (x1 & 0xFF)
@@ -109,30 +131,27 @@ def four(c_lo, c_hi, param_id, k0, k1, TARGET: tl.constexpr):
 
 
 @triton.jit
-def normal(c_lo, c_hi, param_id, seed, ROW: tl.constexpr, TARGET: tl.constexpr):
-    """z of ROW = 4 or 8 consecutive elements, and the bits that stochastic rounding adds to them.
+def normal(c_lo, c_hi, param_id, k0, k1, LINE: tl.constexpr, TARGET: tl.constexpr):
+    """z of LINE = 4 or 8 consecutive elements, and the bits that stochastic rounding adds to them.
 
     Args:
-        c_lo: uint32 (rows,), low words of the rows' first counters; even if ROW is 8.
+        c_lo: uint32 (lines,), low words of the lines' first counters; even if LINE is 8.
         c_hi, param_id: uint32 scalars, the other counter words.
-        seed: pointer to uint64, of one direction.
+        k0, k1: uint32 scalars, the direction's seed.
 
     Returns:
-        float32 (rows, ROW); uint32 (rows, ROW) in [0, 2**16).
+        float32 (lines, LINE); uint32 (lines, LINE) in [0, 2**16).
     """
-    # Read as two words: halves shifted out of a 64-bit one make the compiler widen the first round's xor.
-    key = seed.to(tl.pointer_type(tl.uint32))
-    k0, k1 = tl.load(key), tl.load(key + 1)
     # Everything keeps the layout of c_lo until here. Words joined before the polynomials would first have to
     # change their layout, through shared memory.
     z0, z1, z2, z3, h0, h1, h2, h3 = four(c_lo, c_hi, param_id, k0, k1, TARGET)
-    if ROW == 8:
+    if LINE == 8:
         z4, z5, z6, z7, h4, h5, h6, h7 = four(c_lo | 1, c_hi, param_id, k0, k1, TARGET)
         z0, z1, z2, z3 = tl.join(z0, z4), tl.join(z1, z5), tl.join(z2, z6), tl.join(z3, z7)
         h0, h1, h2, h3 = tl.join(h0, h4), tl.join(h1, h5), tl.join(h2, h6), tl.join(h3, h7)
     z = tl.join(tl.join(z0, z2), tl.join(z1, z3))
     rho = tl.join(tl.join(h0, h2), tl.join(h1, h3))
-    shape: tl.constexpr = (c_lo.shape[0], ROW)
+    shape: tl.constexpr = (c_lo.shape[0], LINE)
     return tl.reshape(z, shape), tl.reshape(rho, shape)
 
 

@@ -1,0 +1,223 @@
+"""What the GPU backends share: a table of tensors in device memory, and the numbers of a pass beside it.
+
+A pass is one launch for all entries of one dtype and one kind of mask, whatever their number: a program finds its tensor in
+the table. Everything that changes from pass to pass is read from device memory, and is copied there without waiting.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, device
+
+from .types import Entry, MaskKind, Pass
+
+BLOCK = 2048  # elements that a GPU's program works on at a time
+FIELDS = 8  # int64 words of a row: see `_row`
+ALIGNED = 1  # the flag of a row
+# Blocks that one program takes, a power of two, so that what it reads of the table is spread over them; fewer if the
+# table is so small that some processors would get nothing to do.
+MOST_BLOCKS = 16
+_ENOUGH_PROGRAMS = 8192
+
+
+def is_aligned(entry: Entry) -> bool:
+    """Whether whole 128-bit accesses cover the weights, and whole bytes of mask bits or aligned eights of bools go with
+    them.
+    """
+    pointers = entry.dst.data_ptr() | entry.src.data_ptr()
+    if entry.mask is MaskKind.BOOL:
+        assert entry.mask_tensor is not None
+        pointers |= 2 * entry.mask_tensor.data_ptr()
+    return entry.dst.numel() % 8 == 0 and entry.offset % 8 == 0 and pointers % 16 == 0
+
+
+def _row(entry: Entry) -> list[int]:
+    """dst, src, mask: addresses; numel; offset; param_id | row of the scales << 32; bits of the threshold | flags << 32; 0."""
+    mask = 0 if entry.mask_tensor is None else entry.mask_tensor.data_ptr()
+    (threshold,) = struct.unpack("<I", struct.pack("<f", ctypes.c_float(entry.threshold).value))
+    words = [
+        entry.dst.data_ptr(),
+        entry.src.data_ptr(),
+        mask,
+        entry.dst.numel(),
+        entry.offset,
+        entry.param_id | entry.group << 32,
+        threshold | (ALIGNED if is_aligned(entry) else 0) << 32,
+        0,
+    ]
+    return [w - 2**64 if w >= 2**63 else w for w in words]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The programs of a launch: program p works on entry ids[e] with first_chunk[e] <= p < first_chunk[e + 1]."""
+
+    ids: Tensor  # int32 (active,), rows of the table
+    first_chunk: Tensor  # int32 (active + 1,)
+    programs: int
+
+
+class Group:
+    """Entries of one dtype and kind of mask.
+
+    The work is divided by counters, not by tensors: chunk c of an entry are its elements whose index i in the whole
+    parameter has i // size = offset // size + c, with size = block * blocks_per_chunk.
+
+    Attributes:
+        rows: int64 (entries, FIELDS) on the device.
+        aligned: whether all entries are.
+        in_place: whether dst is src in all entries.
+        blocks_per_chunk: how many blocks a program takes.
+    """
+
+    def __init__(self, entries: Sequence[tuple[int, Entry]], block: int, blocks_per_chunk: int):
+        first = entries[0][1]
+        self.dtype, self.mask, self.device = first.dst.dtype, first.mask, first.dst.device
+        self.aligned = all(is_aligned(e) for _, e in entries)
+        self.in_place = all(e.dst.data_ptr() == e.src.data_ptr() for _, e in entries)
+        self.rows = torch.tensor([_row(e) for _, e in entries], dtype=torch.int64).to(self.device)
+        self.blocks_per_chunk = blocks_per_chunk
+        self._place = {i: place for place, (i, _) in enumerate(entries)}
+        self._chunks = torch.tensor([_touched(e, block * blocks_per_chunk) for _, e in entries], dtype=torch.int32)
+        self._all = self._work(range(len(entries)))
+
+    def work(self, active: Sequence[int] | None) -> Work | None:
+        """The programs for some of the table's entries, None for all; None if none of them is in this group."""
+        if active is None:
+            return self._all
+        places = [self._place[i] for i in active if i in self._place]
+        return self._work(places) if places else None
+
+    def _work(self, places: Sequence[int]) -> Work:
+        ends = self._chunks[list(places)].cumsum(0, dtype=torch.int32).tolist()
+        numbers = on_device([*places, 0, *ends], torch.int32, self.device)
+        return Work(numbers[: len(places)], numbers[len(places) :], ends[-1])
+
+
+def _touched(entry: Entry, size: int) -> int:
+    """How many stretches of `size` elements of the whole parameter the entry touches."""
+    return (entry.offset + entry.dst.numel() - 1) // size - entry.offset // size + 1
+
+
+class GpuTable:
+    """A table of entries, built once.
+
+    Args:
+        entries: of one device.
+        block: elements that a program works on at a time; a power of two, at least 8.
+
+    Attributes:
+        groups: a launch each.
+        recorded_apart: entries whose mask bits are to be written before the pass, because programs would share bytes of
+            them; in their group they are BITS.
+    """
+
+    def __init__(self, entries: Sequence[Entry], block: int = BLOCK):
+        self.recorded_apart: dict[int, Entry] = {}
+        sorted_out: dict[tuple[torch.dtype, MaskKind], list[tuple[int, Entry]]] = {}
+        for i, entry in enumerate(entries):
+            if not entry.dst.numel():
+                continue
+            if entry.mask is MaskKind.RECORD and not is_aligned(entry):
+                self.recorded_apart[i] = entry
+                entry = replace(entry, mask=MaskKind.BITS)
+            sorted_out.setdefault((entry.dst.dtype, entry.mask), []).append((i, entry))
+        total = sum(_touched(e, block) for e in entries if e.dst.numel())
+        blocks_per_chunk = min(1 << (total // _ENOUGH_PROGRAMS | 1).bit_length() - 1, MOST_BLOCKS)
+        self.groups = [Group(members, block, blocks_per_chunk) for members in sorted_out.values()]
+
+    def launches(self, do: Pass) -> Iterator[tuple[Group, Work]]:
+        """What a pass launches."""
+        for group in self.groups:
+            if (work := group.work(do.active)) is not None:
+                yield group, work
+
+
+@dataclass(frozen=True, slots=True)
+class Coefficients:
+    """The numbers of a pass, on the device."""
+
+    seeds: Tensor  # int64 (directions,), the bits of uint64
+    scales: Tensor  # float32 (groups, directions)
+    decays: Tensor  # float32 (groups,)
+    decay: bool  # whether a decay may be other than 1
+
+    @staticmethod
+    def of(do: Pass, where: device) -> Coefficients:
+        """Copy there what is not there yet.
+
+        Raises:
+            ValueError: there is no direction.
+        """
+        if not len(do.seeds):
+            raise ValueError("expected at least one direction, got no seeds")
+        if isinstance(do.seeds[0], Tensor):
+            seeds = torch.stack(list(do.seeds))
+        else:
+            seeds = on_device([s - 2**64 if s >= 2**63 else s for s in do.seeds], torch.int64, where)
+        return Coefficients(
+            seeds,
+            _floats(do.scales, where).view(-1, len(do.seeds)),
+            _floats(do.decays, where),
+            isinstance(do.decays, Tensor) or any(d != 1.0 for d in do.decays),
+        )
+
+
+def _floats(values: Tensor | Sequence[float] | Sequence[Sequence[float]], where: device) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.to(torch.float32).contiguous()
+    flat = [v for row in values for v in (row if isinstance(row, Sequence) else [row])]
+    return on_device(flat, torch.float32, where)
+
+
+_FORMATS = {torch.int64: "q", torch.int32: "i", torch.float32: "d"}
+_MOST_KEPT = 256
+_kept: OrderedDict[tuple[device, torch.dtype, bytes], tuple[Tensor, Callable[[], None]]] = OrderedDict()
+_captured: list[Tensor] = []
+
+
+def on_device(values: Sequence[int] | Sequence[float], dtype: torch.dtype, where: device) -> Tensor:
+    """A tensor of the values that the current stream may read. Nobody may write to it.
+
+    The copy is not waited for, and what was copied lately is kept: the passes of a step, and of a module's forwards, share
+    their numbers.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured, and the values were not copied before.
+    """
+    if where.type != "cuda":
+        return torch.tensor(values, dtype=dtype, device=where)
+    # Floats by their bits, since 0.0 and -0.0 are equal.
+    key = (where, dtype, struct.pack(f"<{len(values)}{_FORMATS[dtype]}", *values))
+    capturing = torch.cuda.is_current_stream_capturing()
+    if key in _kept:
+        _kept.move_to_end(key)
+        tensor, ready = _kept[key]
+        if capturing:  # which began by waiting for all streams
+            _captured.append(tensor)  # the graph reads it for as long as it lives
+        else:
+            ready()
+        return tensor
+    if capturing:
+        raise RuntimeError("CUDA graph: expected a pass with numbers that an earlier pass had; make one before capturing")
+    stream = torch.cuda.current_stream(where)
+    # The host's copy must not be reused before the device has read it: PyTorch's allocator of pinned memory sees to that.
+    tensor = torch.tensor(values, dtype=dtype).pin_memory().to(where, non_blocking=True)
+    event = stream.record_event()
+
+    def ready() -> None:
+        current = torch.cuda.current_stream(where)
+        if current != stream:
+            current.wait_event(event)
+            tensor.record_stream(current)
+
+    _kept[key] = tensor, ready
+    if len(_kept) > _MOST_KEPT:
+        _kept.popitem(last=False)
+    return tensor
