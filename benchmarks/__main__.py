@@ -1,4 +1,4 @@
-"""python -m benchmarks {kernels,step,exactness}: what is measured stands beside a check of the same call."""
+"""python -m benchmarks SUITE: what is measured stands beside a check of the same call."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 import sys
 from collections.abc import Sequence
 
+SHAPES = ("tiny", "minilm", "opt-125m", "opt-1.3b", "opt-13b", "llama-7b")
+DTYPES = ("fp32", "bf16", "fp16")
 _SUFFIXES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -31,10 +33,15 @@ def _regex(text: str) -> str:
     return text
 
 
-def _shared(parser: argparse.ArgumentParser, *, rounds: int, seconds: float) -> None:
+def _chosen(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", type=_regex, metavar="REGEX", help="only cases in whose name it is found")
     parser.add_argument("--list", action="store_true", help="name the cases, say which are skipped and why, and stop")
     parser.add_argument("--json", metavar="FILE", help="write the rows there, and as CSV beside it")
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help="begin no case after that; the rest are skipped")
+
+
+def _shared(parser: argparse.ArgumentParser, *, rounds: int, seconds: float) -> None:
+    _chosen(parser)
     parser.add_argument("--rounds", type=_positive, default=rounds, help="pairs at the least (default %(default)s)")
     parser.add_argument(
         "--seconds", type=float, default=seconds, help="go on until so many have gone by (default %(default)s)"
@@ -51,9 +58,8 @@ def _kernels(parser: argparse.ArgumentParser) -> None:
 
 def _step(parser: argparse.ArgumentParser) -> None:
     _shared(parser, rounds=5, seconds=20.0)
-    parser.add_argument(
-        "--shape", nargs="+", default=["minilm"], choices=("tiny", "minilm", "opt-125m"), help="default minilm"
-    )
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, help="default opt-1.3b on a GPU, minilm on a CPU")
+    parser.add_argument("--dtype", choices=DTYPES, help="default bf16 for the large shapes on a GPU, else fp32")
     parser.add_argument("--batch", type=_positive, help="examples; the shape's own, if not given")
     parser.add_argument("--tokens", type=_positive, help="of each example; the shape's own, if not given")
     parser.add_argument("--threads", type=_positive, default=2, help="on a CPU (default %(default)s)")
@@ -62,6 +68,40 @@ def _step(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
     parser.add_argument("--backend", help="of zo_kernels; the device's default, if not given")
+
+
+def _static(parser: argparse.ArgumentParser) -> None:
+    _chosen(parser)
+    parser.add_argument(
+        "--arch", type=int, nargs="+", default=[80, 90], choices=(80, 90), help="compute capabilities (default 80 90)"
+    )
+
+
+def _profile(parser: argparse.ArgumentParser) -> None:
+    _chosen(parser)
+    parser.add_argument("--out", metavar="FOLDER", default="runs/profile", help="default %(default)s")
+    parser.add_argument("--elements", type=_count, default=2**24, metavar="N", help="of the tensor (default 16M)")
+    parser.add_argument("--shape", choices=SHAPES, default="minilm", help="of the step's model (default %(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="default %(default)s")
+    parser.add_argument("--threads", type=_positive, default=2, help="on a CPU (default %(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
+    parser.add_argument("--backend", help="of zo_kernels; the device's default, if not given")
+
+
+def _plot(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help="rows that the suites have written with --json")
+    parser.add_argument("--out", metavar="FOLDER", required=True, help="where the figures go")
+
+
+def _all(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="FOLDER", help="default docs/gpu/NAME-OF-THE-GPU")
+    parser.add_argument("--minutes", type=float, default=8.5, help="for everything (default %(default)s)")
+    parser.add_argument(
+        "--elements", nargs="+", type=_count, default=[2**28, 2**30, 2**24, 2**20, 2**16, 2**10], metavar="N",
+        help="default 256M 1G 16M 1M 64K 1K, in this order, so that little is lost when time runs out",
+    )  # fmt: skip
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["opt-1.3b", "llama-7b", "opt-13b"])
+    parser.add_argument("--only", type=_regex, metavar="REGEX", help="only cases in whose name it is found")
 
 
 def _exactness(parser: argparse.ArgumentParser) -> None:
@@ -82,13 +122,26 @@ def parser() -> argparse.ArgumentParser:
     suites = top.add_subparsers(dest="suite", required=True)
     _kernels(suites.add_parser("kernels", help="one pass over a tensor: elements and bytes a second"))
     _step(suites.add_parser("step", help="a whole step of an optimizer on a model: forwards, passes, the rest"))
+    _static(suites.add_parser("static", help="machine code of GPUs that need not be here, and what it predicts"))
+    _profile(suites.add_parser("profile", help="a Chrome trace and tables of the kernels and of a step"))
     _exactness(suites.add_parser("exactness", help="drift, small updates, runs in 16 bits, replay"))
+    _plot(suites.add_parser("plot", help="figures of rows that were written before"))
+    _all(suites.add_parser("all", help="static, kernels, step, profile and plot, each with a time limit"))
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    from . import runner  # PyTorch is not needed to print the help
+    # PyTorch is not needed to print the help.
+    if options.suite == "plot":
+        from . import plot
+
+        return plot.run(options.files, options.out)
+    if options.suite == "all":
+        from . import everything
+
+        return everything.run(options)
+    from . import runner
 
     return runner.run(options.suite, options)
 

@@ -68,9 +68,13 @@ class EagerPass:
 
 
 def compiled_pass() -> Callable[[Tensor, float], Tensor]:
-    """torch.compile of the whole pass. It cannot draw the same z twice without keeping the generator's state."""
+    """torch.compile of the whole pass. It cannot draw the same z twice without keeping the generator's state.
+
+    It is compiled for the one size that it is called with.
+    """
+    torch.compiler.reset()  # else the kernels of earlier sizes count against the limit of recompilations
 
     def add_noise(w: Tensor, scale: float) -> Tensor:
         return w.add_(torch.randn_like(w), alpha=scale)
 
-    return torch.compile(add_noise)
+    return torch.compile(add_noise, dynamic=False)

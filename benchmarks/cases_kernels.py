@@ -19,12 +19,14 @@ from .registry import Case, Row, Target
 from .timing import Call, Plan
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-BACKENDS = ("native:avx512", "native:avx2", "native:scalar", "triton")
+BACKENDS = tuple(name for name in backends.NAMES if name not in ("reference", "native"))  # native is one of the three
 PLAIN = Kind()
 VARIANTS = (
     *(replace(PLAIN, mask=mask) for mask in ("threshold", "bool", "bits", "record")),
     *(replace(PLAIN, directions=k) for k in (2, 8)),
     replace(PLAIN, rounding="stochastic"),
+    replace(PLAIN, mask="threshold", rounding="stochastic"),
+    replace(PLAIN, dropped=0.75),
 )
 
 # What is to be reached, on a tensor too large for any cache.
@@ -37,7 +39,11 @@ _AGAINST_EAGER = {
 }
 _MASKED_AGAINST_UNMASKED = 1 / 1.06
 _TWO_THREADS_AGAINST_ONE = 1.8
+_OVER_PROPORTION = 1.1  # of a pass that leaves blocks out
 _SCALAR_ELEMENTS = 4 * 2**20  # plain C++ is there to be right; more would only take longer
+
+# The weights, the copy, the eager buffer, and what the published pass has at one time; masks are smaller than a tensor.
+_TENSORS = 8
 
 
 def cases(options: Namespace) -> list[Case]:
@@ -63,7 +69,7 @@ def _cases(options: Namespace) -> Iterator[Case]:
 
 
 def _label(kind: Kind) -> str:
-    changed = {name: getattr(kind, name) for name in ("mask", "directions", "rounding")}
+    changed = {name: getattr(kind, name) for name in ("mask", "directions", "rounding", "dropped")}
     return "/".join(f"{name}={value}" for name, value in changed.items() if value != getattr(PLAIN, name))
 
 
@@ -78,13 +84,21 @@ def _case(name: str, options: Namespace, dtype: str, backend: str, elements: int
         "mask": kind.mask,
         "directions": kind.directions,
         "rounding": kind.rounding,
+        "dropped_share": kind.dropped,
     }
 
     def measure() -> list[Row]:
         trial = _trial(options, dtype, backend, elements, kind, threads, device)
         return compare(trial, Plan(options.rounds, options.seconds), device)
 
-    return Case(name, facts, measure, _skipped(backend, device, threads))
+    return Case(
+        name,
+        facts,
+        measure,
+        _skipped(backend, device, threads),
+        str(device),
+        lambda: _TENSORS * elements * DTYPES[dtype].itemsize,
+    )
 
 
 def _skipped(backend: str, device: torch.device, threads: int) -> str | None:
@@ -116,9 +130,13 @@ def _trial(
     if threads > 1:
         versus.append(against("one thread", ours.run, _TWO_THREADS_AGAINST_ONE, threads=1))
     if kind.mask != "none":
-        versus.append(against("unmasked", KernelCall(w, PLAIN, backend).run, _MASKED_AGAINST_UNMASKED))
+        unmasked = KernelCall(w, replace(kind, mask="none"), backend)
+        versus.append(against("unmasked", unmasked.run, _MASKED_AGAINST_UNMASKED))
     elif kind.rounding != "nearest":
         versus.append(against("nearest", KernelCall(w, PLAIN, backend).run))
+    elif kind.dropped:
+        bound = elements / ours.elements / _OVER_PROPORTION
+        versus.append(against("all blocks", KernelCall(w, PLAIN, backend).run, bound))
     else:
         stated = _AGAINST_EAGER.get((backend, dtype)) if kind == PLAIN and threads == 1 else None
         versus.append(against("eager", _eager(w, kind.directions), stated))
@@ -131,7 +149,7 @@ def _trial(
         Call(ours.run, threads),
         ours.check,
         versus,
-        elements,
+        ours.elements,
         ours.bytes_moved,
         Copy(Call(lambda: buffer.copy_(w), threads), 2 * w.nbytes),
     )
@@ -153,9 +171,13 @@ def _published(w: Tensor) -> Callable[[], None]:
 
 
 def cells(row: Row) -> dict[str, str]:
-    return {
+    shown = {
         "ms": f"{row['seconds_median'] * 1e3:,.2f}",
         "Gelem/s": f"{row['gelem_per_s']:.3f}",
         "GB/s": f"{row['gb_per_s']:.2f}",
         "of copy": f"{row['share_of_copy']:.0%}",
     }
+    if row["launch_seconds_median"] is None:
+        return shown
+    dominates = " (dominates)" if row["launch_dominates"] else ""
+    return {**shown, "launch ms": f"{row['launch_seconds_median'] * 1e3:,.3f}{dominates}"}

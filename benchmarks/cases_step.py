@@ -15,57 +15,92 @@ from zo_kernels import backends
 from zo_kernels.backends.native import instruction_sets
 
 from .compare import Trial, Versus, compare
-from .memory import extra_bytes
+from .launches import Ranges, counted
+from .memory import peak_bytes
 from .registry import Case, Row, Target
-from .shapes import SHAPES, Task
+from .shapes import SHAPES, Batch, Shape, Task
 from .step_methods import MEZO, Method, Ours, baseline, methods
 from .timing import Call, Plan, Watch
 
 # What is to be reached by MeZO on MiniLM, on a CPU with two threads.
-_STATED_FOR = ("minilm", "MeZO", "cpu", 2)
+_STATED_FOR = ("minilm", "MeZO", "cpu", 2, torch.float32)
 _FORWARDS_SHARE = 0.85
 _AGAINST_PUBLISHED = 2.5
 # And everywhere, each but for a little: LeZO's passes in proportion to the weights that take part, memory as designed.
 _OVER_PROPORTION = 1.1
 _IN_PLACE_AGAINST_IN_FORWARD = 1 / 1.1
 _MIB = 2**20
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def cases(options: Namespace) -> list[Case]:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    shapes = options.shape or ["opt-1.3b" if device.type == "cuda" else "minilm"]
     return [
         _case(shape, name, method, device, options)
-        for shape in dict.fromkeys(options.shape)
+        for shape in dict.fromkeys(shapes)
         for name, method in methods(options.anchor_every).items()
     ]
 
 
 def _case(shape_name: str, method_name: str, method: Method, device: torch.device, options: Namespace) -> Case:
     shape = SHAPES[shape_name]
-    batch, tokens = options.batch or shape.batch, options.tokens or shape.tokens
+    usual = shape.batch if device.type == "cpu" else shape.gpu_batch
+    batch = Batch(options.batch or usual.examples, options.tokens or usual.tokens)
+    dtype = _DTYPES[options.dtype or ("bf16" if shape.large and device.type == "cuda" else "fp32")]
     threads = options.threads if device.type == "cpu" else None
     facts = {
         "backend": options.backend or _default_backend(device),
         "device": str(device),
-        "dtype": "float32",
+        "dtype": str(dtype).removeprefix("torch."),
         "threads": threads,
         "shape": shape_name,
         "method": method_name.partition("/")[0],
         "perturb": method.perturb,
-        "batch": batch,
-        "tokens": tokens,
+        "batch": batch.examples,
+        "tokens": batch.tokens,
         "anchor_every": method.anchor_every or None,
     }
 
     def measure() -> list[Row]:
         torch.set_num_threads(options.threads)
-        task = shape.build(batch, tokens, device)
-        stated = (shape_name, method_name, device.type, threads) == _STATED_FOR
-        trial = _trial(task, method, device, options, stated)
+        task = shape.build(batch, device, dtype)
+        stated = (shape_name, method_name, device.type, threads, dtype) == _STATED_FOR
+        trial, make = _trial(task, method, device, options, stated)
+        more = {"elements": trial.elements, "active_share": method.active_share(task.model)}
         rows = compare(trial, Plan(options.rounds, options.seconds), device)
-        return [{"elements": trial.elements, "active_share": method.active_share(task.model), **row} for row in rows]
+        more |= make.launches() if rows[0]["correct"] else {}
+        return [more | row | _per_forwards(row) for row in rows]
 
-    return Case(f"{shape_name}/{method_name}", facts, measure, _skipped(device, options.backend))
+    return Case(
+        f"{shape_name}/{method_name}",
+        facts,
+        measure,
+        _skipped(device, options.backend),
+        str(device),
+        partial(_bytes_needed, shape, batch, dtype, method),
+    )
+
+
+def _per_forwards(row: Row) -> Row:
+    """A step against its forwards alone; for MeZO-SVRG those at the anchor are among them."""
+    return {
+        f"{who}step_per_forwards": row[f"{who}seconds_median"] / row[f"{who}forwards_seconds_median"]
+        for who in ("", "baseline_")
+        if row["correct"]
+    }
+
+
+def _bytes_needed(shape: Shape, batch: Batch, dtype: torch.dtype, method: Method) -> int:
+    """About what a case takes: the model and the baselines' own, their snapshots, the published pass's temporaries, the
+    logits in the weights' type and twice in float32, and some activations.
+    """
+    sizes = [p.numel() for p in shape.parameters()]
+    widest = max(p.shape[0] for p in shape.parameters())
+    snapshots = 0 if not method.anchor_every else 2 if method.perturb == "in_place" else 3
+    tokens = batch.examples * batch.tokens
+    weights = dtype.itemsize * ((2 + snapshots) * sum(sizes) + 4 * max(sizes))
+    return weights + tokens * widest * (dtype.itemsize + 8)
 
 
 def _default_backend(device: torch.device) -> str:
@@ -92,9 +127,11 @@ class _Maker:
         self.watch = Watch(device)
         self.first = self.ours(task.model)
 
-    def _loss_of(self, model: nn.Module) -> Callable[[], Tensor]:
+    def _loss_of(self, model: nn.Module, watch: Watch | None = None) -> Callable[[], Tensor]:
+        watch = watch or self.watch
+
         def loss() -> Tensor:
-            with self.watch.part("forwards"):
+            with watch.part("forwards"):
                 return self.task.loss(model)
 
         return loss
@@ -108,18 +145,28 @@ class _Maker:
     def baseline(self, model: nn.Module, published: bool) -> Callable[[], None]:
         return baseline(self.method, model, self._loss_of(model), self.watch, self.first, published=published)
 
-    def extra_mib(self, *makers: Callable[[nn.Module], Callable[[], object]]) -> list[float]:
-        """Of a step of ours, and of what the makers make."""
+    def memory(self, *makers: Callable[[nn.Module], Callable[[], object]]) -> list[Row]:
+        """For each of the makers the columns of a row against it."""
         every = [lambda model: self.ours(model).run, *makers]
-        found = extra_bytes(self.task.model, partial(_forwards, self.task), every, self.device)
-        return [memory / _MIB for memory in found]
+        alone, ours, *others = peak_bytes(self.task.model, partial(_forwards, self.task), every, self.device)
+        own = {"peak_memory_mib": ours / _MIB, "extra_memory_mib": (ours - alone) / _MIB}
+        return [
+            own | {"baseline_peak_memory_mib": b / _MIB, "baseline_extra_memory_mib": (b - alone) / _MIB}
+            for b in others
+        ]
+
+    def launches(self) -> Row:
+        """Of a step on a GPU, apart from the timed ones."""
+        ranges = Ranges()
+        ours = Ours(self.method, self.task.model, self._loss_of(self.task.model, ranges), ranges, self.options.backend)
+        return counted(ours.run, self.device, self.method.steps)
 
 
-def _trial(task: Task, method: Method, device: torch.device, options: Namespace, stated: bool) -> Trial:
+def _trial(task: Task, method: Method, device: torch.device, options: Namespace, stated: bool) -> tuple[Trial, _Maker]:
     make = _Maker(task, method, device, options)
     versus = _against_in_place(make) if method.perturb == "in_forward" else _against_others(make, stated)
     elements = sum(p.numel() for p in task.model.parameters())
-    return Trial(make.call(make.first.run), make.first.check, versus, elements)
+    return Trial(make.call(make.first.run), make.first.check, versus, elements), make
 
 
 def _memory_target(make: _Maker) -> Target:
@@ -129,13 +176,12 @@ def _memory_target(make: _Maker) -> Target:
 def _against_others(make: _Maker, stated: bool) -> list[Versus]:
     """A step in place against the same step without zo_kernels."""
     model, method = make.task.model, make.method
-    memory, *of_baselines = make.extra_mib(lambda own: make.baseline(own, True), lambda own: make.baseline(own, False))
+    facts = make.memory(lambda own: make.baseline(own, True), lambda own: make.baseline(own, False))
     other = copy.deepcopy(model)  # the baselines' own, since they replace the memory of the weights
     published, eager = (make.call(make.baseline(other, published)) for published in (True, False))
     targets = [_memory_target(make)]
     if stated:
         targets += [Target("ratio", _AGAINST_PUBLISHED), Target("forwards_share", _FORWARDS_SHARE)]
-    facts = [{"extra_memory_mib": memory, "baseline_extra_memory_mib": b} for b in of_baselines]
     versus = [
         Versus("published passes", published, targets=targets, facts=facts[0]),
         Versus("eager passes", eager, facts=facts[1]),
@@ -143,18 +189,21 @@ def _against_others(make: _Maker, stated: bool) -> list[Versus]:
     if method.drop:
         mezo = make.call(make.ours(model, MEZO).run, 1)
         bound = Target("ratio", 1 / (_OVER_PROPORTION * method.active_share(model)))
-        versus.append(Versus("MeZO", mezo, "passes", [bound], {"extra_memory_mib": memory}))
+        own = {name: value for name, value in facts[0].items() if not name.startswith("baseline_")}
+        versus.append(Versus("MeZO", mezo, "passes", [bound], own))
     return versus
 
 
 def _against_in_place(make: _Maker) -> list[Versus]:
-    """A step in the forward against the same step in place."""
-    in_place = make.method.in_place
-    memory, of_in_place = make.extra_mib(lambda own: make.ours(own, in_place).run)
-    other = make.call(make.ours(copy.deepcopy(make.task.model), in_place).run)
+    """A step in the forward against the same step in place, and against that without zo_kernels."""
+    model, in_place = make.task.model, make.method.in_place
+    facts = make.memory(lambda own: make.ours(own, in_place).run, lambda own: make.baseline(own, True))
+    published = make.call(make.baseline(copy.deepcopy(model), True))
     targets = [_memory_target(make), Target("ratio", _IN_PLACE_AGAINST_IN_FORWARD)]
-    facts = {"extra_memory_mib": memory, "baseline_extra_memory_mib": of_in_place}
-    return [Versus("in place", other, targets=targets, facts=facts)]
+    return [
+        Versus("in place", make.call(make.ours(model, in_place).run), targets=targets, facts=facts[0]),
+        Versus("published passes", published, facts=facts[1]),
+    ]
 
 
 @torch.no_grad()
@@ -165,9 +214,15 @@ def _forwards(task: Task, model: nn.Module) -> None:
 
 def cells(row: Row) -> dict[str, str]:
     parts = {part: f"{row[f'{part}_seconds_median'] * 1e3:,.1f}" for part in ("forwards", "passes", "other")}
-    return {
+    shown = {
         "ms/step": f"{row['seconds_median'] * 1e3:,.1f}",
         **parts,
         "forwards' share": f"{row['forwards_share']:.1%}",
+        "step/forwards": f"{row['step_per_forwards']:.3f}",
+        "peak MiB": f"{row['peak_memory_mib']:,.0f}",
         "extra MiB": f"{row['extra_memory_mib']:.2f}",
     }
+    if row["pass_launches_per_step"] is None:
+        return shown
+    waits = f"{row['synchronisations_per_step']:g} {row['synchronised_by']}".rstrip()
+    return {**shown, "pass launches": f"{row['pass_launches_per_step']:g}", "waits": waits}

@@ -97,11 +97,20 @@ def _ours(trial: Trial, samples: Sequence[Sample]) -> Row:
         "seconds_p90": quantile(times, 0.9),
         "cpu_seconds_median": _median([s.cpu_seconds for s in samples]),
         "gelem_per_s": trial.elements / seconds / 1e9,
+        **_launch(samples, seconds),
         **_parts("", samples),
     }
     if trial.bytes_moved is not None:
         row["gb_per_s"] = trial.bytes_moved / seconds / 1e9
     return row
+
+
+def _launch(samples: Sequence[Sample], seconds: float) -> Row:
+    """Whether handing the call to a GPU takes longer than the GPU does: then that is what a caller waits for."""
+    if samples[0].parts:  # the host waits for the device within the call
+        return {}
+    launch = _median([s.launch_seconds for s in samples])
+    return {"launch_seconds_median": launch, "launch_dominates": None if launch is None else launch > seconds}
 
 
 def _row(trial: Trial, ours: Row, versus: Versus, pairs: Sequence[tuple[Sample, Sample]]) -> Row:

@@ -1,4 +1,4 @@
-"""A step of MeZO to the last bit: what modules must run on, and what must be left, by the noise's specification."""
+"""A step of SPSA to the last bit: what modules must run on, and what must be left, by the noise's specification."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .step_check import Check, Walk, Windows, WrongWeights
 
 
 def wrong_step(optimizer: zo.ZeroOrderOptimizer, model: nn.Module, loss: Callable[[], Tensor]) -> str | None:
-    """Take a step of MeZO with one direction, and say where it leaves the specification's bits."""
+    """Take a step of MeZO, and say where it leaves the specification's bits."""
     windows = Windows(optimizer, model)
     theta = windows.read()
     try:
-        check = Check(windows, _walk(windows, theta), loss, torch.zeros_like(theta))
+        check = Check(windows, exact_spsa(windows, theta), loss, torch.zeros_like(theta))
         optimizer.step(check.closure)
         check.finish()
     except WrongWeights as error:
@@ -26,9 +26,10 @@ def wrong_step(optimizer: zo.ZeroOrderOptimizer, model: nn.Module, loss: Callabl
     return None
 
 
-def _walk(windows: Windows, theta: Tensor) -> Walk:
+def exact_spsa(windows: Windows, theta: Tensor, mask: Callable[[], Tensor] | None = None) -> Walk:
+    """A step with one direction. The mask, told as ones and zeros, is asked for at the first closure call."""
     opt = windows.optimizer
-    (group,), (dtype,) = opt.param_groups, {p.dtype for p in windows.params}
+    (group,), dtype = opt.param_groups, windows.dtype
     eps, lr = group["eps"], group["lr"]
     z = windows.z(0).float()
     stochastic = dtype != torch.float32 and opt.rounding != "nearest"
@@ -37,8 +38,10 @@ def _walk(windows: Windows, theta: Tensor) -> Walk:
     def move(w: Tensor, scale: float) -> Tensor:
         """round(w + scale z)."""
         t = fma(z, scale, w.float())
-        return (t.to(dtype) if rho is None else round_stochastic(t, rho, dtype)).double()
+        moved = (t.to(dtype) if rho is None else round_stochastic(t, rho, dtype)).double()
+        return moved if kept is None else torch.where(kept != 0, moved, w)
 
+    kept = None if mask is None else mask()
     in_place = opt.perturb == "in_place"
     here = move(theta, eps)
     above = yield here

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-import zo_kernels as zo
 from zo_kernels import ops
 from zo_kernels.backends import reference
 from zo_kernels.backends.types import Entry, MaskKind, Pass
@@ -18,6 +16,7 @@ ACTIVE = 0.25  # share of the weights that a mask lets through, as Sparse-MeZO's
 STD = 0.02  # of the weights
 _THRESHOLD = 0.318639364 * STD  # a quarter of a normal's values are nearer to 0
 _WINDOW = 4096
+_PIECES = 16  # blocks of a model of which some are dropped
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,7 @@ class Kind:
     mask: str = "none"
     directions: int = 1
     rounding: str = "nearest"
+    dropped: float = 0.0
 
 
 def weights(elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -53,71 +53,67 @@ def _windows(elements: int) -> list[tuple[int, int]]:
 
 
 class KernelCall:
-    """w <- round(w + m . sum_k ±ε z_k), with the sign changing from call to call, so that weights do not wander off."""
+    """w <- round(w + m . sum_k ±ε z_k), with the sign changing from call to call, so that weights do not wander off.
+
+    The tables are built once, as the optimizers do. Where a share is dropped, the tensor is a row of blocks, of which
+    that share, spread evenly, is not visited.
+    """
 
     def __init__(self, w: Tensor, kind: Kind, backend: str):
         mask = MaskKind[kind.mask.upper()]
-        self.entry = Entry(w, w, PARAM_ID, mask=mask, threshold=_THRESHOLD, mask_tensor=_mask(mask, w))
+        pieces = w.chunk(_PIECES) if kind.dropped else [w]
+        dropped = min(round(kind.dropped * len(pieces)), len(pieces) - 1)
+        every = range(len(pieces))
+        self._active = [i for i in every if (i + 1) * dropped // len(pieces) == i * dropped // len(pieces)]
+        self.entries = [
+            Entry(part, part, PARAM_ID + i, mask=mask, threshold=_THRESHOLD, mask_tensor=_mask(mask, part))
+            for i, part in enumerate(pieces)
+        ]
+        active = self._active if kind.dropped else None
         seeds = [SEED + k for k in range(kind.directions)]
         self._passes = [
-            Pass(seeds, [[s] * len(seeds)], [1.0], kind.rounding == "stochastic") for s in (EPS / len(seeds), -EPS)
+            Pass(seeds, [[s] * len(seeds)], [1.0], kind.rounding == "stochastic", active)
+            for s in (EPS / len(seeds), -EPS)
         ]
         self._turn = 0
-        make = self._through_table if mask in (MaskKind.BITS, MaskKind.RECORD) else self._public
-        self._apply = make(backend)
+        self._apply = ops.Table(self.entries, [f"w[{i}]" for i in every], backend).apply
 
     def run(self) -> None:
         self._apply(self._passes[self._turn])
         self._turn ^= 1
 
-    def _public(self, backend: str) -> Callable[[Pass], None]:
-        e = self.entry
-        given: dict[MaskKind, float | Tensor | None] = {
-            MaskKind.NONE: None,
-            MaskKind.THRESHOLD: e.threshold,
-            MaskKind.BOOL: e.mask_tensor,
-        }
-
-        def apply(do: Pass) -> None:
-            zo.add_noise_(
-                [e.dst],
-                do.seeds,
-                do.scales[0],
-                param_ids=[e.param_id],
-                masks=[given[e.mask]],
-                rounding="stochastic" if do.stochastic else "nearest",
-                backend=backend,
-            )
-
-        return apply
-
-    def _through_table(self, backend: str) -> Callable[[Pass], None]:
-        """Mask bits are what the optimizers keep between passes; `add_noise_` does not take them."""
-        return ops.Table([self.entry], ["w"], backend).apply
+    @property
+    def elements(self) -> int:
+        """That a call visits."""
+        return sum(self.entries[i].dst.numel() for i in self._active)
 
     @property
     def bytes_moved(self) -> int:
-        """Each weight read and written, and its share of the mask."""
-        e = self.entry
-        return 2 * e.dst.nbytes + (e.mask_tensor.nbytes if e.mask_tensor is not None else 0)
+        """Each weight visited is read and written, and its share of the mask is read or written."""
+        visited = [self.entries[i] for i in self._active]
+        masks = [e.mask_tensor for e in visited if e.mask_tensor is not None]
+        return sum(2 * e.dst.nbytes for e in visited) + sum(mask.nbytes for mask in masks)
 
     def check(self) -> str | None:
         """Do both calls, and hold windows of the result against the reference, bit for bit."""
+        looked_at = {self._active[0], self._active[-1], *list(set(range(len(self.entries))) - set(self._active))[:1]}
+        windows = [(i, *window) for i in sorted(looked_at) for window in _windows(self.entries[i].dst.numel())]
         for _ in self._passes:
-            do, before = self._passes[self._turn], [self._cut(*window) for window in _windows(self.entry.dst.numel())]
+            do, before = self._passes[self._turn], [self._cut(*window) for window in windows]
             self.run()
-            for (start, stop), expected in zip(_windows(self.entry.dst.numel()), before, strict=True):
-                reference.prepare([expected])(do)
-                got = self._cut(start, stop)
+            for (i, start, stop), expected in zip(windows, before, strict=True):
+                if i in self._active:
+                    reference.prepare([expected])(replace(do, active=None))
+                got = self._cut(i, start, stop)
                 if wrong := _differences(got.dst, expected.dst):
                     return f"{wrong} of the elements {start} to {stop - 1} are not the reference's"
                 if got.mask_tensor is not None and (wrong := _differences(got.mask_tensor, expected.mask_tensor)):
                     return f"{wrong} bytes of the mask of elements {start} to {stop - 1} are not the reference's"
         return None
 
-    def _cut(self, start: int, stop: int) -> Entry:
-        """A copy of a window on the CPU, as an entry of its own."""
-        e = self.entry
+    def _cut(self, i: int, start: int, stop: int) -> Entry:
+        """A copy of a window of an entry on the CPU, as an entry of its own."""
+        e = self.entries[i]
         part = e.dst[start:stop].cpu().clone()
         mask = e.mask_tensor
         if mask is not None:

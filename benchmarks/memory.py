@@ -16,15 +16,15 @@ from torch.profiler import ProfilerActivity, profile, record_function
 _MARK = "benchmark: measured"
 
 
-def extra_bytes(
+def peak_bytes(
     model: nn.Module,
     forwards: Callable[[nn.Module], object],
     makers: Sequence[Callable[[nn.Module], Callable[[], object]]],
     device: torch.device,
 ) -> list[int]:
-    """For each of the makers, the peak memory of the call it makes beyond that of the forwards alone.
+    """The peak memory of the forwards alone, then that of the call that each of the makers makes.
 
-    What a maker leaves allocated (snapshots, mask bits, buffers) counts. Each gets a copy of the model.
+    The model counts, and what a maker leaves allocated (snapshots, mask bits, buffers). Each gets a copy of the model.
     """
 
     def peak(make: Callable[[nn.Module], Callable[[], object]]) -> int:
@@ -35,8 +35,7 @@ def extra_bytes(
 
         return _peak_cuda(prepare, device) if device.type == "cuda" else _peak_cpu(prepare)
 
-    alone = peak(lambda own: lambda: forwards(own))
-    return [peak(make) - alone for make in makers]
+    return [peak(make) for make in (lambda own: lambda: forwards(own), *makers)]
 
 
 def _peak_cuda(prepare: Callable[[], Callable[[], object]], device: torch.device) -> int:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
+from . import room
+
 Row = dict[str, Any]
 _AND = "; "  # between targets
 
@@ -58,16 +60,30 @@ class Case:
         facts: columns known before anything is measured (backend, device, dtype, elements, ...).
         measure: makes what it needs, checks, measures, and returns rows. Whatever it times went through `compare`.
         skipped: why the case cannot run here, or None.
+        device: whose memory the case needs.
+        bytes_needed: how much of it, told without taking any; None if that is not worth asking.
     """
 
     name: str
     facts: Row = field(default_factory=dict)
     measure: Callable[[], list[Row]] = list
     skipped: str | None = None
+    device: str = "cpu"
+    bytes_needed: Callable[[], int] | None = None
+
+    def reason_to_skip(self) -> str | None:
+        """Why the case cannot run here now, or None."""
+        if self.skipped is not None or self.bytes_needed is None:
+            return self.skipped
+        return room.lacking(self.device, self.bytes_needed())
 
 
 class Suite(Protocol):
-    """A module of cases."""
+    """A module of cases.
+
+    It may also have `COLUMNS`, those of its rows if they are not those of what is timed, and `notes()`, lines to show
+    below its table.
+    """
 
     def cases(self, options: Namespace) -> list[Case]:
         """All cases that the options ask for, those that cannot run here too."""
@@ -76,7 +92,13 @@ class Suite(Protocol):
         """What the terminal shows of a row's own times: heading -> text."""
 
 
-SUITES = {"kernels": "cases_kernels", "step": "cases_step", "exactness": "cases_exactness"}
+SUITES = {
+    "kernels": "cases_kernels",
+    "step": "cases_step",
+    "static": "cases_static",
+    "profile": "cases_profile",
+    "exactness": "cases_exactness",
+}
 
 
 def suite(name: str) -> Suite:

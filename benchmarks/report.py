@@ -2,51 +2,42 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from .registry import Case, Row, verdicts
+from .terminal import Terminal
 
-_WIDTH = 240  # of a file or a pipe
 _QUIET = 0.95
 
 
-def console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else _WIDTH)
-
-
-def names(cases: Sequence[Case], console: Console) -> None:
+def names(cases: Sequence[Case], terminal: Terminal) -> None:
     for case in cases:
-        reason = "" if case.skipped is None else f"  (skipped: {case.skipped})"
-        console.print(case.name + reason, highlight=False, soft_wrap=True, markup=False)
+        reason = case.reason_to_skip()
+        terminal.line(case.name + ("" if reason is None else f"  (skipped: {reason})"))
 
 
-def show(suite: str, rows: Sequence[Row], cells: Callable[[Row], dict[str, str]], console: Console) -> None:
+def show(suite: str, rows: Sequence[Row], cells: Callable[[Row], dict[str, str]], terminal: Terminal) -> None:
     """The table of what ran, then what was wrong, then what was skipped."""
-    right = [row for row in rows if row.get("correct")]
+    right = [row for row in rows if row.get("correct") is not False and row.get("skipped") is None]
     if right:
         for alike in _by_headings(right, cells):
-            console.print(_table(suite, alike, cells))
+            _table(suite, alike, cells, terminal)
         if (share := _share_of_processor(right)) < _QUIET:
-            console.print(
+            terminal.line(
                 f"This machine was busy: calls with one thread had a processor only {share:.0%} of the time, long ones "
-                "less than short ones. Trust the CPU ratio more than the ratio, or measure again when it is quiet.",
-                soft_wrap=True,
+                "less than short ones. Trust the CPU ratio more than the ratio, or measure again when it is quiet."
             )
+        if any(row.get("launch_dominates") for row in right):
+            terminal.line("Where launching takes longer than the GPU does, the small sizes, time is that of launching.")
     for row in rows:
         if row.get("correct") is False:
-            console.print(f"[red]WRONG[/red] {escape(row['case'])}: {escape(row['wrong'])}", soft_wrap=True)
+            terminal.wrong(row["case"], row["wrong"])
     skipped: dict[str, list[str]] = {}
     for row in rows:
         if row.get("skipped") is not None:
             skipped.setdefault(row["skipped"], []).append(row["case"])
     for reason, cases in skipped.items():
-        console.print(f"skipped, {reason}: {', '.join(cases)}", markup=False, highlight=False, soft_wrap=True)
+        terminal.line(f"skipped, {reason}: {', '.join(cases)}")
 
 
 def _share_of_processor(rows: Sequence[Row]) -> float:
@@ -56,7 +47,7 @@ def _share_of_processor(rows: Sequence[Row]) -> float:
             row[f"{who}cpu_seconds_median"] / row[f"{who}seconds_median"]
             for row in rows
             for who in ("", "baseline_")
-            if row["threads"] == 1 and row.get(f"{who}cpu_seconds_median") is not None
+            if row.get("threads") == 1 and row.get(f"{who}cpu_seconds_median") is not None
         ),
         default=1.0,
     )
@@ -70,36 +61,37 @@ def _by_headings(rows: Sequence[Row], cells: Callable[[Row], dict[str, str]]) ->
     return list(tables.values())
 
 
-def _table(suite: str, rows: Sequence[Row], cells: Callable[[Row], dict[str, str]]) -> Table:
+def _table(suite: str, rows: Sequence[Row], cells: Callable[[Row], dict[str, str]], terminal: Terminal) -> None:
     first = rows[0]
-    caption = (
-        f"{first['device_name']}, torch {first['torch_version']}, zo_kernels {first['zo_kernels_version']}, "
-        f"commit {(first['commit'] or 'unknown')[:12]}, {first['date_utc']}"
+    machine = [f"{first['device_name']}, torch {first['torch_version']}"] if "device_name" in first else []
+    caption = ", ".join(
+        [
+            *machine,
+            f"zo_kernels {first['zo_kernels_version']}",
+            f"commit {(first['commit'] or 'unknown')[:12]}",
+            first["date_utc"],
+        ]
     )
-    table = Table(title=f"benchmarks {suite}", caption=escape(caption), box=box.SIMPLE_HEAD, pad_edge=False)
     shown = [_shown(row, cells(row)) for row in rows]
-    for heading in shown[0]:
-        left = heading in ("case", "against", "target")
-        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
-    before = None
+    texts, before = [], None
     for row in shown:
         # What is the case's own stands in its first row only; the rows below it differ in the baseline.
         repeated = row["case"] == before
         own = list(row)[: list(row).index("against") if "against" in row else 1]
-        table.add_row(*("" if repeated and heading in own else text for heading, text in row.items()))
+        texts.append(["" if repeated and heading in own else text for heading, text in row.items()])
         before = row["case"]
-    return table
+    terminal.table(f"benchmarks {suite}", caption, list(shown[0]), texts)
 
 
 def _shown(row: Row, own: dict[str, str]) -> dict[str, str]:
-    shown = {"case": escape(row["case"])}
+    shown = {"case": row["case"]}
     if row.get("elements") is not None:
         shown["elements"] = _short(row["elements"])
-    shown |= {**own, "correct": "yes"}
+    shown |= {**own, "correct": "yes"} if row.get("correct") else own
     if row.get("baseline") is None:
         return shown
     return shown | {
-        "against": escape(row["baseline"]) + ("" if row["ratio_of"] == "whole" else f" ({row['ratio_of']})"),
+        "against": row["baseline"] + ("" if row["ratio_of"] == "whole" else f" ({row['ratio_of']})"),
         "its ms": f"{row['baseline_seconds_median'] * 1e3:,.2f}",
         "ratio (p10 to p90)": f"{row['ratio']:.2f} ({row['ratio_p10']:.2f} to {row['ratio_p90']:.2f})",
         "CPU ratio": "" if row.get("cpu_ratio") is None else f"{row['cpu_ratio']:.2f}",
@@ -116,5 +108,4 @@ def _short(count: int) -> str:
 
 
 def _target(row: Row) -> str:
-    words = {True: "[green]met[/green]", False: "[red]missed[/red]"}
-    return "\n".join(f"{escape(target)} {words[met]}" for target, met in verdicts(row))
+    return "\n".join(f"{target} {'met' if met else 'missed'}" for target, met in verdicts(row))

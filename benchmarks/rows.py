@@ -69,26 +69,28 @@ class Stamp:
         self._names: dict[str, str] = {}
 
     def __call__(self, row: Row) -> Row:
-        device = row["device"]
+        device = row.get("device")
+        if device is None:  # nothing ran on one
+            return {**row, **self._run}
         if device not in self._names:
             self._names[device] = device_name(device)
         return {**row, "device_name": self._names[device], **self._run}
 
 
-def complete(rows: Sequence[Row]) -> list[Row]:
+def complete(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> list[Row]:
     """Rows with the same keys in the same order."""
-    own = dict.fromkeys(key for row in rows for key in row if key not in COLUMNS)
-    return [{key: row.get(key) for key in (*COLUMNS, *own)} for row in rows]
+    own = dict.fromkeys(key for row in rows for key in row if key not in columns)
+    return [{key: row.get(key) for key in (*columns, *own)} for row in rows]
 
 
-def write(rows: Sequence[Row], path: Path) -> Path:
+def write(rows: Sequence[Row], path: Path, columns: Sequence[str] = COLUMNS) -> Path:
     """Write JSON (a list of flat objects) to `path`, and CSV beside it; returns the CSV's path."""
-    rows = complete(rows)
+    rows = complete(rows, columns)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n")
     beside = path.with_suffix(".csv")
     with beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else list(COLUMNS))
+        writer = csv.DictWriter(file, list(rows[0]) if rows else list(columns))
         writer.writeheader()
         writer.writerows(rows)
     return beside

@@ -3,61 +3,74 @@
 from __future__ import annotations
 
 import gc
-import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
+import torch
 
 from . import registry, report, rows
 from .registry import Case, Row
+from .terminal import Terminal
+from .terminal import terminal as here
 
 
-def run(name: str, options: Namespace, console: Console | None = None) -> int:
+def run(name: str, options: Namespace, terminal: Terminal | None = None) -> int:
     """Run a suite.
 
     Args:
         name: of the suite.
-        options: the suite's own, and `only`, `list`, `json`.
+        options: the suite's own, and `only`, `list`, `json`, `limit`.
 
     Returns:
         The exit status: 1 if a result was wrong, 2 if no case was chosen, else 0.
     """
-    console = console or report.console()
+    terminal = terminal or here()
     suite = registry.suite(name)
     cases = registry.select(suite.cases(options), options.only)
     if not cases:
-        console.print(f"no case of {name} matches {options.only!r}", markup=False)
+        terminal.line(f"no case of {name} matches {options.only!r}")
         return 2
     if options.list:
-        report.names(cases, console)
+        report.names(cases, terminal)
         return 0
     results: list[Row] = []
+    start = time.monotonic()
     try:
         for number, case in enumerate(cases, 1):
-            now = f"{number}/{len(cases)} {case.name}"
-            if not console.is_terminal:
-                print(now, file=sys.stderr, flush=True)
-            with console.status(escape(now)):
+            if options.limit is not None and time.monotonic() - start > options.limit:
+                results.append(_known(case) | {"skipped": f"the run's {options.limit:g} seconds were over"})
+                continue
+            with terminal.status(f"{number}/{len(cases)} {case.name}"):
                 results += _measured(case)
     finally:  # an interrupted run keeps what it has
         stamp = rows.Stamp()
         results = [stamp(row) for row in results]
-        beside = rows.write(results, Path(options.json)) if options.json else None
-        report.show(name, results, suite.cells, console)
+        columns = getattr(suite, "COLUMNS", rows.COLUMNS)
+        beside = rows.write(results, Path(options.json), columns) if options.json else None
+        report.show(name, results, suite.cells, terminal)
+        for note in getattr(suite, "notes", list)():
+            terminal.line(note)
         if beside is not None:
-            console.print(f"rows: {options.json}, {beside}", highlight=False, soft_wrap=True, markup=False)
+            terminal.line(f"rows: {options.json}, {beside}")
     return int(any(row.get("correct") is False for row in results))
 
 
+def _known(case: Case) -> Row:
+    return {"case": case.name, **case.facts}
+
+
 def _measured(case: Case) -> list[Row]:
-    known: Row = {"case": case.name, **case.facts}
-    if case.skipped is not None:
-        return [{**known, "skipped": case.skipped}]
     try:
-        found = case.measure()
+        if (reason := case.reason_to_skip()) is not None:
+            found: list[Row] = [{"skipped": reason}]
+        else:
+            found = case.measure()
+    except torch.OutOfMemoryError as error:
+        found = [{"skipped": f"out of memory: {str(error).partition('.')[0]}"}]
     except Exception as error:  # one case that breaks must not cost the others' results
         found = [{"correct": False, "wrong": f"{type(error).__name__}: {error}"}]
     gc.collect()  # the tensors of a case are gone before the next one makes its own
-    return [{**known, **row} for row in found]
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return [{**_known(case), **row} for row in found]

@@ -20,7 +20,9 @@ from zo_kernels.optim.draws import ANCHOR_SLOT
 from zo_kernels.spec import direction_seed, normal, rounding_bits
 
 _WINDOW = 256
-_TOLERANCE = 2.0**-21  # of |θ| + ε|z|: each of the passes in place rounds by up to 2^-24 of it
+# Of |θ| + ε|z|: each of the passes in place rounds by up to 2^-24 of it in float32, and by the last of 8 or of 11 bits
+# in the others, which round stochastically.
+_TOLERANCE = {torch.float32: 2.0**-21, torch.bfloat16: 3 * 2.0**-7, torch.float16: 3 * 2.0**-10}
 _MOST_Z = 7  # no |z| is larger
 
 # Yields the weights that modules must run on in the next closure call, is sent its loss, and returns the weights after
@@ -38,6 +40,7 @@ class Windows:
     Attributes:
         seen: those that the modules ran on in the closure call in question.
         first: the step from which on noise is counted.
+        dtype: of the parameters.
     """
 
     def __init__(self, optimizer: zo.ZeroOrderOptimizer, model: nn.Module):
@@ -46,6 +49,7 @@ class Windows:
         trained = [i for i, p in enumerate(every) if p.requires_grad]
         self.optimizer, self._model, self.first = optimizer, model, optimizer.step_count
         self.params = [every[i] for i in trained]
+        (self.dtype,) = {p.dtype for p in self.params}
         self._ids = [state["param_ids"][i] for i in trained]
         self.thresholds = [state["thresholds"][i] for i in trained]
         names = {p: name for name, p in model.named_parameters()}
@@ -115,9 +119,9 @@ def _ranges(n: int) -> list[tuple[int, int]]:
     return [(0, n)] if n <= 2 * _WINDOW else [(0, _WINDOW), (n - _WINDOW, n)]
 
 
-def rounding(theta: Tensor, eps: float) -> Tensor:
-    """How far from a formula the passes may leave float32 weights."""
-    return _TOLERANCE * (theta.abs() + _MOST_Z * eps)
+def rounding(theta: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """How far from a formula the passes may leave weights of a type."""
+    return _TOLERANCE[dtype] * (theta.abs() + _MOST_Z * eps)
 
 
 def spsa(windows: Windows, theta: Tensor, mask: Callable[[], Tensor], eps: float, lr: float) -> Walk:

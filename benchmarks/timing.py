@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 _MOST_ROUNDS = 2000
+_MOST_IN_A_BATCH = 20
+_BATCH_SECONDS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,13 @@ class Sample:
         cpu_seconds: that the process had processors for, summed over its threads; None on a GPU. Other load shows in
             it less than in `seconds`; with one thread it is what `seconds` would be on a quiet machine, nearly.
         parts: what the call's watch saw, and "other" for the rest.
+        launch_seconds: that the host took to hand the call to a GPU; None on a CPU.
     """
 
     seconds: float
     cpu_seconds: float | None = None
     parts: dict[str, float] = field(default_factory=dict)
+    launch_seconds: float | None = None
 
     def of(self, part: str | None) -> float:
         return self.seconds if part is None else self.parts[part]
@@ -103,10 +107,15 @@ class Call:
 
 
 class Timer:
-    """Wall clock for a CPU. For a GPU events around the call, with the L2 cache emptied before it."""
+    """Wall clock for a CPU. For a GPU events around each call, with the L2 cache emptied before it.
+
+    A sample of a short call on a GPU is the mean of a batch, whose calls are queued together: the device, not the host,
+    sets the pace as long as emptying the cache takes longer than launching.
+    """
 
     def __init__(self, device: torch.device):
         self._flush: torch.Tensor | None = None
+        self._batches: dict[Call, int] = {}
         if device.type == "cuda":
             cache = torch.cuda.get_device_properties(device).L2_cache_size
             self._flush = torch.empty(2 * cache, dtype=torch.uint8, device=device)
@@ -116,9 +125,11 @@ class Timer:
             torch.set_num_threads(call.threads)
         if call.watch is not None:
             call.watch.clear()
-        cpu_seconds = None
+        cpu_seconds = launch_seconds = None
+        batch = 1
         if self._flush is not None:
-            seconds = self._cuda(call.run, self._flush)
+            batch = self._batch(call, self._flush)
+            seconds, launch_seconds = _cuda(call.run, self._flush, batch)
         else:
             start, cpu_start = time.perf_counter(), time.process_time()
             call.run()
@@ -127,17 +138,37 @@ class Timer:
         if call.watch is not None:
             parts = call.watch.take()
             parts["other"] = seconds - sum(parts.values())
-        return Sample(seconds / call.steps, cpu_seconds, {name: s / call.steps for name, s in parts.items()})
+        return Sample(
+            seconds / batch / call.steps,
+            cpu_seconds,
+            {name: s / batch / call.steps for name, s in parts.items()},
+            None if launch_seconds is None else launch_seconds / batch / call.steps,
+        )
 
-    @staticmethod
-    def _cuda(run: Callable[[], object], flush: torch.Tensor) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        flush.zero_()  # also keeps the device busy while the launches are queued
+    def _batch(self, call: Call, flush: torch.Tensor) -> int:
+        """How many calls make up a sample; the first two calls, which also compile and allocate, tell."""
+        if call not in self._batches:
+            _cuda(call.run, flush, 1)
+            seconds, _ = _cuda(call.run, flush, 1)
+            self._batches[call] = max(1, min(_MOST_IN_A_BATCH, int(_BATCH_SECONDS / seconds)))
+            if call.watch is not None:
+                call.watch.clear()
+        return self._batches[call]
+
+
+def _cuda(run: Callable[[], object], flush: torch.Tensor, times: int) -> tuple[float, float]:
+    """Seconds of so many calls on the device, and on the host."""
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(times)]
+    host = 0.0
+    for start, end in events:
+        flush.zero_()
         start.record()
+        before = time.perf_counter()
         run()
+        host += time.perf_counter() - before
         end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
+    events[-1][1].synchronize()
+    return sum(start.elapsed_time(end) for start, end in events) / 1e3, host
 
 
 def alternate(
