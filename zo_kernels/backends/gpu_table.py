@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, device
 
+from .transfer import on_device
 from .types import Entry, MaskKind, Pass
 
 BLOCK = 2048  # elements that a GPU's program works on at a time
@@ -174,50 +174,3 @@ def _floats(values: Tensor | Sequence[float] | Sequence[Sequence[float]], where:
         return values.to(torch.float32).contiguous()
     flat = [v for row in values for v in (row if isinstance(row, Sequence) else [row])]
     return on_device(flat, torch.float32, where)
-
-
-_FORMATS = {torch.int64: "q", torch.int32: "i", torch.float32: "d"}
-_MOST_KEPT = 256
-_kept: OrderedDict[tuple[device, torch.dtype, bytes], tuple[Tensor, Callable[[], None]]] = OrderedDict()
-_captured: list[Tensor] = []
-
-
-def on_device(values: Sequence[int] | Sequence[float], dtype: torch.dtype, where: device) -> Tensor:
-    """A tensor of the values that the current stream may read. Nobody may write to it.
-
-    The copy is not waited for, and what was copied lately is kept: the passes of a step, and of a module's forwards, share
-    their numbers.
-
-    Raises:
-        RuntimeError: a CUDA graph is being captured, and the values were not copied before.
-    """
-    if where.type != "cuda":
-        return torch.tensor(values, dtype=dtype, device=where)
-    # Floats by their bits, since 0.0 and -0.0 are equal.
-    key = (where, dtype, struct.pack(f"<{len(values)}{_FORMATS[dtype]}", *values))
-    capturing = torch.cuda.is_current_stream_capturing()
-    if key in _kept:
-        _kept.move_to_end(key)
-        tensor, ready = _kept[key]
-        if capturing:  # which began by waiting for all streams
-            _captured.append(tensor)  # the graph reads it for as long as it lives
-        else:
-            ready()
-        return tensor
-    if capturing:
-        raise RuntimeError("CUDA graph: expected a pass with numbers that an earlier pass had; make one before capturing")
-    stream = torch.cuda.current_stream(where)
-    # The host's copy must not be reused before the device has read it: PyTorch's allocator of pinned memory sees to that.
-    tensor = torch.tensor(values, dtype=dtype).pin_memory().to(where, non_blocking=True)
-    event = stream.record_event()
-
-    def ready() -> None:
-        current = torch.cuda.current_stream(where)
-        if current != stream:
-            current.wait_event(event)
-            tensor.record_stream(current)
-
-    _kept[key] = tensor, ready
-    if len(_kept) > _MOST_KEPT:
-        _kept.popitem(last=False)
-    return tensor

@@ -18,7 +18,8 @@ from .draws import FIRST_SLOT, blocks_to_drop, direction_seeds
 from .groups import check_eps, check_group, check_owned, given_blocks, norm_parameters
 from .in_forward import InForward, InForwardProbes, cannot_perturb_in_forward
 from .interrupts import interrupts_held
-from .losses import Closure, Refused, check_closure, check_pair, decay_factors, spsa_update, value_of
+from .losses import Closure, Refused, check_closure, check_pair, decay_factors, value_of
+from .numbers import Numbers, Pair, Row, Seed, Value, device_of, spsa_update, stacked
 from .probes import InPlace, Probes
 from .recording import Recording, weight_setups
 from .replay import Replay
@@ -66,8 +67,8 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
 
     Attributes:
         step_count: steps taken, refused ones included.
-        refused_steps: steps refused because a loss was not finite.
-        projected_gradients: g_k of the last step.
+        refused_steps: steps refused because a loss was not finite. Asking for this or the next two waits for a GPU.
+        projected_gradients: g_k of the last step; zeros if it was refused.
         trajectory: what `zo_kernels.replay` needs to rebuild the weights of any step, as `zo_kernels.Trajectory`.
 
     Raises:
@@ -98,8 +99,8 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         self.rounding = checks.choice("rounding", rounding, ("auto", *ROUNDINGS))
         self.backend = backend
         self.step_count = 0
-        self.refused_steps = 0
-        self.projected_gradients: list[float] = []
+        self._refused_steps = 0
+        self._gradients: list[Value] = []
         self._weights: Weights | None = None
         self._built_for: tuple[list[Any], int] | None = None
         self._in_forward: InForward | None = None
@@ -270,7 +271,8 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
 
         Raises:
             TypeError, ValueError: the closure returned no finite scalar, or losses too far apart for float32. The step
-                is refused, counted in `refused_steps`, and the weights are restored. Whatever the closure raises also
+                is refused, counted in `refused_steps`, and the weights are restored. Losses on a GPU are not waited
+                for: if they are such, the step is refused all the same, on the device, but nothing is raised. Whatever the closure raises also
                 leaves restored weights behind. Restored means up to float rounding of the passes in place, and
                 exactly in the forward.
             ValueError: perturbation in the forward cannot reach a weight; the message names it.
@@ -284,17 +286,18 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         probes = self._probes(weights, weights.active(self._draw_dropped()))
         seeds, seen = self._seeds(), list[Any]()
         pairs = self._probe(probes, closure, seeds, eps, seen)
-        record = Record(self.step_count, Kind.STEP, tuple(rates[::2]), tuple(pairs), eps=eps)
+        numbers = Numbers.of([pairs], eps, rates, decays)
         with interrupts_held():
-            probes.finish(spsa_update(seeds, record.projected_gradients, rates), decays)
-            self._took(weights, record)
+            probes.finish(spsa_update(seeds, numbers.gradients[0], numbers.rates), numbers.decays)
+            self._took(weights, Kind.STEP, rates, eps, numbers, pairs)
         return sum(seen) / len(seen)
 
     def _probe(
-        self, probes: Probes, closure: Closure, seeds: Sequence[int], eps: float, seen: list[Any]
-    ) -> list[tuple[float, float]]:
+        self, probes: Probes, closure: Closure, seeds: Sequence[Seed], eps: float, seen: list[Any]
+    ) -> list[Pair]:
         """(L+, L-) of each seed; what the closure returned is added to `seen`. On any failure θ is restored."""
-        pairs, reached = [], 0
+        pairs: list[Pair] = []
+        reached = 0
         try:
             for seed in seeds:
                 values = []
@@ -317,12 +320,38 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             raise error.error(f"closure: {error}; the step is refused, the weights are restored") from None
         return pairs
 
-    def _took(self, weights: Weights, record: Record) -> None:
+    def _took(
+        self,
+        weights: Weights,
+        kind: Kind,
+        rates: Sequence[float],
+        eps: float,
+        numbers: Numbers,
+        pairs: Sequence[Pair],
+        anchor_pairs: Sequence[Pair] = (),
+    ) -> None:
         """Count a step that has been taken."""
-        self.projected_gradients = record.projected_gradients
+        record: Any = Record(self.step_count, kind, tuple(rates[::2]), tuple(pairs), tuple(anchor_pairs), eps=eps)
+        self._gradients = numbers.gradients[0]
         self.step_count += 1
         self._steps_since_built += 1
-        self._recording.took(record, weights)
+        flat = [value for pair in (*pairs, *anchor_pairs) for value in pair]
+        where = device_of(*flat)
+        self._recording.took(record, weights, None if where is None else stacked(flat, where))
+
+    @property
+    def projected_gradients(self) -> list[float]:
+        if (where := device_of(*self._gradients)) is not None:
+            self._gradients = stacked(self._gradients, where).tolist()
+        return list(self._gradients)  # type: ignore[arg-type]
+
+    @property
+    def refused_steps(self) -> int:
+        return self._refused_steps + self._recording.refused_unseen
+
+    @refused_steps.setter
+    def refused_steps(self, n: int) -> None:
+        self._refused_steps = n - self._recording.refused_unseen
 
     def _failed(self, kind: Kind, reached: int) -> None:
         """Count a step that ended without an update; after a refusal the next one draws other directions, since these
@@ -406,7 +435,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     def _go_on_from(self, replay: Replay, setup: Setup) -> None:
         trajectory = replay.trajectory
         self.step_count = trajectory.steps
-        self.refused_steps = sum(record.kind is Kind.REFUSED for record in trajectory)
+        self.refused_steps = sum(record.refused for record in trajectory)
         self.seed, self.directions, self.drop = setup.seed, setup.directions, setup.drop
         by_name = {name: p for p, name in names.bare(self._names).items()}
         self._thresholds = {by_name[w.name]: w.threshold for w in setup.weights if w.threshold is not None}

@@ -22,6 +22,7 @@ from ..ops import Table
 from .foreign_reads import Watch
 from .interrupts import interrupts_held
 from .losses import call
+from .numbers import Row, Seed
 from .scratch import Scratch, bytes_for
 from .weights import Weights
 
@@ -276,9 +277,9 @@ class InForwardProbes:
     ):
         self._engine, self._weights, self._active = engine, weights, active
         self._from_anchor, self._watch = from_anchor, watch
-        self._offset: Mapping[int, float] = {}
+        self._offset: Mapping[Seed, float] = {}
 
-    def to(self, offset: Mapping[int, float]) -> None:
+    def to(self, offset: Mapping[Seed, float]) -> None:
         self._offset = offset
         if not offset:
             self._engine.restore()
@@ -288,5 +289,5 @@ class InForwardProbes:
         watch, self._watch = self._watch, False
         return self._engine.evaluate(closure, do, from_anchor=self._from_anchor, watch=watch)
 
-    def finish(self, update: Mapping[int, Sequence[float]], decays: Sequence[float]) -> None:
+    def finish(self, update: Mapping[Seed, Row], decays: Row) -> None:
         self._weights.move(update, decays=decays, active=self._active)

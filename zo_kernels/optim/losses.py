@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..trajectory.record import MAX_GRADIENT
+from .numbers import Pair, Value
+
 Closure = Callable[[], "Tensor | float"]
-
-_MAX_GRADIENT = 1e30  # times any learning rate in use it is finite in float32
-
 
 class Refused(Exception):
     """A step cannot be made of what the closure returned: an exception of `error` is to say why."""
@@ -37,17 +37,27 @@ def call(closure: Closure) -> Any:
         torch.clear_autocast_cache()
 
 
-def value_of(loss: Any) -> tuple[Tensor | float, float]:
+def stays_on_device(loss: Tensor) -> bool:
+    """Whether its value is used where it is, unseen: reading it would wait for all that the device has yet to do."""
+    return loss.device.type != "cpu"
+
+
+def value_of(loss: Any) -> tuple[Tensor | float, Value]:
     """What the closure returned, safe from being overwritten, and as a number.
 
     Raises:
-        Refused: it is no finite scalar.
+        Refused: it is no finite scalar. Of a tensor on a GPU only its shape and dtype are looked at.
     """
     value = loss
     if isinstance(loss, Tensor):
         if loss.numel() != 1:
             raise Refused(ValueError, f"expected a scalar loss, got a tensor of shape {tuple(loss.shape)}")
-        loss, value = loss.clone(), loss.item()  # a closure may write all its losses to one tensor
+        loss = loss.clone()  # a closure may write all its losses to one tensor
+        if stays_on_device(loss):
+            if loss.dtype == torch.bool or loss.is_complex():
+                raise Refused(TypeError, f"expected a scalar loss, a tensor or a number, got a tensor of {loss.dtype}")
+            return loss, loss.detach().reshape(()).to(torch.float64)
+        value = loss.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise Refused(TypeError, f"expected a scalar loss, a tensor or a number, got {type(value).__name__}")
     if not math.isfinite(value):
@@ -55,16 +65,13 @@ def value_of(loss: Any) -> tuple[Tensor | float, float]:
     return loss, float(value)
 
 
-def check_pair(pair: tuple[float, float], eps: float) -> None:
-    """Raise Refused if g = (L+ - L-) / 2ε is too large for an update in float32."""
-    if not abs(pair[0] - pair[1]) / (2 * eps) <= _MAX_GRADIENT:
-        raise Refused(ValueError, f"expected losses whose difference fits float32, got {pair[0]} and {pair[1]}")
-
-
-def spsa_update(seeds: Sequence[int], gradients: Sequence[float], rates: Sequence[float]) -> dict[int, list[float]]:
-    """seed -> -lr * g / n for each row."""
-    n = len(seeds)
-    return {s: [-lr * g / n for lr in rates] for s, g in zip(seeds, gradients, strict=True)}
+def check_pair(pair: Pair, eps: float) -> None:
+    """Raise Refused if g = (L+ - L-) / 2ε is too large for an update in float32, as far as that can be seen."""
+    plus, minus = pair
+    if isinstance(plus, Tensor) or isinstance(minus, Tensor):
+        return
+    if not abs(plus - minus) / (2 * eps) <= MAX_GRADIENT:
+        raise Refused(ValueError, f"expected losses whose difference fits float32, got {plus} and {minus}")
 
 
 def decay_factors(rates: Sequence[float], weight_decays: Sequence[float]) -> list[float]:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
-from ..trajectory import Kind, Record, Setup
-from ..trajectory.record import projected_gradients
+from ..trajectory import Kind, Setup
 from .base import ZeroOrderOptimizer
 from .draws import ANCHOR_SLOT, SEPARATE_SLOT
 from .in_forward import InForwardProbes
 from .interrupts import interrupts_held
 from .losses import Closure, check_closure, decay_factors
+from .numbers import Numbers, Row, on_host
 from .path import Path
 from .probes import InPlaceFromAnchor, Probes, RestoredInPlace
 from .replay import Replay
@@ -152,13 +152,13 @@ class MeZOSVRG(ZeroOrderOptimizer):
         except BaseException:
             self._forget()
             raise
-        record = Record(self.step_count, Kind.ANCHOR, tuple(rates[::2]), tuple(pairs), eps=eps)
+        numbers = Numbers.of([pairs], eps, rates, decay_factors(rates, self._weight_decays()))
         with interrupts_held():
-            estimate = path.start(seeds, record.projected_gradients)
-            path.advance(estimate, rates, decay_factors(rates, self._weight_decays()))
+            path.ok = numbers.ok
+            path.advance(path.start(seeds, numbers.gradients[0]), numbers.rates, numbers.decays)
             self._write(weights, record=True)
             self._age = 1
-            self._took(weights, record)
+            self._took(weights, Kind.ANCHOR, rates, eps, numbers, pairs)
         return sum(seen) / len(seen)
 
     def _inner_step(self, weights: Weights, closure: Closure, eps: float, rates: Sequence[float]) -> Tensor | float:
@@ -167,13 +167,14 @@ class MeZOSVRG(ZeroOrderOptimizer):
         anchor_seeds = seeds if self.shared_direction else self._seeds(SEPARATE_SLOT)
         here = self._probe(self._probes_at_theta(weights), closure, seeds, eps, seen)
         there = self._probe(self._probes_from_anchor(weights), closure, anchor_seeds, eps, [])
-        record = Record(self.step_count, Kind.BETWEEN, tuple(rates[::2]), tuple(here), tuple(there), eps=eps)
-        estimate = self._path.estimate(seeds, record.projected_gradients, anchor_seeds, projected_gradients(there, eps))
+        decays = decay_factors(rates, self._weight_decays())
+        numbers = Numbers.of([here, there], eps, rates, decays, self._path.ok)
+        estimate = self._path.estimate(seeds, numbers.gradients[0], anchor_seeds, numbers.gradients[1])
         with interrupts_held():
-            self._path.advance(estimate, rates, decay_factors(rates, self._weight_decays()))
+            self._path.advance(estimate, numbers.rates, numbers.decays)
             self._write(weights)
             self._age += 1
-            self._took(weights, record)
+            self._took(weights, Kind.BETWEEN, rates, eps, numbers, here, there)
         return sum(seen) / len(seen)
 
     def _probes_at_theta(self, weights: Weights) -> Probes:
@@ -201,9 +202,10 @@ class MeZOSVRG(ZeroOrderOptimizer):
             "anchor_every": self.anchor_every,
             "shared_direction": self.shared_direction,
             # Lists, not mappings by seed: torch.distributed.checkpoint loads only keys that are there before.
-            "path": [] if path is None else [[seed, list(row)] for seed, row in path.coefficients.items()],
-            "path_decays": [] if path is None else list(path.decays),
-            "anchor_gradients": [] if path is None else [[seed, g] for seed, g in path.gradients.items()],
+            "path": [] if path is None else [[seed, on_host(row)] for seed, row in path.coefficients.items()],
+            "path_decays": [] if path is None else on_host(path.decays),
+            "anchor_gradients": [] if path is None else [[seed, float(g)] for seed, g in path.gradients.items()],
+            "anchor_ok": path is None or bool(path.ok),
             "dropped": sorted(self._dropped),
             "age": self._age,
         }
@@ -215,9 +217,9 @@ class MeZOSVRG(ZeroOrderOptimizer):
         self.anchor_every, self.shared_direction = zo["anchor_every"], zo["shared_direction"]
         self._forget()
         if zo["age"] is not None:
-            coefficients = {seed: list(row) for seed, row in zo["path"]}
+            coefficients: dict[int, Row] = {seed: list(row) for seed, row in zo["path"]}
             decays = list(zo["path_decays"])
-            self._path = Path(len(decays), decays, coefficients, dict(zo["anchor_gradients"]))
+            self._path = Path(len(decays), decays, coefficients, dict(zo["anchor_gradients"]), zo["anchor_ok"])
         self._dropped, self._age = frozenset(zo["dropped"]), zo["age"]
         for p in self.state:  # torch keeps the caller's tensors; a snapshot must be our own
             self.state[p]["anchor"] = self.state[p]["anchor"].clone()

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
+from .numbers import Row, Value, divided, minus, times
 from .weights import Weights
 
 
@@ -14,12 +18,14 @@ class Path:
 
     Attributes:
         gradients: the estimate at the anchor, as seed -> coefficient; every step until the next anchor adds it.
+        ok: False if the estimate at the anchor was refused, and with it all steps until the next.
     """
 
     rows: int
-    decays: list[float] = field(default_factory=list)
-    coefficients: dict[int, list[float]] = field(default_factory=dict)
-    gradients: dict[int, float] = field(default_factory=dict)
+    decays: Row = field(default_factory=list)
+    coefficients: dict[int, Row] = field(default_factory=dict)
+    gradients: dict[int, Value] = field(default_factory=dict)
+    ok: bool | Tensor = True
 
     def __post_init__(self) -> None:
         self.extend(self.rows)
@@ -27,34 +33,32 @@ class Path:
     def extend(self, rows: int) -> None:
         """To more rows: groups that were added later, and are at the anchor still."""
         self.rows = rows
-        self.decays += [1.0] * (rows - len(self.decays))
-        for row in self.coefficients.values():
-            row += [0.0] * (rows - len(row))
+        self.decays = _longer(self.decays, rows, 1.0)
+        self.coefficients = {seed: _longer(row, rows, 0.0) for seed, row in self.coefficients.items()}
 
-    def start(self, seeds: Sequence[int], gradients: Sequence[float]) -> dict[int, float]:
+    def start(self, seeds: Sequence[int], gradients: Sequence[Value]) -> dict[int, Value]:
         """Keep the anchor's estimate, which is also that of the step at the anchor, and return it."""
-        self.gradients = {s: g / len(seeds) for s, g in zip(seeds, gradients, strict=True)}
+        self.gradients = {s: divided(g, len(seeds)) for s, g in zip(seeds, gradients, strict=True)}
         return self.gradients
 
     def estimate(
-        self, seeds: Sequence[int], here: Sequence[float], anchor_seeds: Sequence[int], there: Sequence[float]
-    ) -> dict[int, float]:
+        self, seeds: Sequence[int], here: Sequence[Value], anchor_seeds: Sequence[int], there: Sequence[Value]
+    ) -> dict[int, Value]:
         """Of a step between anchors: estimate at θ - estimate at the anchor + the anchor's own."""
         estimate = dict(self.gradients)
         for s, g in zip(seeds, here, strict=True):
-            estimate[s] = estimate.get(s, 0.0) + g / len(seeds)
+            estimate[s] = estimate.get(s, 0.0) + divided(g, len(seeds))
         for s, g in zip(anchor_seeds, there, strict=True):
-            estimate[s] = estimate.get(s, 0.0) - g / len(seeds)
+            estimate[s] = estimate.get(s, 0.0) - divided(g, len(seeds))
         return estimate
 
-    def advance(self, estimate: dict[int, float], rates: Sequence[float], decays: Sequence[float]) -> None:
+    def advance(self, estimate: dict[int, Value], rates: Row, decays: Row) -> None:
         """θ <- decay * θ - rate * sum estimate[seed] * z(seed)."""
-        self.decays = [p * d for p, d in zip(self.decays, decays, strict=True)]
-        for row in self.coefficients.values():
-            row[:] = [c * d for c, d in zip(row, decays, strict=True)]
+        self.decays = times(self.decays, decays)
+        for seed, row in self.coefficients.items():
+            self.coefficients[seed] = times(row, decays)
         for seed, g in estimate.items():
-            row = self.coefficients.setdefault(seed, [0.0] * self.rows)
-            row[:] = [c - lr * g for c, lr in zip(row, rates, strict=True)]
+            self.coefficients[seed] = minus(self.coefficients.get(seed, [0.0] * self.rows), rates, g)
 
     def write(self, weights: Weights, active: Sequence[int] | None, *, record: bool = False) -> None:
         """Write θ to the active weights, and with `record` keep their masks."""
@@ -64,3 +68,9 @@ class Path:
         assert weights.anchors is not None
         for w, anchor in zip(weights.weights, weights.anchors, strict=True):
             w.tensor.copy_(anchor)
+
+
+def _longer(row: Row, n: int, value: float) -> Row:
+    if isinstance(row, Tensor):
+        return torch.cat([row, row.new_full((n - len(row),), value)])
+    return [*row, *[value] * (n - len(row))]

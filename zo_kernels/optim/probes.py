@@ -7,19 +7,20 @@ from typing import Any, Protocol
 
 from ..backends.types import Pass
 from .losses import call
+from .numbers import Row, Seed, Value, minus
 from .weights import Weights
 
 
 class Probes(Protocol):
     """Evaluations at θ + sum offset[seed] * z(seed), and the update that ends them."""
 
-    def to(self, offset: Mapping[int, float]) -> None:
+    def to(self, offset: Mapping[Seed, float]) -> None:
         """Go to θ + sum offset[seed] * z(seed); an empty offset is θ."""
 
     def evaluate(self, closure: Callable[[], Any]) -> Any:
         """What the closure returns there."""
 
-    def finish(self, update: Mapping[int, Sequence[float]], decays: Sequence[float]) -> None:
+    def finish(self, update: Mapping[Seed, Row], decays: Row) -> None:
         """θ <- decay * θ + sum update[seed] * z(seed), for each row."""
 
 
@@ -28,8 +29,8 @@ class Mover(Protocol):
 
     def describe(
         self,
-        deltas: Mapping[int, float | Sequence[float]],
-        decays: Sequence[float] | None,
+        deltas: Mapping[Seed, Value | Row],
+        decays: Row | None,
         active: Sequence[int] | None,
     ) -> Pass:
         """As `Weights.describe`."""
@@ -43,9 +44,9 @@ class InPlace:
 
     def __init__(self, weights: Mover, active: Sequence[int] | None, *, record: bool = True):
         self._weights, self._active, self._record = weights, active, record
-        self.offset: dict[int, float] = {}
+        self.offset: dict[Seed, float] = {}
 
-    def to(self, offset: Mapping[int, float]) -> None:
+    def to(self, offset: Mapping[Seed, float]) -> None:
         seeds = [*self.offset, *(s for s in offset if s not in self.offset)]
         deltas = {s: offset.get(s, 0.0) - self.offset.get(s, 0.0) for s in seeds}
         deltas = {s: d for s, d in deltas.items() if d != 0.0}
@@ -57,14 +58,11 @@ class InPlace:
     def evaluate(self, closure: Callable[[], Any]) -> Any:
         return call(closure)
 
-    def finish(self, update: Mapping[int, Sequence[float]], decays: Sequence[float]) -> None:
+    def finish(self, update: Mapping[Seed, Row], decays: Row) -> None:
         # With w = θ + offset * z, the restored and updated weights are decay * w + (update - decay * offset) * z.
         zero = [0.0] * len(decays)
         seeds = [*self.offset, *(s for s in update if s not in self.offset)]
-        deltas = {
-            s: [u - d * self.offset.get(s, 0.0) for u, d in zip(update.get(s, zero), decays, strict=True)]
-            for s in seeds
-        }
+        deltas = {s: minus(update.get(s, zero), decays, self.offset.get(s, 0.0)) for s in seeds}
         self._weights.run(self._weights.describe(deltas, decays, self._active))
         self.offset = {}
 
@@ -79,7 +77,7 @@ class RestoredInPlace(InPlace):
         super().__init__(weights, active, record=False)
         self._restore = restore
 
-    def to(self, offset: Mapping[int, float]) -> None:
+    def to(self, offset: Mapping[Seed, float]) -> None:
         if offset:
             super().to(offset)
         else:
@@ -93,7 +91,7 @@ class InPlaceFromAnchor:
     def __init__(self, weights: Weights, active: Sequence[int] | None, restore: Callable[[], None]):
         self._weights, self._active, self._restore = weights, active, restore
 
-    def to(self, offset: Mapping[int, float]) -> None:
+    def to(self, offset: Mapping[Seed, float]) -> None:
         if offset:
             # Weights of dropped blocks are at the anchor already: no step since has changed them.
             self._weights.move(offset, active=self._active, from_anchor=True)
@@ -103,5 +101,5 @@ class InPlaceFromAnchor:
     def evaluate(self, closure: Callable[[], Any]) -> Any:
         return call(closure)
 
-    def finish(self, update: Mapping[int, Sequence[float]], decays: Sequence[float]) -> None:
+    def finish(self, update: Mapping[Seed, Row], decays: Row) -> None:
         raise AssertionError("the estimate at an anchor is not followed by an update of its own")

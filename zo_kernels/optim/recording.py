@@ -2,41 +2,87 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..trajectory import Record, Setup, Trajectory
-from ..trajectory.fingerprint import combined, fingerprint
+from ..trajectory import Kind, Record, Setup, Trajectory
+from ..trajectory.fingerprint import as_text, combined, fingerprint, summed
 from ..trajectory.record import WeightSetup
 from ..trajectory.recorder import Recorder
+from .pending import Pending
 from .weights import Weights
 
 CHECK_EVERY = 1000  # steps; a check costs about as much as a pass
 
 
+class _Log:
+    """A recorder, and the steps whose losses are not known to it yet."""
+
+    def __init__(self, recorder: Recorder):
+        self.recorder, self.pending = recorder, Pending()
+        self.steps = recorder.trajectory.steps  # pending ones included
+        self.refused_unseen = 0  # steps of which only their losses tell that they were refused
+
+    def add(self, record: Record, losses: Tensor | None) -> None:
+        self.steps += record.kind is not Kind.INTERRUPTED
+        if losses is None:
+            self.settle()
+            self.recorder.add(record)
+            return
+        n = len(record.losses)
+
+        def then(flat: list[float]) -> None:
+            pairs = tuple(zip(flat[::2], flat[1::2], strict=True))
+            whole = replace(record, losses=pairs[:n], anchor_losses=pairs[n:])
+            self.refused_unseen += whole.refused
+            self.recorder.add(whole)
+
+        self.pending.put(losses, then)
+        self.pending.work_off(wait=False)
+
+    def settle(self) -> None:
+        self.pending.work_off(wait=True)
+
+
 class Recording:
-    """A run's trajectory as it grows."""
+    """A run's trajectory as it grows. Of steps on a GPU it learns the losses later, without waiting for them, and at the
+    latest when somebody asks, or the process ends.
+    """
 
     def __init__(self) -> None:
-        self._recorder = Recorder()
+        self._begin_log(Recorder())
         self._versions: dict[Tensor, int] | None = None  # of each weight after the last step that it took part in
         self._key: Any = None
+
+    def _begin_log(self, recorder: Recorder) -> None:
+        self._log = _Log(recorder)
+        weakref.finalize(self, self._log.settle)
 
     @property
     def trajectory(self) -> Trajectory:
         """What there is so far."""
-        return self._recorder.trajectory
+        self._log.settle()
+        return self._log.recorder.trajectory
+
+    @property
+    def refused_unseen(self) -> int:
+        """Steps that were refused without anybody having been told."""
+        self._log.settle()
+        return self._log.refused_unseen
 
     def write_to(self, path: str | Path) -> None:
         """See `ZeroOrderOptimizer.record_to`."""
-        self._recorder.write_to(path)
+        self._log.settle()
+        self._log.recorder.write_to(path)
 
     def go_on(self, path: str | Path, trajectory: Trajectory) -> None:
         """With a file of which `trajectory` is the sound beginning."""
-        self._recorder = Recorder.resumed(path, trajectory)
+        self._begin_log(Recorder.resumed(path, trajectory))
 
     def begin(self, key: Any, setup: Callable[[bool], Setup], weights: Weights) -> None:
         """Before every step: append a setup if one is due.
@@ -48,15 +94,24 @@ class Recording:
         """
         continues = self._versions is not None and not self.changed_by_others(weights)
         if self._key != key or not continues:
-            self._recorder.add_setup(setup(continues or not len(self.trajectory)))
+            self._log.settle()
+            self._log.recorder.add_setup(setup(continues or not len(self.trajectory)))
             self._key = key
 
-    def took(self, record: Record, weights: Weights) -> None:
-        """Append a step that was taken, refused or interrupted."""
+    def took(self, record: Record, weights: Weights, losses: Tensor | None = None) -> None:
+        """Append a step that was taken, refused or interrupted.
+
+        Args:
+            losses: the record's, (L+, L-) of each pair one after the other, if they are on a device; the record's own are
+                then not looked at.
+        """
         self.note_versions(weights)
-        self._recorder.add(record)
-        if self.trajectory.steps % CHECK_EVERY == 0 and record.losses:
-            self._recorder.add_check(combined([fingerprint(w.tensor) for w in weights.weights]))
+        self._log.add(record, losses)
+        if self._log.steps % CHECK_EVERY == 0 and record.losses:
+            total = combined([summed(w.tensor) for w in weights.weights])
+            recorder = self._log.recorder
+            self._log.pending.put(total.reshape(1), lambda value: recorder.add_check(as_text(value[0])))
+            self._log.pending.work_off(wait=False)
 
     def note_versions(self, weights: Weights) -> None:
         """What was changed up to now was changed by the optimizer."""
@@ -73,7 +128,12 @@ class Recording:
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies of the tensors count their own changes, from anew.
+        self._log.settle()
         return {**self.__dict__, "_key": None, "_versions": None if self._versions is None else {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        weakref.finalize(self, self._log.settle)
 
 
 def _versions(weights: Weights) -> dict[Tensor, int]:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from .. import checks, names, spec
 from ..backends.types import Pass
 from ..trajectory import Kind, Record, Setup, Trajectory
-from ..trajectory.fingerprint import combined, fingerprint
-from ..trajectory.record import projected_gradients
+from ..trajectory.fingerprint import as_text, combined, fingerprint, summed
 from .draws import ANCHOR_SLOT, SEPARATE_SLOT, blocks_to_drop, direction_seeds
-from .losses import decay_factors, spsa_update
+from .losses import decay_factors
+from .numbers import Numbers, spsa_update
 from .path import Path
 from .probes import InPlace
 from .weights import Weight, Weights
@@ -154,7 +154,7 @@ class Replay:
     def _check(self, expected: str, step: int) -> None:
         self._flush()
         assert self.weights is not None
-        if combined([fingerprint(w.tensor) for w in self.weights.weights]) != expected:
+        if as_text(int(combined([summed(w.tensor) for w in self.weights.weights]))) != expected:
             raise ValueError(
                 f"trajectory: replaying it to step {step} gives other weights than the run had: something else than "
                 "the optimizer changed them on the way, unnoticed, or a machine computed wrong"
@@ -204,16 +204,19 @@ class Replay:
                     anchor.copy_(w.tensor)
                 self.dropped = blocks_to_drop(setup.seed, record.step, setup.blocks, setup.drop)
                 self.path, self.age = Path(weights.rows), 1
-                estimate = self.path.start(self._seeds(record, ANCHOR_SLOT), record.projected_gradients)
-                self.path.advance(estimate, rates, decay_factors(rates, rows))
+                n = Numbers.of([record.losses], record.eps, rates, decay_factors(rates, rows))
+                self.path.ok = n.ok
+                estimate = self.path.start(self._seeds(record, ANCHOR_SLOT), n.gradients[0])
+                self.path.advance(estimate, n.rates, n.decays)
                 self._stale = True
             case Kind.BETWEEN:
                 assert self.path is not None and self.age is not None
                 seeds = self._seeds(record)
                 anchor_seeds = seeds if setup.shared_direction else self._seeds(record, SEPARATE_SLOT)
-                there = projected_gradients(record.anchor_losses, record.eps)
-                estimate = self.path.estimate(seeds, record.projected_gradients, anchor_seeds, there)
-                self.path.advance(estimate, rates, decay_factors(rates, rows))
+                losses = [record.losses, record.anchor_losses]
+                n = Numbers.of(losses, record.eps, rates, decay_factors(rates, rows), self.path.ok)
+                estimate = self.path.estimate(seeds, n.gradients[0], anchor_seeds, n.gradients[1])
+                self.path.advance(estimate, n.rates, n.decays)
                 self.age += 1
                 self._stale = True
 
@@ -234,8 +237,8 @@ class Replay:
             if not taken:
                 walk.to({})
         if taken:
-            update = spsa_update(seeds, record.projected_gradients, rates)
-            walk.finish(update, decay_factors(rates, weight_decays))
+            n = Numbers.of([record.losses], record.eps, rates, decay_factors(rates, weight_decays))
+            walk.finish(spsa_update(seeds, n.gradients[0], n.rates), n.decays)
 
     def _flush(self) -> None:
         if self.weights is None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..backends.types import Entry, MaskKind, Pass
 from ..ops import Table
+from .numbers import Row, Seed, Value, device_of, vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +93,25 @@ class Weights:
 
     def describe(
         self,
-        deltas: Mapping[int, float | Sequence[float]],
-        decays: Sequence[float] | None,
+        deltas: Mapping[Seed, Value | Row],
+        decays: Row | None,
         active: Sequence[int] | None,
     ) -> Pass:
         """The pass that adds delta[seed] * z(seed) for each seed: a scale for all rows, or one for each."""
-        by_row = [[d if isinstance(d, float) else d[r] for d in deltas.values()] for r in range(self.rows)]
-        return Pass(list(deltas), by_row, list(decays or [1.0] * self.rows), self.stochastic, active)
+        if decays is None:
+            decays = [1.0] * self.rows
+        seeds: Any = list(deltas)
+        if (where := device_of(*deltas.values())) is not None:
+            columns = [vector([d] * self.rows if isinstance(d, float) else d, where) for d in deltas.values()]
+            return Pass(seeds, torch.stack(columns, 1), decays, self.stochastic, active)
+        by_row: Any = [[d if isinstance(d, float) else d[r] for d in deltas.values()] for r in range(self.rows)]
+        return Pass(seeds, by_row, decays, self.stochastic, active)
 
     def move(
         self,
-        deltas: Mapping[int, float | Sequence[float]],
+        deltas: Mapping[Seed, Value | Row],
         *,
-        decays: Sequence[float] | None = None,
+        decays: Row | None = None,
         active: Sequence[int] | None = None,
         record: bool = False,
         from_anchor: bool = False,

@@ -11,7 +11,8 @@ from torch import Tensor, device
 from ..spec import mix
 
 _COLUMNS = 1 << 14
-_ROWS = 2  # at a time: 256 KiB of int64, and as much for the products
+# Rows at a time: what is made of them stays in a processor's cache, or gives a GPU enough to do.
+_ROWS = {"cpu": 2, "cuda": 256}
 _WORDS = {4: torch.int32, 2: torch.int16}
 
 
@@ -21,9 +22,36 @@ def _odd(i: int) -> int:
     return x - 2**64 if x >= 2**63 else x
 
 
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """int64 x shifted right as an unsigned number."""
+    return (x >> bits) & (2 ** (64 - bits) - 1)
+
+
+def _odds(first: int, n: int, where: device) -> Tensor:
+    """`_odd` of n places; int64 products wrap."""
+    x = torch.arange(first, first + n, device=where)
+    x = (x ^ _shifted(x, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    x = (x ^ _shifted(x, 27)) * (0x94D049BB133111EB - 2**64)
+    return (x ^ _shifted(x, 31)) | 1
+
+
 @cache
-def _factors(where: device) -> Tensor:
-    return torch.tensor([_odd(i) for i in range(_COLUMNS)], device=where)
+def _columns(where: device) -> Tensor:
+    return _odds(0, _COLUMNS, where)
+
+
+def summed(t: Tensor) -> Tensor:
+    """`fingerprint` as an int64 scalar on the tensor's device, which is not waited for."""
+    with torch.inference_mode(False), torch.no_grad():
+        words = t.detach().reshape(-1).view(_WORDS[t.element_size()])
+        columns, n_rows = _columns(t.device), _ROWS.get(t.device.type, 2)
+        total = torch.full((), t.numel(), dtype=torch.int64, device=t.device)
+        for place, part in enumerate(words.split(n_rows * _COLUMNS)):
+            rows = torch.zeros(-(-part.numel() // _COLUMNS) * _COLUMNS, dtype=torch.int64, device=t.device)
+            rows[: part.numel()] = part
+            sums = (rows.view(-1, _COLUMNS) * columns).sum(1)
+            total += (sums * _odds(_COLUMNS + place * n_rows, len(sums), t.device)).sum()
+    return total
 
 
 def fingerprint(t: Tensor) -> str:
@@ -35,19 +63,15 @@ def fingerprint(t: Tensor) -> str:
     Args:
         t: contiguous, of 16 or 32-bit elements.
     """
-    with torch.inference_mode(False), torch.no_grad():
-        words = t.detach().reshape(-1).view(_WORDS[t.element_size()])
-        factors = _factors(t.device)
-        total = t.numel()
-        for place, part in enumerate(words.split(_ROWS * _COLUMNS)):
-            rows = torch.zeros(-(-part.numel() // _COLUMNS) * _COLUMNS, dtype=torch.int64, device=t.device)
-            rows[: part.numel()] = part
-            sums = (rows.view(-1, _COLUMNS) * factors).sum(1).tolist()
-            total += sum(s * _odd(_COLUMNS + place * _ROWS + row) for row, s in enumerate(sums))
-    return f"{total % 2**64:016x}"
+    return as_text(int(summed(t)))
 
 
-def combined(fingerprints: Sequence[str]) -> str:
-    """One of several, in their order."""
-    total = sum(int(each, 16) * (mix(place) | 1) for place, each in enumerate(fingerprints))
+def combined(sums: Sequence[Tensor]) -> Tensor:
+    """One of several, in their order, as an int64 scalar."""
+    every = torch.stack(list(sums))
+    return (every * _odds(0, len(every), every.device)).sum()
+
+
+def as_text(total: int) -> str:
+    """16 hex digits."""
     return f"{total % 2**64:016x}"

@@ -32,6 +32,9 @@ _FINGERPRINT = struct.Struct("<Q")
 _RATE_EACH, _DOUBLE = 1, 2
 
 
+MAX_GRADIENT = 1e30  # times any learning rate in use it is finite in float32
+
+
 class Kind(IntEnum):
     """Of a record."""
 
@@ -121,6 +124,14 @@ class Record:
     def projected_gradients(self) -> list[float]:
         """g of each direction: (L+ - L-) / 2 eps."""
         return projected_gradients(self.losses, self.eps)
+
+    @property
+    def refused(self) -> bool:
+        """Whether it changed nothing because of its losses. On a GPU, where nobody waits for the losses, such a step is
+        of the kind that it was meant to be.
+        """
+        gradients = (*self.projected_gradients, *projected_gradients(self.anchor_losses, self.eps))
+        return self.kind is Kind.REFUSED or not all(abs(g) <= MAX_GRADIENT for g in gradients)
 
     @property
     def loss(self) -> float | None:

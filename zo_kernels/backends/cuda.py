@@ -1,0 +1,93 @@
+"""The primitive in CUDA C++ (csrc/cuda*): one launch for all tensors of one dtype and one kind of mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import device
+
+from .gpu_table import Coefficients, GpuTable
+from .types import Entry, Pass
+
+OLDEST = (8, 0)  # compute capability; setup.py compiles for it
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/axpy.h: DType
+
+_cuda: Any
+try:
+    from .. import _cuda  # type: ignore[attr-defined, no-redef]
+except ImportError as error:  # said at the first use, not at import: the package also works without it
+    _cuda = None
+    _missing = f"the CUDA extension is not built ({error}); reinstall zo_kernels with ZO_KERNELS_CUDA=1 and nvcc at hand"
+
+
+def unavailable(where: device) -> str | None:
+    """Why it cannot run on that device here, or None if it can."""
+    if where.type != "cuda":
+        return f"it works on CUDA tensors, got one on {where.type}"
+    if _cuda is None:
+        return _missing
+    if torch.version.hip:
+        return "this PyTorch is built for ROCm, not for CUDA"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if (capability := torch.cuda.get_device_capability(where)) < OLDEST:
+        return f"it needs a GPU of compute capability {_dotted(OLDEST)} or later, {where} has {_dotted(capability)}"
+    return None
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
+
+
+def prepare(entries: Sequence[Entry]) -> Callable[[Pass], None]:
+    """Build the table once; the result launches a pass over it on the current stream.
+
+    It changes the active entries' dst, and the mask_tensor of those that record.
+    """
+    if not entries:
+        return lambda do: None
+    table, where = GpuTable(entries), entries[0].dst.device
+
+    def run(do: Pass) -> None:
+        with _on(where):
+            coefficients, stream = Coefficients.of(do, where), _stream(where)
+            for i, entry in table.recorded_apart.items():
+                if do.active is None or i in do.active:
+                    _record(entry, stream)
+            for group, work in table.launches(do):
+                _cuda.axpy(
+                    _DTYPES[group.dtype],
+                    int(group.mask),
+                    do.stochastic,
+                    coefficients.decay,
+                    group.rows.data_ptr(),
+                    work.ids.data_ptr(),
+                    work.first_chunk.data_ptr(),
+                    work.ids.numel(),
+                    work.programs,
+                    group.blocks_per_chunk,
+                    coefficients.seeds.data_ptr(),
+                    coefficients.scales.data_ptr(),
+                    coefficients.decays.data_ptr(),
+                    coefficients.seeds.numel(),
+                    stream,
+                )
+
+    return run
+
+
+def _record(entry: Entry, stream: int) -> None:
+    assert entry.mask_tensor is not None
+    dtype, n = _DTYPES[entry.src.dtype], entry.src.numel()
+    _cuda.record(dtype, entry.src.data_ptr(), entry.mask_tensor.data_ptr(), entry.threshold, n, stream)
+
+
+def _on(where: device) -> AbstractContextManager[object]:
+    return torch.cuda.device(where)
+
+
+def _stream(where: device) -> int:
+    return torch.cuda.current_stream(where).cuda_stream
