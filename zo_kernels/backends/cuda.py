@@ -20,7 +20,9 @@ try:
     from .. import _cuda  # type: ignore[attr-defined, no-redef]
 except ImportError as error:  # said at the first use, not at import: the package also works without it
     _cuda = None
-    _missing = f"the CUDA extension is not built ({error}); reinstall zo_kernels with ZO_KERNELS_CUDA=1 and nvcc at hand"
+    _missing = (
+        f"the CUDA extension is not built ({error}); reinstall zo_kernels with ZO_KERNELS_CUDA=1 and nvcc at hand"
+    )
 
 
 def unavailable(where: device) -> str | None:

@@ -157,12 +157,10 @@ class Coefficients:
         """
         if not len(do.seeds):
             raise ValueError("expected at least one direction, got no seeds")
-        if isinstance(do.seeds[0], Tensor):
-            seeds = torch.stack(list(do.seeds))
-        else:
-            seeds = on_device([s - 2**64 if s >= 2**63 else s for s in do.seeds], torch.int64, where)
+        seeds = [s for s in do.seeds if isinstance(s, Tensor)]
+        numbers = [s - 2**64 if s >= 2**63 else s for s in do.seeds if not isinstance(s, Tensor)]
         return Coefficients(
-            seeds,
+            torch.stack(seeds) if seeds else on_device(numbers, torch.int64, where),
             _floats(do.scales, where).view(-1, len(do.seeds)),
             _floats(do.decays, where),
             isinstance(do.decays, Tensor) or any(d != 1.0 for d in do.decays),

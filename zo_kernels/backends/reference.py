@@ -60,6 +60,7 @@ def _mask(entry: Entry, w: Tensor, start: int, stop: int) -> Tensor | None:
 
 
 def _apply(entry: Entry, do: Pass) -> None:
+    seeds = do.host_seeds
     src, dst = entry.src.detach().view(-1), entry.dst.detach().view(-1)
     scales, decay = do.scales[entry.group], do.decays[entry.group]
     for start in range(0, dst.numel(), CHUNK):
@@ -69,8 +70,8 @@ def _apply(entry: Entry, do: Pass) -> None:
         mask = _mask(entry, w, start, stop)
         index = torch.arange(start, stop, device=dst.device) + entry.offset
         t = w * torch.tensor(decay, dtype=torch.float32, device=dst.device)
-        for seed, scale in zip(do.seeds, scales, strict=True):
+        for seed, scale in zip(seeds, scales, strict=True):
             t = spec.fma(spec.normal(index, seed, entry.param_id), scale, t)
         rounding = "stochastic" if do.stochastic else "nearest"
-        new = spec.round_to(t, dst.dtype, rounding, index, do.seeds[0], entry.param_id)
+        new = spec.round_to(t, dst.dtype, rounding, index, seeds[0], entry.param_id)
         dst[start:stop] = new if mask is None else torch.where(mask, new, old)

@@ -31,11 +31,11 @@ def on_device(values: Sequence[int] | Sequence[float], dtype: torch.dtype, where
     capturing = torch.cuda.is_current_stream_capturing()
     if key in _kept:
         _kept.move_to_end(key)
-        tensor, ready = _kept[key]
+        tensor, make_ready = _kept[key]
         if capturing:  # which began by waiting for all streams
             _captured.append(tensor)  # the graph reads it for as long as it lives
         else:
-            ready()
+            make_ready()
         return tensor
     if capturing:
         raise RuntimeError("CUDA graph: expected a pass with numbers that an earlier pass had; make one before capturing")

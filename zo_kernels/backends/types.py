@@ -48,14 +48,18 @@ class Pass:
     stochastic: bool = False
     active: Sequence[int] | None = None  # indices of entries, None for all
 
+    @property
+    def host_seeds(self) -> list[int]:
+        """The seeds as numbers in [0, 2**64); this waits for the device if they are tensors."""
+        return [int(s) % 2**64 for s in self.seeds]
+
     def on_host(self) -> Pass:
         """With numbers instead of tensors; this waits for the device."""
         if not any(isinstance(x, Tensor) for x in (*self.seeds, self.scales, self.decays)):
             return self
-        seeds = [int(s) % 2**64 for s in self.seeds]
         scales = self.scales.tolist() if isinstance(self.scales, Tensor) else self.scales
         decays = self.decays.tolist() if isinstance(self.decays, Tensor) else self.decays
-        return Pass(seeds, scales, decays, self.stochastic, self.active)
+        return Pass(self.host_seeds, scales, decays, self.stochastic, self.active)
 
 
 class Backend(Protocol):

@@ -15,6 +15,7 @@ from ..ops import ROUNDINGS
 from ..trajectory import Kind, Record, Setup, Trajectory
 from .blocks import block_of_parameters
 from .draws import FIRST_SLOT, blocks_to_drop, direction_seeds
+from .graphed import GraphedStep, cannot_be_graphed
 from .groups import check_eps, check_group, check_owned, given_blocks, norm_parameters
 from .in_forward import InForward, InForwardProbes, cannot_perturb_in_forward
 from .interrupts import interrupts_held
@@ -244,10 +245,10 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     def _draw_dropped(self) -> frozenset[int]:
         return blocks_to_drop(self.seed, self.step_count, self._n_blocks, self.drop)
 
-    def _probes(self, weights: Weights, active: Sequence[int] | None) -> Probes:
+    def _probes(self, weights: Weights, active: Sequence[int] | None, *, watch: bool) -> Probes:
         """For the evaluations of a step at θ."""
         if self._in_forward is not None:
-            return InForwardProbes(self._in_forward, weights, active, watch=self._watches())
+            return InForwardProbes(self._in_forward, weights, active, watch=watch)
         return InPlace(weights, active)
 
     def _watches(self) -> bool:
@@ -279,46 +280,107 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             OSError: the trajectory's file cannot be written. The step was taken; the next one writes what is missing.
         """
         check_closure("closure", closure)
-        eps, rates = self._eps(), self._rates()
-        decays = decay_factors(rates, self._weight_decays())
-        weights = self._prepare()
-        self._begin_record(weights, eps)
-        probes = self._probes(weights, weights.active(self._draw_dropped()))
+        eps, rates, decays, weights = self._begin()
+        probes = self._probes(weights, weights.active(self._draw_dropped()), watch=self._watches())
         seeds, seen = self._seeds(), list[Any]()
         pairs = self._probe(probes, closure, seeds, eps, seen)
         numbers = Numbers.of([pairs], eps, rates, decays)
         with interrupts_held():
             probes.finish(spsa_update(seeds, numbers.gradients[0], numbers.rates), numbers.decays)
-            self._took(weights, Kind.STEP, rates, eps, numbers, pairs)
+            self._took_step(weights, rates, eps, numbers, pairs)
         return sum(seen) / len(seen)
+
+    def graphed(self, closure: Closure, *, warmup: int = 3) -> GraphedStep:
+        """Steps whose launches are captured in a CUDA graph, for models whose forward is a matter of launches.
+
+        Calling what this returns takes a step, as `step(closure)` would, bit for bit: it is counted and recorded, and
+        learning rates, weight decay and seeds are those of the moment. The closure itself is called in the first
+        `warmup` steps and once more for the capture; later steps repeat what the device did then, so it must read its
+        batch from the same tensors every time (`batch.copy_(next_batch)`). After a change of eps, of the directions or of
+        the trained weights there is an ordinary step and another capture.
+
+        Args:
+            closure: as for `step`; its losses are tensors on the device.
+            warmup: ordinary steps before the capture, at least 1.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong, or the steps of this optimizer are not all alike: with `drop`,
+                and with MeZO-SVRG.
+        """
+        check_closure("closure", closure)
+        checks.integer("warmup", warmup, 1)
+        if (reason := self._steps_differ() or cannot_be_graphed(self._prepare().theta[0].device)) is not None:
+            raise ValueError(f"graphed: expected an optimizer whose steps can be captured, but {reason}")
+        return GraphedStep(self, closure, warmup)
+
+    def _steps_differ(self) -> str | None:
+        """Why not all steps launch the same, or None."""
+        return "with drop, every step changes other weights" if self.drop else None
+
+    def _launches_depend_on(self) -> tuple[Any, ...]:
+        """All that makes a step's launches others, but for the numbers that they read from memory."""
+        decays = decay_factors(self._rates(), self._weight_decays())
+        return self._builds, self._eps(), self.directions, any(d != 1.0 for d in decays)
+
+    def _memory_in_use(self) -> list[Any]:
+        """What launches read and write besides θ."""
+        engine = self._in_forward
+        return [self._weights, engine, [] if engine is None else engine.memory_in_use()]
+
+    def _begin(self) -> tuple[float, list[float], list[float], Weights]:
+        """What precedes a step: eps, rates and decays for each row, the tables."""
+        eps, rates = self._eps(), self._rates()
+        decays = decay_factors(rates, self._weight_decays())
+        weights = self._prepare()
+        self._begin_record(weights, eps)
+        return eps, rates, decays, weights
 
     def _probe(
         self, probes: Probes, closure: Closure, seeds: Sequence[Seed], eps: float, seen: list[Any]
     ) -> list[Pair]:
-        """(L+, L-) of each seed; what the closure returned is added to `seen`. On any failure θ is restored."""
-        pairs: list[Pair] = []
-        reached = 0
+        """As `_evaluate`; on any failure θ is restored, and the step is recorded."""
+        moves: list[float] = []
         try:
-            for seed in seeds:
-                values = []
-                for signed in (eps, -eps):
-                    with interrupts_held():
-                        probes.to({seed: signed})
-                        reached += 1
-                    loss, value = value_of(probes.evaluate(closure))
-                    seen.append(loss)
-                    values.append(value)
-                pair = (values[0], values[1])
-                check_pair(pair, eps)
-                pairs.append(pair)
+            return self._evaluate(probes, closure, seeds, eps, seen, moves)
         except BaseException as error:
             with interrupts_held():
                 probes.to({})
-                self._failed(Kind.REFUSED if isinstance(error, Refused) else Kind.INTERRUPTED, reached)
+                self._failed(Kind.REFUSED if isinstance(error, Refused) else Kind.INTERRUPTED, len(moves))
             if not isinstance(error, Refused):
                 raise
             raise error.error(f"closure: {error}; the step is refused, the weights are restored") from None
+
+    @staticmethod
+    def _evaluate(
+        probes: Probes,
+        closure: Closure,
+        seeds: Sequence[Seed],
+        eps: float,
+        seen: list[Any],
+        moves: list[float] | None = None,
+    ) -> list[Pair]:
+        """(L+, L-) of each seed; what the closure returned is added to `seen`, each move of the weights to `moves`."""
+        pairs: list[Pair] = []
+        for seed in seeds:
+            values = []
+            for signed in (eps, -eps):
+                with interrupts_held():
+                    probes.to({seed: signed})
+                    if moves is not None:
+                        moves.append(signed)
+                loss, value = value_of(probes.evaluate(closure))
+                seen.append(loss)
+                values.append(value)
+            pair = (values[0], values[1])
+            check_pair(pair, eps)
+            pairs.append(pair)
         return pairs
+
+    def _took_step(
+        self, weights: Weights, rates: Sequence[float], eps: float, numbers: Numbers, pairs: Sequence[Pair]
+    ) -> None:
+        """`_took`, of a step of plain SPSA."""
+        self._took(weights, Kind.STEP, rates, eps, numbers, pairs)
 
     def _took(
         self,
@@ -331,7 +393,9 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         anchor_pairs: Sequence[Pair] = (),
     ) -> None:
         """Count a step that has been taken."""
-        record: Any = Record(self.step_count, kind, tuple(rates[::2]), tuple(pairs), tuple(anchor_pairs), eps=eps)
+        here: Any = tuple(pairs)
+        there: Any = tuple(anchor_pairs)
+        record = Record(self.step_count, kind, tuple(rates[::2]), here, there, eps=eps)
         self._gradients = numbers.gradients[0]
         self.step_count += 1
         self._steps_since_built += 1
@@ -435,7 +499,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     def _go_on_from(self, replay: Replay, setup: Setup) -> None:
         trajectory = replay.trajectory
         self.step_count = trajectory.steps
-        self.refused_steps = sum(record.refused for record in trajectory)
+        self.refused_steps = trajectory.refused_steps
         self.seed, self.directions, self.drop = setup.seed, setup.directions, setup.drop
         by_name = {name: p for p, name in names.bare(self._names).items()}
         self._thresholds = {by_name[w.name]: w.threshold for w in setup.weights if w.threshold is not None}

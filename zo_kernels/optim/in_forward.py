@@ -147,6 +147,10 @@ class InForward:
         self._stack.clear()
         self._watch = None
 
+    def memory_in_use(self) -> list[Any]:
+        """What the passes read and write besides θ: it may be replaced by other memory in later evaluations."""
+        return [*self._tables.values(), *self._scratch.chunks]
+
     def _enter(self, module: nn.Module, args: Any) -> None:
         if self._watch is not None:
             self._stack.append(module)

@@ -106,6 +106,9 @@ class MeZOSVRG(ZeroOrderOptimizer):
             self._recording.note_versions(weights)
         return weights
 
+    def _steps_differ(self) -> str | None:
+        return "steps at an anchor and between anchors are not alike"
+
     def _svrg_setup(self) -> dict[str, bool]:
         return {"svrg": True, "shared_direction": self.shared_direction, "anchored": self._age is not None}
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, device
@@ -45,6 +46,7 @@ def minus(a: Row, b: Row, factor: Value) -> Row:
     """a - b * factor."""
     if (where := device_of(a, b, factor)) is not None:
         return vector(a, where) - vector(b, where) * factor
+    assert not isinstance(factor, Tensor)
     return [x - y * factor for x, y in zip(a, b, strict=True)]
 
 
@@ -93,7 +95,7 @@ class Numbers:
         split = [[flat.pop(0) for _ in pairs] for pairs in estimates]
         if isinstance(decays, Tensor) or any(d != 1.0 for d in decays):
             decays = torch.where(fine, vector(decays, where), 1.0)
-        return Numbers(split, torch.where(fine, vector(rates, where), 0.0), decays, fine)
+        return Numbers([list[Value](each) for each in split], torch.where(fine, vector(rates, where), 0.0), decays, fine)
 
 
 def stacked(values: Sequence[Value], where: device) -> Tensor:
@@ -107,6 +109,7 @@ def spsa_update(seeds: Sequence[Seed], gradients: Sequence[Value], rates: Row) -
     """seed -> -lr * g / n for each row."""
     n = len(seeds)
     if (where := device_of(*gradients, rates)) is not None:
-        negative = -vector(rates, where)
+        negative: Any = -vector(rates, where)
         return {s: negative * g / vector([n], where) for s, g in zip(seeds, gradients, strict=True)}
-    return {s: [-lr * g / n for lr in rates] for s, g in zip(seeds, gradients, strict=True)}
+    numbers: Any = gradients
+    return {s: [-lr * g / n for lr in rates] for s, g in zip(seeds, numbers, strict=True)}

@@ -29,7 +29,7 @@ class Mover(Protocol):
 
     def describe(
         self,
-        deltas: Mapping[Seed, Value | Row],
+        deltas: Mapping[Any, Value | Row],
         decays: Row | None,
         active: Sequence[int] | None,
     ) -> Pass:

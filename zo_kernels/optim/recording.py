@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..trajectory import Kind, Record, Setup, Trajectory
 from ..trajectory.fingerprint import as_text, combined, fingerprint, summed
-from ..trajectory.record import WeightSetup
+from ..trajectory.record import RefusedSteps, WeightSetup
 from ..trajectory.recorder import Recorder
 from .pending import Pending
 from .weights import Weights
@@ -26,7 +26,7 @@ class _Log:
     def __init__(self, recorder: Recorder):
         self.recorder, self.pending = recorder, Pending()
         self.steps = recorder.trajectory.steps  # pending ones included
-        self.refused_unseen = 0  # steps of which only their losses tell that they were refused
+        self.unseen = RefusedSteps()  # of the steps of which only their losses tell it
 
     def add(self, record: Record, losses: Tensor | None) -> None:
         self.steps += record.kind is not Kind.INTERRUPTED
@@ -39,7 +39,7 @@ class _Log:
         def then(flat: list[float]) -> None:
             pairs = tuple(zip(flat[::2], flat[1::2], strict=True))
             whole = replace(record, losses=pairs[:n], anchor_losses=pairs[n:])
-            self.refused_unseen += whole.refused
+            self.unseen.add(whole)
             self.recorder.add(whole)
 
         self.pending.put(losses, then)
@@ -73,7 +73,7 @@ class Recording:
     def refused_unseen(self) -> int:
         """Steps that were refused without anybody having been told."""
         self._log.settle()
-        return self._log.refused_unseen
+        return self._log.unseen.count
 
     def write_to(self, path: str | Path) -> None:
         """See `ZeroOrderOptimizer.record_to`."""

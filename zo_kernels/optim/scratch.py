@@ -28,6 +28,11 @@ class Scratch:
         self._used: list[int] = []  # bytes of each chunk
         self._most = 0  # bytes ever in use
 
+    @property
+    def chunks(self) -> list[Tensor]:
+        """The memory itself."""
+        return list(self._chunks)
+
     def take(self, size: int) -> tuple[int, int]:
         """Take so many bytes.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..backends.types import Entry, MaskKind, Pass
 from ..ops import Table
-from .numbers import Row, Seed, Value, device_of, vector
+from .numbers import Row, Value, device_of, vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Weights:
 
     def describe(
         self,
-        deltas: Mapping[Seed, Value | Row],
+        deltas: Mapping[Any, Value | Row],
         decays: Row | None,
         active: Sequence[int] | None,
     ) -> Pass:
@@ -109,7 +109,7 @@ class Weights:
 
     def move(
         self,
-        deltas: Mapping[Seed, Value | Row],
+        deltas: Mapping[Any, Value | Row],
         *,
         decays: Row | None = None,
         active: Sequence[int] | None = None,

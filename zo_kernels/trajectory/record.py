@@ -98,6 +98,25 @@ class Setup:
     weights: tuple[WeightSetup, ...]
 
 
+class RefusedSteps:
+    """Counts them, given the records of a run one after the other: after an anchor that was refused, all steps until the
+    next change nothing either.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._at_anchor = False
+
+    def add(self, record: Record) -> bool:
+        """Whether it was refused."""
+        refused = record.refused
+        if record.kind is Kind.ANCHOR:
+            self._at_anchor = refused
+        refused |= record.kind is Kind.BETWEEN and self._at_anchor
+        self.count += refused
+        return refused
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One step.
@@ -140,7 +159,7 @@ class Record:
         return sum(flat) / len(flat) if flat else None
 
 
-def projected_gradients(losses: Sequence[tuple[float, float]], eps: float) -> list[float]:
+def projected_gradients(losses: Sequence[tuple[Any, Any]], eps: float) -> list[float]:
     """g = (L+ - L-) / 2 eps of each pair."""
     return [(plus - minus) / (2 * eps) for plus, minus in losses]
 

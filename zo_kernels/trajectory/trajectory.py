@@ -14,6 +14,7 @@ from .record import (
     Damaged,
     Kind,
     Record,
+    RefusedSteps,
     Setup,
     check,
     crc_of,
@@ -74,6 +75,14 @@ class Trajectory(Sequence[Record]):
     def __repr__(self) -> str:
         method = f" of {self.setups[0][1].method}" if self.setups else ""
         return f"<Trajectory{method}: {self.steps} steps, {len(self._data)} bytes>"
+
+    @property
+    def refused_steps(self) -> int:
+        """How many of its steps changed nothing, because of losses that were not finite."""
+        refused = RefusedSteps()
+        for record in self:
+            refused.add(record)
+        return refused.count
 
     def to_bytes(self) -> bytes:
         """What a file of it holds."""

@@ -1,0 +1,96 @@
+"""A step as a CUDA graph: all its launches, those of the model included, cost the host one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, device
+
+from ..backends.transfer import on_device
+from .interrupts import interrupts_held
+from .losses import Closure
+from .numbers import Numbers, Pair, Row, spsa_update
+from .weights import Weights
+
+if TYPE_CHECKING:
+    from .base import ZeroOrderOptimizer
+
+
+def cannot_be_graphed(where: device) -> str | None:
+    """Why not, or None."""
+    return None if where.type == "cuda" else f"the weights are on {where}, and graphs are of CUDA devices"
+
+
+def captured(body: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    """What repeats the device's work of `body`, and what `body` returned, which every repetition writes anew."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = body()
+    return graph.replay, result
+
+
+class GraphedStep:
+    """Steps of an optimizer that are captured once and then repeated; see `ZeroOrderOptimizer.graphed`."""
+
+    def __init__(self, optimizer: ZeroOrderOptimizer, closure: Closure, warmup: int):
+        self._optimizer, self._closure, self._warmup = optimizer, closure, warmup
+        self._warm_for: tuple[Any, ...] | None = None
+        self._captured_for: tuple[Any, ...] | None = None
+        self._ordinary_steps = 0
+
+    def __call__(self) -> Tensor | float:
+        """One step; returns the mean of its losses.
+
+        Raises:
+            ValueError: the closure returns losses that are not on the device.
+        """
+        optimizer = self._optimizer
+        optimizer._prepare()
+        key = optimizer._launches_depend_on()
+        if key != self._captured_for and (key != self._warm_for or self._ordinary_steps < self._warmup):
+            self._ordinary_steps += 1
+            self._warm_for = key
+            return optimizer.step(self._closure)
+        eps, rates, decays, weights = optimizer._begin()
+        if key != self._captured_for:
+            self._capture(weights, eps, rates, decays)
+            self._captured_for = key
+        with torch.no_grad(), interrupts_held():
+            self._seeds.copy_(self._on_device(_signed(optimizer._seeds()), torch.int64))
+            self._rates.copy_(self._on_device(rates, torch.float64))
+            if isinstance(self._decays, Tensor):
+                self._decays.copy_(self._on_device(decays, torch.float64))
+            self._replay()
+            torch.autograd.graph.increment_version([w for w in weights.theta if not w.is_inference()])
+            optimizer._took_step(weights, rates, eps, self._numbers, self._pairs)
+            return self._loss.clone()
+
+    def _on_device(self, values: Any, dtype: torch.dtype) -> Tensor:
+        return on_device(values, dtype, self._seeds.device)
+
+    def _capture(self, weights: Weights, eps: float, rates: list[float], decays: list[float]) -> None:
+        optimizer, where = self._optimizer, weights.theta[0].device
+        self._seeds = torch.zeros(optimizer.directions, dtype=torch.int64, device=where)
+        self._rates = torch.zeros(len(rates), dtype=torch.float64, device=where)
+        self._decays: Row = torch.zeros_like(self._rates) if any(d != 1.0 for d in decays) else decays
+
+        def body() -> tuple[Tensor, Numbers, list[Pair]]:
+            seeds = list(self._seeds.unbind())
+            probes = optimizer._probes(weights, None, watch=False)
+            seen: list[Any] = []
+            pairs = optimizer._evaluate(probes, self._closure, seeds, eps, seen)
+            if not all(isinstance(value, Tensor) for pair in pairs for value in pair):
+                raise ValueError(f"closure: expected losses on {where}, for a graph, got {type(seen[0]).__name__}")
+            numbers = Numbers.of([pairs], eps, self._rates, self._decays)
+            probes.finish(spsa_update(seeds, numbers.gradients[0], numbers.rates), numbers.decays)
+            return sum(seen) / len(seen), numbers, pairs
+
+        with torch.no_grad():
+            self._replay, (self._loss, self._numbers, self._pairs) = captured(body)
+        self._in_use = optimizer._memory_in_use()
+
+
+def _signed(seeds: list[int]) -> list[int]:
+    return [s - 2**64 if s >= 2**63 else s for s in seeds]
