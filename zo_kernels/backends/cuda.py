@@ -35,6 +35,8 @@ def unavailable(where: device) -> str | None:
         return "this PyTorch is built for ROCm, not for CUDA"
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
+    if error := _cuda.device_error():  # its runtime is not PyTorch's, and may be too new for the driver
+        return f"the CUDA extension's runtime says: {error}"
     if (capability := torch.cuda.get_device_capability(where)) < OLDEST:
         return f"it needs a GPU of compute capability {_dotted(OLDEST)} or later, {where} has {_dotted(capability)}"
     return None

@@ -1,7 +1,7 @@
 """What the GPU backends share: a table of tensors in device memory, and the numbers of a pass beside it.
 
-A pass is one launch for all entries of one dtype and one kind of mask, whatever their number: a program finds its tensor in
-the table. Everything that changes from pass to pass is read from device memory, and is copied there without waiting.
+A pass is one launch for all entries of one dtype, one kind of mask and alignment, whatever their number, so one for most
+models: a program finds its tensor in the table. Everything that changes from pass to pass is read from device memory, and is copied there without waiting.
 """
 
 from __future__ import annotations
@@ -64,14 +64,15 @@ class Work:
 
 
 class Group:
-    """Entries of one dtype and kind of mask.
+    """Entries of one dtype, kind of mask and alignment.
 
     The work is divided by counters, not by tensors: chunk c of an entry are its elements whose index i in the whole
     parameter has i // size = offset // size + c, with size = block * blocks_per_chunk.
 
     Attributes:
         rows: int64 (entries, FIELDS) on the device.
-        aligned: whether all entries are.
+        aligned: `is_aligned`. The others need a kernel of their own: in one for both, all would have the registers of
+            the worse.
         in_place: whether dst is src in all entries.
         blocks_per_chunk: how many blocks a program takes.
     """
@@ -79,7 +80,7 @@ class Group:
     def __init__(self, entries: Sequence[tuple[int, Entry]], block: int, blocks_per_chunk: int):
         first = entries[0][1]
         self.dtype, self.mask, self.device = first.dst.dtype, first.mask, first.dst.device
-        self.aligned = all(is_aligned(e) for _, e in entries)
+        self.aligned = is_aligned(first)
         self.in_place = all(e.dst.data_ptr() == e.src.data_ptr() for _, e in entries)
         self.rows = torch.tensor([_row(e) for _, e in entries], dtype=torch.int64).to(self.device)
         self.blocks_per_chunk = blocks_per_chunk
@@ -120,14 +121,14 @@ class GpuTable:
 
     def __init__(self, entries: Sequence[Entry], block: int = BLOCK):
         self.recorded_apart: dict[int, Entry] = {}
-        sorted_out: dict[tuple[torch.dtype, MaskKind], list[tuple[int, Entry]]] = {}
+        sorted_out: dict[tuple[torch.dtype, MaskKind, bool], list[tuple[int, Entry]]] = {}
         for i, entry in enumerate(entries):
             if not entry.dst.numel():
                 continue
             if entry.mask is MaskKind.RECORD and not is_aligned(entry):
                 self.recorded_apart[i] = entry
                 entry = replace(entry, mask=MaskKind.BITS)
-            sorted_out.setdefault((entry.dst.dtype, entry.mask), []).append((i, entry))
+            sorted_out.setdefault((entry.dst.dtype, entry.mask, is_aligned(entry)), []).append((i, entry))
         total = sum(_touched(e, block) for e in entries if e.dst.numel())
         blocks_per_chunk = min(1 << (total // _ENOUGH_PROGRAMS | 1).bit_length() - 1, MOST_BLOCKS)
         self.groups = [Group(members, block, blocks_per_chunk) for members in sorted_out.values()]

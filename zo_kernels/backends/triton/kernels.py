@@ -150,7 +150,7 @@ def axpy_kernel(
     DTYPE: tl.constexpr, MASK: tl.constexpr, STOCHASTIC: tl.constexpr, DECAY: tl.constexpr, IN_PLACE: tl.constexpr,
     ALIGNED: tl.constexpr, COUNTERS: tl.constexpr, TARGET: tl.constexpr,
 ):  # fmt: skip
-    """axpy on a chunk of a tensor of the table; see `gpu_table`. ALIGNED: whether all tensors are."""
+    """axpy on the program's chunk; see `gpu_table`."""
     chunk = tl.program_id(0)
     low, high = 0, active
     while high - low > 1:  # first_chunk[low] <= chunk < first_chunk[high]
@@ -159,21 +159,10 @@ def axpy_kernel(
         low = tl.where(right, middle, low)
         high = tl.where(right, high, middle)
     row = rows + FIELDS * tl.load(ids + low).to(tl.int64)
-    if ALIGNED:
-        axpy(
-            row, chunk - tl.load(first_chunk + low), blocks_per_chunk, seeds, scales, decays, directions,
-            DTYPE, MASK, STOCHASTIC, DECAY, IN_PLACE, True, COUNTERS, TARGET,
-        )  # fmt: skip
-    elif (tl.load(row + 6) >> 32) != 0:
-        axpy(
-            row, chunk - tl.load(first_chunk + low), blocks_per_chunk, seeds, scales, decays, directions,
-            DTYPE, MASK, STOCHASTIC, DECAY, IN_PLACE, True, COUNTERS, TARGET,
-        )  # fmt: skip
-    else:
-        axpy(
-            row, chunk - tl.load(first_chunk + low), blocks_per_chunk, seeds, scales, decays, directions,
-            DTYPE, MASK, STOCHASTIC, DECAY, IN_PLACE, False, COUNTERS, TARGET,
-        )  # fmt: skip
+    axpy(
+        row, chunk - tl.load(first_chunk + low), blocks_per_chunk, seeds, scales, decays, directions,
+        DTYPE, MASK, STOCHASTIC, DECAY, IN_PLACE, ALIGNED, COUNTERS, TARGET,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["numel"], do_not_specialize_on_alignment=["src", "mask"])

@@ -48,8 +48,7 @@ def target() -> str:
 
 
 def prepare(entries: Sequence[Entry]) -> Callable[[Pass], None]:
-    """Build the table once; the result applies a pass to it, on the current stream: a launch for each dtype and kind of
-    mask in it.
+    """Build the table once; the result applies a pass to it, on the current stream: see `gpu_table`.
 
     It changes the active entries' dst, and the mask_tensor of those that record.
     """

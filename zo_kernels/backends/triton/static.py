@@ -143,12 +143,12 @@ def _count(sass: str) -> tuple[Counter[str], Counter[str], Counter[str]]:
             opcodes.append(match[2])
 
     # A jump to itself only fills the kernel's end.
-    loops = sorted({(labels[label], at) for at, label in jumps if labels[label] < at}, key=lambda span: span[0] - span[1])
-    inner = [span for span in loops[1:] if loops[0][0] < span[0] and span[1] < loops[0][1]]
-    before = [span for span in loops if span[1] < loops[0][0]]
-    if (len(inner), len(before), len(loops)) != (1, 1, 3):
+    loops = sorted({(labels[label], at) for at, label in jumps if labels[label] < at})
+    inner_of = {loop: [x for x in loops if loop[0] <= x[0] and x[1] < loop[1]] for loop in loops}
+    over_blocks = [loop for loop in loops if inner_of[loop]]
+    if len(over_blocks) != 1 or len(loops) != 3 or inner_of[loops[0]]:
         raise RuntimeError(f"SASS: expected loops to search, over blocks and in it over the directions, got {loops}")
-    (start, end), (inner_start, inner_end), (search_start, search_end) = loops[0], inner[0], before[0]
+    (start, end), (inner_start, inner_end), (search_start, search_end) = over_blocks[0], loops[1 + (loops[1] == over_blocks[0])], loops[0]
     further = Counter(opcodes[inner_start : inner_end + 1])
     first = Counter(opcodes[start:inner_start]) + Counter(opcodes[inner_end + 1 : end + 1])
     outside = Counter(opcodes[:search_start]) + Counter(opcodes[search_end + 1 : start])
