@@ -94,14 +94,13 @@ def _plot(parser: argparse.ArgumentParser) -> None:
 
 
 def _all(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", metavar="FOLDER", help="default docs/gpu/NAME-OF-THE-GPU")
+    parser.add_argument("--out", metavar="FOLDER", help="default docs/gpu/NAME-OF-THE-GPU, without one runs/benchmarks")
     parser.add_argument("--minutes", type=float, default=8.5, help="for everything (default %(default)s)")
     parser.add_argument(
-        "--elements", nargs="+", type=_count, default=[2**28, 2**30, 2**24, 2**20, 2**16, 2**10], metavar="N",
-        help="default 256M 1G 16M 1M 64K 1K, in this order, so that little is lost when time runs out",
-    )  # fmt: skip
-    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["opt-1.3b", "llama-7b", "opt-13b"])
-    parser.add_argument("--only", type=_regex, metavar="REGEX", help="only cases in whose name it is found")
+        "--elements", nargs="+", type=_count, metavar="N", help="default 256M 1G 1M 1K 16M 64K, on a CPU 16M 1M 64K 1K"
+    )
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, help="default opt-1.3b llama-7b opt-13b, on a CPU minilm")
+    parser.add_argument("--only", type=_regex, metavar="REGEX", help="of kernels, only cases in whose name it is found")
 
 
 def _exactness(parser: argparse.ArgumentParser) -> None:
@@ -143,7 +142,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return everything.run(options)
     from . import runner
 
-    return runner.run(options.suite, options)
+    try:
+        return runner.run(options.suite, options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ and instructions that wait for each other can only make it slower.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -58,7 +58,7 @@ class Prediction:
     compute_gelem_per_s: float
 
 
-def limits(opcodes: Mapping[str, int], elements: int, bytes_per_element: float, gpu: Gpu) -> dict[str, float]:
+def limits(opcodes: Mapping[str, float], elements: int, bytes_per_element: float, gpu: Gpu) -> dict[str, float]:
     """Elements a second, in units of 10^9, that each bound allows by itself.
 
     Args:
@@ -66,7 +66,7 @@ def limits(opcodes: Mapping[str, int], elements: int, bytes_per_element: float, 
         elements: that it makes by them.
         bytes_per_element: read and written.
     """
-    units: Counter[str | None] = Counter()
+    units: defaultdict[str | None, float] = defaultdict(float)
     for opcode, count in opcodes.items():
         units[unit_of(opcode)] += count
     pipes = PIPES[gpu.arch]
@@ -83,7 +83,7 @@ def limits(opcodes: Mapping[str, int], elements: int, bytes_per_element: float, 
     return allowed | {BANDWIDTH: COPY_FRACTION * gpu.gb_per_s / bytes_per_element}
 
 
-def predict(opcodes: Mapping[str, int], elements: int, bytes_per_element: float, gpu: Gpu) -> Prediction:
+def predict(opcodes: Mapping[str, float], elements: int, bytes_per_element: float, gpu: Gpu) -> Prediction:
     allowed = limits(opcodes, elements, bytes_per_element, gpu)
     slowest = sorted(allowed, key=lambda name: allowed[name])
     bound, compute = slowest[0], next(name for name in slowest if name != BANDWIDTH)

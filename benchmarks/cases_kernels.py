@@ -63,12 +63,12 @@ def _cases(options: Namespace) -> Iterator[Case]:
                 for kind in VARIANTS:
                     if kind.rounding == "stochastic" and dtype == "fp32":
                         continue  # fp32 needs no rounding
-                    yield _case(f"{stem}/{_label(kind)}{size}", options, dtype, backend, elements, kind)
+                    yield _case(f"{stem}/{label(kind)}{size}", options, dtype, backend, elements, kind)
                 if backend.startswith("native"):
                     yield _case(f"{stem}/threads=2{size}", options, dtype, backend, elements, PLAIN, threads=2)
 
 
-def _label(kind: Kind) -> str:
+def label(kind: Kind) -> str:
     changed = {name: getattr(kind, name) for name in ("mask", "directions", "rounding", "dropped")}
     return "/".join(f"{name}={value}" for name, value in changed.items() if value != getattr(PLAIN, name))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 from zo_kernels.backends.types import MaskKind
@@ -65,7 +66,7 @@ def _case(compiler: str, arch: int, dtype: str, mask: MaskKind, stochastic: bool
 
 def _counts(counted: Counted, bytes_per_element: float) -> Row:
     opcodes = counted.first_opcodes
-    every = (opcodes, counted.further_opcodes)
+    every = (opcodes, counted.further_opcodes, counted.outside_opcodes)
     return {
         "instructions_per_element": counted.first,
         "further_instructions_per_element": counted.further,
@@ -85,8 +86,19 @@ def _widths(opcodes: Mapping[str, int], name: str) -> Iterator[tuple[int, int]]:
             yield count, int(width[1]) if width else 32
 
 
+def _run_for_a_block(counted: Counted) -> dict[str, float]:
+    """How often a thread runs each opcode for a block, with its part of what it does once for many blocks."""
+    once = sum(counted.outside_opcodes.values())
+    spread = counted.outside * counted.elements / once if once else 0.0
+    run: defaultdict[str, float] = defaultdict(float)
+    for opcodes, times in ((counted.first_opcodes, 1.0), (counted.outside_opcodes, spread)):
+        for opcode, count in opcodes.items():
+            run[opcode] += times * count
+    return dict(run)
+
+
 def _predicted(counted: Counted, bytes_per_element: float, gpu: Gpu) -> Row:
-    found = predict(counted.first_opcodes, counted.elements, bytes_per_element, gpu)
+    found = predict(_run_for_a_block(counted), counted.elements, bytes_per_element, gpu)
     return {
         "gpu": gpu.name,
         "bound": found.bound,

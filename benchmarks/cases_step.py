@@ -30,6 +30,7 @@ _AGAINST_PUBLISHED = 2.5
 _OVER_PROPORTION = 1.1
 _IN_PLACE_AGAINST_IN_FORWARD = 1 / 1.1
 _MIB = 2**20
+NO_TRANSFORMERS = "transformers is not installed"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -76,7 +77,7 @@ def _case(shape_name: str, method_name: str, method: Method, device: torch.devic
         f"{shape_name}/{method_name}",
         facts,
         measure,
-        _skipped(device, options.backend),
+        unusable(device, options.backend),
         str(device),
         partial(_bytes_needed, shape, batch, dtype, method),
     )
@@ -107,11 +108,12 @@ def _default_backend(device: torch.device) -> str:
     return f"native:{instruction_sets()[0]}" if device.type == "cpu" and instruction_sets() else "default"
 
 
-def _skipped(device: torch.device, backend: str | None) -> str | None:
+def unusable(device: torch.device, backend: str | None) -> str | None:
+    """Why steps cannot run on the device here, or None."""
     if device.type == "cuda" and not torch.cuda.is_available():
         return "PyTorch sees no GPU here"
     if importlib.util.find_spec("transformers") is None:
-        return "transformers is not installed"
+        return NO_TRANSFORMERS
     try:
         backends.resolve(backend, device)
     except ValueError as error:

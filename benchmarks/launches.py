@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import record_function
 
+from .profiled import events, profiled
 from .registry import Row
 from .timing import Watch
 
@@ -49,31 +46,22 @@ def counted(run: Callable[[], object], device: torch.device, steps: int) -> Row:
     if device.type != "cuda":
         return dict.fromkeys(count([]))
     run()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
-        with record_function(STEP):
-            run()
-        torch.cuda.synchronize(device)
-    found = count(trace_events(seen))
+    with profiled(device) as seen, record_function(STEP):
+        run()
+    found = count(events(seen))
     return {name: value if isinstance(value, str) else value / steps for name, value in found.items()}
 
 
-def trace_events(seen: profile) -> list[dict[str, Any]]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "trace.json")
-        seen.export_chrome_trace(os.fspath(path))
-        return json.loads(path.read_text())["traceEvents"]
-
-
-def count(events: Iterable[Event]) -> Row:
+def count(trace: Iterable[Event]) -> Row:
     """Of the events of a trace, those within the step.
 
     A forward's own waiting is told apart: it is the model's, or that of the loss. Passes may run within a forward.
     """
-    events = [e for e in events if e.get("ph") == "X"]
-    of_cpu = [e for e in events if e.get("cat") != "gpu_user_annotation"]
+    trace = [e for e in trace if e.get("ph") == "X"]
+    of_cpu = [e for e in trace if e.get("cat") != "gpu_user_annotation"]
     in_step, in_passes, in_forwards = (_within(of_cpu, name) for name in (STEP, PART + "passes", PART + "forwards"))
-    calls = [e for e in events if e.get("cat") in ("cuda_runtime", "cuda_driver") and in_step(e)]
-    to_host = {e["args"].get("correlation") for e in events if e["name"].startswith(_TO_HOST)}
+    calls = [e for e in trace if e.get("cat") in ("cuda_runtime", "cuda_driver") and in_step(e)]
+    to_host = {e["args"].get("correlation") for e in trace if e["name"].startswith(_TO_HOST)}
     waits = [e for e in calls if e["name"].partition("_v")[0] in _WAITS]
     ours = [e for e in calls if in_passes(e) or not in_forwards(e)]
     outside = [e for e in waits if e in ours]

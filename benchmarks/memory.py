@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import record_function
+
+from .profiled import events, profiled
 
 _MARK = "benchmark: measured"
 
@@ -47,18 +45,14 @@ def _peak_cuda(prepare: Callable[[], Callable[[], object]], device: torch.device
 
 
 def _peak_cpu(prepare: Callable[[], Callable[[], object]]) -> int:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it notes its start and end on the terminal
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with profiled(torch.device("cpu"), memory=True) as seen:
         call = prepare()
         with record_function(_MARK):
             call()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder, "trace.json")
-        seen.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    start = next(e["ts"] for e in events if e["name"] == _MARK)
+    trace = events(seen)
+    start = next(e["ts"] for e in trace if e["name"] == _MARK)
     allocated = peak = 0
-    for event in sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"]):
+    for event in sorted((e for e in trace if e["name"] == "[memory]"), key=lambda e: e["ts"]):
         if event["ts"] >= start:
             peak = max(peak, allocated)
         allocated += event["args"]["Bytes"]

@@ -36,14 +36,17 @@ def run(name: str, options: Namespace, terminal: Terminal | None = None) -> int:
         return 0
     results: list[Row] = []
     start = time.monotonic()
+    done = 0
     try:
-        for number, case in enumerate(cases, 1):
+        for case in cases:
             if options.limit is not None and time.monotonic() - start > options.limit:
                 results.append(_known(case) | {"skipped": f"the run's {options.limit:g} seconds were over"})
-                continue
-            with terminal.status(f"{number}/{len(cases)} {case.name}"):
-                results += _measured(case)
+            else:
+                with terminal.status(f"{done + 1}/{len(cases)} {case.name}"):
+                    results += _measured(case)
+            done += 1
     finally:  # an interrupted run keeps what it has
+        results += [_known(case) | {"skipped": "the run was interrupted"} for case in cases[done:]]
         stamp = rows.Stamp()
         results = [stamp(row) for row in results]
         columns = getattr(suite, "COLUMNS", rows.COLUMNS)
