@@ -2,11 +2,13 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 DEMO ?=
+# The CUDA extension takes nvcc a minute or two: `make ZO_KERNELS_CUDA=1` for a machine with a GPU.
+export ZO_KERNELS_CUDA ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*) setup.py pyproject.toml
 
-.PHONY: demo test test-slow test-avx512 lint format clean
+.PHONY: demo test test-slow test-gpu bench-gpu test-avx512 lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/zo-finetune --out runs/demo --overwrite $(DEMO)
@@ -17,6 +19,18 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+# For a machine with a GPU, without a network: a Python that is given (make test-gpu PYTHON=...) has what is needed.
+GIVEN := $(filter environment command,$(origin PYTHON))
+GPU_PYTHON := $(if $(GIVEN),$(PYTHON),$(BIN)/python)
+GPU_READY := $(if $(GIVEN),,$(VENV)/.installed)
+
+test-gpu: $(GPU_READY)
+	$(GPU_PYTHON) -m benchmarks.whole_suite
+
+# Less than nine minutes; what it finds goes to docs/gpu/.
+bench-gpu: $(GPU_READY)
+	$(GPU_PYTHON) -m benchmarks all
 
 # The AVX-512 kernels on a processor without AVX-512: every intrinsic emulated by SIMDe (Debian: libsimde-dev).
 EMULATED := build/emulated
@@ -39,11 +53,11 @@ lint: $(VENV)/.linters
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.cu csrc/*.h
 
 format: $(VENV)/.linters
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*.cpp csrc/*.h
+	$(BIN)/clang-format -i csrc/*.cpp csrc/*.cu csrc/*.h
 
 # PyTorch comes first and by itself: a range would let another package replace it by a larger build.
 $(VENV)/.torch:

@@ -1,0 +1,29 @@
+"""What ncu runs: a pass of each kind, after a check of it. python -m benchmarks.ncu_target ELEMENTS DTYPE BACKEND"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+
+import torch
+
+from .cases_kernels import DTYPES, PLAIN, VARIANTS
+from .kernel_call import KernelCall, weights
+
+
+def main(elements: str, dtype: str, backend: str) -> int:
+    device = torch.device("cpu" if backend.startswith("native") else "cuda")
+    w = weights(int(elements), DTYPES[dtype], device)
+    calls = [KernelCall(w, kind, backend) for kind in (PLAIN, *VARIANTS)]
+    for call in calls:
+        if wrong := call.check():
+            print(f"WRONG {wrong}")
+            return 1
+    with torch.cuda.profiler.profile() if device.type == "cuda" else nullcontext():
+        for call in calls:
+            call.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
