@@ -18,6 +18,7 @@ from scripted import METHODS, Script, assert_same, snapshot, take_step
 from torch import Tensor, nn
 
 import zo_kernels as zo
+from zo_kernels import backends
 from zo_kernels.optim import graphed, losses, pending
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -273,3 +274,20 @@ def test_what_cannot_be_graphed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="closure: expected losses on cpu, for a graph, got float"):
         step()
     assert opt.step_count == 1 and len(opt.trajectory) == 1
+
+
+@pytest.mark.usefixtures("on_device")
+@pytest.mark.parametrize("method", ["MeZO", "MeZOSVRG"])
+def test_triton_reads_the_numbers_from_memory(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    if "triton" not in backends.available(torch.device("cpu")):
+        pytest.skip("Triton runs no interpreter here")
+    ends = []
+    for backend in ("native", "triton"):
+        torch.manual_seed(0)
+        model = nn.Linear(8, 2, bias=False)  # a program of the interpreter takes a good part of a second
+        opt = METHODS[method](model, lr=0.05, eps=1e-2, weight_decay=0.1, directions=2, backend=backend)
+        for _ in range(1 + (method == "MeZOSVRG")):
+            take_step(opt, Script(model))
+        ends.append((snapshot(model), opt.trajectory.to_bytes()))
+    assert_same(ends[0][0], ends[1][0])
+    assert ends[0][1] == ends[1][1]

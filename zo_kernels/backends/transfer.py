@@ -38,7 +38,9 @@ def on_device(values: Sequence[int] | Sequence[float], dtype: torch.dtype, where
             make_ready()
         return tensor
     if capturing:
-        raise RuntimeError("CUDA graph: expected a pass with numbers that an earlier pass had; make one before capturing")
+        raise RuntimeError(
+            "CUDA graph: expected a pass with numbers that an earlier pass had; make one before capturing"
+        )
     stream = torch.cuda.current_stream(where)
     # The host's copy must not be reused before the device has read it: PyTorch's allocator of pinned memory sees to that.
     tensor = torch.tensor(values, dtype=dtype).pin_memory().to(where, non_blocking=True)

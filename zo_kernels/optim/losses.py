@@ -14,6 +14,7 @@ from .numbers import Pair, Value
 
 Closure = Callable[[], "Tensor | float"]
 
+
 class Refused(Exception):
     """A step cannot be made of what the closure returned: an exception of `error` is to say why."""
 

@@ -95,7 +95,9 @@ class Numbers:
         split = [[flat.pop(0) for _ in pairs] for pairs in estimates]
         if isinstance(decays, Tensor) or any(d != 1.0 for d in decays):
             decays = torch.where(fine, vector(decays, where), 1.0)
-        return Numbers([list[Value](each) for each in split], torch.where(fine, vector(rates, where), 0.0), decays, fine)
+        return Numbers(
+            [list[Value](each) for each in split], torch.where(fine, vector(rates, where), 0.0), decays, fine
+        )
 
 
 def stacked(values: Sequence[Value], where: device) -> Tensor:

@@ -89,7 +89,14 @@ def compile_kernel(variant: Variant) -> tuple[str, bytes]:
         "COUNTERS": COUNTERS,
         "TARGET": "cuda",
     }
-    types = {"rows": "*i64", "ids": "*i32", "first_chunk": "*i32", "seeds": "*i64", "scales": "*fp32", "decays": "*fp32"}
+    types = {
+        "rows": "*i64",
+        "ids": "*i32",
+        "first_chunk": "*i32",
+        "seeds": "*i64",
+        "scales": "*fp32",
+        "decays": "*fp32",
+    }
     types |= {p.name: p.annotation_type for p in axpy_kernel.params if p.annotation_type}
     signature = {name: types.get(name, "constexpr") for name in axpy_kernel.arg_names}
     source = ASTSource(axpy_kernel, signature=signature, constexprs=constants)
@@ -148,7 +155,11 @@ def _count(sass: str) -> tuple[Counter[str], Counter[str], Counter[str]]:
     over_blocks = [loop for loop in loops if inner_of[loop]]
     if len(over_blocks) != 1 or len(loops) != 3 or inner_of[loops[0]]:
         raise RuntimeError(f"SASS: expected loops to search, over blocks and in it over the directions, got {loops}")
-    (start, end), (inner_start, inner_end), (search_start, search_end) = over_blocks[0], loops[1 + (loops[1] == over_blocks[0])], loops[0]
+    (start, end), (inner_start, inner_end), (search_start, search_end) = (
+        over_blocks[0],
+        loops[1 + (loops[1] == over_blocks[0])],
+        loops[0],
+    )
     further = Counter(opcodes[inner_start : inner_end + 1])
     first = Counter(opcodes[start:inner_start]) + Counter(opcodes[inner_end + 1 : end + 1])
     outside = Counter(opcodes[:search_start]) + Counter(opcodes[search_end + 1 : start])

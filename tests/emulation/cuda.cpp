@@ -1,0 +1,42 @@
+// The GPU kernels on the host: every thread of a launch in turn.
+#include <cstdint>
+
+#include "cuda_dispatch.h"
+#include "cuda_kernel.h"
+
+namespace {
+
+struct Axpy {
+  const zo::Work& work;
+  const zo::Coefficients& coefficients;
+  int programs;
+
+  template <zo::DType D, zo::MaskKind M, bool STOCHASTIC, bool DECAY>
+  void operator()(zo::Variant<D, M, STOCHASTIC, DECAY>) const {
+    for (int chunk = 0; chunk < programs; ++chunk)
+      for (int thread = 0; thread < zo::kThreads; ++thread)
+        zo::axpy_thread<D, M, STOCHASTIC, DECAY>(work, coefficients, chunk, thread);
+  }
+};
+
+}  // namespace
+
+extern "C" void axpy(int dtype, int mask, int stochastic, int decay, const zo::TableRow* rows, const int32_t* ids,
+                     const int32_t* first_chunk, int active, int programs, int blocks_per_chunk, const uint64_t* seeds,
+                     const float* scales, const float* decays, int directions, void*) {
+  const zo::Work work = {rows, ids, first_chunk, active, blocks_per_chunk};
+  const zo::Coefficients coefficients = {seeds, scales, decays, directions};
+  const zo::Kind kind = {zo::DType(dtype), zo::MaskKind(mask), stochastic != 0, decay != 0};
+  zo::with_variant(kind, Axpy{work, coefficients, programs});
+}
+
+extern "C" void record(int dtype, const void* src, uint8_t* mask, double threshold, int64_t numel, void*) {
+  for (int64_t byte = 0; 8 * byte < numel; ++byte) {
+    if (dtype == 0)
+      zo::record_byte<zo::DType::kFloat32>(src, mask, float(threshold), numel, byte);
+    else if (dtype == 1)
+      zo::record_byte<zo::DType::kBFloat16>(src, mask, float(threshold), numel, byte);
+    else
+      zo::record_byte<zo::DType::kFloat16>(src, mask, float(threshold), numel, byte);
+  }
+}

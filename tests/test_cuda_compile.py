@@ -1,0 +1,67 @@
+"""The CUDA kernel compiled for GPUs that need not be here: what a machine with nvcc alone can hold it to."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from benchmarks import cuda_static
+from zo_kernels.backends.types import MaskKind
+
+pytestmark = pytest.mark.skipif(cuda_static.nvcc() is None, reason="there is no nvcc")
+
+NONE, THRESHOLD, BOOL, BITS, RECORD = MaskKind
+ARCHITECTURES = (80, 90)
+
+# dtype, mask, stochastic, decay -> at most so many instructions an element in a pass of one direction, and registers.
+# Counted with nvcc 13.0 on sm_80 and sm_90, in this order: 28.0 28.1, 29.2 29.3, 29.2 29.3, 30.2 30.4, 30.1 30.3,
+# 33.5 33.7 ..
+BOUNDS = {
+    ("fp32", NONE, False, False): (29, 72),
+    ("bf16", NONE, False, False): (30, 64),
+    ("fp16", NONE, False, False): (30, 64),
+    ("bf16", NONE, False, True): (31, 64),
+    ("fp32", THRESHOLD, False, False): (31.5, 80),
+    ("fp32", RECORD, False, False): (34.5, 80),
+    ("bf16", THRESHOLD, True, False): (34.5, 80),
+    ("bf16", BOOL, False, False): (33, 80),
+    ("bf16", BITS, False, False): (32.5, 80),
+    ("fp16", RECORD, True, False): (39, 80),
+}
+FURTHER_BOUND = 29
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """{architecture: {variant: Static}}; a variant that spills registers raises."""
+    with ThreadPoolExecutor() as pool:
+        counted = pool.map(lambda arch: cuda_static.measure_all(arch, list(BOUNDS)), ARCHITECTURES)
+        return {arch: dict(zip(BOUNDS, of, strict=True)) for arch, of in zip(ARCHITECTURES, counted, strict=True)}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("variant", BOUNDS, ids=str)
+def test_compiled_kernel(compiled, arch, variant):
+    static, (instructions, registers) = compiled[arch][variant], BOUNDS[variant]
+    assert static.first <= instructions
+    assert static.further <= FURTHER_BOUND
+    assert static.registers <= registers
+    assert not any(static.count(opcode) for opcode in ("STL", "LDL", "STS", "LDS", "BAR"))
+    dtype, mask = variant[:2]
+    rows = static.elements // (4 if dtype == "fp32" else 8)
+    for opcode in ("LDG.E.128", "STG.E.128"):  # every element, and by nothing narrower
+        assert static.first_opcodes[opcode] == rows
+    narrow = {
+        opcode: n for opcode, n in static.first_opcodes.items() if opcode[:3] in ("LDG", "STG") and "128" not in opcode
+    }
+    assert sum(narrow.values()) <= {NONE: 0, THRESHOLD: 0, RECORD: 2}.get(mask, 4), narrow
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_pass_is_exact(compiled, arch):
+    """Nothing is contracted, flushed or approximated but rsqrt, which two fma correct."""
+    for variant, static in compiled[arch].items():
+        opcodes = {*static.first_opcodes, *static.further_opcodes}
+        assert not any(".FTZ" in opcode for opcode in opcodes), variant
+        assert {o for o in opcodes if o.startswith("MUFU")} == {"MUFU.RSQ"}, variant
+        # A pair: 18 fma of two normals, 2 of their sum with the weights. One more would be a product contracted.
+        assert static.first_opcodes["FFMA"] == static.further_opcodes["FFMA"] == 20 * static.elements // 2, variant

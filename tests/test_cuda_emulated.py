@@ -1,0 +1,188 @@
+"""The CUDA kernels, emulated on the host, do what the reference does, to the last bit."""
+
+from __future__ import annotations
+
+import math
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from matrix import DTYPES, ROUNDINGS, SHARDS, a_pass, assert_same_bits, bits, table, to, weights
+
+from zo_kernels.backends import cuda, gpu_table, reference
+from zo_kernels.backends.types import Entry, MaskKind, Pass
+
+sys.path.insert(0, str(Path(__file__).parent / "emulation"))
+import cuda as emulation
+
+pytestmark = pytest.mark.skipif(emulation.compiler() is None, reason="there is no C++ compiler (g++, or $CXX)")
+
+CPU = torch.device("cpu")
+# Whole blocks of 2048, alone and between ragged ones, past a change of the counter's high half, and of tensors whose
+# rows are not aligned.
+LARGE = [(4096, 0), (6152, 2040), (5000, 8), (8192, 2**34 - 4096), (4099, 3), (2048, 2**62)]
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+each_kind = pytest.mark.parametrize("kind", list(MaskKind), ids=lambda k: k.name.lower())
+
+
+@pytest.fixture(scope="module")
+def library():
+    return emulation.build()
+
+
+@pytest.fixture(autouse=True)
+def emulated(library, monkeypatch):
+    """The backend runs on the host."""
+    monkeypatch.setattr(cuda, "_cuda", library)
+    monkeypatch.setattr(cuda, "_on", lambda where: nullcontext())
+    monkeypatch.setattr(cuda, "_stream", lambda where: 0)
+
+
+def check(entries: list[Entry], do: Pass) -> None:
+    want, got = to(entries, CPU), to(entries, CPU)
+    reference.prepare(want)(do)
+    cuda.prepare(got)(do)
+    assert_same_bits(got, want)
+
+
+@each_dtype
+@each_kind
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("in_place", [True, False], ids=["in place", "out of place"])
+def test_matrix(dtype, kind, rounding, in_place):
+    entries = table(dtype, kind, in_place=in_place, shards=SHARDS + LARGE)
+    directions, decay = (1, 1.0) if in_place == (rounding == "nearest") else (3, 0.9)
+    check(entries, a_pass(directions, rounding, decay))
+
+
+@each_dtype
+@pytest.mark.parametrize("decay", [1.0, 0.9])
+def test_programs_of_several_blocks(dtype, decay, monkeypatch):
+    monkeypatch.setattr(gpu_table, "_ENOUGH_PROGRAMS", 8)
+    entries = table(dtype, MaskKind.RECORD, in_place=True, shards=[*LARGE, (3 * 8192, 2**20 + 2048), (20000, 16)])
+    assert gpu_table.GpuTable(entries).groups[0].blocks_per_chunk == 4
+    check(entries, a_pass(2, "stochastic", decay))
+
+
+@each_dtype
+@each_kind
+def test_only_active_entries_change(dtype, kind):
+    entries = table(dtype, kind, in_place=True, shards=SHARDS[:8] + LARGE)
+    active = [12, 3, 0, 5, 8]
+    check(entries, replace(a_pass(1, "nearest"), active=active))
+    got = to(entries, CPU)
+    cuda.prepare(got)(replace(a_pass(1, "nearest"), active=active))
+    untouched = [i for i in range(len(entries)) if i not in active]
+    assert_same_bits([got[i] for i in untouched], [entries[i] for i in untouched])
+
+
+def test_kinds_and_dtypes_share_a_table():
+    entries = [e for dtype in DTYPES for kind in MaskKind for e in table(dtype, kind, in_place=True, shards=LARGE[:2])]
+    check(entries, a_pass(1, "stochastic"))
+
+
+@each_dtype
+@each_kind
+@pytest.mark.parametrize("start", [1, 8])
+def test_memory_that_is_not_aligned(dtype, kind, start):
+    n = 4096
+    storage = weights(n + start + 4, dtype, 0)
+    mask_storage = torch.randint(0, 256, (n + start,), dtype=torch.uint8)
+    mask = mask_storage[start : start + (n + 7) // 8].clone()
+    if kind is MaskKind.BOOL:
+        mask = (mask_storage[start:] & 1).bool()
+    want, got = storage.clone(), storage.clone()
+    make = lambda w, m: [Entry(w[start : start + n], w[start : start + n], 5, 16, 0, kind, 1e-3, m)]  # noqa: E731
+    do, recorded, expected = a_pass(1, "stochastic"), mask.clone(), mask.clone()
+    cuda.prepare(make(got, recorded))(do)
+    reference.prepare(make(want, expected))(do)
+    assert torch.equal(bits(got), bits(want))
+    assert torch.equal(recorded, expected)
+
+
+@each_dtype
+@each_kind
+def test_masked_weights_keep_their_bits(dtype, kind):
+    """NaNs too, with their payloads."""
+    as_int = torch.int32 if dtype == torch.float32 else torch.int16
+    w = torch.randint(torch.iinfo(as_int).min, torch.iinfo(as_int).max, (8192,)).to(as_int).view(dtype)
+    no = torch.zeros(8192, dtype=torch.bool) if kind is MaskKind.BOOL else torch.zeros(1024, dtype=torch.uint8)
+    before, changing = w.clone(), w.abs() <= 0.25
+    cuda.prepare([Entry(w, w, 7, 0, 0, kind, 0.25, no)])(a_pass(1, "stochastic"))
+    if kind in (MaskKind.BOOL, MaskKind.BITS):
+        changing[:] = False
+    if kind is not MaskKind.NONE:
+        assert torch.equal(w.view(as_int)[~changing], before.view(as_int)[~changing])
+
+
+THRESHOLDS = [
+    -1.0,
+    -0.0,
+    0.0,
+    1e-45,
+    5e-8,
+    6e-8,
+    6e-5,
+    1.0,
+    1.003,
+    65503.0,
+    65504.0,
+    65536.0,
+    1e36,
+    3e36,
+    3e38,
+    math.inf,
+]
+
+
+@each_dtype
+@pytest.mark.parametrize("kind", [MaskKind.THRESHOLD, MaskKind.RECORD], ids=lambda k: k.name.lower())
+def test_thresholds(dtype, kind):
+    """Of all magnitudes, on weights of all magnitudes; bfloat16 and float16 are compared in 16 bits."""
+    if dtype == torch.float32:
+        w = torch.cat([torch.tensor(THRESHOLDS), torch.randn(2032) * 10 ** torch.empty(2032).uniform_(-45, 38)])
+    else:
+        w = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    entries = [
+        Entry(v, v, i, 0, 0, kind, h, torch.zeros(v.numel() // 8, dtype=torch.uint8))
+        for i, h in enumerate(THRESHOLDS)
+        for v in [w.clone()]
+    ]
+    check(entries, a_pass(1, "nearest"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_every_weight_is_rounded(dtype, rounding):
+    """All 2**16, by scales from less than half a last place to overflow."""
+    for scale in (0.0, 1e-9, 1e-3, 3e4, 1e37):
+        w = torch.arange(2**16).to(torch.int16).view(dtype)
+        check([Entry(w, w, 3)], Pass([11], [[scale]], [1.0], rounding == "stochastic"))
+
+
+def test_bits_do_not_depend_on_shards():
+    n = 2 * 8192 + 72
+    cuts = [0, 1, 4098, 8192, 12000, n]
+    w, whole, do = weights(n, torch.bfloat16, 0), weights(n, torch.bfloat16, 0), a_pass(2, "stochastic")
+    cuda.prepare([Entry(w[a:b], w[a:b], 9, a) for a, b in pairwise(cuts)])(do)
+    cuda.prepare([Entry(whole, whole, 9)])(do)
+    assert torch.equal(bits(w), bits(whole))
+
+
+def test_numbers_may_be_tensors():
+    entries, do = table(torch.float32, MaskKind.NONE, in_place=True, shards=LARGE), a_pass(2, "nearest", 0.9)
+    want, got = to(entries, CPU), to(entries, CPU)
+    cuda.prepare(want)(do)
+    seeds = [torch.tensor(s - 2**64 if s >= 2**63 else s) for s in do.seeds]
+    cuda.prepare(got)(Pass(seeds, torch.tensor(do.scales), torch.tensor(do.decays, dtype=torch.float64)))
+    assert_same_bits(got, want)
+
+
+def test_nothing_to_do():
+    cuda.prepare([])(a_pass(1, "nearest"))
+    empty = torch.empty(0)
+    cuda.prepare([Entry(empty, empty, 1)])(a_pass(1, "nearest"))
