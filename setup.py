@@ -1,9 +1,14 @@
-"""Builds zo_kernels._native. It needs a C++17 compiler and pybind11, not PyTorch.
+"""Builds zo_kernels._native and, where nvcc is found, zo_kernels._cuda. They need a C++17 compiler and pybind11, not
+PyTorch; _cuda holds the CUDA runtime, so it can be imported on a machine without a driver.
 
-ZO_KERNELS_NATIVE=0 leaves it out: the package then runs on its other backends and says so when asked for this one.
+ZO_KERNELS_NATIVE=0 and ZO_KERNELS_CUDA=0 leave them out: the package then runs on its other backends and says so when
+asked for these. ZO_KERNELS_CUDA=1 makes a missing nvcc an error. nvcc is $CUDA_HOME/bin/nvcc, else the one on the PATH.
 """
 
 import os
+import re
+import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -11,6 +16,7 @@ from pathlib import Path
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
 from setuptools.errors import CompileError, LinkError
+from setuptools.modified import newer_group
 
 # Contraction would fuse a*b + c where the specification has two roundings; see docs/noise.md. Reassociation would put
 # the key of a Philox round last in its chain of xors, a cycle of latency a round.
@@ -20,16 +26,56 @@ if sys.platform == "linux":  # GCC's; clang has no such option
 SOURCES = ["bindings", "cpu", "cpu_scalar", "cpu_avx2", "cpu_avx512"]
 HEADERS = ["noise", "axpy", "cpu", "cpu_scalar", "cpu_noise", "cpu_memory", "cpu_kernel", "simd_avx2", "simd_avx512"]
 
+CUDA_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=0"]
+# Code for two generations, and PTX from which a driver compiles for those that come later.
+CUDA_FLAGS += [f"-gencode=arch=compute_{a},code={c}" for a, c in ((80, "sm_80"), (90, "sm_90"), (90, "compute_90"))]
+CUDA_HEADERS = ["noise", "axpy", *(f"cuda{part}" for part in ("", "_dispatch", "_global", "_kernel", "_mask", "_math"))]
+CUDA_HEADERS += [f"cuda_{part}" for part in ("noise", "row", "table")]
+
+
+def find_nvcc():
+    """Its path, or None if the CUDA extension is not to be built."""
+    asked = os.environ.get("ZO_KERNELS_CUDA", "auto")
+    if asked not in ("0", "1", "auto"):
+        sys.exit(f"ZO_KERNELS_CUDA: expected 0, 1 or auto, got {asked!r}")
+    home = os.environ.get("CUDA_HOME")
+    nvcc = shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
+    if nvcc is None and asked == "1":
+        where = f"{home}/bin" if home else "the PATH, and CUDA_HOME is not set"
+        sys.exit(f"ZO_KERNELS_CUDA=1: expected nvcc, found none in {where}")
+    return None if asked == "0" else nvcc
+
 
 class Build(build_ext):
-    """Threads come from OpenMP where the compiler has it, so that they are PyTorch's own, else from std::thread."""
+    """_native's threads are OpenMP's where the compiler has it, which PyTorch uses too, else std::thread's."""
 
     def build_extensions(self):
-        if self._links("-fopenmp"):
-            for extension in self.extensions:
+        for extension in self.extensions:
+            if extension.name == "zo_kernels._cuda":
+                self._add_kernels(extension)
+            elif self._links("-fopenmp"):
                 extension.extra_compile_args += ["-fopenmp"]
                 extension.extra_link_args += ["-fopenmp"]
         super().build_extensions()
+
+    def _add_kernels(self, extension):
+        """Compile csrc/cuda.cu to an object that is linked in, with nvcc's static runtime."""
+        nvcc, kernels = find_nvcc(), Path(self.build_temp) / "cuda.o"
+        kernels.parent.mkdir(parents=True, exist_ok=True)
+        if newer_group([*extension.depends, "setup.py"], str(kernels)):
+            self._run(nvcc, *CUDA_FLAGS, "-c", "csrc/cuda.cu", "-o", str(kernels))
+        plan = self._run(nvcc, "--dryrun", "-c", "csrc/cuda.cu")  # which names the folders of its libraries
+        folders = re.findall(r'"-L([^"]+)"', next(line for line in plan.splitlines() if "LIBRARIES=" in line))
+        extension.extra_objects.append(str(kernels))
+        extension.library_dirs += folders
+        extension.libraries += ["cudart_static", "dl", "rt", "pthread"]
+
+    def _run(self, *command):
+        print(" ".join(command))
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            raise CompileError(f"{command[0]} failed:\n{done.stdout}")
+        return done.stdout
 
     def _links(self, flag):
         with tempfile.TemporaryDirectory() as folder:
@@ -53,6 +99,16 @@ if os.environ.get("ZO_KERNELS_NATIVE", "1") != "0":
             cxx_std=17,
             extra_compile_args=FLAGS,
             extra_link_args=["-pthread"],
+        )
+    )
+if find_nvcc():
+    extensions.append(
+        Pybind11Extension(
+            "zo_kernels._cuda",
+            sources=["csrc/cuda_bindings.cpp"],
+            depends=["csrc/cuda.cu", *(f"csrc/{name}.h" for name in CUDA_HEADERS)],
+            cxx_std=17,
+            extra_compile_args=["-O2", "-Wall", "-Wextra"],
         )
     )
 
