@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import dataclasses
 import json
 import time
 
@@ -14,12 +15,13 @@ pytest.importorskip("rich")
 from tiny_run import tiny_encoder, write_table
 
 import zo_kernels as zo
-from benchmarks import cases_kernels, registry, rows
+from benchmarks import cases_kernels, registry, room, rows
 from benchmarks.__main__ import main, parser
 from benchmarks.baseline_steps import Baseline
 from benchmarks.baselines import EagerPass, published_pass
 from benchmarks.kernel_call import KernelCall, Kind, weights
 from benchmarks.registry import Target
+from benchmarks.shapes import SHAPES
 from benchmarks.timing import Call, Plan, Timer, Watch, alternate, quantile
 from benchmarks.upcast import upcast
 from zo_kernels import ops
@@ -116,6 +118,21 @@ def test_check_sees_one_wrong_element(elements, mask):
 
     call._apply = off
     assert f"{elements - 1} are not the reference's" in call.check()
+
+
+@pytest.mark.parametrize("piece", [0, 1, 7, 12, 15])
+def test_check_sees_a_dropped_block_that_is_visited(piece):
+    w = weights(4096, torch.float32, CPU)
+    call = KernelCall(w, Kind(dropped=0.75), f"native:{instruction_sets()[0]}")
+    assert call.check() is None and call.elements == 1024 and call.bytes_moved == 8192
+    apply = call._apply
+
+    def off(do):
+        apply(do)
+        call.entries[piece].dst[0] += 1.0
+
+    call._apply = off
+    assert "are not the reference's" in call.check()
 
 
 def test_targets_are_stated_and_judged():
@@ -223,6 +240,42 @@ def test_a_wrong_step_has_no_time_and_the_run_fails(tmp_path, wrong_passes, case
     assert status == 1
     assert found[0]["correct"] is False and "at closure call 1 " in found[0]["wrong"]
     assert found[0]["seconds_median"] is None and found[0]["ratio"] is None
+
+
+@pytest.mark.parametrize("case", ["MeZO", "SparseMeZO", "LeZO/in_forward"])
+def test_a_step_in_16_bits_is_checked_to_the_last_bit(tmp_path, monkeypatch, case):
+    pytest.importorskip("transformers")
+    arguments = ["step", "--shape", "tiny", "--threads", "1", "--dtype", "bf16", "--only", f"tiny/{case}$"]
+    status, found, _ = rows_of(tmp_path, *arguments)
+    assert status == 0 and found[0]["correct"] is True and found[0]["dtype"] == "bfloat16"
+    apply = ops.Table.apply
+    monkeypatch.setattr(ops.Table, "apply", lambda table, do: apply(table, dataclasses.replace(do, stochastic=False)))
+    status, found, _ = rows_of(tmp_path, *arguments)
+    assert status == 1 and found[0]["wrong"] and found[0]["seconds_median"] is None
+
+
+def test_shapes_are_those_of_the_published_models():
+    pytest.importorskip("transformers")
+    sizes = {name: sum(p.numel() for p in shape.parameters()) for name, shape in SHAPES.items()}
+    assert sizes["opt-125m"] == 125_239_296 and sizes["opt-1.3b"] == 1_315_758_080
+    assert sizes["opt-13b"] == 12_853_473_280 and sizes["llama-7b"] == 6_738_415_616
+
+
+def test_models_too_large_for_the_memory_are_skipped(monkeypatch, capsys):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(room, "free_bytes", lambda device: 20 * 2**30)
+    assert main(["step", "--shape", "opt-1.3b", "--device", "cpu", "--list"]) == 0
+    listed = dict(line.partition("  ")[::2] for line in capsys.readouterr().out.splitlines())
+    assert listed["opt-1.3b/MeZO"] == ""  # two models of 4.9 GiB
+    assert "of cpu memory are free" in listed["opt-1.3b/MeZOSVRG"]  # and two snapshots
+
+
+def test_kernels_too_large_for_the_memory_are_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "free_bytes", lambda device: 2**30)
+    status, found, _ = rows_of(tmp_path, "kernels", "--elements", "2G", "--only", "^fp32/native:avx2/2|avx2$")
+    assert (
+        status == 0 and found and all("needs about" in row["skipped"] or "no avx2" in row["skipped"] for row in found)
+    )
 
 
 def test_steps_whose_modules_run_on_clean_weights_are_wrong(tmp_path, monkeypatch):

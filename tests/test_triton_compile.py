@@ -9,8 +9,6 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-import triton
-
 from zo_kernels.backends.triton.static import SHARED, SPILLS, WIDE, Static
 from zo_kernels.backends.types import MaskKind
 

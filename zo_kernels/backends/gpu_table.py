@@ -1,7 +1,8 @@
 """What the GPU backends share: a table of tensors in device memory, and the numbers of a pass beside it.
 
-A pass is one launch for all entries of one dtype, one kind of mask and alignment, whatever their number, so one for most
-models: a program finds its tensor in the table. Everything that changes from pass to pass is read from device memory, and is copied there without waiting.
+A pass is one launch for all entries of one dtype, one kind of mask and alignment, whatever their number, so one for
+most models: a program finds its tensor in the table. Everything that changes from pass to pass is read from device
+memory, and is copied there without waiting.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def is_aligned(entry: Entry) -> bool:
 
 
 def _row(entry: Entry) -> list[int]:
-    """dst, src, mask: addresses; numel; offset; param_id | row of the scales << 32; bits of the threshold | flags << 32; 0."""
+    """Addresses of dst, src, mask; numel; offset; param_id | group << 32; bits of the threshold | flags << 32; 0."""
     mask = 0 if entry.mask_tensor is None else entry.mask_tensor.data_ptr()
     (threshold,) = struct.unpack("<I", struct.pack("<f", ctypes.c_float(entry.threshold).value))
     words = [

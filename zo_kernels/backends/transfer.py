@@ -18,8 +18,8 @@ _captured: list[Tensor] = []
 def on_device(values: Sequence[int] | Sequence[float], dtype: torch.dtype, where: device) -> Tensor:
     """A tensor of the values that the current stream may read. Nobody may write to it.
 
-    The copy is not waited for, and what was copied lately is kept: the passes of a step, and of a module's forwards, share
-    their numbers.
+    The copy is not waited for, and what was copied lately is kept: the passes of a step, and of a module's forwards,
+    share their numbers.
 
     Raises:
         RuntimeError: a CUDA graph is being captured, and the values were not copied before.
@@ -38,11 +38,9 @@ def on_device(values: Sequence[int] | Sequence[float], dtype: torch.dtype, where
             make_ready()
         return tensor
     if capturing:
-        raise RuntimeError(
-            "CUDA graph: expected a pass with numbers that an earlier pass had; make one before capturing"
-        )
+        raise RuntimeError("CUDA graph: expected numbers that an earlier pass had; make one before capturing")
     stream = torch.cuda.current_stream(where)
-    # The host's copy must not be reused before the device has read it: PyTorch's allocator of pinned memory sees to that.
+    # The host's copy must not be reused before the device has read it: PyTorch's pinned memory sees to that.
     tensor = torch.tensor(values, dtype=dtype).pin_memory().to(where, non_blocking=True)
     event = stream.record_event()
 

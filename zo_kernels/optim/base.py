@@ -20,7 +20,7 @@ from .groups import check_eps, check_group, check_owned, given_blocks, norm_para
 from .in_forward import InForward, InForwardProbes, cannot_perturb_in_forward
 from .interrupts import interrupts_held
 from .losses import Closure, Refused, check_closure, check_pair, decay_factors, value_of
-from .numbers import Numbers, Pair, Row, Seed, Value, device_of, spsa_update, stacked
+from .numbers import Numbers, Pair, Seed, Value, device_of, spsa_update, stacked
 from .probes import InPlace, Probes
 from .recording import Recording, weight_setups
 from .replay import Replay
@@ -272,10 +272,10 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
 
         Raises:
             TypeError, ValueError: the closure returned no finite scalar, or losses too far apart for float32. The step
-                is refused, counted in `refused_steps`, and the weights are restored. Losses on a GPU are not waited
-                for: if they are such, the step is refused all the same, on the device, but nothing is raised. Whatever the closure raises also
-                leaves restored weights behind. Restored means up to float rounding of the passes in place, and
-                exactly in the forward.
+                is refused, counted in `refused_steps`, and the weights are restored. A loss on a GPU is not waited for:
+                if it is not finite, the step is refused all the same, on the device, but nothing is raised. Whatever
+                the closure raises also leaves restored weights behind. Restored means up to float rounding of the
+                passes in place, and exactly in the forward.
             ValueError: perturbation in the forward cannot reach a weight; the message names it.
             OSError: the trajectory's file cannot be written. The step was taken; the next one writes what is missing.
         """
@@ -296,8 +296,8 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         Calling what this returns takes a step, as `step(closure)` would, bit for bit: it is counted and recorded, and
         learning rates, weight decay and seeds are those of the moment. The closure itself is called in the first
         `warmup` steps and once more for the capture; later steps repeat what the device did then, so it must read its
-        batch from the same tensors every time (`batch.copy_(next_batch)`). After a change of eps, of the directions or of
-        the trained weights there is an ordinary step and another capture.
+        batch from the same tensors every time (`batch.copy_(next_batch)`). After a change of eps, of the directions
+        or of the trained weights there is an ordinary step and another capture.
 
         Args:
             closure: as for `step`; its losses are tensors on the device.

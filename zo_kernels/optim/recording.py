@@ -50,8 +50,8 @@ class _Log:
 
 
 class Recording:
-    """A run's trajectory as it grows. Of steps on a GPU it learns the losses later, without waiting for them, and at the
-    latest when somebody asks, or the process ends.
+    """A run's trajectory as it grows. Of steps on a GPU it learns the losses later, without waiting for them, and at
+    the latest when somebody asks, or the process ends.
     """
 
     def __init__(self) -> None:
@@ -102,8 +102,8 @@ class Recording:
         """Append a step that was taken, refused or interrupted.
 
         Args:
-            losses: the record's, (L+, L-) of each pair one after the other, if they are on a device; the record's own are
-                then not looked at.
+            losses: the record's, (L+, L-) of each pair one after the other, if they are on a device; the record's own
+                are then not looked at.
         """
         self.note_versions(weights)
         self._log.add(record, losses)

@@ -99,8 +99,8 @@ class Setup:
 
 
 class RefusedSteps:
-    """Counts them, given the records of a run one after the other: after an anchor that was refused, all steps until the
-    next change nothing either.
+    """Counts them, given the records of a run one after the other: after an anchor that was refused, all steps until
+    the next change nothing either.
     """
 
     def __init__(self) -> None:

@@ -92,10 +92,7 @@ def axpy(
         c_lo = counters | tl.cast(block >> 2, tl.uint32)
         # The first direction stands before the loop because its words round the result.
         z, rho = normal(c_lo, c_hi, param_id, k0, k1, LINE, TARGET)
-        if DECAY:
-            t = fma(scale, z, decay * w, TARGET)
-        else:
-            t = fma(scale, z, w, TARGET)
+        t = fma(scale, z, decay * w if DECAY else w, TARGET)
         for k in range(1, directions):
             more0, more1 = halves(seeds + k)
             z, _ = normal(c_lo, c_hi, param_id, more0, more1, LINE, TARGET)

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 import torch
 from torch import device
 
-from ..gpu_table import BLOCK, Coefficients, Group, GpuTable, Work
+from ..gpu_table import BLOCK, Coefficients, GpuTable, Group, Work
 from ..types import Entry, Pass
 
 COUNTERS = BLOCK // 4

@@ -20,7 +20,7 @@ C0, C1, C2, C3, C4 = (tl.constexpr(c) for c in spec.COS_COEFFICIENTS)
 
 @triton.jit
 def cuda_product(x, M: tl.constexpr):
-    """Low and high word of uint32 x * M, in one instruction: ptxas adds a zero to some that it is left to find itself."""
+    """Low and high word of uint32 x * M in one instruction; to some that ptxas finds by itself it adds a zero."""
     return tl.inline_asm_elementwise(
         f"{{ .reg .b64 p; mul.wide.u32 p, $2, {M}; mov.b64 {{$0, $1}}, p; }}", "=r,=r,r", [x],
         dtype=(tl.uint32, tl.uint32), is_pure=True, pack=1,

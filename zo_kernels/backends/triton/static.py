@@ -3,8 +3,8 @@
     python -m zo_kernels.backends.triton.static --arch 80 90 --dtype fp32 bf16
 
 prints one JSON object a variant. The numbers are static counts of SASS instructions, in the loops that a program goes
-through: over blocks, in it over further directions, and before both the search for its tensor. What stands before the loop
-over blocks is spread over the blocks of a whole chunk.
+through: over blocks, in it over further directions, and before both the search for its tensor. What stands before the
+loop over blocks is spread over the blocks of a whole chunk.
 """
 
 from __future__ import annotations
@@ -155,11 +155,9 @@ def _count(sass: str) -> tuple[Counter[str], Counter[str], Counter[str]]:
     over_blocks = [loop for loop in loops if inner_of[loop]]
     if len(over_blocks) != 1 or len(loops) != 3 or inner_of[loops[0]]:
         raise RuntimeError(f"SASS: expected loops to search, over blocks and in it over the directions, got {loops}")
-    (start, end), (inner_start, inner_end), (search_start, search_end) = (
-        over_blocks[0],
-        loops[1 + (loops[1] == over_blocks[0])],
-        loops[0],
-    )
+    search_start, search_end = loops[0]
+    start, end = over_blocks[0]
+    inner_start, inner_end = inner_of[start, end][0]
     further = Counter(opcodes[inner_start : inner_end + 1])
     first = Counter(opcodes[start:inner_start]) + Counter(opcodes[inner_end + 1 : end + 1])
     outside = Counter(opcodes[:search_start]) + Counter(opcodes[search_end + 1 : start])
