@@ -132,6 +132,10 @@ def _trial(
     if kind.mask != "none":
         unmasked = KernelCall(w, replace(kind, mask="none"), backend)
         versus.append(against("unmasked", unmasked.run, _MASKED_AGAINST_UNMASKED))
+        if kind.mask in ("threshold", "bool") and kind.rounding == "nearest":
+            mask = ours.mask_of_baseline()
+            versus.append(against("eager", _eager(w, 1, mask)))
+            versus.append(against("published MeZO", _published(w, mask)))
     elif kind.rounding != "nearest":
         versus.append(against("nearest", KernelCall(w, PLAIN, backend).run))
     elif kind.dropped:
@@ -155,19 +159,23 @@ def _trial(
     )
 
 
-def _eager(w: Tensor, directions: int) -> Callable[[], None]:
+def _unmasked() -> None:
+    return None
+
+
+def _eager(w: Tensor, directions: int, mask: Callable[[], Tensor | None] = _unmasked) -> Callable[[], None]:
     once = EagerPass([w])
 
     def run() -> None:
         for k in range(directions):
-            once([w], SEED + k, 1.0, EPS)
+            once([w], SEED + k, 1.0, EPS, [mask()])
 
     return run
 
 
-def _published(w: Tensor) -> Callable[[], None]:
+def _published(w: Tensor, mask: Callable[[], Tensor | None] = _unmasked) -> Callable[[], None]:
     p = nn.Parameter(w, requires_grad=False)  # its memory is replaced at the first call, that of w stays
-    return lambda: published_pass([p], SEED, 1.0, EPS)
+    return lambda: published_pass([p], SEED, 1.0, EPS, [mask()])
 
 
 def cells(row: Row) -> dict[str, str]:

@@ -160,8 +160,8 @@ class _Maker:
     def launches(self) -> Row:
         """Of a step on a GPU, apart from the timed ones."""
         ranges = Ranges()
-        ours = Ours(self.method, self.task.model, self._loss_of(self.task.model, ranges), ranges, self.options.backend)
-        return counted(ours.run, self.device, self.method.steps)
+        loss = self._loss_of(self.task.model, ranges)
+        return counted(lambda: self.first.run(loss, ranges), self.device, self.method.steps)
 
 
 def _trial(task: Task, method: Method, device: torch.device, options: Namespace, stated: bool) -> tuple[Trial, _Maker]:

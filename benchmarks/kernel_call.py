@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -82,6 +83,13 @@ class KernelCall:
         self._apply(self._passes[self._turn])
         self._turn ^= 1
 
+    def mask_of_baseline(self) -> Callable[[], Tensor]:
+        """The mask of the one tensor as other code needs it: a bool tensor, which a threshold takes a pass to make."""
+        (e,) = self.entries
+        if e.mask_tensor is not None:
+            return lambda: e.mask_tensor
+        return lambda: e.src.abs() <= e.threshold
+
     @property
     def elements(self) -> int:
         """That a call visits."""
@@ -96,7 +104,7 @@ class KernelCall:
 
     def check(self) -> str | None:
         """Do both calls, and hold windows of the result against the reference, bit for bit."""
-        looked_at = {self._active[0], self._active[-1], *list(set(range(len(self.entries))) - set(self._active))[:1]}
+        looked_at = set(range(len(self.entries))) - set(self._active[1:-1])  # the reference takes its time
         windows = [(i, *window) for i in sorted(looked_at) for window in _windows(self.entries[i].dst.numel())]
         for _ in self._passes:
             do, before = self._passes[self._turn], [self._cut(*window) for window in windows]

@@ -136,10 +136,10 @@ class Ours:
         self._method, self._model, self._loss, self._watch = method, model, loss, watch
         self.optimizer = method.make(model, lr=LR, eps=EPS, backend=backend, **method.options)
 
-    def run(self, closure: Callable[[], Tensor] | None = None) -> None:
+    def run(self, closure: Callable[[], Tensor] | None = None, watch: Watch | None = None) -> None:
         closure = closure or self._loss
         closures = (closure, closure) if self._method.anchor_every else (closure,)
-        with _passes_watched(self._watch):
+        with _passes_watched(watch or self._watch):
             for _ in range(self._method.steps):
                 self.optimizer.step(*closures)
 
@@ -165,9 +165,9 @@ def _passes_watched(watch: Watch) -> Iterator[None]:
     """All passes of the optimizers go through `ops.Table.apply`; within this context they are watched."""
     apply = ops.Table.apply
 
-    def watched(table: ops.Table, do: Any) -> None:
+    def watched(*arguments: Any, **options: Any) -> None:
         with watch.part("passes"):
-            apply(table, do)
+            apply(*arguments, **options)
 
     ops.Table.apply = watched  # type: ignore[method-assign, assignment]
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -28,7 +29,11 @@ def verdict(summary: Iterable[str], gpu: str | None) -> str:
 def main(arguments: Sequence[str]) -> int:
     import torch
 
-    command = [sys.executable, "-m", "pytest", "-n", "4", "--dist", "loadfile", "-rs", *arguments]
+    side_by_side = ["-n", "4", "--dist", "loadfile"]
+    if importlib.util.find_spec("xdist") is None:
+        side_by_side = []
+        print("pytest-xdist is not installed: one test at a time")
+    command = [sys.executable, "-m", "pytest", *side_by_side, "-rs", *arguments]
     lines = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
