@@ -22,7 +22,7 @@ OPTIONS = {"num_warps": WARPS, "num_stages": 1, "enable_fp_fusion": False}
 def unavailable(where: device) -> str | None:
     """Why Triton cannot run on that device here, or None if it can."""
     try:
-        import triton  # noqa: F401
+        import triton
     except ModuleNotFoundError:
         return "triton is not installed: pip install triton"
     except ImportError as error:
@@ -33,6 +33,8 @@ def unavailable(where: device) -> str | None:
         return f"Triton needs a CUDA or ROCm tensor, got one on {where.type}"
     if target() != "interpreter":
         return "Triton needs a GPU tensor; on a CPU set TRITON_INTERPRET=1 before importing zo_kernels"
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):  # loops of the older one fail with numpy 2.4
+        return f"Triton's interpreter is needed in version 3.7 or later, got {triton.__version__}"
     return None
 
 
