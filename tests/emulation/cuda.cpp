@@ -40,3 +40,10 @@ extern "C" void record(int dtype, const void* src, uint8_t* mask, double thresho
       zo::record_byte<zo::DType::kFloat16>(src, mask, float(threshold), numel, byte);
   }
 }
+
+// Two float32, given by their bits, rounded stochastically to 16-bit floats.
+extern "C" uint32_t round_pair(int dtype, uint32_t even, uint32_t odd, uint32_t rho_even, uint32_t rho_odd) {
+  const float t[2] = {zo::from_bits(even), zo::from_bits(odd)};
+  return dtype == 1 ? zo::pair_stochastic<zo::DType::kBFloat16>(t[0], t[1], rho_even, rho_odd)
+                    : zo::pair_stochastic<zo::DType::kFloat16>(t[0], t[1], rho_even, rho_odd);
+}

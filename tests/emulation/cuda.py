@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from ctypes import c_double, c_int, c_int64, c_void_p
+from ctypes import c_double, c_int, c_int64, c_uint32, c_void_p
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -25,9 +25,11 @@ class Emulated:
     """Stands in for zo_kernels._cuda; addresses are the host's."""
 
     def __init__(self, library: ctypes.CDLL):
-        self.axpy, self.record = library.axpy, library.record
+        self.axpy, self.record, self.round_pair = library.axpy, library.record, library.round_pair
         self.axpy.argtypes = [*[c_int] * 4, *[c_void_p] * 3, *[c_int] * 3, *[c_void_p] * 3, c_int, c_void_p]
         self.record.argtypes = [c_int, c_void_p, c_void_p, c_double, c_int64, c_void_p]
+        self.round_pair.argtypes = [c_int, *[c_uint32] * 4]
+        self.round_pair.restype = c_uint32
 
 
 def build() -> Emulated:
