@@ -181,6 +181,14 @@ def test_out_of_memory_is_a_reason_to_skip(run):
     assert status == 0 and row["skipped"] == "out of memory: CUDA out of memory" and row["correct"] is None
 
 
+def test_what_is_not_installed_is_a_reason_to_skip(run):
+    def measure():
+        import no_such_module.of_it  # noqa: F401
+
+    status, (row,) = run(case("a", measure))
+    assert status == 0 and row["skipped"] == "no_such_module is not installed"
+
+
 def test_an_interrupted_run_keeps_what_it_has(run, tmp_path):
     def interrupted():
         raise KeyboardInterrupt
