@@ -1,6 +1,11 @@
 """The CUDA kernel compiled for GPUs that need not be here: what a machine with nvcc alone can hold it to."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -65,3 +70,37 @@ def test_a_pass_is_exact(compiled, arch):
         assert {o for o in opcodes if o.startswith("MUFU")} == {"MUFU.RSQ"}, variant
         # A pair: 18 fma of two normals, 2 of their sum with the weights. One more would be a product contracted.
         assert static.first_opcodes["FFMA"] == static.further_opcodes["FFMA"] == 20 * static.elements // 2, variant
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_no_variant_spills(arch):
+    variants = product(("fp32", "bf16", "fp16"), MaskKind, (False, True), (False, True))
+    cuda_static.measure_all(arch, [v for v in variants if not (v[0] == "fp32" and v[2])])
+
+
+LOADED = """
+import sys
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
+loader = ExtensionFileLoader("_cuda", sys.argv[1])
+cuda = module_from_spec(spec_from_file_location("_cuda", sys.argv[1], loader=loader))
+loader.exec_module(cuda)
+if error := cuda.device_error():
+    try:
+        cuda.record(0, 0, 0, 0.0, 8, 0)
+    except RuntimeError as said:
+        assert error in str(said), said
+    else:
+        raise AssertionError("expected a launch without a device to fail")
+"""
+
+
+@pytest.mark.slow
+def test_the_extension_builds_and_needs_no_driver_to_be_imported(tmp_path):
+    root = Path(__file__).parent.parent
+    environment = os.environ | {"ZO_KERNELS_CUDA": "1", "ZO_KERNELS_NATIVE": "0"}
+    command = [sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path / "objects"]
+    subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True)
+    [library] = tmp_path.glob("zo_kernels/_cuda*")
+    subprocess.run([sys.executable, "-c", LOADED, str(library)], check=True)
