@@ -1,4 +1,4 @@
-"""The base of all zeroth-order optimizers: arguments, parameter groups, state, and the step of plain SPSA."""
+"""The base of all zeroth-order optimizers: arguments, and the step of plain SPSA."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import checks, names, spec
+from .. import checks
 from ..ops import ROUNDINGS
-from ..trajectory import Kind, Record, Setup, Trajectory
+from ..trajectory import Kind
 from .blocks import block_of_parameters
 from .draws import FIRST_SLOT, blocks_to_drop, direction_seeds
 from .graphed import GraphedStep, cannot_be_graphed
-from .groups import check_eps, check_group, check_owned, given_blocks, norm_parameters
-from .in_forward import InForward, InForwardProbes, cannot_perturb_in_forward
+from .groups import check_group, given_blocks, norm_parameters
+from .in_forward import InForwardProbes, cannot_perturb_in_forward
 from .interrupts import interrupts_held
 from .losses import Closure, Refused, check_closure, check_pair, decay_factors, value_of
-from .numbers import Numbers, Pair, Seed, Value, device_of, spsa_update, stacked
+from .numbers import Numbers, Pair, Seed, spsa_update
 from .probes import InPlace, Probes
-from .recording import Recording, weight_setups
-from .replay import Replay
-from .thresholds import magnitude_threshold
-from .weights import Weight, Weights
+from .recorded import RecordedSteps
+from .recording import Recording
+from .weights import Weights
 
 MAX_DIRECTIONS = 2**16
 PERTURB = ("auto", "in_place", "in_forward")
 
 
-class ZeroOrderOptimizer(torch.optim.Optimizer):
+class ZeroOrderOptimizer(RecordedSteps):
     """SPSA with Gaussian directions that are regenerated from seeds, never stored (MeZO, arXiv 2305.17333).
 
     For each of n directions z_k, with L the closure's loss,
@@ -101,10 +100,8 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         self.backend = backend
         self.step_count = 0
         self._refused_steps = 0
-        self._gradients: list[Value] = []
-        self._weights: Weights | None = None
-        self._built_for: tuple[list[Any], int] | None = None
-        self._in_forward: InForward | None = None
+        self._gradients = []
+        self._weights = self._built_for = self._in_forward = None
         self._builds = self._steps_since_built = 0  # of the tables
 
         module = params if isinstance(params, nn.Module) else None
@@ -125,7 +122,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         self._ids = self._identify()
         found = given_blocks(module, blocks, self.drop)
         self._n_blocks, self._block_of = len(found), block_of_parameters(found)
-        self._thresholds: dict[Tensor, float] = {}
+        self._thresholds = {}
         self.perturb = self._choose_perturb(perturb)
         self._recording = Recording()
         if trajectory is not None:
@@ -147,97 +144,6 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             )
             return "in_place"
         return "in_forward"
-
-    def _name(self) -> dict[Tensor, str]:
-        """Each parameter's name; those of a module include what is frozen, so that freezing changes no id."""
-        if self._module is not None:
-            return names.of_module(self._module)
-        every: dict[Tensor, str] = {}
-        for group in self.param_groups:
-            names.add_group(every, group)
-        return every
-
-    def _identify(self) -> dict[Tensor, int]:
-        ids = names.param_ids(self._names.values())
-        return {p: ids[name] for p, name in self._names.items()}
-
-    def _trainable(self) -> list[Tensor]:
-        return [p for g in self.param_groups for p in g["params"] if p.requires_grad]
-
-    def _prepare(self) -> Weights:
-        """The tables, built anew if a parameter was frozen, unfrozen, moved or added since the last pass."""
-        if self._built_for is None:
-            for p in self._trainable():
-                checks.weight(self._names[p], p)
-        trainable = [(id(p), p.data_ptr(), p.numel(), p.dtype) for p in self._trainable()]
-        signature = (trainable, len(self.param_groups))
-        if self._weights is not None and signature == self._built_for:
-            return self._weights
-        if self._built_for is not None and self._built_for[0] != trainable:
-            self._on_other_weights()
-        found = []
-        for g, group in enumerate(self.param_groups):
-            for p in group["params"]:
-                if not p.requires_grad:
-                    continue
-                name = self._names[p]
-                exempt = p in self._norms or p.dim() < 2
-                row = 2 * g + int(exempt and not group["decay_all"])
-                found.append(Weight(name, p, self._ids[p], row, self._block_of.get(p), self._threshold(p, group)))
-        if not found:
-            raise ValueError("params: expected at least one parameter that requires grad, got none")
-        anchors = self._anchors(found)
-        keep_masks = self.perturb == "in_place" or anchors is not None
-        rows, stochastic = 2 * len(self.param_groups), self.rounding != "nearest"
-        weights = Weights(found, rows, stochastic, anchors, keep_masks, self.backend)
-        if self.perturb == "in_forward":
-            assert self._module is not None
-            self._in_forward = InForward(self._module, weights)
-        self._weights, self._built_for, self._steps_since_built = weights, signature, 0
-        self._builds += 1
-        return self._weights
-
-    def _on_other_weights(self) -> None:
-        """Called when other memory is trained than in the last step."""
-
-    def _anchors(self, weights: Sequence[Weight]) -> Sequence[Tensor] | None:
-        """Snapshots that passes may start from, for methods that have them."""
-        return None
-
-    def _threshold(self, p: Tensor, group: dict[str, Any]) -> float | None:
-        if group["sparsity"] == 0.0:
-            return None
-        if p not in self._thresholds:
-            self._thresholds[p] = magnitude_threshold(p, group["sparsity"])
-        return self._thresholds[p]
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As `torch.optim.Optimizer.add_param_group`; the new parameters take part from the next step on."""
-        if isinstance(param_group, dict):  # torch refuses anything else, and says so
-            where = f"param_groups[{len(self.param_groups)}]: "
-            check_group({**self.defaults, **param_group}, where)
-            if getattr(self, "perturb", None) == "in_forward":
-                assert self._module is not None
-                check_owned(param_group, self._module, where)
-        super().add_param_group(param_group)
-        if hasattr(self, "_names"):  # not while the base class is adding the first groups
-            names.add_group(self._names, self.param_groups[-1])
-            self._ids = self._identify()
-
-    def _eps(self) -> float:
-        values = {group["eps"] for group in self.param_groups}
-        if len(values) != 1:
-            raise ValueError(f"eps: expected one value for all groups, got {sorted(values)}")
-        return check_eps("eps", values.pop())
-
-    def _rates(self, key: str = "lr") -> list[float]:
-        """A learning rate for each row."""
-        return [checks.number(key, g[key], 0.0) for g in self.param_groups for _ in range(2)]
-
-    def _weight_decays(self) -> list[float]:
-        """Of each row: the odd rows are exempt."""
-        decays = [checks.number("weight_decay", g["weight_decay"], 0.0) for g in self.param_groups]
-        return [w for decay in decays for w in (decay, 0.0)]
 
     def _seeds(self, slot: int = FIRST_SLOT) -> list[int]:
         return direction_seeds(self.seed, self.step_count, self.directions, slot)
@@ -381,171 +287,3 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     ) -> None:
         """`_took`, of a step of plain SPSA."""
         self._took(weights, Kind.STEP, rates, eps, numbers, pairs)
-
-    def _took(
-        self,
-        weights: Weights,
-        kind: Kind,
-        rates: Sequence[float],
-        eps: float,
-        numbers: Numbers,
-        pairs: Sequence[Pair],
-        anchor_pairs: Sequence[Pair] = (),
-    ) -> None:
-        """Count a step that has been taken."""
-        here: Any = tuple(pairs)
-        there: Any = tuple(anchor_pairs)
-        record = Record(self.step_count, kind, tuple(rates[::2]), here, there, eps=eps)
-        self._gradients = numbers.gradients[0]
-        self.step_count += 1
-        self._steps_since_built += 1
-        flat = [value for pair in (*pairs, *anchor_pairs) for value in pair]
-        where = device_of(*flat)
-        self._recording.took(record, weights, None if where is None else stacked(flat, where))
-
-    @property
-    def projected_gradients(self) -> list[float]:
-        if (where := device_of(*self._gradients)) is not None:
-            self._gradients = stacked(self._gradients, where).tolist()
-        return list(self._gradients)  # type: ignore[arg-type]
-
-    @property
-    def refused_steps(self) -> int:
-        return self._refused_steps + self._recording.refused_unseen
-
-    @refused_steps.setter
-    def refused_steps(self, n: int) -> None:
-        self._refused_steps = n - self._recording.refused_unseen
-
-    def _failed(self, kind: Kind, reached: int) -> None:
-        """Count a step that ended without an update; after a refusal the next one draws other directions, since these
-        might fail for ever.
-        """
-        assert self._weights is not None
-        record = Record(self.step_count, kind, probes=reached)
-        if kind is Kind.REFUSED:
-            self.step_count += 1
-            self.refused_steps += 1
-        self._recording.took(record, self._weights)
-
-    @property
-    def trajectory(self) -> Trajectory:
-        return self._recording.trajectory
-
-    def _begin_record(self, weights: Weights, eps: float) -> None:
-        key = (self._builds, eps, self.seed, self.directions, self.drop, *self._weight_decays())
-        self._recording.begin(key, lambda continues: self._setup(weights, eps, continues), weights)
-
-    def _svrg_setup(self) -> dict[str, bool]:
-        """The fields of a setup that are MeZO-SVRG's."""
-        return {"svrg": False, "shared_direction": False, "anchored": False}
-
-    def _setup(self, weights: Weights, eps: float, continues: bool) -> Setup:
-        return Setup(
-            method=type(self).__name__,
-            noise=spec.VERSION,
-            step=self.step_count,
-            continues=continues,
-            seed=self.seed,
-            directions=self.directions,
-            eps=eps,
-            drop=self.drop,
-            blocks=self._n_blocks,
-            in_place=self.perturb == "in_place",
-            stochastic=weights.stochastic,
-            weight_decays=tuple(self._weight_decays()[::2]),
-            **self._svrg_setup(),
-            weights=weight_setups(weights, names.bare(self._names)),
-        )
-
-    def record_to(self, path: str | FilePath) -> None:
-        """Write the trajectory to a new file: the steps so far, and every step to come as it is taken.
-
-        A step is appended by one write, so that the file holds it even if the process is killed right after.
-
-        Raises:
-            TypeError: it is no path.
-            ValueError: the file exists.
-        """
-        self._recording.write_to(path)
-
-    def resume(self, path: str | FilePath) -> None:
-        """Go on with a run that was cut off: replay its trajectory's file onto the weights that it started with, and
-        append to it from now on. What is cut off or damaged at the file's end is dropped from it.
-
-        The next step is the one that the run would have taken. Learning rates are not the trajectory's business: set
-        the scheduler to `step_count`, and the data to the same place.
-
-        Args:
-            path: the file.
-
-        Raises:
-            OSError: it cannot be read or written.
-            ValueError: this optimizer has taken steps already, is of another method, or its parameters are not those
-                that the run started with (see `zo_kernels.replay`).
-        """
-        if self.step_count:
-            raise ValueError(f"resume: expected an optimizer that has taken no step, got one after {self.step_count}")
-        trajectory = Trajectory.load(path, recover=True)
-        if trajectory.setups:
-            last = trajectory.setups[-1][1]
-            if last.method != type(self).__name__:
-                raise ValueError(f"resume: expected a trajectory of {type(self).__name__}, got one of {last.method}")
-            replay = Replay(self._names, trajectory, self.backend)
-            replay.run()
-            self._go_on_from(replay, last)
-        self._recording.go_on(path, trajectory)
-
-    def _go_on_from(self, replay: Replay, setup: Setup) -> None:
-        trajectory = replay.trajectory
-        self.step_count = trajectory.steps
-        self.refused_steps = trajectory.refused_steps
-        self.seed, self.directions, self.drop = setup.seed, setup.directions, setup.drop
-        by_name = {name: p for p, name in names.bare(self._names).items()}
-        self._thresholds = {by_name[w.name]: w.threshold for w in setup.weights if w.threshold is not None}
-        self._weights = None
-        self._recording.note_versions(self._prepare())
-
-    def state_dict(self) -> dict[str, Any]:
-        """As `torch.optim.Optimizer.state_dict`, and what the run needs to go on bit for bit, under "zo"."""
-        return {**super().state_dict(), "zo": self._zo_state()}
-
-    def _zo_state(self) -> dict[str, Any]:
-        parameters = [p for g in self.param_groups for p in g["params"]]
-        return {
-            "method": type(self).__name__,
-            "noise": spec.VERSION,
-            "seed": self.seed,
-            "step_count": self.step_count,
-            "refused_steps": self.refused_steps,
-            "directions": self.directions,
-            "drop": self.drop,
-            "param_ids": [self._ids[p] for p in parameters],
-            "thresholds": [self._thresholds.get(p) for p in parameters],
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a run: the next step draws what it would have drawn.
-
-        Raises:
-            ValueError: the state is of another kind of optimizer, or its parameters have other ids (names).
-        """
-        if "zo" not in state_dict:
-            raise ValueError("state_dict: expected the state of a zeroth-order optimizer, got one without 'zo'")
-        zo = state_dict["zo"]
-        ours = self._zo_state()
-        for key in ("method", "noise", "param_ids"):
-            if zo.get(key) != ours[key]:
-                raise ValueError(f"state_dict: expected {key} {ours[key]!r}, got {zo.get(key)!r}")
-        super().load_state_dict({k: v for k, v in state_dict.items() if k != "zo"})
-        for key in ("seed", "step_count", "refused_steps", "directions", "drop"):
-            setattr(self, key, zo[key])
-        parameters = [p for g in self.param_groups for p in g["params"]]
-        self._thresholds = {p: h for p, h in zip(parameters, zo["thresholds"], strict=True) if h is not None}
-        self._weights = None
-        self._recording.forget_versions()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The tables hold addresses, so a copy builds its own; a scheduler's wrapper of `step` is bound to the original.
-        own = {k: v for k, v in self.__dict__.items() if k != "step"}
-        return {**own, "_weights": None, "_built_for": None, "_in_forward": None}
