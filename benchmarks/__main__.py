@@ -68,6 +68,9 @@ def _step(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
     parser.add_argument("--backend", help="of zo_kernels; the device's default, if not given")
+    parser.add_argument(
+        "--graphed", action="store_true", help="on a GPU, against steps as CUDA graphs too, where there are such"
+    )
 
 
 def _static(parser: argparse.ArgumentParser) -> None:

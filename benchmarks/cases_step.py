@@ -15,6 +15,7 @@ from zo_kernels import backends
 from zo_kernels.backends.native import instruction_sets
 
 from .compare import Trial, Versus, compare
+from .graphed import graphed
 from .launches import Ranges, counted
 from .memory import peak_bytes
 from .registry import Case, Row, Target
@@ -88,7 +89,7 @@ def _per_forwards(row: Row) -> Row:
     return {
         f"{who}step_per_forwards": row[f"{who}seconds_median"] / row[f"{who}forwards_seconds_median"]
         for who in ("", "baseline_")
-        if row["correct"]
+        if f"{who}forwards_seconds_median" in row  # a graph has no parts
     }
 
 
@@ -157,6 +158,12 @@ class _Maker:
             for b in others
         ]
 
+    def graphed(self) -> Call:
+        """Of the same steps as a CUDA graph."""
+        model = self.task.model
+        run = graphed(self.method, model, lambda: self.task.loss(model), self.options.backend, self.device)
+        return Call(run, self.options.threads)
+
     def launches(self) -> Row:
         """Of a step on a GPU, apart from the timed ones."""
         ranges = Ranges()
@@ -188,10 +195,12 @@ def _against_others(make: _Maker, stated: bool) -> list[Versus]:
         Versus("published passes", published, targets=targets, facts=facts[0]),
         Versus("eager passes", eager, facts=facts[1]),
     ]
+    own = {name: value for name, value in facts[0].items() if not name.startswith("baseline_")}
+    if make.options.graphed and make.device.type == "cuda" and not method.drop and not method.anchor_every:
+        versus.append(Versus("as a graph", make.graphed(), facts=own))
     if method.drop:
         mezo = make.call(make.ours(model, MEZO).run, 1)
         bound = Target("ratio", 1 / (_OVER_PROPORTION * method.active_share(model)))
-        own = {name: value for name, value in facts[0].items() if not name.startswith("baseline_")}
         versus.append(Versus("MeZO", mezo, "passes", [bound], own))
     return versus
 

@@ -81,26 +81,40 @@ ZO_FN int row_step(int i) {
   return kTwoRows<D, M> ? i / 2 * 2 * kThreads + i % 2 : kThreads * i;
 }
 
+// What memory tells of a row before it is changed: its weights, and its part of a mask that is read.
+template <DType D>
+struct Loaded {
+  Row weights;
+  uint32_t mask[D == DType::kFloat32 ? 1 : 2];
+};
+
 template <DType D, MaskKind M>
-ZO_FN Keep row_keep(const Row& old, const uint8_t* mask, int64_t element, uint32_t threshold) {
+ZO_FN Loaded<D> load(const char* src, const uint8_t* mask, int64_t element) {
+  Loaded<D> row = {load_row(src), {}};
   if (M == MaskKind::kBool) {
-    const uint32_t* words = reinterpret_cast<const uint32_t*>(mask + element);
-    const uint32_t low = nonzero_bytes(words[0]);
+    row.mask[0] = reinterpret_cast<const uint32_t*>(mask + element)[0];
+    if (D != DType::kFloat32) row.mask[kRowElements<D> / 8] = reinterpret_cast<const uint32_t*>(mask + element)[1];
+  }
+  if (M == MaskKind::kBits) row.mask[0] = mask[element >> 3];
+  return row;
+}
+
+template <DType D, MaskKind M>
+ZO_FN Keep row_keep(const Loaded<D>& row, int64_t element, uint32_t threshold) {
+  if (M == MaskKind::kBool) {
+    const uint32_t low = nonzero_bytes(row.mask[0]);
     Keep keep;
     if (D == DType::kFloat32) {
       ZO_UNROLL
       for (int i = 0; i < 4; ++i) keep.x[i] = (low >> (8 * i + 7) & 1u) ? ~0u : 0u;
     } else {
       spread(low, keep.x[0], keep.x[1]);
-      spread(nonzero_bytes(words[1]), keep.x[2], keep.x[3]);
+      spread(nonzero_bytes(row.mask[kRowElements<D> / 8]), keep.x[2], keep.x[3]);
     }
     return keep;
   }
-  if (M == MaskKind::kBits) {
-    const uint32_t byte = mask[element >> 3];
-    return keep_bits<D>(D == DType::kFloat32 ? byte >> (element & 4) : byte);
-  }
-  return keep_within<D>(old, threshold);
+  if (M == MaskKind::kBits) return keep_bits<D>(D == DType::kFloat32 ? row.mask[0] >> (element & 4) : row.mask[0]);
+  return keep_within<D>(row.weights, threshold);
 }
 
 // Blocks first .. last - 1 of the stretch that starts at element `begin`, all whole.
@@ -110,7 +124,10 @@ ZO_FN void whole_blocks(const Task& task, int64_t begin, int first, int last, in
   constexpr int kRows = kPerThread / kElements;
   const uint64_t counter = uint64_t(begin + task.entry.offset) >> 2;
   const uint32_t id = task.entry.param_id, high = uint32_t(counter >> 32);  // one for the whole stretch
-  const BlockKeys keys = pinned(block_keys(read(task.seeds) ^ (thread & task.entry.zero), id, high));
+  // To ptxas a zero that differs from thread to thread: it would else make the keys anew for each block, out of few
+  // uniform registers.
+  const uint64_t zero = thread & task.entry.zero;
+  const BlockKeys keys = pinned(block_keys(read(task.seeds) ^ zero, id, high));
   const float scale = read(task.scales);
   const uint32_t threshold = row_threshold<D>(task.entry.threshold);
 
@@ -118,17 +135,19 @@ ZO_FN void whole_blocks(const Task& task, int64_t begin, int first, int last, in
   uint32_t low = uint32_t(counter) + uint32_t(first * (kBlock / 4) + first_row<D, M>(thread) * kCounters);
   const char* src = static_cast<const char*>(task.entry.src) + element * kBytes;
   char* dst = static_cast<char*>(task.entry.dst) + element * kBytes;
-  Row old[kRows];
-  if (first < last) {
+  Loaded<D> old[kRows];
+  const auto load_all = [&]() {
     ZO_UNROLL
-    for (int i = 0; i < kRows; ++i) old[i] = load_row(src + row_step<D, M>(i) * 16);
-  }
+    for (int i = 0; i < kRows; ++i)
+      old[i] = load<D, M>(src + row_step<D, M>(i) * 16, task.entry.mask, element + row_step<D, M>(i) * kElements);
+  };
+  if (first < last) load_all();
   for (int block = first; block < last; ++block) {
     float t[kPerThread];
     uint32_t rho[kPerThread];
     ZO_UNROLL
     for (int i = 0; i < kRows; ++i) {
-      widened<D, DECAY>(old[i], task.decay, t + i * kElements);
+      widened<D, DECAY>(old[i].weights, task.decay, t + i * kElements);
       ZO_UNROLL
       for (int j = 0; j < kCounters; ++j) {
         const Words x = block_words(low + uint32_t(row_step<D, M>(i) * kCounters + j), keys);
@@ -157,8 +176,8 @@ ZO_FN void whole_blocks(const Task& task, int64_t begin, int first, int last, in
       row = round_row<D, STOCHASTIC>(t + i * kElements, rho + i * kElements);
       if (M != MaskKind::kNone) {
         const int64_t at = element + row_step<D, M>(i) * kElements;
-        const Keep keep = row_keep<D, M>(old[i], task.entry.mask, at, threshold);
-        row = blend<D>(keep, row, old[i]);
+        const Keep keep = row_keep<D, M>(old[i], at, threshold);
+        row = blend<D>(keep, row, old[i].weights);
         if (M == MaskKind::kRecord) {
           const uint32_t bits = bits_of<D>(keep);
           byte = kTwoRows<D, M> && i % 2 ? byte | bits << 4 : bits;
@@ -166,17 +185,14 @@ ZO_FN void whole_blocks(const Task& task, int64_t begin, int first, int last, in
         }
       }
     }
-    // The next block's weights are on their way while its noise is made.
+    // What the next block needs is on its way while its noise is made.
     src += kBlock * kBytes;
-    if (block + 1 < last) {
-      ZO_UNROLL
-      for (int i = 0; i < kRows; ++i) old[i] = load_row(src + row_step<D, M>(i) * 16);
-    }
+    element += kBlock;
+    if (block + 1 < last) load_all();
     ZO_UNROLL
     for (int i = 0; i < kRows; ++i) store_row(dst + row_step<D, M>(i) * 16, fresh[i]);
     dst += kBlock * kBytes;
     low += kBlock / 4;
-    element += kBlock;
   }
 }
 

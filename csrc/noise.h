@@ -24,8 +24,8 @@ constexpr int kPhiloxRounds = 7;
 
 constexpr uint32_t kLogSplit = 0x3F3504F3u;  // bits of sqrt(1/2)
 constexpr uint32_t kLogSplitY = kLogSplit + (31u << 23);
-constexpr float kLogExponentScale = -1.6525917e-07f;  // -2 ln 2 / 2^23, bits 0xb4317218
-constexpr float kRadiusFloor = 7.888609052210118e-31f;    // 2^-100: the square of the radius is never zero
+constexpr float kLogExponentScale = -1.6525917e-07f;    // -2 ln 2 / 2^23, bits 0xb4317218
+constexpr float kRadiusFloor = 7.888609052210118e-31f;  // 2^-100: the square of the radius is never zero
 constexpr int kLogTerms = 7, kSinTerms = 5, kCosTerms = 5;
 #define ZO_LOG_COEFFICIENTS                                                                 \
   {-2.00000262260437f,    1.000045895576477f,   -0.6662205457687378f, 0.49748367071151733f, \

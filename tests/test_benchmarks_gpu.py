@@ -3,13 +3,19 @@
 import json
 import sys
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+import zo_kernels as zo
 from benchmarks import cases_profile, everything, launches, whole_suite
 from benchmarks.__main__ import main, parser
+from benchmarks.graphed import graphed
+from benchmarks.step_check import WrongWeights
+from benchmarks.step_methods import Method
 from benchmarks.timing import Call, Timer
 from zo_kernels import ops
 
@@ -102,6 +108,39 @@ def test_short_calls_are_timed_in_batches_after_a_flush_each(monkeypatch, second
     sample = timer.sample(call)
     assert calls == ["flush", "call"] * batch
     assert sample.seconds == pytest.approx(seconds, rel=1e-3) and sample.launch_seconds > 0
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sparsity", [0.0, 0.75])
+@pytest.mark.parametrize("wrong", [False, True])
+def test_repeated_steps_are_checked(model, monkeypatch, dtype, sparsity, wrong):
+    model.to(dtype)
+    x = torch.randn(16, 20, dtype=dtype)
+    made = zo.SparseMeZO if sparsity else zo.MeZO
+
+    def repeat(optimizer, closure, warmup):
+        """In place of a graph: a step, after which a weight of a wrong one is off."""
+
+        def step():
+            optimizer.step(closure)
+            if wrong:
+                model[2].bias.data += 0.5
+
+        return step
+
+    monkeypatch.setattr(zo.ZeroOrderOptimizer, "graphed", repeat, raising=False)
+    make = partial(graphed, Method(made, sparsity=sparsity), model, lambda: model(x).float().square().mean(), None, CPU)
+    if wrong:
+        with pytest.raises(WrongWeights, match=r"1 weights off, first in 2\.bias"):
+            make()
+    else:
+        make()()
 
 
 def test_the_summary_s_skipped_tests_are_counted():
