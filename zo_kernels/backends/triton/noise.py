@@ -169,14 +169,13 @@ def round_nearest(t, dtype: tl.constexpr, TARGET: tl.constexpr):
 @triton.jit
 def round_stochastic(t, rho, dtype: tl.constexpr):
     """float32 t to a 16-bit dtype by the random bits rho; t is the result of an fma, so its NaN are quiet."""
-    bits = t.to(tl.uint32, bitcast=True)
     if dtype == tl.bfloat16:
-        rounded = tl.where(t == t, bits + rho, bits) >> 16
+        # As signed integers only NaN are larger, and rho would carry a GPU's own, 0x7fffffff, into the sign.
+        bits = tl.minimum(t.to(tl.int32, bitcast=True), 0x7FC00000).to(tl.uint32, bitcast=True)
+        rounded = (bits + rho) >> 16
     else:
-        magnitude = bits & 0x7FFFFFFF
-        # Both in units of 2**-13 of the result's last place; a subnormal one is a multiple of 2**-24.
-        subnormal = (tl.abs(t) + 2.0**-14).to(tl.uint32, bitcast=True) - 0x38800000
-        scaled = tl.where(magnitude < 0x38800000, subnormal, magnitude - 0x38000000)
-        rounded = tl.minimum((scaled + (rho >> 3)) >> 13, 0x7C00)
-        rounded = tl.where(t == t, rounded, 0x7E00) | ((bits >> 16) & 0x8000)
+        # Subnormals of float32 are here those of float16: the product rounds as the text's addition of 2**-14.
+        magnitude = tl.minimum(tl.abs(t), 65536.0, propagate_nan=tl.PropagateNan.ALL) * 2.0**-112
+        scaled = tl.minimum(magnitude.to(tl.uint32, bitcast=True), 0x0FFFDFFF) << 3  # a NaN stays above infinity
+        rounded = ((scaled + rho) >> 16) | ((t.to(tl.uint32, bitcast=True) >> 16) & 0x8000)
     return rounded.to(tl.uint16).to(dtype, bitcast=True)
