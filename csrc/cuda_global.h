@@ -7,12 +7,14 @@ namespace zo {
 
 // How many thread blocks a processor is to hold: as many as leave registers enough that nothing is spilled.
 template <DType D, MaskKind M, bool STOCHASTIC>
-constexpr int kResident = STOCHASTIC || M != MaskKind::kNone ? 6
-                          : D == DType::kFloat32             ? 7
-                                                             : 8;
+constexpr int resident() {
+  if (M == MaskKind::kBool && STOCHASTIC) return 5;
+  if (M != MaskKind::kNone || STOCHASTIC) return 6;
+  return D == DType::kFloat32 ? 7 : 8;
+}
 
 template <DType D, MaskKind M, bool STOCHASTIC, bool DECAY>
-__global__ void __launch_bounds__(kThreads, (kResident<D, M, STOCHASTIC>))
+__global__ void __launch_bounds__(kThreads, (resident<D, M, STOCHASTIC>()))
     axpy_kernel(Work work, Coefficients coefficients) {
   axpy_thread<D, M, STOCHASTIC, DECAY>(work, coefficients, blockIdx.x, threadIdx.x);
 }
