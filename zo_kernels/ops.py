@@ -108,7 +108,7 @@ def add_noise_(
             its shape and device (only elements where it is true change). Other elements keep their bits.
         rounding: "nearest" (even) or "stochastic", for 16-bit tensors; without effect on float32.
         backend: None to choose by device ("native" on a CPU, "triton" on a GPU), or "reference", "native",
-            "native:avx512", "native:avx2", "native:scalar", "triton".
+            "native:avx512", "native:avx2", "native:scalar", "triton", "cuda".
 
     Raises:
         TypeError, ValueError: bad input; the message names it, and no tensor has been changed.

@@ -13,7 +13,7 @@ from torch import device
 from .native import Native
 from .types import Backend
 
-NAMES = ("reference", "native", "native:avx512", "native:avx2", "native:scalar", "triton")
+NAMES = ("reference", "native", "native:avx512", "native:avx2", "native:scalar", "triton", "cuda")
 _DEFAULT = {"cpu": "native", "cuda": "triton"}
 
 
