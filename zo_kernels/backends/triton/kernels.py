@@ -7,7 +7,7 @@ import triton.language as tl
 
 from .. import gpu_table
 from ..types import MaskKind
-from .noise import fma, normal, round_nearest, round_stochastic
+from .noise import fma, leaf, normal, round_nearest, round_stochastic
 
 NONE = tl.constexpr(int(MaskKind.NONE))
 THRESHOLD = tl.constexpr(int(MaskKind.THRESHOLD))
@@ -124,7 +124,7 @@ def axpy(
         tl.store(dst, new, mask=inside)
 
 
-@triton.jit
+@leaf
 def halves(address):
     """The two uint32 words at a pointer to 64 bits, the low one first."""
     words = address.to(tl.pointer_type(tl.uint32))

@@ -16,6 +16,13 @@ EXPONENT_SCALE, FLOOR = tl.constexpr(spec.LOG_EXPONENT_SCALE), tl.constexpr(spec
 P0, P1, P2, P3, P4, P5, P6 = (tl.constexpr(c) for c in spec.LOG_COEFFICIENTS)
 S0, S1, S2, S3, S4 = (tl.constexpr(c) for c in spec.SIN_COEFFICIENTS)
 C0, C1, C2, C3, C4 = (tl.constexpr(c) for c in spec.COS_COEFFICIENTS)
+# The interpreter's fma rounds twice before this version.
+INTERPRETED_FMA = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9))
+
+
+def leaf(function):
+    """`triton.jit` for small functions: in the interpreter such a call costs many times what the function does."""
+    return function if triton.knobs.runtime.interpret else triton.jit(function)
 
 
 @triton.jit
@@ -27,7 +34,7 @@ def cuda_product(x, M: tl.constexpr):
     )  # fmt: skip
 
 
-@triton.jit
+@leaf
 def product(x, M: tl.constexpr, TARGET: tl.constexpr):
     """Low and high word of uint32 x * M."""
     if TARGET == "cuda":
@@ -65,10 +72,10 @@ def cuda_and_or(x, AND: tl.constexpr, OR: tl.constexpr):
     )
 
 
-@triton.jit
+@leaf
 def fma(x, y, z, TARGET: tl.constexpr):
     """float32 x * y + z, rounded once."""
-    if TARGET == "interpreter":  # which rounds twice before Triton 3.9; so in float64 as spec.fma, by rounding to odd
+    if TARGET == "interpreter" and not INTERPRETED_FMA:  # in float64 as spec.fma, by rounding to odd
         product = tl.cast(x, tl.float32).to(tl.float64) * tl.cast(y, tl.float32).to(tl.float64)
         addend = tl.cast(z, tl.float32).to(tl.float64)
         total = product + addend
