@@ -69,4 +69,4 @@ class Backend(Protocol):
         """Why it cannot run on that device here, or None if it can."""
 
     def prepare(self, entries: Sequence[Entry]) -> Callable[[Pass], None]:
-        """Build the table once; the result applies a pass to it. It has the tensors' addresses: they must outlive it."""
+        """Build the table once; the result applies a pass to it. The tensors must outlive it."""
