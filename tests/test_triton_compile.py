@@ -117,3 +117,21 @@ def test_every_other_specialisation_compiles():
     for _, kernels in compile_all(REST).values():
         for key, static in kernels.items():
             assert set(static.float_operations) <= EXACT, key
+
+
+ROCM = """
+import re
+from zo_kernels.backends.triton.static import Variant, compile_kernel
+from zo_kernels.backends.types import MaskKind
+for dtype, mask, stochastic in (("fp32", MaskKind.NONE, False), ("bf16", MaskKind.THRESHOLD, True)):
+    code = compile_kernel(Variant("gfx942", dtype, mask, stochastic, decay=True))["amdgcn"]
+    assert "v_mad_u64_u32" in code, "no widening multiplication"
+    assert re.search(r"private_segment_fixed_size: *0\\b", code), "it spills"
+"""
+
+
+def test_rocm_compiles():
+    """For an MI300; nothing of it has run. 64-bit products in one instruction, no scratch memory."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", ROCM], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -17,7 +17,8 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..gpu_table import MOST_BLOCKS
 from ..types import MaskKind
@@ -33,15 +34,19 @@ SHARED = ("STS", "LDS", "BAR")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Variant:
-    """One specialisation of the kernel for one compute capability."""
+    """One specialisation of the kernel for one compute capability (80 for 8.0), or one of AMD's architectures."""
 
-    arch: int
+    arch: int | str
     dtype: str
     mask: MaskKind = MaskKind.NONE
     stochastic: bool = False
     aligned: bool = True
     decay: bool = False
     in_place: bool = True
+
+    @property
+    def on_rocm(self) -> bool:
+        return isinstance(self.arch, str)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,8 +69,8 @@ class Static:
         return sum(n for opcodes in all_three for opcode, n in opcodes.items() if opcode.startswith(prefix))
 
 
-def compile_kernel(variant: Variant) -> tuple[str, bytes]:
-    """The kernel as it would be launched, as PTX and as a cubin.
+def compile_kernel(variant: Variant) -> Mapping[str, Any]:
+    """The kernel as it would be launched: "ptx" (text) and "cubin" (bytes), or for ROCm "amdgcn" and "hsaco".
 
     Raises:
         RuntimeError: this process runs the kernels in Triton's interpreter.
@@ -87,7 +92,7 @@ def compile_kernel(variant: Variant) -> tuple[str, bytes]:
         "IN_PLACE": variant.in_place,
         "ALIGNED": variant.aligned,
         "COUNTERS": COUNTERS,
-        "TARGET": "cuda",
+        "TARGET": "hip" if variant.on_rocm else "cuda",
     }
     types = {
         "rows": "*i64",
@@ -100,17 +105,17 @@ def compile_kernel(variant: Variant) -> tuple[str, bytes]:
     types |= {p.name: p.annotation_type for p in axpy_kernel.params if p.annotation_type}
     signature = {name: types.get(name, "constexpr") for name in axpy_kernel.arg_names}
     source = ASTSource(axpy_kernel, signature=signature, constexprs=constants)
-    built = triton.compile(source, target=GPUTarget("cuda", variant.arch, 32), options=OPTIONS)
-    return built.asm["ptx"], built.asm["cubin"]
+    gpu = GPUTarget("hip", variant.arch, 64) if variant.on_rocm else GPUTarget("cuda", variant.arch, 32)
+    return triton.compile(source, target=gpu, options=OPTIONS).asm
 
 
 def measure(variant: Variant) -> Static:
-    """Compile a variant and count its instructions."""
+    """Compile a variant for a compute capability and count its instructions."""
     from triton import knobs
 
-    ptx, cubin = compile_kernel(variant)
+    asm = compile_kernel(variant)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(asm["cubin"])
         file.flush()
         sass = _run(knobs.nvidia.nvdisasm.path, "-c", file.name)
         usage = _run(knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name)
@@ -127,7 +132,7 @@ def measure(variant: Variant) -> Static:
         first_opcodes=dict(first.most_common()),
         further_opcodes=dict(further.most_common()),
         outside_opcodes=dict(outside.most_common()),
-        float_operations=sorted(set(re.findall(r"\b[a-z]+\.(?:[\w]+\.)*f32\b", ptx))),
+        float_operations=sorted(set(re.findall(r"\b[a-z]+\.(?:[\w]+\.)*f32\b", asm["ptx"]))),
         registers=int(registers[1]),
     )
 
