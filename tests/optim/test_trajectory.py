@@ -410,6 +410,9 @@ def test_resume_refuses(saved, tmp_path: Path) -> None:
         build("MeZO", block_mlp(**SHAPE), trajectory=path)
     with pytest.raises(TypeError, match="trajectory: expected a path, got int"):
         build("MeZO", block_mlp(**SHAPE), trajectory=3)
+    own = tmp_path / "own.zo"
+    with pytest.raises(ValueError, match=r"resume: expected an optimizer made without trajectory=.*own\.zo"):
+        build("MeZO", block_mlp(**SHAPE), trajectory=own).resume(path)
 
 
 def test_a_loaded_state_begins_a_trajectory_of_its_own() -> None:

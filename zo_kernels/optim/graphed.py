@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def cannot_be_graphed(where: device) -> str | None:
     """Why not, or None."""
-    return None if where.type == "cuda" else f"the weights are on {where}, and graphs are of CUDA devices"
+    return None if where.type == "cuda" else f"graphs need weights on a CUDA device, got {where}"
 
 
 def captured(body: Callable[[], Any]) -> tuple[Callable[[], None], Any]:

@@ -118,19 +118,23 @@ class RecordedSteps(TrainedWeights):
         """Go on with a run that was cut off: replay its trajectory's file onto the weights that it started with, and
         append to it from now on. What is cut off or damaged at the file's end is dropped from it.
 
-        The next step is the one that the run would have taken. Learning rates are not the trajectory's business: set
-        the scheduler to `step_count`, and the data to the same place.
+        The next step is the one that the run would have taken, if the optimizer was made with the run's options: seed,
+        directions, drop, sparsity's thresholds (and MeZO-SVRG's shared_direction) are taken from the file, eps, weight
+        decay, perturb and rounding are not. Nor are learning rates: set the scheduler to `step_count`, and the data to
+        the same place.
 
         Args:
             path: the file.
 
         Raises:
             OSError: it cannot be read or written.
-            ValueError: this optimizer has taken steps already, is of another method, or its parameters are not those
-                that the run started with (see `zo_kernels.replay`).
+            ValueError: this optimizer has taken steps already, writes another file, is of another method, or its
+                parameters are not those that the run started with (see `zo_kernels.replay`).
         """
         if self.step_count:
             raise ValueError(f"resume: expected an optimizer that has taken no step, got one after {self.step_count}")
+        if (own := self._recording.path) is not None:
+            raise ValueError(f"resume: expected an optimizer made without trajectory=, got one that writes to {own}")
         trajectory = Trajectory.load(path, recover=True)
         if trajectory.setups:
             last = trajectory.setups[-1][1]

@@ -70,6 +70,11 @@ class Recording:
         return self._log.recorder.trajectory
 
     @property
+    def path(self) -> Path | None:
+        """Of the file that it is written to."""
+        return self._log.recorder.path
+
+    @property
     def refused_unseen(self) -> int:
         """Steps that were refused without anybody having been told."""
         self._log.settle()

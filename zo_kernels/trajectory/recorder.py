@@ -43,6 +43,11 @@ class Recorder:
         if self.trajectory.setups:
             self._write()
 
+    @property
+    def path(self) -> Path | None:
+        """Of its file, if there is one."""
+        return self._path
+
     @classmethod
     def resumed(cls, path: str | Path, trajectory: Trajectory) -> Recorder:
         """Go on with a file of which `trajectory` is the sound beginning; the rest of it is cut off."""
