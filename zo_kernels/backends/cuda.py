@@ -58,9 +58,8 @@ def prepare(entries: Sequence[Entry]) -> Callable[[Pass], None]:
     def run(do: Pass) -> None:
         with _on(where):
             coefficients, stream = Coefficients.of(do, where), _stream(where)
-            for i, entry in table.recorded_apart.items():
-                if do.active is None or i in do.active:
-                    _record(entry, stream)
+            for entry in table.recorded_apart(do):
+                _record(entry, stream)
             for group, work in table.launches(do):
                 _cuda.axpy(
                     _DTYPES[group.dtype],

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, device
 
-from .transfer import on_device
+from .transfer import on_device, signed
 from .types import Entry, MaskKind, Pass
 
 BLOCK = 2048  # elements that a GPU's program works on at a time
@@ -52,7 +52,7 @@ def _row(entry: Entry) -> list[int]:
         threshold | (ALIGNED if is_aligned(entry) else 0) << 32,
         0,
     ]
-    return [w - 2**64 if w >= 2**63 else w for w in words]
+    return [signed(w) for w in words]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,26 +79,28 @@ class Group:
     """
 
     def __init__(self, entries: Sequence[tuple[int, Entry]], block: int, blocks_per_chunk: int):
-        first = entries[0][1]
-        self.dtype, self.mask, self.device = first.dst.dtype, first.mask, first.dst.device
+        first, where = entries[0][1], entries[0][1].dst.device
+        self.dtype, self.mask = first.dst.dtype, first.mask
         self.aligned = is_aligned(first)
         self.in_place = all(e.dst.data_ptr() == e.src.data_ptr() for _, e in entries)
-        self.rows = torch.tensor([_row(e) for _, e in entries], dtype=torch.int64).to(self.device)
+        self.rows = torch.tensor([_row(e) for _, e in entries], dtype=torch.int64).to(where)
         self.blocks_per_chunk = blocks_per_chunk
         self._place = {i: place for place, (i, _) in enumerate(entries)}
         self._chunks = torch.tensor([_touched(e, block * blocks_per_chunk) for _, e in entries], dtype=torch.int32)
-        self._all = self._work(range(len(entries)))
+        # Copied at once, since any stream may be the first to read it.
+        self._all = self._work(range(len(entries)), lambda numbers: torch.tensor(numbers, dtype=torch.int32).to(where))
 
     def work(self, active: Sequence[int] | None) -> Work | None:
         """The programs for some of the table's entries, None for all; None if none of them is in this group."""
         if active is None:
             return self._all
         places = [self._place[i] for i in active if i in self._place]
-        return self._work(places) if places else None
+        where = self.rows.device
+        return self._work(places, lambda numbers: on_device(numbers, torch.int32, where)) if places else None
 
-    def _work(self, places: Sequence[int]) -> Work:
+    def _work(self, places: Sequence[int], put: Callable[[list[int]], Tensor]) -> Work:
         ends = self._chunks[list(places)].cumsum(0, dtype=torch.int32).tolist()
-        numbers = on_device([*places, 0, *ends], torch.int32, self.device)
+        numbers = put([*places, 0, *ends])
         return Work(numbers[: len(places)], numbers[len(places) :], ends[-1])
 
 
@@ -116,23 +118,26 @@ class GpuTable:
 
     Attributes:
         groups: a launch each.
-        recorded_apart: entries whose mask bits are to be written before the pass, because programs would share bytes of
-            them; in their group they are BITS.
     """
 
     def __init__(self, entries: Sequence[Entry], block: int = BLOCK):
-        self.recorded_apart: dict[int, Entry] = {}
+        # Programs would share bytes of these entries' mask bits; in their group they are BITS.
+        self._recorded_apart: dict[int, Entry] = {}
         sorted_out: dict[tuple[torch.dtype, MaskKind, bool], list[tuple[int, Entry]]] = {}
         for i, entry in enumerate(entries):
             if not entry.dst.numel():
                 continue
             if entry.mask is MaskKind.RECORD and not is_aligned(entry):
-                self.recorded_apart[i] = entry
+                self._recorded_apart[i] = entry
                 entry = replace(entry, mask=MaskKind.BITS)
             sorted_out.setdefault((entry.dst.dtype, entry.mask, is_aligned(entry)), []).append((i, entry))
         total = sum(_touched(e, block) for e in entries if e.dst.numel())
         blocks_per_chunk = min(1 << (total // _ENOUGH_PROGRAMS | 1).bit_length() - 1, MOST_BLOCKS)
         self.groups = [Group(members, block, blocks_per_chunk) for members in sorted_out.values()]
+
+    def recorded_apart(self, do: Pass) -> list[Entry]:
+        """Entries whose mask bits are to be written before the pass, in launches of their own."""
+        return [e for i, e in self._recorded_apart.items() if do.active is None or i in do.active]
 
     def launches(self, do: Pass) -> Iterator[tuple[Group, Work]]:
         """What a pass launches."""
@@ -160,7 +165,7 @@ class Coefficients:
         if not len(do.seeds):
             raise ValueError("expected at least one direction, got no seeds")
         seeds = [s for s in do.seeds if isinstance(s, Tensor)]
-        numbers = [s - 2**64 if s >= 2**63 else s for s in do.seeds if not isinstance(s, Tensor)]
+        numbers = [signed(s) for s in do.seeds if not isinstance(s, Tensor)]
         return Coefficients(
             torch.stack(seeds) if seeds else on_device(numbers, torch.int64, where),
             _floats(do.scales, where).view(-1, len(do.seeds)),

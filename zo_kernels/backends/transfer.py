@@ -9,6 +9,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, device
 
+
+def signed(x: int) -> int:
+    """A 64-bit word as int64 holds it."""
+    return x - 2**64 if x >= 2**63 else x
+
+
 _FORMATS = {torch.int64: "q", torch.int32: "i", torch.float32: "d", torch.float64: "d"}
 _MOST_KEPT = 256
 _kept: OrderedDict[tuple[device, torch.dtype, bytes], tuple[Tensor, Callable[[], None]]] = OrderedDict()

@@ -193,7 +193,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         numbers = Numbers.of([pairs], eps, rates, decays)
         with interrupts_held():
             probes.finish(spsa_update(seeds, numbers.gradients[0], numbers.rates), numbers.decays)
-            self._took_step(weights, rates, eps, numbers, pairs)
+            self._took(weights, Kind.STEP, rates, eps, numbers, pairs)
         return sum(seen) / len(seen)
 
     def graphed(self, closure: Closure, *, warmup: int = 3) -> GraphedStep:
@@ -263,7 +263,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         seeds: Sequence[Seed],
         eps: float,
         seen: list[Any],
-        moves: list[float] | None = None,
+        moves: list[float],
     ) -> list[Pair]:
         """(L+, L-) of each seed; what the closure returned is added to `seen`, each move of the weights to `moves`."""
         pairs: list[Pair] = []
@@ -272,8 +272,7 @@ class ZeroOrderOptimizer(RecordedSteps):
             for signed in (eps, -eps):
                 with interrupts_held():
                     probes.to({seed: signed})
-                    if moves is not None:
-                        moves.append(signed)
+                    moves.append(signed)
                 loss, value = value_of(probes.evaluate(closure))
                 seen.append(loss)
                 values.append(value)
@@ -281,9 +280,3 @@ class ZeroOrderOptimizer(RecordedSteps):
             check_pair(pair, eps)
             pairs.append(pair)
         return pairs
-
-    def _took_step(
-        self, weights: Weights, rates: Sequence[float], eps: float, numbers: Numbers, pairs: Sequence[Pair]
-    ) -> None:
-        """`_took`, of a step of plain SPSA."""
-        self._took(weights, Kind.STEP, rates, eps, numbers, pairs)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, device
 
-from ..backends.transfer import on_device
+from ..backends.transfer import on_device, signed
+from ..trajectory import Kind
 from .interrupts import interrupts_held
 from .losses import Closure
 from .numbers import Numbers, Pair, Row, spsa_update
@@ -58,13 +59,13 @@ class GraphedStep:
             self._capture(weights, eps, rates, decays)
             self._captured_for = key
         with torch.no_grad(), interrupts_held():
-            self._seeds.copy_(self._on_device(_signed(optimizer._seeds()), torch.int64))
+            self._seeds.copy_(self._on_device([signed(s) for s in optimizer._seeds()], torch.int64))
             self._rates.copy_(self._on_device(rates, torch.float64))
             if isinstance(self._decays, Tensor):
                 self._decays.copy_(self._on_device(decays, torch.float64))
             self._replay()
             torch.autograd.graph.increment_version([w for w in weights.theta if not w.is_inference()])
-            optimizer._took_step(weights, rates, eps, self._numbers, self._pairs)
+            optimizer._took(weights, Kind.STEP, rates, eps, self._numbers, self._pairs)
             return self._loss.clone()
 
     def _on_device(self, values: Any, dtype: torch.dtype) -> Tensor:
@@ -80,7 +81,7 @@ class GraphedStep:
             seeds = list(self._seeds.unbind())
             probes = optimizer._probes(weights, None, watch=False)
             seen: list[Any] = []
-            pairs = optimizer._evaluate(probes, self._closure, seeds, eps, seen)
+            pairs = optimizer._evaluate(probes, self._closure, seeds, eps, seen, [])
             if not all(isinstance(value, Tensor) for pair in pairs for value in pair):
                 raise ValueError(f"closure: expected losses on {where}, for a graph, got {type(seen[0]).__name__}")
             numbers = Numbers.of([pairs], eps, self._rates, self._decays)
@@ -90,7 +91,3 @@ class GraphedStep:
         with torch.no_grad():
             self._replay, (self._loss, self._numbers, self._pairs) = captured(body)
         self._in_use = optimizer._memory_in_use()
-
-
-def _signed(seeds: list[int]) -> list[int]:
-    return [s - 2**64 if s >= 2**63 else s for s in seeds]

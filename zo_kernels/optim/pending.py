@@ -16,9 +16,6 @@ class Pending:
     def __init__(self) -> None:
         self._queue: deque[tuple[Tensor, torch.cuda.Event | None, Callable[[list[Any]], None]]] = deque()
 
-    def __len__(self) -> int:
-        return len(self._queue)
-
     def put(self, values: Tensor, then: Callable[[list[Any]], None]) -> None:
         """Call `then` with the values of a tensor of one dimension, once they are known. Nobody waits for them here."""
         event = None

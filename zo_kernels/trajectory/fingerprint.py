@@ -8,18 +8,10 @@ from functools import cache
 import torch
 from torch import Tensor, device
 
-from ..spec import mix
-
 _COLUMNS = 1 << 14
 # Rows at a time: what is made of them stays in a processor's cache, or gives a GPU enough to do.
 _ROWS = {"cpu": 2, "cuda": 256}
 _WORDS = {4: torch.int32, 2: torch.int16}
-
-
-def _odd(i: int) -> int:
-    """A signed 64-bit odd factor for place i."""
-    x = mix(i) | 1
-    return x - 2**64 if x >= 2**63 else x
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
@@ -28,7 +20,7 @@ def _shifted(x: Tensor, bits: int) -> Tensor:
 
 
 def _odds(first: int, n: int, where: device) -> Tensor:
-    """`_odd` of n places; int64 products wrap."""
+    """An odd factor for each of n places: SplitMix64's finaliser (`spec.mix`) of the place; int64 products wrap."""
     x = torch.arange(first, first + n, device=where)
     x = (x ^ _shifted(x, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
     x = (x ^ _shifted(x, 27)) * (0x94D049BB133111EB - 2**64)

@@ -67,9 +67,8 @@ def prepare(entries: Sequence[Entry]) -> Callable[[Pass], None]:
             return
         with _context(where, here):
             numbers = Coefficients.of(do, where)
-            for i, entry in table.recorded_apart.items():
-                if do.active is None or i in do.active:
-                    _record(entry, 4 * counters, here)
+            for entry in table.recorded_apart(do):
+                _record(entry, 4 * counters, here)
             for group, work in table.launches(do):
                 _launch(group, work, numbers, do.stochastic, counters, here)
 
