@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -318,7 +319,7 @@ def test_a_finished_run_cannot_be_resumed_nor_one_with_other_settings(
         (["--resume", str(options["out"])], "has finished"),
         (["--resume", str(options["out"]), "--lr", "1"], "expected no other option"),
         (["replay", str(options["out"]), "--step", "7", "--out", str(tmp_path / "x")], "upto: .*between 0 and 6"),
-        (["replay", str(options["out"]), "--out", str(options["out"])], "--out: expected an empty or new folder"),
+        (["replay", str(options["out"]), "--out", str(options["out"])], "--out: .* empty or new folder.*in it$"),
     ):
         with pytest.raises(SystemExit) as exit:
             cli.main(arguments)
@@ -386,6 +387,17 @@ def test_a_used_run_folder_is_kept(options: dict[str, object]) -> None:
     assert (out / "notes.txt").read_text(encoding="utf-8") == "mine"
     with pytest.raises(ValueError, match="--out: expected a folder, got the file"):
         finetune(Config(**options | {"out": str(out / "notes.txt")}))
+
+
+def test_a_run_killed_before_its_first_file_was_whole_can_be_started_again(options: dict[str, object]) -> None:
+    out = Path(str(options["out"]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", lambda part, path: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            finetune(Config(**options))
+    assert [file.name for file in out.iterdir()] == ["config.json.part"]
+    finetune(Config(**options))
+    assert load_classifier(out).names
 
 
 def test_an_unfinished_run_cannot_be_loaded(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from zo_kernels.finetune.model import Classifier, load_encoder, no_progress_bars
 CONFIG, METRICS, CURVES, MODEL = "config.json", "metrics.jsonl", "curves.png", "model"
 START, TRAJECTORY = "start", "trajectory.zo"
 _HEAD, LABELS = "head.safetensors", "labels.json"
+_PART = ".part"  # ends the name of a file until it is whole
 
 
 def create(config: Config) -> Path:
@@ -40,13 +41,16 @@ def create(config: Config) -> Path:
 
 
 def empty(path: str, option: str, *, overwrite: bool = False, hint: str = "") -> Path:
-    """The folder, made if need be. Raises ValueError if it is a file, or neither empty nor to be overwritten."""
+    """The folder, made if need be. Raises ValueError if it is a file, or neither empty nor to be overwritten.
+
+    A file that a killed run had only begun to write is no file.
+    """
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{option}: expected a folder, got the file {folder}")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+    if folder.is_dir() and not overwrite and any(not file.name.endswith(_PART) for file in folder.iterdir()):
         raise ValueError(
-            f"{option}: expected an empty or new folder, got {folder} with files in it (or add --overwrite)"
+            f"{option}: expected an empty or new folder, got {folder} with files in it{hint}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -69,7 +73,7 @@ def config_of(run: str | Path) -> Config:
 
 def _write_whole(path: Path, text: str) -> None:
     """All or nothing, whenever the process dies."""
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(path.name + _PART)
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
 
