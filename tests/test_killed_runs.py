@@ -1,13 +1,16 @@
-"""zo-finetune is killed at random moments, resumed, and ends with the bits of a run that was left alone."""
+"""zo-finetune is killed at each of its file operations and at random moments, resumed, and ends with the bits of a run
+that was left alone."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -24,13 +27,37 @@ import zo_kernels as zo  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 
-KILLS = 50
+KILLS = 20
 RUNS = {
     "mezo": {},
     "lezo, bf16": {"method": "lezo", "dtype": "bf16"},
     "sparse-mezo, directions": {"method": "sparse-mezo", "directions": 2, "perturb": "in_forward"},
     "mezo-svrg": {"method": "mezo-svrg", "anchor_every": 3, "anchor_examples": 16},
 }
+
+
+def _killed_run(options: dict[str, object], resume: bool, operations: int | None) -> None:
+    left = operations or 0
+
+    def count(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal left
+        if event not in {"open", "os.rename", "os.remove", "os.mkdir"}:
+            return
+        path = arguments[0]
+        if not isinstance(path, (str, os.PathLike)) or not os.fspath(path).startswith(str(options["out"])):
+            return
+        flags = arguments[2] if event == "open" else os.O_WRONLY
+        if not flags & (os.O_WRONLY | os.O_RDWR):
+            return
+        left -= 1
+        if left == 0:
+            if flags & os.O_TRUNC:
+                os.close(os.open(path, flags))  # it dies when the file is open, and empty
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if operations is not None:
+        sys.addaudithook(count)
+    whole_run(options, resume)
 
 
 def finished(out: Path) -> bool:
@@ -59,20 +86,23 @@ def processes() -> ForkServerContext:
 
 
 def run(
-    processes: ForkServerContext, options: dict[str, object], *, resume: bool = False, seconds: float | None = None
-) -> float:
-    """Run or resume; kill it after so many seconds. Returns how long it lived."""
-    process = processes.Process(target=whole_run, args=(options, resume))
+    processes: ForkServerContext,
+    options: dict[str, object],
+    *,
+    resume: bool = False,
+    seconds: float | None = None,
+    operations: int | None = None,
+) -> bool:
+    """Run or resume; kill it after so many seconds, or as many file operations. Returns whether it was killed."""
+    process = processes.Process(target=_killed_run, args=(options, resume, operations))
     process.start()
-    started = time.perf_counter()
     process.join(seconds)
     if process.exitcode is None:
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-    else:
-        assert process.exitcode == 0
-    return time.perf_counter() - started
+    assert process.exitcode in ({0} if seconds is operations is None else {0, -signal.SIGKILL})
+    return process.exitcode != 0
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +114,22 @@ def whole_runs(tmp_path_factory: pytest.TempPathFactory, processes: ForkServerCo
     for name, options in RUNS.items():
         options = {**common, "steps": 12, "eval_every": 4, **options, "out": str(folder / name)}
         run(processes, {**options, "out": str(folder / f"{name}, first")})
-        seconds = run(processes, options)
-        result[name] = (options, outcome(Path(options["out"])), seconds)
+        started = time.perf_counter()
+        run(processes, options)
+        result[name] = (options, outcome(Path(options["out"])), time.perf_counter() - started)
     return result
+
+
+def test_killed_at_each_file_operation_and_resumed(whole_runs, processes: ForkServerContext, tmp_path: Path) -> None:
+    options, expected, _ = whole_runs["mezo"]
+    for count in itertools.count(1):
+        out = tmp_path / str(count)
+        if not run(processes, {**options, "out": str(out)}, operations=count):
+            break
+        if not finished(out):
+            run(processes, {**options, "out": str(out)}, resume=(out / "config.json").exists())
+        assert outcome(out) == expected, count
+    assert count > 20, count  # else they were not counted
 
 
 def test_killed_at_any_moment_and_resumed(whole_runs, processes: ForkServerContext, tmp_path: Path) -> None:

@@ -49,9 +49,7 @@ def empty(path: str, option: str, *, overwrite: bool = False, hint: str = "") ->
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{option}: expected a folder, got the file {folder}")
     if folder.is_dir() and not overwrite and any(not file.name.endswith(_PART) for file in folder.iterdir()):
-        raise ValueError(
-            f"{option}: expected an empty or new folder, got {folder} with files in it{hint}"
-        )
+        raise ValueError(f"{option}: expected an empty or new folder, got {folder} with files in it{hint}")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
