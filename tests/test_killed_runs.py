@@ -11,9 +11,11 @@ import os
 import random
 import signal
 import sys
-import time
 from multiprocessing.context import ForkServerContext
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, NamedTuple
 
 import pytest
 
@@ -27,7 +29,7 @@ import zo_kernels as zo  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 
-KILLS = 20
+KILLS = 16
 RUNS = {
     "mezo": {},
     "lezo, bf16": {"method": "lezo", "dtype": "bf16"},
@@ -36,28 +38,46 @@ RUNS = {
 }
 
 
-def _killed_run(options: dict[str, object], resume: bool, operations: int | None) -> None:
-    left = operations or 0
+class Counted(NamedTuple):
+    """What a run is killed at: so many calls into this package, or operations on files of its folder. 0: not killed."""
 
-    def count(event: str, arguments: tuple[object, ...]) -> None:
-        nonlocal left
+    what: Literal["call", "operation"]
+    number: int
+
+
+def _killed_run(options: dict[str, object], resume: bool, kill: Counted | None, counts: Synchronized[int]) -> None:
+    """In a process of its own. `counts` becomes how many there were, if it was not killed."""
+    out, package = str(options["out"]), os.path.dirname(zo.__file__)
+    what, number = kill or (None, 0)
+    counted = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal counted
+        if package in frame.f_code.co_filename:
+            counted += 1
+            if counted == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal counted
         if event not in {"open", "os.rename", "os.remove", "os.mkdir"}:
             return
-        path = arguments[0]
-        if not isinstance(path, (str, os.PathLike)) or not os.fspath(path).startswith(str(options["out"])):
+        path, flags = arguments[0], arguments[2] if event == "open" else os.O_WRONLY
+        if not str(path).startswith(out) or not flags & (os.O_WRONLY | os.O_RDWR):
             return
-        flags = arguments[2] if event == "open" else os.O_WRONLY
-        if not flags & (os.O_WRONLY | os.O_RDWR):
-            return
-        left -= 1
-        if left == 0:
+        counted += 1
+        if counted == number:
             if flags & os.O_TRUNC:
                 os.close(os.open(path, flags))  # it dies when the file is open, and empty
             os.kill(os.getpid(), signal.SIGKILL)
 
-    if operations is not None:
-        sys.addaudithook(count)
+    if what == "operation":
+        sys.addaudithook(audit)
+    if what == "call":
+        sys.settrace(trace)
     whole_run(options, resume)
+    sys.settrace(None)
+    counts.value = counted
 
 
 def finished(out: Path) -> bool:
@@ -86,50 +106,43 @@ def processes() -> ForkServerContext:
 
 
 def run(
-    processes: ForkServerContext,
-    options: dict[str, object],
-    *,
-    resume: bool = False,
-    seconds: float | None = None,
-    operations: int | None = None,
-) -> bool:
-    """Run or resume; kill it after so many seconds, or as many file operations. Returns whether it was killed."""
-    process = processes.Process(target=_killed_run, args=(options, resume, operations))
+    processes: ForkServerContext, options: dict[str, object], kill: Counted | None = None, *, resume: bool = False
+) -> int:
+    """Run or resume. Returns what was counted, -1 if it was killed."""
+    counts = processes.Value("q", 0)
+    process = processes.Process(target=_killed_run, args=(options, resume, kill, counts))
     process.start()
-    process.join(seconds)
-    if process.exitcode is None:
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-    assert process.exitcode in ({0} if seconds is operations is None else {0, -signal.SIGKILL})
-    return process.exitcode != 0
+    process.join()
+    if kill and kill.number and process.exitcode == -signal.SIGKILL:
+        return -1
+    assert process.exitcode == 0
+    return counts.value
 
 
 @pytest.fixture(scope="module")
 def whole_runs(tmp_path_factory: pytest.TempPathFactory, processes: ForkServerContext):
-    """Each run left alone: its options, its outcome, and how long it takes."""
+    """Each run left alone: its options, its outcome, and how many calls it makes."""
     folder = tmp_path_factory.mktemp("whole")
     common = tiny_options(tiny_encoder(folder / "tiny"), write_table(folder / "words.tsv"))
     result = {}
     for name, options in RUNS.items():
         options = {**common, "steps": 12, "eval_every": 4, **options, "out": str(folder / name)}
-        run(processes, {**options, "out": str(folder / f"{name}, first")})
-        started = time.perf_counter()
-        run(processes, options)
-        result[name] = (options, outcome(Path(options["out"])), time.perf_counter() - started)
+        calls = run(processes, options, Counted("call", 0))
+        result[name] = (options, outcome(Path(options["out"])), calls)
     return result
 
 
 def test_killed_at_each_file_operation_and_resumed(whole_runs, processes: ForkServerContext, tmp_path: Path) -> None:
     options, expected, _ = whole_runs["mezo"]
-    for count in itertools.count(1):
-        out = tmp_path / str(count)
-        if not run(processes, {**options, "out": str(out)}, operations=count):
+    for number in itertools.count(1):
+        out = tmp_path / str(number)
+        options = {**options, "out": str(out)}
+        if run(processes, options, Counted("operation", number)) >= 0:
             break
         if not finished(out):
-            run(processes, {**options, "out": str(out)}, resume=(out / "config.json").exists())
-        assert outcome(out) == expected, count
-    assert count > 20, count  # else they were not counted
+            run(processes, options, resume=(out / "config.json").exists())
+        assert outcome(out) == expected, number
+    assert number > 20, number  # else they were not counted
 
 
 def test_killed_at_any_moment_and_resumed(whole_runs, processes: ForkServerContext, tmp_path: Path) -> None:
@@ -137,16 +150,16 @@ def test_killed_at_any_moment_and_resumed(whole_runs, processes: ForkServerConte
     moments = set()
     for i in range(KILLS):
         name = list(RUNS)[i % len(RUNS)]
-        options, expected, seconds = whole_runs[name]
+        options, expected, calls = whole_runs[name]
         out = tmp_path / str(i)
         options = {**options, "out": str(out)}
-        run(processes, options, seconds=draw.uniform(0, seconds))
+        run(processes, options, Counted("call", draw.randint(1, calls)))
         while not finished(out):
             begun = (out / "config.json").exists()
             moments.add(zo.Trajectory.load(out / "trajectory.zo", recover=True).steps if begun_steps(out) else -1)
             # Every other time it is killed again.
-            again = draw.uniform(0, seconds) if draw.random() < 0.5 else None
-            run(processes, options, resume=begun, seconds=again)
+            again = Counted("call", draw.randint(1, calls)) if draw.random() < 0.5 else None
+            run(processes, options, again, resume=begun)
         got = outcome(out)
         for what in expected:
             assert got[what] == expected[what], f"{what} of run {i}, {name}"
