@@ -1,8 +1,42 @@
 """Triton's kernels run in its interpreter on machines without a GPU; it must be chosen before they are imported."""
 
 import os
+from collections.abc import Iterator
+from functools import lru_cache
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """A process of tests runs on each core, and the tensors are small: more threads would only wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def remembered_noise() -> Iterator[None]:
+    """The specification's numbers for the same indices are computed once: they are most of the time of a matrix."""
+    from zo_kernels import spec
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("normal", "rounding_bits"):
+            patch.setattr(spec, name, _remembered(getattr(spec, name)))
+        yield
+
+
+def _remembered(compute):
+    @lru_cache(maxsize=512)
+    def of_range(start: int, count: int, seed: int, param_id: int) -> torch.Tensor:
+        return compute(torch.arange(count) + start, seed, param_id)
+
+    def of(index: torch.Tensor, seed: int, param_id: int) -> torch.Tensor:
+        count, start = index.numel(), int(index[0]) if index.numel() else 0
+        if count <= 2**14 and index.device.type == "cpu" and torch.equal(index, torch.arange(count) + start):
+            return of_range(start, count, seed, param_id).clone()
+        return compute(index, seed, param_id)
+
+    return of

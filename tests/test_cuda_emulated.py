@@ -34,15 +34,6 @@ def library():
     return emulation.build()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The reference's tensors are small: more threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(autouse=True)
 def emulated(library, monkeypatch):
     """The backend runs on the host."""
