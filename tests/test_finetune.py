@@ -288,6 +288,9 @@ def test_resume_and_replay_by_command(
 
 WRONG_RESUMES = {
     "no run": (lambda run: run.rename(run.with_name("elsewhere")), r"expected the folder of a run, with its config"),
+    "killed before it began": (
+        lambda run: (run / "config.json").rename(run / "config.json.part"), r"no run has begun in it$"
+    ),
     "settings of another version": (
         lambda run: (run / "config.json").write_text('{"lr": 1, "colour": 2}'), r"settings of a run of this version"
     ),

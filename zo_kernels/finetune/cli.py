@@ -25,7 +25,9 @@ The weights of any of its steps:     zo-finetune replay RUN --step N --out DIR
 
 def parser() -> argparse.ArgumentParser:
     """Every option is a field of `Config`, whose defaults it shows."""
-    result = argparse.ArgumentParser("zo-finetune", description=_DESCRIPTION, formatter_class=_HelpFormatter)
+    result = argparse.ArgumentParser(
+        "zo-finetune", "zo-finetune [OPTION ...]", description=_DESCRIPTION, formatter_class=_HelpFormatter
+    )
     defaults = {field.name: field.default for field in fields(Config)}
 
     def add(group: argparse._ArgumentGroup, option: str, help: str, **kwargs: object) -> None:
@@ -58,9 +60,11 @@ def parser() -> argparse.ArgumentParser:
     add(method, "--directions", "a step", type=int)
     add(method, "--sparsity", "fraction of each tensor left alone (default 0.75 for sparse-mezo, else 0)", type=float)
     add(method, "--drop", "fraction of transformer blocks left alone (default 0.5 for lezo, else 0)", type=float)
-    add(method, "--anchor-every", "mezo-svrg: steps from one anchor to the next", type=int)
-    add(method, "--anchor-lr", "mezo-svrg: learning rate of the steps at an anchor", type=float)
-    add(method, "--anchor-examples", "mezo-svrg: training examples that stand for all at an anchor", type=int)
+    anchor = settings.DEFAULT_ANCHOR
+    add(method, "--anchor-every", f"mezo-svrg: steps from one anchor to the next (default {anchor.every})", type=int)
+    add(method, "--anchor-lr", f"mezo-svrg: of the steps at an anchor (default {anchor.lr})", type=float)
+    add(method, "--anchor-examples", "mezo-svrg: training examples that stand for all at an anchor "
+        f"(default {anchor.examples})", type=int)  # fmt: skip
 
     run = result.add_argument_group("run")
     run.add_argument("--resume", help="go on with a run that was cut off; takes no other option", metavar="RUN")
@@ -103,6 +107,7 @@ def _train(arguments: Sequence[str]) -> int:
     if resumed is not None and len(arguments) > (1 if arguments[0].startswith("--resume=") else 2):
         command.error("--resume: the settings are those of the run; expected no other option")
     options["out"] = options["out"] or time.strftime(f"runs/{options['method']}-%Y%m%d-%H%M%S")
+    print("loading ...", flush=True)
     # Late, so that --help and mistakes in the arguments need not wait for transformers.
     from rich.console import Console
 

@@ -17,7 +17,6 @@ FROZEN = ("nothing", "embeddings", "encoder")
 DEFAULT_LR = {"mezo": 8e-5, "sparse-mezo": 3e-4, "lezo": 1.2e-4, "mezo-svrg": 6e-5}
 _DEFAULT_SPARSITY = {"sparse-mezo": 0.75}
 _DEFAULT_DROP = {"lezo": 0.5}
-_DEFAULT_ANCHOR_LR, _DEFAULT_ANCHOR_EVERY, _DEFAULT_ANCHOR_EXAMPLES = 1.2e-4, 5, 128
 
 
 class Anchor(NamedTuple):
@@ -26,6 +25,9 @@ class Anchor(NamedTuple):
     lr: float
     every: int
     examples: int
+
+
+DEFAULT_ANCHOR = Anchor(lr=1.2e-4, every=5, examples=128)
 
 
 @dataclass
@@ -104,9 +106,9 @@ class Config:
 
     def _fill_in_method(self) -> None:
         anchored = {
-            "anchor_lr": _DEFAULT_ANCHOR_LR,
-            "anchor_every": _DEFAULT_ANCHOR_EVERY,
-            "anchor_examples": _DEFAULT_ANCHOR_EXAMPLES,
+            "anchor_lr": DEFAULT_ANCHOR.lr,
+            "anchor_every": DEFAULT_ANCHOR.every,
+            "anchor_examples": DEFAULT_ANCHOR.examples,
         }
         for name, default in anchored.items():
             if self.method == "mezo-svrg":

@@ -59,6 +59,8 @@ def config_of(run: str | Path) -> Config:
 
     Raises ValueError if the folder has none.
     """
+    if Path(run).is_dir() and not (Path(run) / CONFIG).exists():
+        raise ValueError(f"{run}: expected the folder of a run, got one without {CONFIG}: no run has begun in it")
     try:
         settings = json.loads((Path(run) / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

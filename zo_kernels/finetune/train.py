@@ -226,7 +226,7 @@ def _progress(console: Console) -> Progress:
 
 def _status(step: Step, dev: Evaluation, share: float) -> str:
     loss = "refused" if step.loss is None else f"{step.loss:.3f}"
-    return f"loss {loss} acc {dev.accuracy:.3f} forwards {share:.0%} passes {1 - share:.0%}"
+    return f"batch loss {loss}, dev accuracy {dev.accuracy:.3f}, forwards {share:.0%} of the time"
 
 
 def _evaluation_line(step: int, dev: Evaluation) -> str:
