@@ -226,7 +226,7 @@ def _progress(console: Console) -> Progress:
 
 def _status(step: Step, dev: Evaluation, share: float) -> str:
     loss = "refused" if step.loss is None else f"{step.loss:.3f}"
-    return f"batch loss {loss}, dev accuracy {dev.accuracy:.3f}, forwards {share:.0%} of the time"
+    return f"loss {loss}, dev acc {dev.accuracy:.3f}, forwards {share:.0%}"
 
 
 def _evaluation_line(step: int, dev: Evaluation) -> str:
