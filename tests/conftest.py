@@ -1,4 +1,4 @@
-"""Triton's kernels run in its interpreter on machines without a GPU; it must be chosen before they are imported."""
+"""What every process of tests has."""
 
 import os
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from functools import lru_cache
 import pytest
 import torch
 
+# Triton's interpreter must be chosen before its kernels are imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
