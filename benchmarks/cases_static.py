@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from zo_kernels.backends.types import MaskKind
 
 from .bound import predict
-from .compilers import COMPILERS, Counted
+from .compilers import COMPILERS
+from .machine_code import Static
 from .peaks import COPY_FRACTION, GPUS, PIPES, Gpu
 from .registry import Case, Row
 
@@ -64,7 +65,7 @@ def _case(compiler: str, arch: int, dtype: str, mask: MaskKind, stochastic: bool
     return Case(f"{compiler}/sm_{arch}/{dtype}/{kernel}", facts, measure, COMPILERS[compiler].unavailable())
 
 
-def _counts(counted: Counted, bytes_per_element: float) -> Row:
+def _counts(counted: Static, bytes_per_element: float) -> Row:
     opcodes = counted.first_opcodes
     every = (opcodes, counted.further_opcodes, counted.outside_opcodes)
     return {
@@ -86,7 +87,7 @@ def _widths(opcodes: Mapping[str, int], name: str) -> Iterator[tuple[int, int]]:
             yield count, int(width[1]) if width else 32
 
 
-def _run_for_a_block(counted: Counted) -> dict[str, float]:
+def _run_for_a_block(counted: Static) -> dict[str, float]:
     """How often a thread runs each opcode for a block, with its part of what it does once for many blocks."""
     once = sum(counted.outside_opcodes.values())
     spread = counted.outside * counted.elements / once if once else 0.0
@@ -97,7 +98,7 @@ def _run_for_a_block(counted: Counted) -> dict[str, float]:
     return dict(run)
 
 
-def _predicted(counted: Counted, bytes_per_element: float, gpu: Gpu) -> Row:
+def _predicted(counted: Static, bytes_per_element: float, gpu: Gpu) -> Row:
     found = predict(_run_for_a_block(counted), counted.elements, bytes_per_element, gpu)
     return {
         "gpu": gpu.name,

@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
-from collections.abc import Mapping
 from typing import Protocol
 
 from zo_kernels.backends.types import MaskKind
 
-
-class Counted(Protocol):
-    """As `zo_kernels.backends.triton.static.Static`."""
-
-    @property
-    def elements(self) -> int: ...
-    @property
-    def first(self) -> float: ...
-    @property
-    def further(self) -> float: ...
-    @property
-    def outside(self) -> float: ...
-    @property
-    def first_opcodes(self) -> Mapping[str, int]: ...
-    @property
-    def further_opcodes(self) -> Mapping[str, int]: ...
-    @property
-    def outside_opcodes(self) -> Mapping[str, int]: ...
-    @property
-    def registers(self) -> int: ...
+from . import cuda_static, triton_static
+from .machine_code import Static
 
 
 class Compiler(Protocol):
     def unavailable(self) -> str | None:
         """Why it cannot be asked here, or None."""
 
-    def measure(self, arch: int, dtype: str, mask: MaskKind, stochastic: bool) -> Counted:
+    def measure(self, arch: int, dtype: str, mask: MaskKind, stochastic: bool) -> Static:
         """Compile a pass and count its instructions.
 
         Raises:
@@ -52,22 +32,16 @@ class Triton:
             return "TRITON_INTERPRET is set: this process has Triton's interpreter, not its compiler"
         return None
 
-    def measure(self, arch: int, dtype: str, mask: MaskKind, stochastic: bool) -> Counted:
-        from zo_kernels.backends.triton.static import Variant, measure
-
-        return measure(Variant(arch, dtype, mask, stochastic))
+    def measure(self, arch: int, dtype: str, mask: MaskKind, stochastic: bool) -> Static:
+        return triton_static.measure(triton_static.Variant(arch, dtype, mask, stochastic))
 
 
 class Nvcc:
-    """The CUDA C++ kernel; `benchmarks.cuda_static` does the work."""
-
-    _MODULE = "benchmarks.cuda_static"
-
     def unavailable(self) -> str | None:
-        return None if importlib.util.find_spec(self._MODULE) else f"there is no {self._MODULE}"
+        return None if cuda_static.nvcc() else "there is no nvcc, neither in $CUDA_HOME/bin nor on the PATH"
 
-    def measure(self, arch: int, dtype: str, mask: MaskKind, stochastic: bool) -> Counted:
-        return importlib.import_module(self._MODULE).measure(arch, dtype, mask, stochastic)
+    def measure(self, arch: int, dtype: str, mask: MaskKind, stochastic: bool) -> Static:
+        return cuda_static.measure(arch, dtype, mask, stochastic)
 
 
 COMPILERS: dict[str, Compiler] = {"triton": Triton(), "nvcc": Nvcc()}

@@ -1,11 +1,4 @@
-"""What nvcc makes of the CUDA kernel, for GPUs that need not be here: SASS instructions counted.
-
-How the paths are told apart: the control flow graph of the disassembly is cut into loops (strongly connected parts).
-The one with the 128-bit stores goes over the blocks that lie whole in a tensor. Without the instruction by which it is
-entered, the loops left in it are those over further directions; what only leads to them is not part of a pass of one
-direction. Of the rest, the search counts by its steps, the loop over ragged blocks not at all, and everything else once
-a program.
-"""
+"""What nvcc makes of the CUDA kernel, for GPUs that need not be here: SASS instructions counted."""
 
 from __future__ import annotations
 
@@ -14,15 +7,14 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from zo_kernels.backends.gpu_table import BLOCK, MOST_BLOCKS
-from zo_kernels.backends.triton.static import SEARCH_STEPS, Static
+from zo_kernels.backends.gpu_table import BLOCK
 from zo_kernels.backends.types import MaskKind
 
-from .sass import Kernel, entries, kernels, leading_to, loops
+from .machine_code import Static, counted
+from .sass import kernels
 
 SOURCES = Path(__file__).parent.parent / "csrc"
 FLAGS = ["-std=c++17", "-O3", "-fmad=false"]  # setup.py's
@@ -60,7 +52,7 @@ def measure_all(arch: int, variants: Sequence[Variant]) -> list[Static]:
         command = [compiler, *FLAGS, f"-arch=sm_{arch}", "-cubin", "-Xptxas=-v", f"-I{SOURCES}"]
         report = _run(*command, str(source), "-o", str(cubin))
         found = dict(kernels(_run(_disassembler(compiler), "-c", str(cubin))))
-    return [_static(found[name := _mangled(code)], _registers(report, name)) for code in codes]
+    return [counted(found[name := _mangled(code)], ELEMENTS, _registers(report, name)) for code in codes]
 
 
 def _instance(code: tuple[int, int, bool, bool]) -> str:
@@ -99,32 +91,3 @@ def _registers(report: str, name: str) -> int:
     if frame or stores or loads:
         raise RuntimeError(f"{name}: expected all in registers, {frame} bytes of stack and {stores} of spills")
     return int(re.findall(r"Used (\d+) registers", of_kernel)[0])
-
-
-def _static(kernel: Kernel, registers: int) -> Static:
-    everything = set(range(len(kernel.opcodes)))
-    parts = loops(kernel, everything)
-    [block_loop] = [part for part in parts if any(kernel.opcodes[i].startswith("STG.E.128") for i in part)]
-    [search] = [part for part in parts if max(part) < min(block_loop) and len(part) < 20]
-    heads = entries(kernel, block_loop)
-    further = set().union(*loops(kernel, block_loop - heads))
-    first = leading_to(kernel, heads, block_loop - further) & block_loop
-
-    def opcodes(part: set[int]) -> Counter[str]:
-        return Counter(kernel.opcodes[i] for i in part if kernel.opcodes[i] != "NOP")
-
-    outside = opcodes(everything.difference(*parts))
-    for opcode, n in opcodes(search).items():
-        outside[opcode] += SEARCH_STEPS * n
-    spread = outside.total() / (ELEMENTS * MOST_BLOCKS)
-    return Static(
-        elements=ELEMENTS,
-        first=opcodes(first).total() / ELEMENTS + spread,
-        further=opcodes(further).total() / ELEMENTS,
-        outside=spread,
-        first_opcodes=dict(opcodes(first).most_common()),
-        further_opcodes=dict(opcodes(further).most_common()),
-        outside_opcodes=dict(outside.most_common()),
-        float_operations=[],
-        registers=registers,
-    )

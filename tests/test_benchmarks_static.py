@@ -9,10 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import cases_static, compilers
+from benchmarks import cases_static, compilers, machine_code, sass
 from benchmarks.__main__ import main
 from benchmarks.bound import limits, predict, unit_of
 from benchmarks.peaks import GPUS, Gpu
+from zo_kernels.backends.gpu_table import MOST_BLOCKS
 
 # 10 SMs at 1 GHz: 1280 threads issued a nanosecond, 640 through a unit of 64, 160 through one of 16.
 A100 = Gpu("made up", 80, 10, 1.0, 100.0, "here")
@@ -159,3 +160,48 @@ def test_triton_s_own_kernel(tmp_path):
     assert row["gpu"] == "H100" and 20 < row["instructions_per_element"] < 60 and row["spill_bytes"] == 0
     assert (row["load_bits"], row["store_bits"], row["bytes_per_element"]) == (128, 128, 4)
     assert row["predicted_gelem_per_s"] <= 0.92 * 3350 / 4 + 1e-6
+
+
+SASS = """
+\t.section\t.text.a_kernel,"ax",@progbits
+        /*0000*/                   S2R R0, SR_CTAID.X ;
+.L_x_0:
+        /*0010*/                   LDG.E R1, [R2.64] ;
+        /*0020*/              @P0  BRA `(.L_x_0) ;
+.L_x_1:
+        /*0030*/                   LDG.E.128 R4, [R2.64] ;
+        /*0040*/              @!P1 BRA `(.L_x_3) ;
+        /*0050*/                   MOV R8, R9 ;
+.L_x_2:
+        /*0060*/                   FFMA R4, R4, R5, R6 ;
+        /*0070*/              @P2  BRA `(.L_x_2) ;
+.L_x_3:
+        /*0080*/                   STG.E.128 [R2.64], R4 ;
+        /*0090*/              @P3  BRA `(.L_x_1) ;
+.L_x_4:
+        /*00a0*/                   STG.E [R2.64], R4 ;
+        /*00b0*/              @P4  BRA `(.L_x_4) ;
+        /*00c0*/                   EXIT ;
+.L_x_5:
+        /*00d0*/                   BRA `(.L_x_5);
+        /*00e0*/                   NOP;
+"""
+
+
+def test_instructions_counted_by_hand():
+    ((name, kernel),) = sass.kernels(SASS)
+    static = machine_code.counted(kernel, 4, 10)
+    assert name == "a_kernel"
+    # The MOV is run only if there are further directions, the narrow stores only for ragged blocks.
+    assert static.first_opcodes == {"LDG.E.128": 1, "BRA": 2, "STG.E.128": 1}
+    assert static.further_opcodes == {"FFMA": 1, "BRA": 1}
+    steps = machine_code.SEARCH_STEPS
+    assert static.outside_opcodes == {"S2R": 1, "EXIT": 1, "BRA": 1 + steps, "LDG.E": steps}
+    assert static.outside == (3 + 2 * steps) / (4 * MOST_BLOCKS)
+    assert (static.first, static.further) == (4 / 4 + static.outside, 2 / 4)
+
+
+def test_other_kernels_are_not_counted():
+    ((_, kernel),) = sass.kernels(SASS.replace("@P2  BRA", "@P2  MOV"))
+    with pytest.raises(RuntimeError, match="expected loops"):
+        machine_code.counted(kernel, 4, 10)
