@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
 import pytest
+import torch
+from models import block_mlp
+from runs import SHAPE, build, go
+from torch import nn
 
 from zo_kernels.backends.types import Pass
 from zo_kernels.ops import Table
@@ -21,3 +28,14 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
 
     monkeypatch.setattr(Table, "apply", counting)
     return seen
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[nn.Module, Path, list[dict[str, torch.Tensor]]]:
+    """A model as a run started with it, the run's file, and its weights at every step."""
+    model = block_mlp(**SHAPE)
+    start = copy.deepcopy(model)
+    opt = build("MeZO", model)
+    seen = go(opt, model, 5)
+    opt.trajectory.save(tmp_path / "run.zo")
+    return start, tmp_path / "run.zo", seen

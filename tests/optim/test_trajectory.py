@@ -15,37 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrix import BACKENDS
 from models import block_mlp, real_loss
-from scripted import EPS, METHODS, SEED, assert_same, snapshot, take_step
+from runs import SHAPE, build, go, same_after_replay
+from scripted import METHODS, assert_same, snapshot, take_step
 from torch import nn
 
 import zo_kernels as zo
 from zo_kernels.optim import recording
 from zo_kernels.trajectory import Kind
-
-SHAPE = {"depth": 2, "width": 4}
-
-
-def build(method: str, params: Any, **options: Any) -> zo.ZeroOrderOptimizer:
-    if method == "MeZOSVRG":
-        options = {"anchor_lr": 1e-2, "anchor_every": 3, **options}
-    return METHODS[method](params, **{"lr": 1e-2, "eps": EPS, "seed": SEED, **options})
-
-
-def go(opt: zo.ZeroOrderOptimizer, model: nn.Module, steps: int) -> list[dict[str, torch.Tensor]]:
-    """Steps on data that go by the step; the weights before the first and after each."""
-    seen = [snapshot(model)]
-    for _ in range(steps):
-        i = opt.step_count
-        take_step(opt, lambda i=i: real_loss(model, i), lambda: real_loss(model, 1000))
-        seen.append(snapshot(model))
-    return seen
-
-
-def same_after_replay(start: nn.Module, trajectory: Any, upto: int | None, expected: Any, **options: Any) -> None:
-    model = copy.deepcopy(start)
-    zo.replay(model, trajectory, upto, **options)
-    assert_same(snapshot(model), expected)
-
 
 OPTIONS = st.fixed_dictionaries(
     {
@@ -204,17 +180,6 @@ def test_groups_names_and_wrappers() -> None:
         assert_same(snapshot(other), final)
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> tuple[nn.Module, Path, list[dict[str, torch.Tensor]]]:
-    """A model as a run started with it, the run's file, and its weights at every step."""
-    model = block_mlp(**SHAPE)
-    start = copy.deepcopy(model)
-    opt = build("MeZO", model)
-    seen = go(opt, model, 5)
-    opt.trajectory.save(tmp_path / "run.zo")
-    return start, tmp_path / "run.zo", seen
-
-
 def test_every_truncation_is_refused_or_cut_to_whole_steps(saved) -> None:
     start, path, seen = saved
     whole = path.read_bytes()
@@ -357,62 +322,6 @@ def test_weights_changed_unnoticed_are_found_by_the_next_check(method: str, monk
     with pytest.raises(ValueError, match=r"to step 8 gives other weights than the run had"):
         zo.replay(copy.deepcopy(start), opt.trajectory)
     assert len(opt.trajectory) == 9  # checks are no steps
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("cut", [0, 3, 8, 30, 1000])
-def test_resume_goes_on_bit_for_bit(method: str, cut: int, tmp_path: Path) -> None:
-    """After a file that lost its last bytes, too; what was lost is done again."""
-    model = block_mlp(**SHAPE)
-    start = copy.deepcopy(model)
-    path = tmp_path / "run.zo"
-    opt = build(method, model, sparsity=0.5)
-    opt.record_to(path)
-    seen = go(opt, model, 7)
-    whole = path.read_bytes()
-    seen += go(opt, model, 3)[1:]
-    path.write_bytes(whole[: max(len(whole) - cut, 0)])
-    other = copy.deepcopy(start)
-    again = build(method, other, sparsity=0.5)
-    again.resume(path)
-    assert again.step_count < 7 or not cut
-    assert_same(snapshot(other), seen[again.step_count])
-    go(again, other, 7 - again.step_count)
-    assert_same(snapshot(other), seen[7])
-    assert_same(go(again, other, 3)[-1], seen[10])
-    assert zo.Trajectory.load(path) == again.trajectory
-    same_after_replay(start, path, None, seen[10])
-
-
-def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
-    first, second = build("MeZO", block_mlp(**SHAPE)), build("MeZO", block_mlp(**SHAPE))
-    first.record_to(tmp_path / "run.zo")
-    go(first, first._module, 2)
-    second.resume(tmp_path / "run.zo")
-    go(second, second._module, 1)
-    whole = (tmp_path / "run.zo").read_bytes()
-    with pytest.raises(RuntimeError, match="another process writes to the same trajectory"):
-        go(first, first._module, 1)
-    assert (tmp_path / "run.zo").read_bytes() == whole
-
-
-def test_resume_refuses(saved, tmp_path: Path) -> None:
-    start, path, _ = saved
-    opt = build("MeZO", start)
-    go(opt, start, 1)
-    with pytest.raises(ValueError, match="resume: expected an optimizer that has taken no step, got one after 1"):
-        opt.resume(path)
-    with pytest.raises(ValueError, match="resume: expected a trajectory of LeZO, got one of MeZO"):
-        build("LeZO", block_mlp(**SHAPE)).resume(path)
-    with pytest.raises(ValueError, match="weights that the run started with"):
-        build("MeZO", block_mlp(seed=1, **SHAPE)).resume(path)
-    with pytest.raises(ValueError, match="expected a new file"):
-        build("MeZO", block_mlp(**SHAPE), trajectory=path)
-    with pytest.raises(TypeError, match="trajectory: expected a path, got int"):
-        build("MeZO", block_mlp(**SHAPE), trajectory=3)
-    own = tmp_path / "own.zo"
-    with pytest.raises(ValueError, match=r"resume: expected an optimizer made without trajectory=.*own\.zo"):
-        build("MeZO", block_mlp(**SHAPE), trajectory=own).resume(path)
 
 
 def test_a_loaded_state_begins_a_trajectory_of_its_own() -> None:

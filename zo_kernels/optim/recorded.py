@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
-from .. import names, spec
+from .. import checks, names, spec
 from ..trajectory import Kind, Record, Setup, Trajectory
 from .numbers import Numbers, Pair, Value, device_of, stacked
 from .recording import Recording, weight_setups
@@ -114,9 +114,9 @@ class RecordedSteps(TrainedWeights):
         """
         self._recording.write_to(path)
 
-    def resume(self, path: str | FilePath) -> None:
-        """Go on with a run that was cut off: replay its trajectory's file onto the weights that it started with, and
-        append to it from now on. What is cut off or damaged at the file's end is dropped from it.
+    def resume(self, path: str | FilePath, *, weights: str = "first") -> None:
+        """Go on with a run that was cut off, and append to its trajectory's file from now on. What is cut off or
+        damaged at the file's end is dropped from it.
 
         The next step is the one that the run would have taken, if the optimizer was made with the run's options: seed,
         directions, drop, sparsity's thresholds (and MeZO-SVRG's shared_direction) are taken from the file, eps, weight
@@ -125,24 +125,36 @@ class RecordedSteps(TrainedWeights):
 
         Args:
             path: the file.
+            weights: which weights the parameters hold: "first", those that the run started with, onto which the file is
+                replayed; or "last", those after its last step, from a checkpoint. The optimizer's `state_dict` is to be
+                loaded before then. That the weights are the last ones is noticed by the next replay of the file.
 
         Raises:
             OSError: it cannot be read or written.
-            ValueError: this optimizer has taken steps already, writes another file, is of another method, or its
+            ValueError: this optimizer has taken other steps already, writes another file, is of another method, or its
                 parameters are not those that the run started with (see `zo_kernels.replay`).
         """
-        if self.step_count:
+        checks.choice("weights", weights, ("first", "last"))
+        if weights == "first" and self.step_count:
             raise ValueError(f"resume: expected an optimizer that has taken no step, got one after {self.step_count}")
         if (own := self._recording.path) is not None:
             raise ValueError(f"resume: expected an optimizer made without trajectory=, got one that writes to {own}")
         trajectory = Trajectory.load(path, recover=True)
+        if weights == "last" and trajectory.steps != self.step_count:
+            raise ValueError(
+                f"resume: expected the state (load_state_dict) after step {trajectory.steps}, where {path} ends, got "
+                f"an optimizer after step {self.step_count}"
+            )
         if trajectory.setups:
             last = trajectory.setups[-1][1]
             if last.method != type(self).__name__:
                 raise ValueError(f"resume: expected a trajectory of {type(self).__name__}, got one of {last.method}")
-            replay = Replay(self._names, trajectory, self.backend)
-            replay.run()
-            self._go_on_from(replay, last)
+            replay = Replay(self._names, trajectory, self.backend, check_values=weights == "first")
+            if weights == "first":
+                replay.run()
+                self._go_on_from(replay, last)
+            else:
+                self._recording.note_versions(self._prepare())
         self._recording.go_on(path, trajectory)
 
     def _go_on_from(self, replay: Replay, setup: Setup) -> None:

@@ -72,6 +72,8 @@ class Replay:
         named: the parameters and their names.
         trajectory: of the run.
         backend: see `add_noise_`.
+        check_values: whether the parameters must hold the values that the run started with; names, shapes and dtypes
+            are looked at in any case.
 
     Attributes:
         weights: the tables in use; None before the first step.
@@ -81,7 +83,14 @@ class Replay:
         ValueError: they do not fit together; nothing has been changed.
     """
 
-    def __init__(self, named: Mapping[Tensor, str], trajectory: Trajectory, backend: str | None = None):
+    def __init__(
+        self,
+        named: Mapping[Tensor, str],
+        trajectory: Trajectory,
+        backend: str | None = None,
+        *,
+        check_values: bool = True,
+    ):
         self.trajectory, self._backend = trajectory, backend
         self._tensors = {name: p for p, name in names.bare(named).items()}
         self.weights: Weights | None = None
@@ -93,7 +102,8 @@ class Replay:
             if setup.noise != spec.VERSION:
                 raise ValueError(f"trajectory: expected noise {spec.VERSION}, got {setup.noise}")
             self._check_shapes(setup)
-        if start := [setup for before, setup in trajectory.setups if before == 0]:
+        start = [setup for before, setup in trajectory.setups if before == 0]
+        if start and check_values:
             if start[-1].anchored:
                 raise ValueError(
                     "trajectory: it begins between two anchors of MeZO-SVRG, with a state that was loaded, and does "
