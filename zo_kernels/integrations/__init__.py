@@ -1,0 +1,1 @@
+"""The optimizers inside other libraries; each module needs the library that it is named after."""

@@ -1,0 +1,310 @@
+"""`transformers.Trainer` with a training step of forward passes only."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils.memory import clear_device_cache
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.utils import logging
+
+import zo_kernels as zo
+from zo_kernels.integrations.transformers import checkpoints, objectives
+from zo_kernels.integrations.transformers.anchors import anchor_batches
+from zo_kernels.integrations.transformers.arguments import ZOTrainingArguments
+from zo_kernels.integrations.transformers.objectives import Objective
+from zo_kernels.integrations.transformers.optimizers import (
+    DEFAULT_ANCHOR_EXAMPLES,
+    SteppedInTrainingStep,
+    make_optimizer,
+    schedule_anchor_rates,
+)
+from zo_kernels.integrations.transformers.refusals import MOST_IN_A_ROW, Refusals
+
+logger = logging.get_logger(__name__)
+
+
+class ZOTrainer(Trainer):
+    """`transformers.Trainer` whose steps are those of a `zo_kernels` optimizer: two evaluations a direction, no graph.
+
+    All that has no part in a step is the Trainer's own: data, schedules, logging, callbacks, evaluation, checkpoints.
+    A step is taken at the end of the `training_step` of its last micro-batch; `on_pre_optimizer_step` comes after it.
+    Its micro-batches share the directions. The modules are in evaluation mode while it is evaluated.
+
+    Args:
+        model, args, ...: as for `transformers.Trainer`; `args` are `ZOTrainingArguments`. An optimizer that is passed
+            in `optimizers` is one of `zo_kernels`.
+        objective: minimised in place of the loss: a function of the model, a batch's inputs and the model's outputs
+            that returns a scalar, whose mean over a step's micro-batches counts; or a name as in `args.objective`,
+            which it overrides.
+
+    Raises:
+        TypeError, ValueError: what was asked for needs gradients, or cannot be trained without them; the message says
+            what to do instead.
+        Diverged: by `train`, if 10 steps in a row had a loss that is not finite.
+    """
+
+    args: ZOTrainingArguments
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: ZOTrainingArguments | None = None,
+        *more: Any,
+        objective: Objective | str | None = None,
+        **options: Any,
+    ):
+        args = ZOTrainingArguments(output_dir="tmp_trainer") if args is None else args
+        if not isinstance(args, ZOTrainingArguments):
+            raise TypeError(f"args: expected ZOTrainingArguments, got {type(args).__name__}")
+        if options.get("optimizer_cls_and_kwargs") is not None:
+            raise ValueError("optimizer_cls_and_kwargs: expected None; choose the optimizer by args.method")
+        self._microbatches: list[Any] = []
+        self._refusals: Refusals | None = None
+        self._objective = _checked_objective(args.objective if objective is None else objective)
+        super().__init__(model, args, *more, **options)
+        self._check_optimizer()
+        self._check_devices()
+
+    @property
+    def zo_optimizer(self) -> zo.ZeroOrderOptimizer:
+        """The optimizer without what accelerate puts around it; there is none before `train`."""
+        held: Any = self.optimizer
+        return getattr(held, "optimizer", held)
+
+    def _check_optimizer(self) -> None:
+        if self.optimizer is not None and not isinstance(self.zo_optimizer, zo.ZeroOrderOptimizer):
+            raise TypeError(
+                f"optimizers: expected an optimizer of zo_kernels, got {type(self.zo_optimizer).__name__}, which needs "
+                "gradients; choose one by args.method"
+            )
+
+    def _check_devices(self) -> None:
+        """What a launcher or the machine chose, and `args` therefore do not tell."""
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"n_gpu: expected one GPU a process, got {self.args.n_gpu}, to which torch.nn.DataParallel would copy "
+                "the model in every forward; start one process for each with torchrun, or hide all but one "
+                "(CUDA_VISIBLE_DEVICES)"
+            )
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled or self.accelerator.scaler is not None:
+            raise ValueError(
+                "accelerate: expected a configuration without DeepSpeed, FSDP and fp16, which are about gradients; "
+                "start the processes with torchrun, or `accelerate launch` without these"
+            )
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As `Trainer`; neither model nor optimizer will be prepared for a backward pass."""
+        super().create_accelerator_and_postprocess()
+        # Autocast and torch.compile, but no DistributedDataParallel.
+        prepare = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+        self.accelerator.prepare_model = prepare
+        self.accelerator.prepare_optimizer = _prepared
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer that `args` describe, unless there is one. All processes get the weights of the first."""
+        trained: Any = self.model if model is None else model
+        self._share_weights(trained)
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(trained, self.args)
+        self._check_optimizer()
+        self._refusals = Refusals(self.zo_optimizer)
+        return self.optimizer
+
+    def _share_weights(self, model: nn.Module) -> None:
+        """A head that is not pretrained starts at random, in every process by itself."""
+        if self.accelerator.num_processes > 1:
+            for tensor in (*model.parameters(), *model.buffers()):
+                torch.distributed.broadcast(tensor.data, src=0)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *more: Any, **options: Any) -> Any:
+        """As `Trainer.train`. A run that is resumed goes on bit for bit from its last whole checkpoint."""
+        if resume_from_checkpoint:
+            if resume_from_checkpoint is True:
+                resume_from_checkpoint = checkpoints.last_whole(self._folder()) or True  # True: Trainer complains
+            if isinstance(self.optimizer, SteppedInTrainingStep):
+                self.optimizer = None  # of an earlier call; it writes to a trajectory that is now taken back
+        return super().train(resume_from_checkpoint, *more, **options)
+
+    def get_batch_samples(self, *args: Any, **options: Any) -> Any:
+        """As `Trainer`. Micro-batches of a step that an epoch's end has cut off are dropped."""
+        self._microbatches = []
+        return super().get_batch_samples(*args, **options)
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Keep a micro-batch; with the last one of a step, take the step.
+
+        Returns:
+            The mean of the losses seen, a scalar on the device; 0 before the last micro-batch, nan if the step was
+            refused.
+        """
+        self._microbatches.append(self._prepare_inputs(inputs))
+        if not self.accelerator.sync_gradients:
+            return torch.zeros((), device=self.args.device)
+        batches, self._microbatches = self._microbatches, []
+        optimizer = self.zo_optimizer
+        if self.args.should_save and optimizer._recording.path is None:
+            self._begin_trajectory(optimizer)
+        schedule_anchor_rates(optimizer)
+        closures = [self._closure(model, batches, num_items_in_batch)]
+        if isinstance(optimizer, zo.MeZOSVRG):
+            closures.append(self._full_closure(model, optimizer))
+        with _evaluation_mode(model):
+            loss = self._take_step(optimizer, closures)
+        if (every := self.args.torch_empty_cache_steps) and self.state.global_step % every == 0:
+            clear_device_cache()
+        return torch.as_tensor(loss, dtype=torch.float32, device=self.args.device)
+
+    def _take_step(self, optimizer: zo.ZeroOrderOptimizer, closures: Sequence[Callable[[], Tensor]]) -> Tensor | float:
+        refused_before = 0 if self._on_gpu() else optimizer.refused_steps
+        try:
+            loss = optimizer.step(*closures)
+        except ValueError:
+            if self._on_gpu() or optimizer.refused_steps == refused_before:
+                raise
+            loss = math.nan
+        # Asking waits for a GPU, so there it is asked less often.
+        if self._refusals is not None and (not self._on_gpu() or optimizer.step_count % MOST_IN_A_ROW == 0):
+            self._refusals.check()
+        return loss
+
+    def _on_gpu(self) -> bool:
+        return self.args.device.type != "cpu"
+
+    def _closure(self, model: nn.Module, batches: Sequence[Any], num_items: Any) -> Callable[[], Tensor]:
+        """What is minimised, over all micro-batches of a step: a float64 scalar on the device.
+
+        In float64 sums of float32 losses are exact, or nearly so: they do not depend on how many of the micro-batches
+        are another process's.
+        """
+        value, shares = self._value(model, batches, num_items)
+
+        def closure() -> Tensor:
+            with self.compute_loss_context_manager():
+                values = [_float64(value(batch), self.args.device) for batch in batches]
+            return sum(values[1:], values[0]) / shares
+
+        return closure
+
+    def _value(self, model: nn.Module, batches: Sequence[Any], num_items: Any) -> tuple[Callable[[Any], Any], int]:
+        """What a micro-batch adds to the sum, and what the sum is to be divided by."""
+
+        def outputs_of(batch: Any) -> Any:
+            return self.compute_loss(model, copy.copy(batch), return_outputs=True, num_items_in_batch=num_items)[1]
+
+        if self._objective == "loss":
+            shares = 1 if self._is_normalised(num_items) else len(batches)
+            # A copy, because compute_loss may take the labels out.
+            return lambda batch: self.compute_loss(model, copy.copy(batch), num_items_in_batch=num_items), shares
+        if self._objective == "accuracy":
+            shifted = objectives.predicts_the_next_token(self.accelerator.unwrap_model(model, keep_torch_compile=False))
+            labels = [objectives.labels_of(batch, shifted) for batch in batches]
+            total = self.accelerator.reduce(sum(map(objectives.count, labels)), "sum")
+            processes = self.accelerator.num_processes  # over which there will be a mean
+
+            def error_rate(batch: Any) -> Tensor:
+                wrong = objectives.errors(outputs_of(batch), objectives.labels_of(batch, shifted), shifted)
+                return wrong / total * processes
+
+            return error_rate, 1
+        objective: Any = self._objective
+        return lambda batch: objective(model, batch, outputs_of(batch)), len(batches)
+
+    def _is_normalised(self, num_items: Any) -> bool:
+        """Whether `compute_loss` divides by the number of items in all micro-batches, as `Trainer` decides it."""
+        told = getattr(self, "loss_is_scaled_for_ga", None)  # transformers 5
+        if told is not None:
+            return told
+        return (self.model_accepts_loss_kwargs and num_items is not None) or self.compute_loss_func is not None
+
+    def _full_closure(self, model: nn.Module, optimizer: zo.MeZOSVRG) -> Callable[[], Tensor]:
+        loader: Any = self.callback_handler.train_dataloader
+
+        @functools.cache  # most steps never ask for it
+        def closure_of_step() -> Callable[[], Tensor]:
+            drawn = anchor_batches(
+                loader,
+                self.args.anchor_examples or DEFAULT_ANCHOR_EXAMPLES,
+                seed=optimizer.seed,
+                step=optimizer.step_count,
+                rank=self.accelerator.process_index,
+                processes=self.accelerator.num_processes,
+            )
+            batches, num_items = super(ZOTrainer, self).get_batch_samples(iter(drawn), len(drawn), self.args.device)
+            return self._closure(model, [self._prepare_inputs(batch) for batch in batches], num_items)
+
+        return lambda: closure_of_step()()
+
+    def log(self, logs: dict[str, float], *more: Any, **options: Any) -> None:
+        """As `Trainer`, with `projected_gradient` (the last step's; root mean square over its directions) and
+        `refused_steps` (of the run) beside a training loss.
+        """
+        if "loss" in logs and isinstance(self.zo_optimizer, zo.ZeroOrderOptimizer):
+            gradients = self.zo_optimizer.projected_gradients
+            logs["projected_gradient"] = math.sqrt(sum(g * g for g in gradients) / max(len(gradients), 1))
+            logs["refused_steps"] = self.zo_optimizer.refused_steps
+        super().log(logs, *more, **options)
+
+    def _folder(self) -> Path:
+        return Path(str(self.args.output_dir))
+
+    def _begin_trajectory(self, optimizer: zo.ZeroOrderOptimizer) -> None:
+        path = self._folder() / checkpoints.TRAJECTORY
+        if path.exists():
+            logger.warning(f"{path} of an earlier run is replaced; checkpoints keep their own copies.")
+            path.unlink()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        optimizer.record_to(path)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            self.zo_optimizer.trajectory.save(Path(output_dir) / checkpoints.TRAJECTORY)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        checkpoints.check_resumable(checkpoint)
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.args.should_save:
+            self.zo_optimizer.resume(checkpoints.take_back(checkpoint, self._folder()), weights="last")
+
+
+def _checked_objective(objective: Any) -> Objective | str:
+    if callable(objective) or objective in ("loss", "accuracy"):
+        return objective
+    raise TypeError(f"objective: expected 'loss', 'accuracy' or a function, got {objective!r}")
+
+
+def _prepared(optimizer: torch.optim.Optimizer, device_placement: bool | None = None) -> SteppedInTrainingStep:
+    """In place of `Accelerator.prepare_optimizer`."""
+    return optimizer if isinstance(optimizer, SteppedInTrainingStep) else SteppedInTrainingStep(optimizer)
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout off, so that all losses of a step see one network; afterwards every module is as it was."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _float64(value: Any, device: torch.device) -> Tensor:
+    """Raises ValueError if it is no scalar. Whether it is finite is for the optimizer to see."""
+    result = torch.as_tensor(value, device=device).detach()
+    if result.numel() != 1:
+        raise ValueError(f"compute_loss: expected a scalar, got a tensor of shape {tuple(result.shape)}")
+    return result.reshape(()).to(torch.float64)
