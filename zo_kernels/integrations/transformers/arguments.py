@@ -47,8 +47,9 @@ _WITHOUT_MEANING = {
 class ZOTrainingArguments(TrainingArguments):
     """The settings of a `ZOTrainer`: those of `TrainingArguments`, and those of the optimizers of zo_kernels.
 
-    Three defaults are others: `learning_rate` is 1e-6, `max_grad_norm` 0 and `optim` "sgd", which is what the update
-    along the estimated gradient is. docs/trainer.md has a paragraph on each option.
+    Four defaults are others: `learning_rate` is 1e-6, `max_grad_norm` 0, `optim` "sgd", which is what the update along
+    the estimated gradient is, and `logging_nan_inf_filter` False, because a refused step's loss is left out of the logs
+    without it, and without waiting for a GPU. docs/trainer.md says what each option means.
 
     Raises:
         TypeError, ValueError: an option is out of range, belongs to another method, or has no meaning without
@@ -58,6 +59,9 @@ class ZOTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=1e-6, metadata={"help": "Of the update along the estimated gradient."})
     optim: str = field(default="sgd", metadata={"help": "Always sgd; choose by --method."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Always 0: there is no gradient to clip."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Not needed: the loss of a refused step is left out of the logs without it."}
+    )
 
     method: Literal["mezo", "sparse-mezo", "lezo", "mezo-svrg"] = field(
         default="mezo", metadata={"help": "The zeroth-order method."}

@@ -117,6 +117,7 @@ class ZOTrainer(Trainer):
             self.optimizer = make_optimizer(trained, self.args)
         self._check_optimizer()
         self._refusals = Refusals(self.zo_optimizer)
+        self._last_loss = torch.zeros((), device=self.args.device)
         return self.optimizer
 
     def _share_weights(self, model: nn.Module) -> None:
@@ -135,16 +136,21 @@ class ZOTrainer(Trainer):
         return super().train(resume_from_checkpoint, *more, **options)
 
     def get_batch_samples(self, *args: Any, **options: Any) -> Any:
-        """As `Trainer`. Micro-batches of a step that an epoch's end has cut off are dropped."""
+        """As `Trainer`. Micro-batches of a step that an epoch's end has cut off are dropped.
+
+        None once all steps are taken: a run that is resumed from its end would take one more.
+        """
         self._microbatches = []
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
         return super().get_batch_samples(*args, **options)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Keep a micro-batch; with the last one of a step, take the step.
 
         Returns:
-            The mean of the losses seen, a scalar on the device; 0 before the last micro-batch, nan if the step was
-            refused.
+            The mean of the losses seen, a scalar on the device, or that of the step before if the step was refused; 0
+            before the last micro-batch.
         """
         self._microbatches.append(self._prepare_inputs(inputs))
         if not self.accelerator.sync_gradients:
@@ -161,7 +167,10 @@ class ZOTrainer(Trainer):
             loss = self._take_step(optimizer, closures)
         if (every := self.args.torch_empty_cache_steps) and self.state.global_step % every == 0:
             clear_device_cache()
-        return torch.as_tensor(loss, dtype=torch.float32, device=self.args.device)
+        seen = torch.as_tensor(loss, dtype=torch.float32, device=self.args.device)
+        # One nan would stay in the Trainer's sum of losses for good.
+        self._last_loss = torch.where(seen.isfinite(), seen, self._last_loss)
+        return self._last_loss
 
     def _take_step(self, optimizer: zo.ZeroOrderOptimizer, closures: Sequence[Callable[[], Tensor]]) -> Tensor | float:
         refused_before = 0 if self._on_gpu() else optimizer.refused_steps
@@ -242,6 +251,9 @@ class ZOTrainer(Trainer):
             return self._closure(model, [self._prepare_inputs(batch) for batch in batches], num_items)
 
         return lambda: closure_of_step()()
+
+    def _get_grad_norm(self, *args: Any, **options: Any) -> None:
+        """None: there are no gradients whose norm could be logged."""
 
     def log(self, logs: dict[str, float], *more: Any, **options: Any) -> None:
         """As `Trainer`, with `projected_gradient` (the last step's; root mean square over its directions) and

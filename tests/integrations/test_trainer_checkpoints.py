@@ -1,0 +1,141 @@
+"""A run that goes on from a checkpoint ends with the bits of one that was never cut off."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+from tiny_trainer import METHODS, assert_same, losses, made, seeded, tokens, trained, weights
+from transformers import TrainerCallback
+
+import zo_kernels as zo
+from zo_kernels.integrations.transformers import ZOTrainer
+
+RUNS = {
+    **{method: {**options, "method": method} for method, (_, options) in METHODS.items()},
+    "accumulated, decayed": {"gradient_accumulation_steps": 2, "lr_scheduler_type": "linear", "weight_decay": 0.1},
+    "bf16": {"rounding": "stochastic"},
+}
+SAVED: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps": 7}
+
+
+def model_of(run: str) -> Any:
+    model = seeded(models.opt, 2)
+    return model.bfloat16() if run == "bf16" else model
+
+
+def assert_replays(folder: Path, run: str, expected: Any, upto: int | None = None) -> None:
+    start = model_of(run)
+    zo.replay(start, folder / "trajectory.zo", upto)
+    assert_same(weights(start), expected)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_resumed_bit_for_bit(run: str, tmp_path: Path) -> None:
+    whole = trained(tmp_path, model_of(run), **SAVED, **RUNS[run])
+    expected, logged = weights(whole.model), losses(whole)
+    assert_replays(tmp_path, run, expected)
+    at_four = weights(type(whole.model).from_pretrained(tmp_path / "checkpoint-4", dtype=whole.model.dtype))
+    assert_replays(tmp_path / "checkpoint-4", run, at_four)
+    again = made(tmp_path, model_of(run), **SAVED, **RUNS[run])
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert losses(again) == logged
+    assert_same(weights(again.model), expected)
+    assert_replays(tmp_path, run, expected)
+    # And once more by the trainer that has been there already.
+    again.train(resume_from_checkpoint=True)
+    assert losses(again) == logged
+    assert_same(weights(again.model), expected)
+    assert zo.Trajectory.load(tmp_path / "trajectory.zo").steps == 7
+
+
+class KilledAt(TrainerCallback):
+    """Kills the process, as a cluster would, at the end of a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_and_die(out: Path, step: int) -> None:
+    trained(out, callbacks=[KilledAt(step)], **SAVED)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_and_resumed(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("fork").Process(target=run_and_die, args=(tmp_path / "killed", 5))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    assert zo.Trajectory.load(tmp_path / "killed" / "trajectory.zo").steps == 5  # more than the checkpoint's 4
+    # The next one was killed in the middle of writing: no trainer_state.json.
+    unfinished = tmp_path / "killed" / "checkpoint-6"
+    shutil.copytree(tmp_path / "killed" / "checkpoint-4", unfinished)
+    (unfinished / "trainer_state.json").write_text('{"epoch": ')
+    resumed = made(tmp_path / "killed", **SAVED)
+    resumed.train(resume_from_checkpoint=True)
+    whole = trained(tmp_path / "whole", **SAVED)
+    assert_same(weights(resumed.model), weights(whole.model))
+    assert losses(resumed) == losses(whole)
+    assert_replays(tmp_path / "killed", "mezo", weights(whole.model))
+
+
+def test_nothing_to_resume_from(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"No valid checkpoint found in output directory"):
+        made(tmp_path).train(resume_from_checkpoint=True)
+    trained(tmp_path, save_strategy="steps", save_steps=4, save_only_model=True)
+    assert not (tmp_path / "checkpoint-4" / "trajectory.zo").exists()
+    assert (tmp_path / "trajectory.zo").exists()
+    with pytest.raises(ValueError, match=r"without optimizer.pt, scheduler.pt, trajectory.zo \(save_only_model=True"):
+        made(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_resuming_as_another_method(tmp_path: Path) -> None:
+    trained(tmp_path, **SAVED)
+    with pytest.raises(ValueError, match=r"expected method 'LeZO', got 'MeZO'"):
+        made(tmp_path, method="lezo", **SAVED).train(resume_from_checkpoint=True)
+
+
+def test_limits_and_the_best_model(tmp_path: Path) -> None:
+    """What is loaded at the end is what the trajectory gives at the best step."""
+    trainer = trained(
+        tmp_path, **{**SAVED, "max_steps": 6}, save_total_limit=1, load_best_model_at_end=True, eval_strategy="steps",
+        eval_steps=2, eval_dataset=tokens(4), metric_for_best_model="loss", learning_rate=0.05,
+    )  # fmt: skip
+    best = trainer.state.best_global_step
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [f"checkpoint-{best}"]
+    assert_replays(tmp_path, "mezo", weights(trainer.model), upto=best)
+    assert_replays(tmp_path / f"checkpoint-{best}", "mezo", weights(trainer.model))
+
+
+def test_a_new_run_replaces_the_trajectory_of_an_old_one(tmp_path: Path) -> None:
+    first = trained(tmp_path, **SAVED)
+    kept = (tmp_path / "checkpoint-6" / "trajectory.zo").read_bytes()
+    second = trained(tmp_path, seed=1)
+    assert zo.Trajectory.load(tmp_path / "trajectory.zo") == second.zo_optimizer.trajectory
+    assert second.zo_optimizer.trajectory != first.zo_optimizer.trajectory
+    assert (tmp_path / "checkpoint-6" / "trajectory.zo").read_bytes() == kept
+
+
+def test_only_the_saving_process_writes(tmp_path: Path) -> None:
+    model = seeded(models.opt, 2)
+    start = copy.deepcopy(model)
+    trainer: ZOTrainer = made(tmp_path, model, **SAVED)
+    type(trainer.args).should_save, kept = property(lambda self: False), type(trainer.args).should_save
+    try:
+        trainer.train()
+    finally:
+        type(trainer.args).should_save = kept
+    assert not list(tmp_path.rglob("*.zo"))
+    zo.replay(start, trainer.zo_optimizer.trajectory)
+    assert_same(weights(start), weights(model))
