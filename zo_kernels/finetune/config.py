@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from zo_kernels.finetune.tasks import TASKS
+
 METHODS = ("mezo", "sparse-mezo", "lezo", "mezo-svrg")
 SCHEDULES = ("constant", "linear", "cosine")
 DTYPES = ("fp32", "bf16", "fp16")
@@ -13,10 +15,18 @@ HEAD_STARTS = ("names", "few-shot", "random")
 PERTURB = ("auto", "in_place", "in_forward")
 ROUNDINGS = ("auto", "nearest", "stochastic")
 FROZEN = ("nothing", "embeddings", "encoder")
+MODEL_KINDS = ("auto", "causal", "masked")
+LOSSES = ("candidates", "tokens")
+OBJECTIVES = ("loss", "accuracy", "f1")
 
 DEFAULT_LR = {"mezo": 8e-5, "sparse-mezo": 3e-4, "lezo": 1.2e-4, "mezo-svrg": 6e-5}
+TASK_LR = {"mezo": 1e-6, "sparse-mezo": 2e-6, "lezo": 1e-6, "mezo-svrg": 1e-6}
+CLASSIFIER_TOKENS = 32
 _DEFAULT_SPARSITY = {"sparse-mezo": 0.75}
 _DEFAULT_DROP = {"lezo": 0.5}
+# What says nothing where it has this value, and belongs to one kind of run alone where it has another.
+_OF_TASK: dict[str, Any] = {"model_kind": "auto", "objective": "loss", "max_new_tokens": 50}
+_OF_CLASSIFIER: dict[str, Any] = {"head_start": "few-shot", "shots": 1}
 
 
 class Anchor(NamedTuple):
@@ -28,11 +38,13 @@ class Anchor(NamedTuple):
 
 
 DEFAULT_ANCHOR = Anchor(lr=1.2e-4, every=5, examples=128)
+TASK_ANCHOR = DEFAULT_ANCHOR._replace(lr=2e-6)
 
 
 @dataclass
 class Config:
-    """The settings of one run. None asks for the default of the method, and is replaced by it at once.
+    """The settings of one run. None asks for the default of the method or the task, and is replaced by it at once; but
+    for how many examples and tokens of a task there are, which data and model decide.
 
     Raises ValueError naming the option, what was expected and what came.
     """
@@ -40,6 +52,15 @@ class Config:
     model: str | None = None
     data: str | None = None
     test_data: str | None = None
+    task: str | None = None
+    task_data: str | None = None
+    model_kind: str = "auto"
+    loss: str | None = None
+    objective: str = "loss"
+    train_examples: int | None = None
+    dev_examples: int | None = None
+    test_examples: int | None = None
+    max_new_tokens: int = 50
     out: str | None = None
     overwrite: bool = False
     head_start: str = "few-shot"
@@ -60,7 +81,7 @@ class Config:
     rounding: str = "auto"
     steps: int = 500
     batch_size: int = 16
-    max_tokens: int = 32
+    max_tokens: int | None = None
     eval_every: int = 100
     seed: int = 0
     threads: int = 2
@@ -77,9 +98,14 @@ class Config:
             ("freeze", FROZEN),
             ("perturb", PERTURB),
             ("rounding", ROUNDINGS),
+            ("model_kind", MODEL_KINDS),
+            ("loss", (None, *LOSSES)),
+            ("objective", OBJECTIVES),
+            ("task", (None, *TASKS)),
         ):
             if getattr(self, name) not in choices:
-                raise _wrong(name, f"one of {', '.join(choices)}", getattr(self, name))
+                raise _wrong(name, f"one of {', '.join(filter(None, choices))}", getattr(self, name))
+        self._fill_in_task()
         self._fill_in_method()
         for name in ("lr", "eps", "anchor_lr"):
             self._check_number(name, "a finite number above 0", lambda value: 0 < value < math.inf)
@@ -88,6 +114,7 @@ class Config:
             self._check_number(name, "a number from 0 to below 1", lambda value: 0 <= value < 1)
         for name in (
             "shots", "directions", "anchor_every", "anchor_examples", "steps", "batch_size", "eval_every", "threads",
+            "train_examples", "dev_examples", "test_examples", "max_new_tokens",
         ):  # fmt: skip
             self._check_whole(name, 1)
         self._check_whole("max_tokens", 4)
@@ -104,18 +131,41 @@ class Config:
             return None
         return Anchor(self.anchor_lr, self.anchor_every, self.anchor_examples)
 
+    def _fill_in_task(self) -> None:
+        of_task = ("task_data", "train_examples", "dev_examples", "test_examples", "loss", *_OF_TASK)
+        of_classifier = ("data", "test_data", *_OF_CLASSIFIER)
+        if self.task is None:
+            for name in of_task:
+                if getattr(self, name) != _OF_TASK.get(name):
+                    raise ValueError(f"{_option(name)} belongs to --task, got {getattr(self, name)!r} without a task")
+            self.max_tokens = CLASSIFIER_TOKENS if self.max_tokens is None else self.max_tokens
+            return
+        for name in of_classifier:
+            if getattr(self, name) != _OF_CLASSIFIER.get(name):
+                raise ValueError(f"{_option(name)} belongs to a classifier, got {getattr(self, name)!r} with --task")
+        if self.model is None:
+            raise ValueError("--task needs --model, a causal or masked language model, got none")
+        if self.freeze == "encoder":
+            raise _wrong("freeze", "nothing or embeddings with --task, whose models have no other head", self.freeze)
+        task = TASKS[self.task]
+        self.loss = task.loss if self.loss is None else self.loss
+        generates = task.references is not None
+        if generates and (self.loss == "candidates" or self.objective == "accuracy"):
+            raise ValueError(
+                f"--task {self.task} is learned by generating: expected --loss tokens, --objective loss or f1"
+            )
+        if not generates and self.objective == "f1":
+            raise ValueError(f"--objective: expected loss or accuracy for --task {self.task}, got f1")
+
     def _fill_in_method(self) -> None:
-        anchored = {
-            "anchor_lr": DEFAULT_ANCHOR.lr,
-            "anchor_every": DEFAULT_ANCHOR.every,
-            "anchor_examples": DEFAULT_ANCHOR.examples,
-        }
+        rates, anchor = (DEFAULT_LR, DEFAULT_ANCHOR) if self.task is None else (TASK_LR, TASK_ANCHOR)
+        anchored = {"anchor_lr": anchor.lr, "anchor_every": anchor.every, "anchor_examples": anchor.examples}
         for name, default in anchored.items():
             if self.method == "mezo-svrg":
                 setattr(self, name, default if getattr(self, name) is None else getattr(self, name))
             elif getattr(self, name) is not None:
                 raise ValueError(f"{_option(name)} belongs to --method mezo-svrg, got --method {self.method}")
-        self.lr = DEFAULT_LR[self.method] if self.lr is None else self.lr
+        self.lr = rates[self.method] if self.lr is None else self.lr
         self.sparsity = _DEFAULT_SPARSITY.get(self.method, 0.0) if self.sparsity is None else self.sparsity
         self.drop = _DEFAULT_DROP.get(self.method, 0.0) if self.drop is None else self.drop
 

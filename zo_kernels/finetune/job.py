@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import zo_kernels as zo
-from zo_kernels.finetune import run_folder
-from zo_kernels.finetune.batches import Texts
+from zo_kernels.finetune import classification, prompt_learner, run_folder
 from zo_kernels.finetune.config import Config
-from zo_kernels.finetune.data import Split, from_tables
-from zo_kernels.finetune.docstrings import stdlib_docstrings
-from zo_kernels.finetune.minilm import minilm_folder
-from zo_kernels.finetune.model import Classifier, freeze, load_encoder, start_head
+from zo_kernels.finetune.learner import Learner, Predictor
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,13 +23,13 @@ class Job:
 
     config: Config
     folder: Path
-    classifier: Classifier
-    tokenizer: Any
-    names: tuple[str, ...]
-    train: Texts
-    dev: Texts
-    test: Texts
+    learner: Learner
     optimizer: zo.ZeroOrderOptimizer
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The module that is trained."""
+        return self.learner.predictor.model
 
 
 def prepare(config: Config, *, resume: bool = False) -> Job:
@@ -45,45 +42,49 @@ def prepare(config: Config, *, resume: bool = False) -> Job:
 
     Raises ValueError, TypeError or OSError for settings, data or a model that cannot be used.
     """
+    return prepare_run(config, prepare_learner(config, Path(str(config.out)) if resume else None), resume=resume)
+
+
+def prepare_learner(config: Config, run: Path | None = None) -> Learner:
+    """Data and model. Sets PyTorch's number of threads and its seed.
+
+    Args:
+        config: of the run.
+        run: a folder whose start is taken, if it holds one: a head is computed by forwards, whose last bits another
+            machine need not share.
+
+    Raises ValueError, TypeError or OSError for settings, data or a model that cannot be used.
+    """
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    device = _device(config.device)
-    if config.data is None:
-        data = stdlib_docstrings(seed=config.seed)
-    else:
-        data = from_tables(config.data, config.test_data, seed=config.seed)
-    dtype = _DTYPES[config.dtype]
-    encoder, tokenizer, hidden_size = load_encoder(pretrained(config), dtype)
-    classifier = Classifier(encoder, hidden_size, len(data.names)).to(device=device, dtype=dtype).eval()
+    device, dtype = _device(config.device), _DTYPES[config.dtype]
+    if config.task is not None:
+        return prompt_learner.prompt_learner(config, device, dtype)
+    begun = run if run is not None and run_folder.begun(run) else None
+    return classification.classifier_learner(config, device, dtype, begun)
 
-    def tokenize(split: Split) -> Texts:
-        return Texts.tokenize(tokenizer, split.texts, split.labels, config.max_tokens, device)
 
-    train, dev, test = tokenize(data.train), tokenize(data.dev), tokenize(data.test)
-    train.check_batch_size(config.batch_size)
+def prepare_run(config: Config, learner: Learner, *, resume: bool = False) -> Job:
+    """Optimizer and run folder, for a learner that has the weights which the run starts with; as `prepare`."""
+    optimizer = _optimizer(config, learner.predictor.model)
     folder = Path(str(config.out))
-    started = run_folder.load_start(folder, pretrained(config)) if resume else None
-    if started is None:
-        start_head(classifier, config.head_start, tokenizer, data.names, train, config.shots)
-    elif started.names != data.names:
-        raise ValueError(f"--resume: expected the labels {started.names} in the data, got {data.names}")
-    else:  # computed by forwards, whose last bits another machine need not share
-        classifier.head.load_state_dict(started.model.head.state_dict())
-    freeze(classifier, config.freeze)
-    optimizer = _optimizer(config, classifier)
     # Last, so that a run that cannot start leaves nothing behind.
     if not resume:
         run_folder.create(config)
-    if started is None:
-        run_folder.save_start(folder, classifier, data.names, config.max_tokens)
+    if not run_folder.begun(folder):
+        learner.predictor.save_start(folder)
     if not (folder / run_folder.TRAJECTORY).exists():
         optimizer.record_to(folder / run_folder.TRAJECTORY)
-    return Job(config, folder, classifier, tokenizer, data.names, train, dev, test, optimizer)
+    return Job(config, folder, learner, optimizer)
 
 
-def pretrained(config: Config) -> str:
-    """Folder or hub id of the run's encoder."""
-    return config.model or str(minilm_folder())
+def load_start(folder: Path, config: Config) -> Predictor | None:
+    """What a run started with, on the CPU. None if it did not get so far."""
+    if not run_folder.begun(folder):
+        return None
+    if config.task is not None:
+        return prompt_learner.load_start(config, _DTYPES[config.dtype])
+    return classification.load_start(folder, config)
 
 
 def resume_weights(job: Job) -> None:
@@ -96,7 +97,7 @@ def resume_weights(job: Job) -> None:
         job.optimizer.resume(trajectory)
 
 
-def _optimizer(config: Config, classifier: Classifier) -> zo.ZeroOrderOptimizer:
+def _optimizer(config: Config, model: nn.Module) -> zo.ZeroOrderOptimizer:
     options: dict[str, Any] = {
         "lr": config.lr,
         "eps": config.eps,
@@ -110,9 +111,9 @@ def _optimizer(config: Config, classifier: Classifier) -> zo.ZeroOrderOptimizer:
         "rounding": config.rounding,
     }
     if (anchor := config.anchor) is not None:
-        return zo.MeZOSVRG(classifier, anchor_lr=anchor.lr, anchor_every=anchor.every, **options)
+        return zo.MeZOSVRG(model, anchor_lr=anchor.lr, anchor_every=anchor.every, **options)
     methods = {"mezo": zo.MeZO, "sparse-mezo": zo.SparseMeZO, "lezo": zo.LeZO}
-    return methods[config.method](classifier, **options)
+    return methods[config.method](model, **options)
 
 
 def _device(name: str) -> torch.device:

@@ -53,14 +53,19 @@ def load_encoder(model: str, dtype: torch.dtype) -> tuple[nn.Module, Any, int]:
         raise ValueError(
             f"--model: expected a folder or hub id that transformers can load, got {model!r}: {error}"
         ) from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token_id is None:
-        raise ValueError(f"--model: expected a tokenizer with a padding or end token, got that of {model!r}")
+    ensure_padding(tokenizer, model)
     encoder = loaded.get_encoder() if loaded.config.is_encoder_decoder else loaded
     if (pooler := getattr(encoder, "pooler", None)) is not None:
         pooler.requires_grad_(False)
     return encoder.eval(), tokenizer, int(loaded.config.hidden_size)
+
+
+def ensure_padding(tokenizer: Any, model: str) -> None:
+    """Let the tokenizer of a model pad, with its end token if need be. Raises ValueError if it has neither."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise ValueError(f"--model: expected a tokenizer with a padding or end token, got that of {model!r}")
 
 
 @contextmanager
@@ -113,8 +118,8 @@ def _first_of(labels: Sequence[int], label: int, count: int) -> list[int]:
     return found
 
 
-def freeze(classifier: Classifier, what: str) -> None:
+def freeze(pretrained: nn.Module, what: str) -> None:
     """Take "embeddings" (every nn.Embedding) or the whole "encoder" out of training; "nothing" leaves all in it."""
-    for module in classifier.encoder.modules():
+    for module in pretrained.modules():
         if what == "encoder" or (what == "embeddings" and isinstance(module, nn.Embedding)):
             module.requires_grad_(False)

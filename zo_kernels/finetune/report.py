@@ -14,7 +14,7 @@ from zo_kernels.finetune.results import Summary
 
 
 def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """A PNG of the loss (each step, and on the development split) and the development accuracy."""
+    """A PNG of the loss (each step, and on the development split) and the development accuracy, or F1."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -28,8 +28,9 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
     losses.plot([r["step"] for r in evaluations], [r["loss"] for r in evaluations], marker="o", label="development")
     losses.set(xlabel="step", ylabel="loss")
     losses.legend()
-    accuracies.plot([r["step"] for r in evaluations], [r["accuracy"] for r in evaluations], marker="o", color="C2")
-    accuracies.set(xlabel="step", ylabel="development accuracy")
+    metric = "f1" if any("f1" in r for r in evaluations) else "accuracy"
+    accuracies.plot([r["step"] for r in evaluations], [r[metric] for r in evaluations], marker="o", color="C2")
+    accuracies.set(xlabel="step", ylabel="development " + {"f1": "F1"}.get(metric, metric))
     for axes in (losses, accuracies):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
@@ -40,7 +41,7 @@ def opening_lines(start: dict[str, Any]) -> list[str]:
     lines = [
         f"{start['method']}, {start['model']}: {start['weights_trained']:,} of {start['weights']:,} weights trained, "
         f"{start['dtype']}",
-        f"{', '.join(start['labels'])}: {start['train']} texts to train on, {start['dev']} for development, "
+        f"{_subject(start)}: {start['train']} texts to train on, {start['dev']} for development, "
         f"{start['test']} for the held-out test",
     ]
     if start["cut"]:
@@ -50,6 +51,11 @@ def opening_lines(start: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _subject(start: dict[str, Any]) -> str:
+    labels = ", ".join(start["labels"])
+    return f"{start['task']} ({labels})" if "task" in start else labels
+
+
 def closing_table(summary: Summary) -> Table:
     """Before and after on the held-out test, and where the time went."""
     title = f"held-out test, {summary.test_texts} texts"
@@ -57,13 +63,11 @@ def closing_table(summary: Summary) -> Table:
     for column in ("", "before", "after", "change"):
         table.add_column(column, justify="right" if column else "left")
     before, after = summary.before, summary.after
+    if before.f1 is not None and after.f1 is not None:
+        table.add_row("F1", *_change(before.f1, after.f1))
     spread = 100 * math.sqrt(after.accuracy * (1 - after.accuracy) / summary.test_texts)
-    table.add_row(
-        f"accuracy (± {spread:.1f} points)",
-        f"{before.accuracy:.3f}",
-        f"{after.accuracy:.3f}",
-        f"{100 * (after.accuracy - before.accuracy):+.1f} points",
-    )
+    share = "accuracy" if after.f1 is None else "exact match"
+    table.add_row(f"{share} (± {spread:.1f} points)", *_change(before.accuracy, after.accuracy))
     table.add_row("loss", f"{before.loss:.3f}", f"{after.loss:.3f}", f"{after.loss - before.loss:+.3f}")
     table.add_section()
     table.add_row("time per step", "", f"{1000 * summary.step_seconds:.0f} ms", "")
@@ -74,10 +78,14 @@ def closing_table(summary: Summary) -> Table:
     return table
 
 
+def _change(before: float, after: float) -> tuple[str, str, str]:
+    return f"{before:.3f}", f"{after:.3f}", f"{100 * (after - before):+.1f} points"
+
+
 def closing_line(summary: Summary) -> str:
     """One plain line for scripts to find: `accuracy 0.413 -> 0.512 (+9.9 points) in 187 s`."""
-    before, after = summary.before.accuracy, summary.after.accuracy
-    return f"accuracy {before:.3f} -> {after:.3f} ({100 * (after - before):+.1f} points) in {summary.seconds:.0f} s"
+    before, after, change = _change(summary.before.score, summary.after.score)
+    return f"{summary.after.metric} {before} -> {after} ({change}) in {summary.seconds:.0f} s"
 
 
 def peak_rss() -> int:

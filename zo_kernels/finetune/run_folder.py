@@ -9,20 +9,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-
-from zo_kernels.finetune.batches import Texts
 from zo_kernels.finetune.config import Config
-from zo_kernels.finetune.model import Classifier, load_encoder, no_progress_bars
 
 CONFIG, METRICS, CURVES, MODEL = "config.json", "metrics.jsonl", "curves.png", "model"
 START, TRAJECTORY = "start", "trajectory.zo"
-_HEAD, LABELS = "head.safetensors", "labels.json"
+LABELS = "labels.json"  # written last of START and of MODEL: whoever finds it finds all
 _PART = ".part"  # ends the name of a file until it is whole
 
 
@@ -33,11 +28,15 @@ def create(config: Config) -> Path:
     replace the files of a run; other files stay.
     """
     folder = empty(str(config.out), "--out", overwrite=config.overwrite, hint=" (or add --overwrite)")
-    # What is left of another run must not be taken for this one's.
+    clear(folder)
+    write_json(folder / CONFIG, dataclasses.asdict(config))
+    return folder
+
+
+def clear(folder: Path) -> None:
+    """Delete what is left of another run and could be taken for one's own, but for its settings."""
     for old in (TRAJECTORY, METRICS, f"{START}/{LABELS}", f"{MODEL}/{LABELS}"):
         (folder / old).unlink(missing_ok=True)
-    _write_whole(folder / CONFIG, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    return folder
 
 
 def empty(path: str, option: str, *, overwrite: bool = False, hint: str = "") -> Path:
@@ -71,7 +70,7 @@ def config_of(run: str | Path) -> Config:
     return Config(**{**settings, "out": str(run)})
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """All or nothing, whenever the process dies."""
     part = path.with_name(path.name + _PART)
     part.write_text(text, encoding="utf-8")
@@ -90,11 +89,8 @@ class Metrics:
         path = folder / METRICS
         self.records: list[dict[str, Any]] = []
         if upto is not None and path.exists():
-            self.records = [
-                r for r in map(_parse, path.read_text(encoding="utf-8", errors="replace").splitlines()) if r
-            ]
-            self.records = [r for r in self.records if r.get("event") != "summary" and r.get("step", 0) <= upto]
-            _write_whole(path, "".join(json.dumps(r) + "\n" for r in self.records))
+            self.records = [r for r in records_of(folder) if r.get("event") != "summary" and r.get("step", 0) <= upto]
+            write_whole(path, "".join(json.dumps(r) + "\n" for r in self.records))
         self._file = path.open("w" if upto is None else "a", encoding="utf-8")
 
     def write(self, event: str, **values: Any) -> None:
@@ -117,6 +113,13 @@ class Metrics:
         self._file.close()
 
 
+def records_of(folder: Path) -> list[dict[str, Any]]:
+    """The whole records of a run's metrics, which need not be there."""
+    path = folder / METRICS
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    return [record for record in map(_parse, lines) if record]
+
+
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
@@ -125,75 +128,26 @@ def _parse(line: str) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and "event" in record else None
 
 
-def save_start(folder: Path, classifier: Classifier, names: tuple[str, ...], max_tokens: int) -> None:
-    """Write what a run starts with and the pretrained model does not hold."""
-    _save_head(folder / START, classifier, names, max_tokens)
+def begun(folder: Path) -> bool:
+    """Whether the run's start is recorded in it."""
+    return (folder / START / LABELS).is_file()
 
 
-def load_start(folder: Path, model: str) -> TrainedClassifier | None:
-    """What a run started with, on the CPU; `model` is its encoder's folder or id. None if it did not get so far."""
-    return _load(folder / START, model) if (folder / START / LABELS).is_file() else None
+def finished(folder: Path) -> bool:
+    """Whether the run has saved its model."""
+    return (folder / MODEL / LABELS).is_file()
 
 
-def save_classifier(
-    folder: Path, classifier: Classifier, tokenizer: Any, names: tuple[str, ...], max_tokens: int
-) -> None:
-    """Write encoder, tokenizer, head and label names to `folder/model`; weights as safetensors in their own dtype."""
-    target = folder / MODEL
-    with no_progress_bars():
-        classifier.encoder.save_pretrained(target)
-    tokenizer.save_pretrained(target)
-    _save_head(target, classifier, names, max_tokens)
-
-
-def _save_head(target: Path, classifier: Classifier, names: tuple[str, ...], max_tokens: int) -> None:
-    from safetensors.torch import save_file
-
-    target.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in classifier.head.state_dict().items()}, target / _HEAD)
-    labels = {"names": list(names), "max_tokens": max_tokens}
-    _write_whole(target / LABELS, json.dumps(labels, indent=2) + "\n")  # last: whoever finds it finds all
-
-
-@dataclass(frozen=True)
-class TrainedClassifier:
-    """A fine-tuned classifier with everything needed to use it on text."""
-
-    model: Classifier
-    tokenizer: Any
-    names: tuple[str, ...]
-    max_tokens: int
-
-    @torch.no_grad()
-    def predict(self, texts: list[str]) -> list[str]:
-        """The most likely label of each text."""
-        if not texts:
-            return []
-        device = self.model.head.weight.device
-        batch = Texts.tokenize(self.tokenizer, texts, [0] * len(texts), self.max_tokens, device).batch(
-            range(len(texts))
-        )
-        return [self.names[label] for label in self.model(batch.input_ids, batch.attention_mask).argmax(1).tolist()]
-
-
-def load_classifier(run: str | Path) -> TrainedClassifier:
-    """The classifier that a run saved in its folder, on the CPU, in evaluation mode and in its own dtype.
+def description(run: str | Path) -> dict[str, Any]:
+    """What a finished run says of its model: label names, tokens, and the task if it was learned with prompts.
 
     Raises FileNotFoundError if the folder has no finished run.
     """
-    folder = Path(run) / MODEL
-    if not (folder / LABELS).is_file():
+    if not finished(Path(run)):
         raise FileNotFoundError(f"{run}: expected the folder of a finished run, got none with {MODEL}/{LABELS}")
-    return _load(folder, str(folder))
+    return json.loads((Path(run) / MODEL / LABELS).read_text(encoding="utf-8"))
 
 
-def _load(folder: Path, model: str) -> TrainedClassifier:
-    """The head in a folder, on the encoder of `model`."""
-    from safetensors.torch import load_file
-
-    labels = json.loads((folder / LABELS).read_text(encoding="utf-8"))
-    head = load_file(folder / _HEAD)
-    encoder, tokenizer, hidden_size = load_encoder(model, head["weight"].dtype)
-    classifier = Classifier(encoder, hidden_size, len(labels["names"])).to(head["weight"].dtype)
-    classifier.head.load_state_dict(head)
-    return TrainedClassifier(classifier.eval(), tokenizer, tuple(labels["names"]), labels["max_tokens"])
+def write_json(path: Path, value: Any) -> None:
+    """All or nothing, whenever the process dies."""
+    write_whole(path, json.dumps(value, indent=2) + "\n")

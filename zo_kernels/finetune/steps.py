@@ -7,15 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 import zo_kernels as zo
-from zo_kernels.finetune.batches import Batch, Texts
 from zo_kernels.finetune.config import Config
-from zo_kernels.finetune.model import Classifier
+from zo_kernels.finetune.learner import Learner
 from zo_kernels.spec import direction_seed
 
 _ANCHOR_BATCHES = 2**19  # of `direction_seed`: no direction has this number
@@ -43,11 +42,11 @@ class Stepper:
     The batches of a step depend on the run's seed and the step alone, so that a run that is resumed sees the same.
     """
 
-    def __init__(self, config: Config, classifier: Classifier, optimizer: zo.ZeroOrderOptimizer, texts: Texts) -> None:
-        self._config, self._classifier, self._optimizer, self._texts = config, classifier, optimizer, texts
+    def __init__(self, config: Config, learner: Learner, optimizer: zo.ZeroOrderOptimizer) -> None:
+        self._config, self._learner, self._optimizer = config, learner, optimizer
         generator = torch.Generator().manual_seed(config.seed)
-        self._batches = texts.endless(config.batch_size, generator, skip=optimizer.step_count)
-        device = classifier.head.weight.device
+        self._batches = learner.train.endless(config.batch_size, generator, skip=optimizer.step_count)
+        device = learner.device
         self._forwards, self._steps, self._assembly = _Stopwatch(device), _Stopwatch(device), _Stopwatch(device)
         keys = ("lr", "anchor_lr")
         self._rates = [{key: group[key] for key in keys if key in group} for group in optimizer.param_groups]
@@ -73,10 +72,10 @@ class Stepper:
             batch_seconds=self._assembly.seconds,
         )
 
-    def _loss_of_step(self, batch: Batch) -> float | None:
+    def _loss_of_step(self, batch: Any) -> float | None:
         closures: list[Callable[[], Tensor]] = [lambda: self._loss(batch)]
         if (anchor := self._config.anchor) is not None:
-            large: list[Batch] = []
+            large: list[Any] = []
 
             def loss_of_large() -> Tensor:
                 # Most steps never ask for it; so it is drawn at the first call, and kept for the step's other calls.
@@ -84,7 +83,7 @@ class Stepper:
                     step = torch.Generator().manual_seed(
                         direction_seed(self._config.seed, self._optimizer.step_count, _ANCHOR_BATCHES) >> 1
                     )
-                    batches = self._texts.endless(self._config.batch_size, step)
+                    batches = self._learner.train.endless(self._config.batch_size, step)
                     large.extend(self._draw(batches, math.ceil(anchor.examples / self._config.batch_size)))
                 return torch.stack([self._loss(part) for part in large]).mean()
 
@@ -97,11 +96,11 @@ class Stepper:
                 raise
             return None
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: Any) -> Tensor:
         with self._forwards:
-            return F.cross_entropy(self._classifier(batch.input_ids, batch.attention_mask), batch.labels)
+            return self._learner.loss(batch)
 
-    def _draw(self, batches: Iterator[Batch], count: int) -> list[Batch]:
+    def _draw(self, batches: Iterator[Any], count: int) -> list[Any]:
         with self._assembly:
             return list(islice(batches, count))
 

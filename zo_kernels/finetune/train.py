@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import math
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.nn import functional as F
 
 import zo_kernels as zo
 from zo_kernels.finetune import report, run_folder
-from zo_kernels.finetune.batches import Texts
+from zo_kernels.finetune.classification import evaluate as evaluate
 from zo_kernels.finetune.config import Config
 from zo_kernels.finetune.job import Job, prepare, resume_weights
-from zo_kernels.finetune.model import Classifier
+from zo_kernels.finetune.opening import record_start
 from zo_kernels.finetune.results import Evaluation, Summary
 from zo_kernels.finetune.run_folder import Metrics
 from zo_kernels.finetune.steps import Step, Stepper
+from zo_kernels.finetune.stopping import StopRule
 from zo_kernels.trajectory import Kind
 
 _MOST_REFUSED_IN_A_ROW = 20
-_EVALUATION_BATCH = 64
 
 
 class Diverged(RuntimeError):
@@ -60,7 +56,7 @@ def prepare_to_resume(folder: str | Path) -> Job:
     Raises ValueError, TypeError or OSError as `resume`.
     """
     config = run_folder.config_of(folder)
-    if (Path(folder) / run_folder.MODEL / run_folder.LABELS).is_file():
+    if run_folder.finished(Path(folder)):
         raise ValueError(f"--resume: expected a run that was cut off, got {folder}, which has finished")
     return prepare(config, resume=True)
 
@@ -68,19 +64,13 @@ def prepare_to_resume(folder: str | Path) -> Job:
 def run(job: Job, console: Console, started: float, *, resumed: bool = False) -> Summary:
     """Evaluate, train, evaluate and save; `started` is the `time.perf_counter()` from which the run is timed."""
     with Metrics(job.folder, _steps_recorded(job) if resumed else None) as metrics:
-        start = _start(job)
-        _check_same_start(metrics.find("start"), start)
-        if metrics.find("start") is None:
-            metrics.write("start", **start)
-        for line in report.opening_lines(start):
+        for line in report.opening_lines(record_start(job, metrics)):
             console.print(line, highlight=False, soft_wrap=True)
         before = _evaluate(job, metrics, "test", 0)
         _evaluate(job, metrics, "dev", 0)
         if resumed:
-            resume_weights(job)
-            metrics.write("resume", step=job.optimizer.step_count)
-            console.print(f"resumed after step {job.optimizer.step_count}", highlight=False)
-        steps = _train(job, metrics, console)
+            _resume(job, metrics, console)
+        steps, _ = _train(job, metrics, console)
         after = _evaluate(job, metrics, "test", len(steps))
         report.draw_curves(metrics.records, job.folder / run_folder.CURVES)
         timed = [step for step in steps if step.seconds]
@@ -95,11 +85,11 @@ def run(job: Job, console: Console, started: float, *, resumed: bool = False) ->
             refused_steps=job.optimizer.refused_steps,
             peak_rss=report.peak_rss(),
             seconds=time.perf_counter() - started,
-            test_texts=len(job.test),
+            test_texts=len(job.learner.test),
         )
-        metrics.write("summary", **asdict(summary))
+        metrics.write("summary", **summary.as_record())
         # Last: a run that has this has finished.
-        run_folder.save_classifier(job.folder, job.classifier, job.tokenizer, job.names, job.config.max_tokens)
+        job.learner.predictor.save(job.folder)
     console.print(report.closing_table(summary))
     if after.loss > before.loss:
         console.print("The loss rose: a lower --lr may help.")
@@ -112,54 +102,36 @@ def _steps_recorded(job: Job) -> int:
     return zo.Trajectory.load(trajectory, recover=True).steps if trajectory.exists() else 0
 
 
-def _check_same_start(before: dict[str, Any] | None, now: dict[str, Any]) -> None:
-    """Other data, and other versions of what computes the losses, would give other bits."""
-    changed = {} if before is None else {k: (before.get(k), v) for k, v in now.items() if before.get(k) != v}
-    if changed:
-        told = ", ".join(f"{name} {old} (now {new})" for name, (old, new) in changed.items())
-        raise ValueError(f"--resume: expected what the run was started with: {told}")
+def train_only(job: Job, console: Console, rule: StopRule, *, resumed: bool = False) -> None:
+    """Train, evaluated on the development examples alone, until the end or until `rule` stops it.
+
+    What came of it is the last record of the metrics: "trained", with the step that was reached, and why no other was.
+    `run(..., resumed=True)` goes on from there, or evaluates on the test and saves.
+    """
+    with Metrics(job.folder, _steps_recorded(job) if resumed else None) as metrics:
+        record_start(job, metrics)
+        _evaluate(job, metrics, "dev", 0)
+        if resumed:
+            _resume(job, metrics, console)
+        steps, stopped = _train(job, metrics, console, rule)
+        report.draw_curves(metrics.records, job.folder / run_folder.CURVES)
+        metrics.write("trained", step=len(steps), stopped=stopped)
 
 
-def _start(job: Job) -> dict[str, Any]:
-    config, parameters = job.config, list(job.classifier.parameters())
-    return {
-        "model": config.model or "all-MiniLM-L6-v2",
-        "data": config.data or "docstrings of the standard library",
-        "method": config.method,
-        "dtype": config.dtype,
-        "labels": list(job.names),
-        "train": len(job.train),
-        "dev": len(job.dev),
-        "test": len(job.test),
-        "cut": job.train.cut + job.dev.cut + job.test.cut,
-        "max_tokens": config.max_tokens,
-        "texts": [texts.digest() for texts in (job.train, job.dev, job.test)],
-        "perturb": job.optimizer.perturb,
-        "weights": sum(p.numel() for p in parameters),
-        "weights_trained": sum(p.numel() for p in parameters if p.requires_grad),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "zo_kernels": zo.__version__,
-    }
+def _resume(job: Job, metrics: Metrics, console: Console) -> None:
+    resume_weights(job)
+    metrics.write("resume", step=job.optimizer.step_count)
+    console.print(f"resumed after step {job.optimizer.step_count}", highlight=False)
 
 
-@torch.no_grad()
-def evaluate(classifier: Classifier, texts: Texts) -> Evaluation:
-    """Loss and accuracy over all texts."""
-    loss, right = 0.0, 0
-    for batch in texts.in_order_of_length(_EVALUATION_BATCH):
-        logits = classifier(batch.input_ids, batch.attention_mask)
-        loss += F.cross_entropy(logits, batch.labels, reduction="sum").item()
-        right += int((logits.argmax(1) == batch.labels).sum())
-    return Evaluation(loss / len(texts), right / len(texts))
-
-
-def _train(job: Job, metrics: Metrics, console: Console) -> list[Step]:
+def _train(job: Job, metrics: Metrics, console: Console, rule: StopRule | None = None) -> tuple[list[Step], str | None]:
+    """The steps of the run, and why it was stopped by `rule`; without one, a run that diverges is an error."""
     config = job.config
-    stepper = Stepper(config, job.classifier, job.optimizer, job.train)
+    stepper = Stepper(config, job.learner, job.optimizer)
     steps = _steps_so_far(job, metrics)
+    losses = [step.loss for step in steps]
     in_forwards, in_steps = sum(step.forward_seconds for step in steps), sum(step.seconds for step in steps)
-    dev = _evaluate(job, metrics, "dev", 0)
+    dev = dev_before = _evaluate(job, metrics, "dev", 0)
     console.print(_evaluation_line(0, dev), highlight=False)
     with _progress(console) as progress:
         task = progress.add_task(config.method, total=config.steps, completed=len(steps), status="")
@@ -168,12 +140,16 @@ def _train(job: Job, metrics: Metrics, console: Console) -> list[Step]:
             if number and (number % config.eval_every == 0 or number == config.steps):
                 dev = _evaluate(job, metrics, "dev", number)
                 progress.console.print(_evaluation_line(number, dev), highlight=False)
+            if rule and (stopped := rule.reason(losses, dev_before.loss, dev.loss)) is not None:
+                return steps, stopped
             if number == config.steps:
-                return steps
+                return steps, None
             step = stepper.step(_schedule(config.schedule, number / config.steps))
             steps.append(step)
+            losses.append(step.loss)
             metrics.write("step", step=number + 1, **asdict(step))
-            _give_up_if_diverged(steps, config)
+            if rule is None:
+                _give_up_if_diverged(steps, config)
             in_forwards, in_steps = in_forwards + step.forward_seconds, in_steps + step.seconds
             progress.update(task, advance=1, status=_status(step, dev, in_forwards / in_steps))
 
@@ -212,10 +188,10 @@ def _schedule(name: str, progress: float) -> float:
 def _evaluate(job: Job, metrics: Metrics, split: str, step: int) -> Evaluation:
     """After a step; what has been evaluated already, before the run was cut off, is looked up."""
     if (known := metrics.find("evaluation", split=split, step=step)) is not None:
-        return Evaluation(known["loss"], known["accuracy"])
+        return Evaluation(known["loss"], known["accuracy"], known.get("f1"))
     start = time.perf_counter()
-    result = evaluate(job.classifier, {"dev": job.dev, "test": job.test}[split])
-    metrics.write("evaluation", split=split, step=step, **asdict(result), seconds=time.perf_counter() - start)
+    result = job.learner.evaluate(job.learner.splits[split])
+    metrics.write("evaluation", split=split, step=step, **result.as_record(), seconds=time.perf_counter() - start)
     return result
 
 
@@ -226,8 +202,8 @@ def _progress(console: Console) -> Progress:
 
 def _status(step: Step, dev: Evaluation, share: float) -> str:
     loss = "refused" if step.loss is None else f"{step.loss:.3f}"
-    return f"loss {loss}, dev acc {dev.accuracy:.3f}, forwards {share:.0%}"
+    return f"loss {loss}, dev {dev.metric[:3]} {dev.score:.3f}, forwards {share:.0%}"
 
 
 def _evaluation_line(step: int, dev: Evaluation) -> str:
-    return f"step {step:5d}  dev loss {dev.loss:.3f}  dev accuracy {dev.accuracy:.3f}"
+    return f"step {step:5d}  dev loss {dev.loss:.3f}  dev {dev.metric} {dev.score:.3f}"

@@ -1,0 +1,80 @@
+"""Causal and masked language models with their own heads, and what must be known of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from zo_kernels.finetune.model import ensure_padding, no_progress_bars
+
+_MOST_TOKENS = 2048  # of a prompt if nothing is asked for, as in MeZO
+
+
+def load_language_model(model: str, kind: str, dtype: torch.dtype | str) -> tuple[nn.Module, Any, str]:
+    """The model in evaluation mode, its tokenizer, and its kind, from a folder or a hub id.
+
+    Args:
+        model: the folder or id.
+        kind: "causal", "masked", or "auto" to go by the model's configuration.
+        dtype: of the weights; "auto" for the one that they were saved in.
+
+    Raises:
+        ValueError: naming --model or --model-kind; transformers cannot load it, or it has no language model head.
+    """
+    import transformers
+
+    try:
+        with no_progress_bars():
+            config = transformers.AutoConfig.from_pretrained(model)
+            kind = _kind(config) if kind == "auto" else kind
+            family = {"causal": transformers.AutoModelForCausalLM, "masked": transformers.AutoModelForMaskedLM}[kind]
+            tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+            loaded, report = family.from_pretrained(model, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"--model: expected a folder or hub id of a {'causal or masked' if kind == 'auto' else kind} language "
+            f"model that transformers can load, got {model!r}: {error}"
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"--model: expected a {kind} language model, got {model!r}, which lacks the weights {missing}; "
+            "--model-kind chooses another kind"
+        )
+    ensure_padding(tokenizer, model)
+    return loaded.eval(), tokenizer, kind
+
+
+def tokens_allowed(model: Any, tokenizer: Any, wanted: int | None) -> int:
+    """How long prompts may be: `wanted`, or as much as the model can read, at most 2048.
+
+    Raises ValueError if the model cannot read so many as are wanted.
+    """
+    positions = int(getattr(model.config, "max_position_embeddings", None) or _MOST_TOKENS)
+    for name, module in model.named_modules():
+        # RoBERTa counts positions from the one after its padding's.
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions -= module.padding_idx + 1
+    most = min(positions, tokenizer.model_max_length)
+    if wanted is not None and wanted > most:
+        raise ValueError(f"--max-tokens: expected at most {most}, which the model can read, got {wanted}")
+    return min(most, _MOST_TOKENS) if wanted is None else wanted
+
+
+def _kind(config: Any) -> str:
+    from transformers.models.auto import modeling_auto
+
+    if config.is_encoder_decoder:
+        raise ValueError("encoder-decoder models have no prompts here")
+    architecture = (config.architectures or [""])[0]
+    if architecture.endswith("ForMaskedLM"):
+        return "masked"
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return "causal"
+    # Encoders can be had as causal models, too, but are not that by training.
+    if config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return "masked"
+    if config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return "causal"
+    raise ValueError(f"{config.model_type} is neither a causal nor a masked language model")

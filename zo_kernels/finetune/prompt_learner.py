@@ -1,0 +1,124 @@
+"""Training a language model on a task's prompts: its data, its losses, its evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zo_kernels.finetune import answers
+from zo_kernels.finetune.causal import CausalTexts
+from zo_kernels.finetune.config import Config
+from zo_kernels.finetune.examples import Examples
+from zo_kernels.finetune.language_model import load_language_model, tokens_allowed
+from zo_kernels.finetune.learner import Learner
+from zo_kernels.finetune.model import freeze
+from zo_kernels.finetune.prompted import Prompted
+from zo_kernels.finetune.results import Evaluation
+from zo_kernels.finetune.task_data import load_task
+
+
+@dataclass(frozen=True)
+class PromptLearner(Learner):
+    """The loss is over the "candidates" (cross-entropy of their scores) or on the right answer's "tokens" (their mean
+    negative log likelihood). The objective is that loss, or 1 - accuracy, or 1 - F1 of a batch, which have no gradient.
+    """
+
+    predictor: Prompted
+    train: Examples[Any]
+    dev: Examples[Any]
+    test: Examples[Any]
+    device: torch.device
+    over: str
+    objective: str
+    batch_size: int
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "task": self.predictor.task_name,
+            "kind": self.predictor.kind,
+            "loss": self.over,
+            "objective": self.objective,
+        }
+
+    def loss(self, batch: Any) -> Tensor:
+        if self.objective == "f1":
+            return torch.tensor(1 - self._generated(self.train, batch)[1], device=self.device)
+        sums, counts = self.predictor.likelihoods(batch)
+        if self.objective == "accuracy":
+            return 1 - ((sums / counts).argmax(1) == batch.labels).float().mean()
+        total, weight = self._summed_loss(sums, counts, batch.labels)
+        return total / weight
+
+    @torch.no_grad()
+    def evaluate(self, examples: Examples[Any]) -> Evaluation:
+        total, weight, right, overlap = 0.0, 0.0, 0.0, 0.0
+        for batch in examples.in_order_of_length(self.batch_size):
+            sums, counts = self.predictor.likelihoods(batch)
+            loss, of = self._summed_loss(sums, counts, batch.labels)
+            total, weight = total + loss.item(), weight + of.item()
+            if self.predictor.generates:
+                exact, f1 = self._generated(examples, batch)
+                right, overlap = right + exact * len(batch.labels), overlap + f1 * len(batch.labels)
+            else:
+                right += int(((sums / counts).argmax(1) == batch.labels).sum())
+        f1_of_all = overlap / len(examples) if self.predictor.generates else None
+        return Evaluation(total / weight, right / len(examples), f1_of_all)
+
+    def _summed_loss(self, sums: Tensor, counts: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss times what it is the mean over, and the number of these: examples, or tokens."""
+        if self.over == "candidates":
+            each = F.cross_entropy(sums / counts, labels, reduction="sum")
+            return each, torch.tensor(float(len(labels)), device=each.device)
+        right = labels.unsqueeze(1)
+        return -sums.gather(1, right).sum(), counts.gather(1, right).sum()
+
+    def _generated(self, examples: Examples[Any], batch: Any) -> tuple[float, float]:
+        """Mean exact match and F1 of the answers that are generated."""
+        assert isinstance(examples, CausalTexts)
+        texts = self.predictor.generate(examples, batch.examples)
+        references = [examples.references[index] for index in batch.examples]
+        exact = [answers.exact_match(text, right) for text, right in zip(texts, references, strict=True)]
+        f1 = [answers.f1(text, right) for text, right in zip(texts, references, strict=True)]
+        return sum(exact) / len(exact), sum(f1) / len(f1)
+
+
+def prompt_learner(config: Config, device: torch.device, dtype: torch.dtype) -> PromptLearner:
+    """Data and model.
+
+    Raises ValueError, TypeError or OSError for settings, data or a model that cannot be used.
+    """
+    assert config.task is not None and config.loss is not None
+    predictor = load_start(config, dtype)
+    predictor.model.to(device)
+    if predictor.kind == "masked" and config.loss != "candidates":
+        raise ValueError("--loss: expected candidates for a masked model, which scores single words, got tokens")
+    data = load_task(
+        config.task, predictor.task, config.task_data, config.seed,
+        config.train_examples, config.dev_examples, config.test_examples,
+    )  # fmt: skip
+    right_only = config.loss == "tokens" and config.objective != "accuracy"
+    train = predictor.prepare(data.train, right_only=right_only)
+    train.check_batch_size(config.batch_size)
+    freeze(predictor.model, config.freeze)
+    return PromptLearner(
+        predictor,
+        train,
+        predictor.prepare(data.dev),
+        predictor.prepare(data.test),
+        device,
+        config.loss,
+        config.objective,
+        config.batch_size,
+    )
+
+
+def load_start(config: Config, dtype: torch.dtype) -> Prompted:
+    """The pretrained model that a run starts with, on the CPU."""
+    assert config.model is not None and config.task is not None
+    model, tokenizer, kind = load_language_model(config.model, config.model_kind, dtype)
+    max_tokens = tokens_allowed(model, tokenizer, config.max_tokens)
+    return Prompted(model, tokenizer, config.task, kind, max_tokens, config.max_new_tokens)

@@ -1,0 +1,162 @@
+"""Learning a task with prompts, by a causal or a masked language model's own head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zo_kernels.finetune import run_folder
+from zo_kernels.finetune.causal import CausalTexts, generate, log_likelihoods
+from zo_kernels.finetune.examples import Examples
+from zo_kernels.finetune.language_model import load_language_model
+from zo_kernels.finetune.learner import Predictor
+from zo_kernels.finetune.masked import MaskedTexts, label_logits
+from zo_kernels.finetune.model import no_progress_bars
+from zo_kernels.finetune.prompts import CausalPrompts, MaskedPrompts, single_tokens
+from zo_kernels.finetune.run_folder import LABELS, MODEL, START
+from zo_kernels.finetune.task_data import Example, fields_of
+from zo_kernels.finetune.tasks import TASKS, Row, Task, Template
+
+_PREDICTED_TOGETHER = 16
+
+
+@dataclass(frozen=True)
+class Prompted(Predictor):
+    """A language model with the prompts of a task.
+
+    Raises ValueError if the task has no prompts for this kind of model, or its label words are not single tokens of a
+    masked one.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    task_name: str
+    kind: str  # "causal" or "masked"
+    max_tokens: int
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.kind == "masked" and self.task.masked is None:
+            why = "its answers are generated" if self.generates else "its candidates are sentences, not single tokens"
+            raise ValueError(
+                f"--task {self.task_name}: expected a causal model, got a masked one, which cannot learn it: {why}"
+            )
+        if self.kind == "masked":
+            _ = self._words
+
+    @property
+    def task(self) -> Task:
+        return TASKS[self.task_name]
+
+    @property
+    def generates(self) -> bool:
+        """Whether answers are generated; otherwise they are chosen among candidates."""
+        return self.task.references is not None
+
+    @property
+    def template(self) -> Template:
+        """For this kind of model."""
+        chosen = self.task.masked if self.kind == "masked" else self.task.causal
+        assert chosen is not None
+        return chosen
+
+    @property
+    def names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.template.names
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        return next(self.model.parameters()).device
+
+    @cached_property
+    def _words(self) -> list[int]:
+        return single_tokens(self.tokenizer, self.template.words)
+
+    def prepare(self, examples: list[Example], *, right_only: bool = False) -> Examples[Any]:
+        """Tokenised. `right_only`: training batches have the right candidates alone.
+
+        Raises ValueError if a prompt cannot be made to fit.
+        """
+        pad_id = self.tokenizer.pad_token_id
+        if self.kind == "masked":
+            render = MaskedPrompts(self.tokenizer, self.template, self.max_tokens)
+            return MaskedTexts.of(render, examples, pad_id, self.device)
+        room = self.max_new_tokens if self.generates else 0
+        renders = CausalPrompts(self.tokenizer, self.template, self.max_tokens, room)
+        return CausalTexts.of(renders, examples, pad_id, self.device, right_only)
+
+    def likelihoods(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """fp32 [examples, candidates]: log likelihoods up to a constant of the example, and how many tokens have them.
+
+        Their quotients are the scores.
+        """
+        if self.kind == "masked":
+            logits = label_logits(self.model, batch, self._words)
+            return logits, torch.ones_like(logits)
+        return log_likelihoods(self.model, batch)
+
+    def generate(self, texts: CausalTexts, indices: list[int]) -> list[str]:
+        """The answers to some examples."""
+        prompts = [texts.prompts[index].prompt for index in indices]
+        return generate(self.model, self.tokenizer, prompts, self.max_new_tokens)
+
+    @torch.no_grad()
+    def predict(self, rows: list[Row]) -> list[str]:
+        """The answer to each row, which has the task's columns but for the label: the likeliest candidate, or a text
+        that is generated.
+
+        Raises ValueError if a column is missing, or a prompt cannot be made to fit.
+        """
+        fields = [fields_of(f"row {at}", self.task, row) for at, row in enumerate(rows)]
+        texts = self.prepare([Example(each, label=0) for each in fields])
+        answers = []
+        for start in range(0, len(rows), _PREDICTED_TOGETHER):
+            indices = list(range(start, min(start + _PREDICTED_TOGETHER, len(rows))))
+            if self.generates:
+                assert isinstance(texts, CausalTexts)
+                answers += self.generate(texts, indices)
+                continue
+            sums, counts = self.likelihoods(texts.whole(indices))
+            chosen = (sums / counts).argmax(1).tolist()
+            words = self.template.words
+            answers += [words[c].format(**fields[index]).strip() for index, c in zip(indices, chosen, strict=True)]
+        return answers
+
+    def save_start(self, folder: Path) -> None:
+        (folder / START).mkdir(parents=True, exist_ok=True)
+        run_folder.write_json(folder / START / LABELS, self._description())
+
+    def save(self, folder: Path) -> None:
+        target = folder / MODEL
+        model: Any = self.model
+        with no_progress_bars():
+            model.save_pretrained(target)
+        self.tokenizer.save_pretrained(target)
+        run_folder.write_json(target / LABELS, self._description())
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "names": list(self.names),
+            "max_tokens": self.max_tokens,
+            "max_new_tokens": self.max_new_tokens,
+            "task": self.task_name,
+            "kind": self.kind,
+        }
+
+
+def load_prompted(run: str | Path) -> Prompted:
+    """The model that a run with prompts saved in its folder, on the CPU, in evaluation mode and in its own dtype.
+
+    Raises FileNotFoundError if the folder has no finished run, ValueError if the run trained a classifier.
+    """
+    about = run_folder.description(run)
+    if "task" not in about:
+        raise ValueError(f"{run}: expected a run with prompts, got one that trained a classifier: use load_classifier")
+    model, tokenizer, kind = load_language_model(str(Path(run) / MODEL), about["kind"], "auto")
+    return Prompted(model, tokenizer, about["task"], kind, about["max_tokens"], about["max_new_tokens"])

@@ -1,0 +1,103 @@
+"""Several runs that differ in learning rate and scale of the perturbation, and the best of them."""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from zo_kernels.finetune import run_folder, train
+from zo_kernels.finetune.config import Config
+from zo_kernels.finetune.job import Job, prepare_learner, prepare_run
+from zo_kernels.finetune.learner import Learner
+from zo_kernels.finetune.sweep_plan import Plan, Result, result_of, write
+
+
+def run(plan: Plan, console: Console, *, resumed: bool = False) -> Result | None:
+    """Do the runs of a sweep, those that were cut off from where they were, and print a table of all.
+
+    Returns the best, which has been evaluated on the test and has its model saved; None if all runs were stopped.
+
+    Raises ValueError, TypeError or OSError for settings, data, a model or a folder that cannot be used.
+    """
+    configs = plan.configs()
+    shared = _Shared(configs)
+    if not resumed:
+        _ = shared.start  # before anything is written: a sweep that cannot start leaves nothing behind
+        _make_folder(plan, configs)
+    results: list[Result] = []
+    for number, config in enumerate(configs, 1):
+        console.print(f"run {number} of {len(configs)}: lr {config.lr}, eps {config.eps}", highlight=False)
+        if (result := result_of(config)) is None:
+            begun = (Path(str(config.out)) / run_folder.CONFIG).exists()
+            train.train_only(shared.job(config, resume=begun), console, plan.rule, resumed=begun)
+            result = result_of(config)
+            assert result is not None
+        results.append(result)
+        write(plan, results)
+    best = min(results, key=lambda result: result.rank)
+    config = configs[results.index(best)]
+    if best.stopped is None and not run_folder.finished(Path(str(config.out))):
+        console.print(f"the best run, on the test: {best.folder}", highlight=False)
+        train.run(shared.job(config, resume=True), console, time.perf_counter(), resumed=True)
+    console.print(_table(results))
+    console.print(f"sweep folder: {plan.out}", highlight=False, soft_wrap=True)
+    if best.stopped is not None:
+        return None
+    console.print("The best run again, for another --steps or --seed:", highlight=False)
+    console.print("  " + plan.command(config), highlight=False, soft_wrap=True)
+    return best
+
+
+class _Shared:
+    """Data and model, which are prepared once; every run begins with the same bits of the weights."""
+
+    def __init__(self, configs: list[Config]) -> None:
+        self._configs = configs
+
+    @cached_property
+    def learner(self) -> Learner:
+        begun = next((c for c in self._configs if run_folder.begun(Path(str(c.out)))), self._configs[0])
+        return prepare_learner(begun, Path(str(begun.out)))
+
+    @cached_property
+    def start(self) -> dict[str, Tensor]:
+        """A copy of the weights before training, in the memory of the CPU."""
+        return {name: value.cpu().clone() for name, value in self.learner.predictor.model.state_dict().items()}
+
+    @torch.no_grad()
+    def job(self, config: Config, *, resume: bool) -> Job:
+        """A run at its start."""
+        for name, value in self.learner.predictor.model.state_dict().items():
+            value.copy_(self.start[name])
+        return prepare_run(config, self.learner, resume=resume)
+
+
+def _make_folder(plan: Plan, configs: list[Config]) -> None:
+    overwrite = configs[0].overwrite
+    run_folder.empty(plan.out, "--out", overwrite=overwrite, hint=" (or add --overwrite)")
+    for config in configs:
+        # Else what is left of another sweep's run would be taken for this one's.
+        run_folder.clear(Path(str(config.out)))
+        (Path(str(config.out)) / run_folder.CONFIG).unlink(missing_ok=True)
+    write(plan, [])
+
+
+def _table(results: list[Result]) -> Table:
+    metric = "dev accuracy" if results[0].dev_f1 is None else "dev F1"
+    table = Table(title="sweep, the best first", title_justify="left")
+    for column in ("lr", "eps", "steps", "dev loss", metric):
+        table.add_column(column, justify="right")
+    table.add_column("stopped")
+    for result in sorted(results, key=lambda result: result.rank):
+        score = result.dev_accuracy if result.dev_f1 is None else result.dev_f1
+        table.add_row(
+            str(result.lr), str(result.eps), str(result.steps), f"{result.dev_loss:.3f}", f"{score:.3f}",
+            result.stopped or "",
+        )  # fmt: skip
+    return table

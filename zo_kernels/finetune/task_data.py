@@ -1,0 +1,134 @@
+"""Rows of a task's data set, from the hub or from files, sampled into training, development and test examples."""
+
+from __future__ import annotations
+
+import random
+import reprlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from zo_kernels.finetune.tasks import Row, Task
+
+T = TypeVar("T")
+
+_KINDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+_TRAIN_EXAMPLES, _TEST_EXAMPLES = 1000, 1000
+
+
+@dataclass(frozen=True)
+class Example:
+    """The fields of a row for the templates, the index of its label's words, and the answers that are right."""
+
+    fields: dict[str, str]
+    label: int
+    references: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Three splits that share no row."""
+
+    train: list[Example]
+    dev: list[Example]
+    test: list[Example]
+
+
+def load_task(
+    name: str, task: Task, folder: str | None, seed: int, train: int | None, dev: int | None, test: int | None
+) -> TaskData:
+    """Examples of a task.
+
+    Args:
+        name: of the task, for messages.
+        task: its columns and where its data are.
+        folder: with files train and validation (.parquet, .json, .jsonl, .csv); None for the hub.
+        seed: draws training and development examples from the training split. The test examples are drawn from the
+            validation split, and are the same for every seed.
+        train, dev, test: how many. None: 1000 (those that are left), the task's number (at most half of the split),
+            1000 (those that there are).
+
+    Raises:
+        ValueError: datasets is not installed, the data cannot be had, lack a column or have fewer rows.
+    """
+    splits = _load(name, task, folder)
+    for split in splits.values():
+        if missing := [column for column in task.columns if column not in split.column_names]:
+            raise ValueError(f"--task {name}: expected the columns {list(task.columns)}, got none named {missing}")
+    n_dev = _count("dev_examples", dev, task.dev_examples, len(splits["train"]), at_most=len(splits["train"]) // 2)
+    n_train = _count("train_examples", train, _TRAIN_EXAMPLES, len(splits["train"]) - n_dev)
+    n_test = _count("test_examples", test, _TEST_EXAMPLES, len(splits["validation"]))
+    order = random.Random(f"{seed} train").sample(range(len(splits["train"])), n_dev + n_train)
+    tests = random.Random("test").sample(range(len(splits["validation"])), n_test)
+    return TaskData(
+        train=[_example(name, task, splits["train"][index]) for index in order[n_dev:]],
+        dev=[_example(name, task, splits["train"][index]) for index in order[:n_dev]],
+        test=[_example(name, task, splits["validation"][index]) for index in tests],
+    )
+
+
+def fields_of(where: str, task: Task, row: Row) -> dict[str, str]:
+    """What the task's templates name. Raises ValueError if a column is missing or not what it should be."""
+    return _of_row(where, task, row, task.fields)
+
+
+def _of_row(where: str, task: Task, row: Row, what: Callable[[Row], T]) -> T:
+    try:
+        return what(row)
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        got = reprlib.repr(dict(row))
+        raise ValueError(f"{where}: expected a row with {', '.join(task.columns)}, got {got}: {error!r}") from error
+
+
+def _load(name: str, task: Task, folder: str | None) -> Any:
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "--task: expected the package datasets, which `pip install 'zo_kernels[tasks]'` brings"
+        ) from error
+    source: Sequence[str | None] = task.hub
+    files: dict[str, str] | None = None
+    if folder is not None:
+        files = {split: str(_file(Path(folder), split)) for split in ("train", "validation")}
+        kinds = {_KINDS[Path(file).suffix.lower()] for file in files.values()}
+        if len(kinds) != 1:
+            raise ValueError(f"--task-data: expected train and validation files of one kind, got {sorted(kinds)}")
+        source = (kinds.pop(), None)
+    try:
+        return datasets.load_dataset(*source, data_files=files)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        hint = " (--task-data FOLDER takes files instead)" if folder is None else ""
+        raise ValueError(f"--task {name}: expected to load {folder or task.hub[0]}{hint}, got {error.__cause__ or error!r}") from error
+
+
+def _file(folder: Path, split: str) -> Path:
+    found = [path for suffix in _KINDS if (path := folder / f"{split}{suffix}").is_file() and path.stat().st_size]
+    if len(found) != 1:
+        raise ValueError(
+            f"--task-data: expected one file {split}{'|'.join(_KINDS)}, not empty, in {folder}, got {[path.name for path in found]}"
+        )
+    return found[0]
+
+
+def _count(name: str, wanted: int | None, default: int, there: int, at_most: int | None = None) -> int:
+    if wanted is None:
+        wanted = min(default, there if at_most is None else at_most)
+    if not 0 < wanted <= there:
+        option = "--" + name.replace("_", "-")
+        raise ValueError(f"{option}: expected from 1 to {there}, the rows that are left, got {wanted}")
+    return wanted
+
+
+def _example(name: str, task: Task, row: Row) -> Example:
+    where, words = f"--task {name}", len(task.causal.words)
+    fields, label = fields_of(where, task, row), _of_row(where, task, row, task.label)
+    if not 0 <= label < words:
+        raise ValueError(f"{where}: expected labels from 0 to {words - 1}, got {label}")
+    if task.references is None:
+        return Example(fields, label)
+    references = _of_row(where, task, row, task.references)
+    if not references:
+        raise ValueError(f"{where}: expected an answer in every row, got none in {reprlib.repr(dict(row))}")
+    return Example(fields, label, references)
