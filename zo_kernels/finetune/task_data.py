@@ -100,15 +100,15 @@ def _load(name: str, task: Task, folder: str | None) -> Any:
         return datasets.load_dataset(*source, data_files=files)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         hint = " (--task-data FOLDER takes files instead)" if folder is None else ""
-        raise ValueError(f"--task {name}: expected to load {folder or task.hub[0]}{hint}, got {error.__cause__ or error!r}") from error
+        got = repr(error.__cause__ or error)
+        raise ValueError(f"--task {name}: expected to load {folder or task.hub[0]}{hint}, got {got}") from error
 
 
 def _file(folder: Path, split: str) -> Path:
     found = [path for suffix in _KINDS if (path := folder / f"{split}{suffix}").is_file() and path.stat().st_size]
     if len(found) != 1:
-        raise ValueError(
-            f"--task-data: expected one file {split}{'|'.join(_KINDS)}, not empty, in {folder}, got {[path.name for path in found]}"
-        )
+        names, got = "|".join(_KINDS), [path.name for path in found]
+        raise ValueError(f"--task-data: expected one file {split}{names}, not empty, in {folder}, got {got}")
     return found[0]
 
 
