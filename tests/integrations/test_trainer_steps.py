@@ -228,7 +228,8 @@ def test_logs_evaluations_and_early_stopping(tmp_path: Path) -> None:
     trainer = trained(
         tmp_path, eval_dataset=tokens(4), eval_strategy="steps", eval_steps=1, logging_steps=2, max_steps=8,
         learning_rate=0.0, perturb="in_forward", directions=3, callbacks=[EarlyStoppingCallback(2)],
-        metric_for_best_model="loss", load_best_model_at_end=True, save_strategy="steps", save_steps=1, save_only_model=True,
+        metric_for_best_model="loss", load_best_model_at_end=True, save_strategy="steps", save_steps=1,
+        save_only_model=True,
     )  # fmt: skip
     assert trainer.state.global_step == 3  # nothing changes, so the second and third are no better than the first
     (log,) = (r for r in trainer.state.log_history if "loss" in r)
