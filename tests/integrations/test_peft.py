@@ -65,6 +65,20 @@ def quantised() -> nn.Module:
     return model
 
 
+def in_4_bits() -> nn.Module:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    base = models.llama(2)
+    for module in list(base.model.layers.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                quantised = bitsandbytes.nn.Linear4bit(child.in_features, child.out_features, False, quant_type="nf4")
+                quantised.load_state_dict(child.state_dict())
+                setattr(module, name, quantised.to("cpu"))
+    model = lora(base)
+    assert torch.uint8 in {p.dtype for p in model.parameters()}
+    return model
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "LoRA": lora,
     "prefix": prefix,
@@ -72,6 +86,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "modules_to_save": with_modules_to_save,
     "tied": tied,
     "8 bits": quantised,
+    "4 bits of bitsandbytes": in_4_bits,
 }
 
 

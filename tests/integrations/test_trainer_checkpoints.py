@@ -100,6 +100,18 @@ def test_nothing_to_resume_from(tmp_path: Path) -> None:
         made(tmp_path).train(resume_from_checkpoint=True)
 
 
+def test_an_optimizer_of_ones_own_is_resumed_and_never_replaced(tmp_path: Path) -> None:
+    def with_own(model: Any) -> ZOTrainer:
+        return made(tmp_path, model, optimizers=(zo.MeZO(model, lr=1e-3, seed=7), None), **SAVED)
+
+    whole, again = with_own(model_of("mezo")), with_own(model_of("mezo"))
+    whole.train()
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert_same(weights(again.model), weights(whole.model))
+    with pytest.raises(ValueError, match=r"resume: expected an optimizer made without trajectory="):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
 def test_resuming_as_another_method(tmp_path: Path) -> None:
     trained(tmp_path, **SAVED)
     with pytest.raises(ValueError, match=r"expected method 'LeZO', got 'MeZO'"):

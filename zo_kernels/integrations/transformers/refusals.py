@@ -15,20 +15,20 @@ class Refusals:
     """Watches an optimizer for steps refused in a row."""
 
     def __init__(self, optimizer: ZeroOrderOptimizer):
-        self._optimizer = optimizer
-        self._steps, self._refused = optimizer.step_count, optimizer.refused_steps
+        self.optimizer = optimizer
+        self._steps = self._refused = 0  # when not all steps since the call before had been refused
 
     def check(self) -> None:
-        """Raise `Diverged` if at least 10 steps since this was called first, and all since some call, were refused.
+        """To be called after every step, or after every few; waits for those of a GPU.
 
-        Steps of a GPU are waited for.
+        Raises Diverged if all steps since an earlier call were refused, and they are at least 10.
         """
-        steps, refused = self._optimizer.step_count, self._optimizer.refused_steps
+        steps, refused = self.optimizer.step_count, self.optimizer.refused_steps
         in_a_row = steps - self._steps
         if refused - self._refused < in_a_row:
             self._steps, self._refused = steps, refused
         elif in_a_row >= MOST_IN_A_ROW:
-            group = self._optimizer.param_groups[0]
+            group = self.optimizer.param_groups[0]
             raise Diverged(
                 f"the last {in_a_row} of {steps} steps had a loss that is not finite: the run has diverged. "
                 f"Lower learning_rate, which is {group['lr']} now, or eps, which is {group['eps']}"

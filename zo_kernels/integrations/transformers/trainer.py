@@ -69,10 +69,12 @@ class ZOTrainer(Trainer):
             raise ValueError("optimizer_cls_and_kwargs: expected None; choose the optimizer by args.method")
         self._microbatches: list[Any] = []
         self._refusals: Refusals | None = None
+        self._made_optimizer = False
         self._objective = _checked_objective(args.objective if objective is None else objective)
         super().__init__(model, args, *more, **options)
         self._check_optimizer()
         self._check_devices()
+        self._last_loss = torch.zeros((), device=args.device)
 
     @property
     def zo_optimizer(self) -> zo.ZeroOrderOptimizer:
@@ -114,10 +116,8 @@ class ZOTrainer(Trainer):
         trained: Any = self.model if model is None else model
         self._share_weights(trained)
         if self.optimizer is None:
-            self.optimizer = make_optimizer(trained, self.args)
+            self.optimizer, self._made_optimizer = make_optimizer(trained, self.args), True
         self._check_optimizer()
-        self._refusals = Refusals(self.zo_optimizer)
-        self._last_loss = torch.zeros((), device=self.args.device)
         return self.optimizer
 
     def _share_weights(self, model: nn.Module) -> None:
@@ -131,7 +131,7 @@ class ZOTrainer(Trainer):
         if resume_from_checkpoint:
             if resume_from_checkpoint is True:
                 resume_from_checkpoint = checkpoints.last_whole(self._folder()) or True  # True: Trainer complains
-            if isinstance(self.optimizer, SteppedInTrainingStep):
+            if self._made_optimizer:
                 self.optimizer = None  # of an earlier call; it writes to a trajectory that is now taken back
         return super().train(resume_from_checkpoint, *more, **options)
 
@@ -181,9 +181,14 @@ class ZOTrainer(Trainer):
                 raise
             loss = math.nan
         # Asking waits for a GPU, so there it is asked less often.
-        if self._refusals is not None and (not self._on_gpu() or optimizer.step_count % MOST_IN_A_ROW == 0):
-            self._refusals.check()
+        if not self._on_gpu() or optimizer.step_count % MOST_IN_A_ROW == 0:
+            self._refusals_of(optimizer).check()
         return loss
+
+    def _refusals_of(self, optimizer: zo.ZeroOrderOptimizer) -> Refusals:
+        if self._refusals is None or self._refusals.optimizer is not optimizer:
+            self._refusals = Refusals(optimizer)
+        return self._refusals
 
     def _on_gpu(self) -> bool:
         return self.args.device.type != "cpu"
