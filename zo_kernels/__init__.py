@@ -4,7 +4,7 @@ Fused kernels that regenerate Gaussian noise from a seed and apply it in place, 
 """
 
 from .ops import add_noise_, noise
-from .optim import LeZO, MeZO, MeZOSVRG, SparseMeZO, ZeroOrderOptimizer
+from .optim import LeZO, MeZO, MeZOSVRG, Parallel, RanksDiffer, SparseMeZO, ZeroOrderOptimizer
 from .optim.replay import replay
 from .trajectory import Trajectory
 
@@ -12,6 +12,8 @@ __all__ = [
     "LeZO",
     "MeZO",
     "MeZOSVRG",
+    "Parallel",
+    "RanksDiffer",
     "SparseMeZO",
     "Trajectory",
     "ZeroOrderOptimizer",

@@ -6,6 +6,8 @@ w <- round( decay * w + m . sum_k scale_k * z(seed_k) )        (docs/noise.md)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -25,12 +27,21 @@ class Table:
         entries: what to change; see `backends.types.Entry`. `dst` must not overlap another `dst`.
         names: what to call each tensor in errors.
         backend: see `add_noise_`.
+        runs: for each entry the stretches that it falls into: the index of the first element of each in the whole
+            parameter, all equally long; for shards that are no stretch of it, such as columns. None: each entry is one
+            stretch, from its `offset` on. An entry of several has a whole number of mask bytes for each of them.
 
     Raises:
         TypeError, ValueError: as `add_noise_`.
     """
 
-    def __init__(self, entries: Sequence[Entry], names: Sequence[str], backend: str | None = None):
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        names: Sequence[str],
+        backend: str | None = None,
+        runs: Sequence[Sequence[int]] | None = None,
+    ):
         self.entries, self.names = tuple(entries), tuple(names)
         for name, e in zip(names, entries, strict=True):
             checks.weight(name, e.dst)
@@ -42,7 +53,12 @@ class Table:
         if tensors:
             where = checks.one_device(names, tensors)
             checks.disjoint(names, tensors)
-            self._run = backends.resolve(backend, where).prepare(self.entries)
+            where_of = [[e.offset] for e in entries] if runs is None else runs
+            pieces = [_cut(e, offsets) for e, offsets in zip(entries, where_of, strict=True)]
+            ends = [0, *accumulate(len(p) for p in pieces)]
+            self._pieces = [range(a, b) for a, b in pairwise(ends)]
+            self._has_cuts = len(pieces) < ends[-1]
+            self._run = backends.resolve(backend, where).prepare([piece for each in pieces for piece in each])
         elif backend is not None:
             backends.resolve(backend, torch.device("cpu"))
         self._pointers = self._addresses()
@@ -60,10 +76,29 @@ class Table:
             return
         if self._addresses() != self._pointers:
             raise RuntimeError("a tensor's memory was replaced since its table was built; nothing was changed")
-        self._run(do)
+        if do.active is not None and self._has_cuts:
+            self._run(replace(do, active=[at for i in do.active for at in self._pieces[i]]))
+        else:
+            self._run(do)
         indices = range(len(self.entries)) if do.active is None else do.active
         changed = [self.entries[i].dst for i in indices if not self.entries[i].dst.is_inference()]
         torch.autograd.graph.increment_version(changed)
+
+
+def _cut(entry: Entry, offsets: Sequence[int]) -> list[Entry]:
+    """The entry as one for each of the stretches that it falls into."""
+    if len(offsets) == 1:
+        return [replace(entry, offset=offsets[0])]
+
+    def parts(t: Tensor) -> Sequence[Tensor]:
+        return t.detach().view(len(offsets), -1).unbind()
+
+    dsts, srcs = parts(entry.dst), parts(entry.src)
+    masks = [None] * len(offsets) if entry.mask_tensor is None else parts(entry.mask_tensor)
+    return [
+        replace(entry, dst=dst, src=src, offset=offset, mask_tensor=mask)
+        for dst, src, offset, mask in zip(dsts, srcs, offsets, masks, strict=True)
+    ]
 
 
 def _directions(seeds: object, scales: object) -> tuple[list[int], list[float]]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import zo_kernels as zo
 from zo_kernels.optim import thresholds
 from zo_kernels.optim.blocks import block_of_parameters, dropped_blocks, find_blocks
+from zo_kernels.optim.shards import shard_of
 from zo_kernels.optim.thresholds import magnitude_threshold
 from zo_kernels.spec import direction_seed
 
@@ -42,7 +43,7 @@ def test_threshold_is_the_exact_percentile(values, repeat, sparsity, dtype, chun
     w = torch.tensor(values * repeat).to(dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(thresholds, "_CHUNK", chunk)
-        h = magnitude_threshold(w, sparsity)
+        h = magnitude_threshold(shard_of("w", w), sparsity)
     assert h == percentile(w, sparsity)
     taking_part = len(w) - math.floor(sparsity * len(w))
     assert (w.float().abs() <= h).sum() >= taking_part > (w.float().abs() < h).sum()
@@ -54,8 +55,8 @@ def test_threshold_of_a_large_tensor(dtype: torch.dtype) -> None:
     n = w.numel()
     for sparsity in (0.0, 1e-6, 0.5, 0.75, 1 - 1e-6, math.nextafter(1.0, 0.0)):
         expected = w.float().abs().kthvalue(n - math.floor(sparsity * n)).values.item()
-        assert magnitude_threshold(w.view(-1, 1), sparsity) == expected
-    assert magnitude_threshold(w[:0], 0.5) == 0.0
+        assert magnitude_threshold(shard_of("w", w.view(-1, 1)), sparsity) == expected
+    assert magnitude_threshold(shard_of("w", w[:0]), 0.5) == 0.0
 
 
 @pytest.mark.parametrize("family", FAMILIES)

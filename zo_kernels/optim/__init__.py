@@ -4,6 +4,7 @@ from .base import ZeroOrderOptimizer
 from .lezo import LeZO
 from .mezo import MeZO
 from .mezo_svrg import MeZOSVRG
+from .parallel import Parallel, RanksDiffer
 from .sparse_mezo import SparseMeZO
 
-__all__ = ["LeZO", "MeZO", "MeZOSVRG", "SparseMeZO", "ZeroOrderOptimizer"]
+__all__ = ["LeZO", "MeZO", "MeZOSVRG", "Parallel", "RanksDiffer", "SparseMeZO", "ZeroOrderOptimizer"]

@@ -21,9 +21,11 @@ from .in_forward import InForwardProbes, cannot_perturb_in_forward
 from .interrupts import interrupts_held
 from .losses import Closure, Refused, check_closure, check_pair, decay_factors, value_of
 from .numbers import Numbers, Pair, Seed, spsa_update
+from .parallel import Parallel, Ranks, ranks_of
 from .probes import InPlace, Probes
 from .recorded import RecordedSteps
 from .recording import Recording
+from .shards import resharding
 from .weights import Weights
 
 MAX_DIRECTIONS = 2**16
@@ -61,6 +63,10 @@ class ZeroOrderOptimizer(RecordedSteps):
             of a module, else in place, with a warning if the weights have 16 bits.
         rounding: "nearest", "stochastic", or "auto": stochastic. It matters to 16-bit weights alone.
         trajectory: a new file to which every step is appended; see `trajectory` below.
+        parallel: how the ranks of a torch.distributed process group take steps together, sending each other losses
+            alone: "batch" (each evaluates its part of the batch), "directions" (each evaluates its part of the
+            directions), a `zo_kernels.Parallel`, "off", or "auto": "batch" if there are several ranks. All of them make
+            the optimizer alike, of equal weights.
         backend: see `zo_kernels.add_noise_`.
 
     `lr`, `eps`, `weight_decay`, `decay_all` and `sparsity` may be given for each group.
@@ -69,6 +75,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         step_count: steps taken, refused ones included.
         refused_steps: steps refused because a loss was not finite. Asking for this or the next two waits for a GPU.
         projected_gradients: g_k of the last step; zeros if it was refused.
+        bytes_sent: by this rank to each of the others, in all steps so far: 32 a step and 16 a direction of its own.
         trajectory: what `zo_kernels.replay` needs to rebuild the weights of any step, as `zo_kernels.Trajectory`.
 
     Raises:
@@ -90,6 +97,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         perturb: str = "auto",
         rounding: str = "auto",
         trajectory: str | FilePath | None = None,
+        parallel: str | Parallel = "auto",
         backend: str | None = None,
     ):
         self.seed = checks.integer("seed", seed, 0, checks.MAX_SEED)
@@ -98,6 +106,9 @@ class ZeroOrderOptimizer(RecordedSteps):
         checks.choice("perturb", perturb, PERTURB)
         self.rounding = checks.choice("rounding", rounding, ("auto", *ROUNDINGS))
         self.backend = backend
+        self._ranks = ranks_of(parallel)
+        if self._ranks is not None:
+            self._ranks.check_directions(self.directions)
         self.step_count = 0
         self._refused_steps = 0
         self._gradients = []
@@ -105,6 +116,8 @@ class ZeroOrderOptimizer(RecordedSteps):
         self._builds = self._steps_since_built = 0  # of the tables
 
         module = params if isinstance(params, nn.Module) else None
+        if (reshard := resharding(module)) is not None:
+            reshard()  # or else the parameters that it shows may be gathered ones, which are given up later
         defaults = {
             "lr": lr,
             "eps": eps,
@@ -116,7 +129,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         given: Any = params if module is None else list(module.named_parameters())
         super().__init__(given, defaults)
 
-        self._module = module
+        self._module, self._reshard = module, reshard
         self._norms = norm_parameters(module)
         self._names = self._name()
         self._ids = self._identify()
@@ -134,6 +147,13 @@ class ZeroOrderOptimizer(RecordedSteps):
         reason = cannot_perturb_in_forward(self._module)
         if asked == "in_forward" and reason:
             raise ValueError(f"perturb: 'in_forward' cannot be: {reason}")
+        if self._ranks is not None and self._ranks.how.split == "directions":
+            if asked == "in_place" or reason:
+                raise ValueError(
+                    "parallel: 'directions' needs perturb='in_forward', since weights that each rank moves along its "
+                    f"own directions in place are rounded differently, but {reason or 'got in_place'}; use 'batch'"
+                )
+            return "in_forward"
         if asked != "auto" or all(p.element_size() >= 4 for p in self._trainable()):
             return "in_place" if asked == "auto" else asked
         if reason:
@@ -194,7 +214,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         with interrupts_held():
             probes.finish(spsa_update(seeds, numbers.gradients[0], numbers.rates), numbers.decays)
             self._took(weights, Kind.STEP, rates, eps, numbers, pairs)
-        return sum(seen) / len(seen)
+        return self._mean_loss(seen, pairs)
 
     def graphed(self, closure: Closure, *, warmup: int = 3) -> GraphedStep:
         """Steps whose launches are captured in a CUDA graph, for models whose forward is a matter of launches.
@@ -221,6 +241,8 @@ class ZeroOrderOptimizer(RecordedSteps):
 
     def _steps_differ(self) -> str | None:
         """Why not all steps launch the same, or None."""
+        if self._ranks is not None:
+            return "ranks exchange their losses in every step"
         return "with drop, every step changes other weights" if self.drop else None
 
     def _launches_depend_on(self) -> tuple[Any, ...]:
@@ -244,10 +266,12 @@ class ZeroOrderOptimizer(RecordedSteps):
     def _probe(
         self, probes: Probes, closure: Closure, seeds: Sequence[Seed], eps: float, seen: list[Any]
     ) -> list[Pair]:
-        """As `_evaluate`; on any failure θ is restored, and the step is recorded."""
+        """As `_evaluate`, of the directions of all ranks; on any failure θ is restored, and the step is recorded."""
         moves: list[float] = []
         try:
-            return self._evaluate(probes, closure, seeds, eps, seen, moves)
+            if self._ranks is None:
+                return self._evaluate(probes, closure, seeds, eps, seen, moves)
+            return self._evaluate_together(self._ranks, probes, closure, seeds, eps, seen, moves)
         except BaseException as error:
             with interrupts_held():
                 probes.to({})
@@ -255,6 +279,42 @@ class ZeroOrderOptimizer(RecordedSteps):
             if not isinstance(error, Refused):
                 raise
             raise error.error(f"closure: {error}; the step is refused, the weights are restored") from None
+
+    def _evaluate_together(
+        self,
+        ranks: Ranks,
+        probes: Probes,
+        closure: Closure,
+        seeds: Sequence[Seed],
+        eps: float,
+        seen: list[Any],
+        moves: list[float],
+    ) -> list[Pair]:
+        """As `_evaluate`, each rank doing its part."""
+        assert self._weights is not None
+        own, known = ranks.own(seeds), (self.step_count, self._agreed(), self._weights.shards)
+        try:
+            pairs = self._evaluate(probes, closure, own, eps, seen, moves)
+        except Exception as error:
+            with interrupts_held():
+                # To the end, as where nothing is wrong: weights that went another way would be rounded otherwise.
+                for seed, signed in [(s, e) for s in own for e in (eps, -eps)][len(moves) :]:
+                    probes.to({seed: signed})
+                    moves.append(signed)
+            ranks.tell(error, len(own), *known)
+            raise
+        return ranks.exchange(pairs, *known)
+
+    def _mean_loss(self, seen: Sequence[Any], pairs: Sequence[Pair]) -> Tensor | float:
+        """Of the losses that the closure returned, here and on the other ranks."""
+        if self._ranks is None:
+            return sum(seen) / len(seen)
+        mean = sum(value for pair in pairs for value in pair) / (2 * len(pairs))
+        return torch.as_tensor(mean).to(seen[0]) if isinstance(seen[0], Tensor) else mean
+
+    @property
+    def bytes_sent(self) -> int:
+        return 0 if self._ranks is None else self._ranks.bytes_sent
 
     @staticmethod
     def _evaluate(

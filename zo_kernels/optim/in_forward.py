@@ -24,6 +24,7 @@ from .interrupts import interrupts_held
 from .losses import call
 from .numbers import Row, Seed
 from .scratch import Scratch, bytes_for
+from .shards import is_sharded
 from .weights import Weights
 
 
@@ -31,6 +32,11 @@ def cannot_perturb_in_forward(module: nn.Module | None) -> str | None:
     """Why in-forward perturbation is impossible for what the optimizer was given, or None."""
     if module is None:
         return "it needs the module, not its parameters alone"
+    if any(is_sharded(p) for p in module.parameters()):
+        return (
+            "the weights are sharded, so that no process has a module's whole weights (keep float32 shards, and let "
+            "FSDP's MixedPrecisionPolicy cast what it gathers)"
+        )
     for name, m in module.named_modules():
         if type(m).__name__ == "OptimizedModule" or getattr(m, "_compiled_call_impl", None) is not None:
             return f"{name or type(m).__name__} is compiled by torch.compile, which runs no module by itself"

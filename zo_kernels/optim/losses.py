@@ -49,6 +49,8 @@ def value_of(loss: Any) -> tuple[Tensor | float, Value]:
     Raises:
         Refused: it is no finite scalar. Of a tensor on a GPU only its shape and dtype are looked at.
     """
+    if hasattr(loss, "full_tensor"):  # tensor parallel
+        loss = loss.full_tensor()
     value = loss
     if isinstance(loss, Tensor):
         if loss.numel() != 1:

@@ -19,6 +19,7 @@ from .numbers import Numbers, Row, on_host
 from .path import Path
 from .probes import InPlaceFromAnchor, Probes, RestoredInPlace
 from .replay import Replay
+from .shards import like, local
 from .weights import Weight, Weights
 
 
@@ -86,11 +87,15 @@ class MeZOSVRG(ZeroOrderOptimizer):
 
     def _anchors(self, weights: Sequence[Weight]) -> Sequence[Tensor]:
         for w in weights:
-            anchor = self.state[w.tensor].get("anchor")
-            if anchor is None or anchor.shape != w.tensor.shape or anchor.dtype != w.tensor.dtype:
-                self.state[w.tensor]["anchor"] = w.tensor.detach().clone()
+            anchor = self.state[w.parameter].get("anchor")
+            if anchor is None or anchor.shape != w.parameter.shape or anchor.dtype != w.parameter.dtype:
+                self.state[w.parameter]["anchor"] = w.parameter.detach().clone()
                 self._forget()
-        return [self.state[w.tensor]["anchor"] for w in weights]
+        return [self._anchor(w) for w in weights]
+
+    def _anchor(self, w: Weight) -> Tensor:
+        """What is here of its snapshot, which is sharded as the parameter is."""
+        return local(self.state[w.parameter]["anchor"])
 
     def _prepare(self) -> Weights:
         known = self._weights
@@ -101,10 +106,14 @@ class MeZOSVRG(ZeroOrderOptimizer):
             with torch.no_grad():
                 for w in weights.weights:
                     if w.block in self._dropped:
-                        w.tensor.copy_(self.state[w.tensor]["anchor"])
+                        w.tensor.copy_(self._anchor(w))
                 self._write(weights, record=True)
             self._recording.note_versions(weights)
         return weights
+
+    def _agreed(self) -> list[str]:
+        rates = [group["anchor_lr"] for group in self.param_groups]
+        return [*super()._agreed(), f"anchor_every {self.anchor_every}", f"anchor_lr {rates}"]
 
     def _steps_differ(self) -> str | None:
         return "steps at an anchor and between anchors are not alike"
@@ -116,7 +125,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
         self._path, self._dropped, self._age = replay.path, replay.dropped, replay.age
         if replay.weights is not None and replay.weights.anchors is not None:
             for w, anchor in zip(replay.weights.weights, replay.weights.anchors, strict=True):
-                self.state[w.tensor]["anchor"] = anchor
+                self.state[w.parameter]["anchor"] = like(w.parameter, anchor)
         self.shared_direction = setup.shared_direction
         super()._go_on_from(replay, setup)
 
@@ -146,7 +155,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
 
     def _anchor_step(self, weights: Weights, closure: Closure, eps: float, rates: Sequence[float]) -> Tensor | float:
         for w in weights.weights:
-            self.state[w.tensor]["anchor"].copy_(w.tensor)
+            self._anchor(w).copy_(w.tensor)
         self._dropped = self._draw_dropped()
         seeds, seen = self._seeds(ANCHOR_SLOT), list[Any]()
         self._path = path = Path(weights.rows)
@@ -162,7 +171,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
             self._write(weights, record=True)
             self._age = 1
             self._took(weights, Kind.ANCHOR, rates, eps, numbers, pairs)
-        return sum(seen) / len(seen)
+        return self._mean_loss(seen, pairs)
 
     def _inner_step(self, weights: Weights, closure: Closure, eps: float, rates: Sequence[float]) -> Tensor | float:
         assert self._age is not None and self._path is not None
@@ -178,7 +187,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
             self._write(weights)
             self._age += 1
             self._took(weights, Kind.BETWEEN, rates, eps, numbers, here, there)
-        return sum(seen) / len(seen)
+        return self._mean_loss(seen, here)
 
     def _probes_at_theta(self, weights: Weights) -> Probes:
         active = weights.active(self._dropped)

@@ -9,6 +9,7 @@ from typing import Any
 from .. import checks, names, spec
 from ..trajectory import Kind, Record, Setup, Trajectory
 from .numbers import Numbers, Pair, Value, device_of, stacked
+from .parallel import Ranks
 from .recording import Recording, weight_setups
 from .replay import Replay
 from .trained import TrainedWeights
@@ -26,6 +27,7 @@ class RecordedSteps(TrainedWeights):
     _refused_steps: int
     _gradients: list[Value]
     _recording: Recording
+    _ranks: Ranks | None
 
     def _took(
         self,
@@ -81,6 +83,10 @@ class RecordedSteps(TrainedWeights):
         key = (self._builds, eps, self.seed, self.directions, self.drop, *self._weight_decays())
         self._recording.begin(key, lambda continues: self._setup(weights, eps, continues), weights)
 
+    def _agreed(self) -> list[str]:
+        """What the ranks that take a step together must have in common."""
+        return [*self._recording.setup_told, f"learning rates {self._rates()[::2]}"]
+
     def _svrg_setup(self) -> dict[str, bool]:
         """The fields of a setup that are MeZO-SVRG's."""
         return {"svrg": False, "shared_direction": False, "anchored": False}
@@ -104,7 +110,8 @@ class RecordedSteps(TrainedWeights):
         )
 
     def record_to(self, path: str | FilePath) -> None:
-        """Write the trajectory to a new file: the steps so far, and every step to come as it is taken.
+        """Write the trajectory to a new file: the steps so far, and every step to come as it is taken. Of several ranks
+        that take steps together the first writes it.
 
         A step is appended by one write, so that the file holds it even if the process is killed right after.
 
@@ -112,11 +119,16 @@ class RecordedSteps(TrainedWeights):
             TypeError: it is no path.
             ValueError: the file exists.
         """
-        self._recording.write_to(path)
+        if self._writes_files():
+            self._recording.write_to(path)
+
+    def _writes_files(self) -> bool:
+        return self._ranks is None or self._ranks.is_first
 
     def resume(self, path: str | FilePath, *, weights: str = "first") -> None:
         """Go on with a run that was cut off, and append to its trajectory's file from now on. What is cut off or
-        damaged at the file's end is dropped from it.
+        damaged at the file's end is dropped from it. Of several ranks that take steps together the first reads and
+        writes the file; how many they are may have changed.
 
         The next step is the one that the run would have taken, if the optimizer was made with the run's options: seed,
         directions, drop, sparsity's thresholds (and MeZO-SVRG's shared_direction) are taken from the file, eps, weight
@@ -139,7 +151,11 @@ class RecordedSteps(TrainedWeights):
             raise ValueError(f"resume: expected an optimizer that has taken no step, got one after {self.step_count}")
         if (own := self._recording.path) is not None:
             raise ValueError(f"resume: expected an optimizer made without trajectory=, got one that writes to {own}")
-        trajectory = Trajectory.load(path, recover=True)
+        if self._ranks is None:
+            trajectory = Trajectory.load(path, recover=True)
+        else:
+            data = self._ranks.from_first(lambda: Trajectory.load(path, recover=True).to_bytes())
+            trajectory = Trajectory.from_bytes(data)
         if weights == "last" and trajectory.steps != self.step_count:
             raise ValueError(
                 f"resume: expected the state (load_state_dict) after step {trajectory.steps}, where {path} ends, got "
@@ -155,10 +171,12 @@ class RecordedSteps(TrainedWeights):
                 self._go_on_from(replay, last)
             else:
                 self._recording.note_versions(self._prepare())
-        self._recording.go_on(path, trajectory)
+        self._recording.go_on(path if self._writes_files() else None, trajectory)
 
     def _go_on_from(self, replay: Replay, setup: Setup) -> None:
         trajectory = replay.trajectory
+        if self._ranks is not None:
+            self._ranks.check_directions(setup.directions)
         self.step_count = trajectory.steps
         self.refused_steps = trajectory.refused_steps
         self.seed, self.directions, self.drop = setup.seed, setup.directions, setup.drop

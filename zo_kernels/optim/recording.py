@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..trajectory import Kind, Record, Setup, Trajectory
-from ..trajectory.fingerprint import as_text, combined, fingerprint, summed
+from ..trajectory.fingerprint import as_text
 from ..trajectory.record import RefusedSteps, WeightSetup
 from ..trajectory.recorder import Recorder
 from .pending import Pending
 from .weights import Weights
+from .whole import combined_fingerprint, fingerprints
 
 CHECK_EVERY = 1000  # steps; a check costs about as much as a pass
 
@@ -52,12 +54,16 @@ class _Log:
 class Recording:
     """A run's trajectory as it grows. Of steps on a GPU it learns the losses later, without waiting for them, and at
     the latest when somebody asks, or the process ends.
+
+    Attributes:
+        setup_told: the setup of the steps that are being taken, as texts.
     """
 
     def __init__(self) -> None:
         self._begin_log(Recorder())
         self._versions: dict[Tensor, int] | None = None  # of each weight after the last step that it took part in
         self._key: Any = None
+        self.setup_told: list[str] = []
 
     def _begin_log(self, recorder: Recorder) -> None:
         self._log = _Log(recorder)
@@ -85,8 +91,8 @@ class Recording:
         self._log.settle()
         self._log.recorder.write_to(path)
 
-    def go_on(self, path: str | Path, trajectory: Trajectory) -> None:
-        """With a file of which `trajectory` is the sound beginning."""
+    def go_on(self, path: str | Path | None, trajectory: Trajectory) -> None:
+        """With a file of which `trajectory` is the sound beginning, or without one."""
         self._begin_log(Recorder.resumed(path, trajectory))
 
     def begin(self, key: Any, setup: Callable[[bool], Setup], weights: Weights) -> None:
@@ -100,7 +106,9 @@ class Recording:
         continues = self._versions is not None and not self.changed_by_others(weights)
         if self._key != key or not continues:
             self._log.settle()
-            self._log.recorder.add_setup(setup(continues or not len(self.trajectory)))
+            due = setup(continues or not len(self.trajectory))
+            self._log.recorder.add_setup(due)
+            self.setup_told = _told(due)
             self._key = key
 
     def took(self, record: Record, weights: Weights, losses: Tensor | None = None) -> None:
@@ -113,7 +121,7 @@ class Recording:
         self.note_versions(weights)
         self._log.add(record, losses)
         if self._log.steps % CHECK_EVERY == 0 and record.losses:
-            total = combined([summed(w.tensor) for w in weights.weights])
+            total = combined_fingerprint(weights.shards)
             recorder = self._log.recorder
             self._log.pending.put(total.reshape(1), lambda value: recorder.add_check(as_text(value[0])))
             self._log.pending.work_off(wait=False)
@@ -146,18 +154,27 @@ def _versions(weights: Weights) -> dict[Tensor, int]:
     return {w.tensor: 0 if w.tensor.is_inference() else w.tensor._version for w in weights.weights}
 
 
+def _told(setup: Setup) -> list[str]:
+    """What does not follow from the weights' values, which are compared by themselves."""
+    told = {field.name: getattr(setup, field.name) for field in fields(setup) if field.name != "step"}
+    trained = [replace(w, fingerprint="", threshold=None) for w in told.pop("weights")]
+    told["weights changed from outside"] = not told.pop("continues")
+    told["names and shapes of the weights, as a digest:"] = hashlib.blake2s(repr(trained).encode()).hexdigest()[:16]
+    return [f"{name} {value}" for name, value in told.items()]
+
+
 def weight_setups(weights: Weights, names: Mapping[Tensor, str]) -> tuple[WeightSetup, ...]:
     """The weights' part of a setup."""
     return tuple(
         WeightSetup(
-            names[w.tensor],
-            tuple(w.tensor.shape),
+            names[w.parameter],
+            w.shard.whole,
             str(w.tensor.dtype).removeprefix("torch."),
             w.param_id,
             w.row,
             w.block,
             w.threshold,
-            fingerprint(w.tensor),
+            print_of_it,
         )
-        for w in weights.weights
+        for w, print_of_it in zip(weights.weights, fingerprints(weights.shards), strict=True)
     )

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from .. import checks, names, spec
 from ..backends.types import Pass
 from ..trajectory import Kind, Record, Setup, Trajectory
-from ..trajectory.fingerprint import as_text, combined, fingerprint, summed
+from ..trajectory.fingerprint import as_text
 from .draws import ANCHOR_SLOT, SEPARATE_SLOT, blocks_to_drop, direction_seeds
 from .losses import decay_factors
 from .numbers import Numbers, spsa_update
 from .path import Path
 from .probes import InPlace
+from .shards import local, shard_of
 from .weights import Weight, Weights
+from .whole import combined_fingerprint, fingerprints
 
 _MOST_DIRECTIONS = 64  # of passes that were put together
 
@@ -120,10 +122,11 @@ class Replay:
             if (shape, dtype) != (w.shape, w.dtype):
                 wanted = f"{w.dtype} of shape {w.shape}, as in the trajectory"
                 raise ValueError(f"{w.name}: expected {wanted}, got {dtype} of {shape}")
-            checks.weight(w.name, t)
+            checks.weight(w.name, local(t))
 
     def _check_values(self, setup: Setup) -> None:
-        wrong = [w.name for w in setup.weights if fingerprint(self._tensors[w.name]) != w.fingerprint]
+        found = fingerprints([shard_of(w.name, self._tensors[w.name]) for w in setup.weights])
+        wrong = [w.name for w, value in zip(setup.weights, found, strict=True) if value != w.fingerprint]
         if not wrong:
             return
         some = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
@@ -164,7 +167,7 @@ class Replay:
     def _check(self, expected: str, step: int) -> None:
         self._flush()
         assert self.weights is not None
-        if as_text(int(combined([summed(w.tensor) for w in self.weights.weights]))) != expected:
+        if as_text(int(combined_fingerprint(self.weights.shards))) != expected:
             raise ValueError(
                 f"trajectory: replaying it to step {step} gives other weights than the run had: something else than "
                 "the optimizer changed them on the way, unnoticed, or a machine computed wrong"
@@ -175,25 +178,28 @@ class Replay:
         if self.weights is not None:
             self._check_values(setup)
         self._setup = setup
-        weights = [
-            Weight(w.name, self._tensors[w.name], w.param_id, w.row, w.block, w.threshold) for w in setup.weights
-        ]
-        tensors = [w.tensor for w in weights]
+        tensors = [local(self._tensors[w.name]) for w in setup.weights]
         known = self.weights
         anchors = None
         if setup.anchored:
             assert known is not None and known.anchors is not None and self.path is not None
-            kept = {w.tensor: anchor for w, anchor in zip(known.weights, known.anchors, strict=True)}
-            anchors = [kept[t] for t in tensors]
+            kept = {w.name: anchor for w, anchor in zip(known.weights, known.anchors, strict=True)}
+            anchors = [kept[w.name] for w in setup.weights]
             self.path.extend(2 * len(setup.weight_decays))
         else:
             self._forget()
             if setup.svrg:
                 anchors = [t.detach().clone() for t in tensors]
-        self.weights = Weights(
-            weights, 2 * len(setup.weight_decays), setup.stochastic, anchors, setup.in_place, self._backend
-        )
+        self.weights = self._tables(setup, anchors)
         self._queue = _Queue(self.weights)
+
+    def _tables(self, setup: Setup, anchors: Sequence[Tensor] | None) -> Weights:
+        weights = []
+        for w in setup.weights:
+            p = self._tensors[w.name]
+            weights.append(Weight(w.name, p, shard_of(w.name, p), w.param_id, w.row, w.block, w.threshold))
+        rows = 2 * len(setup.weight_decays)
+        return Weights(weights, rows, setup.stochastic, anchors, setup.in_place, self._backend)
 
     def _forget(self) -> None:
         self.path, self.dropped, self.age = None, frozenset(), None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import checks, names
 from .groups import check_eps, check_group, check_owned
 from .in_forward import InForward
+from .shards import Shard, cannot_be_trained, local, shard_of
 from .thresholds import magnitude_threshold
 from .weights import Weight, Weights
 
@@ -32,6 +33,7 @@ class TrainedWeights(torch.optim.Optimizer):
     _in_forward: InForward | None
     _builds: int
     _steps_since_built: int
+    _reshard: Callable[[], None] | None
 
     def _name(self) -> dict[Tensor, str]:
         """Each parameter's name; those of a module include what is frozen, so that freezing changes no id."""
@@ -51,10 +53,13 @@ class TrainedWeights(torch.optim.Optimizer):
 
     def _prepare(self) -> Weights:
         """The tables, built anew if a parameter was frozen, unfrozen, moved or added since the last pass."""
+        here = [(p, local(p)) for p in self._trainable()]
         if self._built_for is None:
-            for p in self._trainable():
-                checks.weight(self._names[p], p)
-        trainable = [(id(p), p.data_ptr(), p.numel(), p.dtype) for p in self._trainable()]
+            if reason := cannot_be_trained(self._module, [p for p, _ in here]):
+                raise ValueError(f"params: {reason}")
+            for p, t in here:
+                checks.weight(self._names[p], t)
+        trainable = [(id(p), t.data_ptr(), t.numel(), p.dtype) for p, t in here]
         signature = (trainable, len(self.param_groups))
         if self._weights is not None and signature == self._built_for:
             return self._weights
@@ -68,13 +73,15 @@ class TrainedWeights(torch.optim.Optimizer):
                 name = self._names[p]
                 exempt = p in self._norms or p.dim() < 2
                 row = 2 * g + int(exempt and not group["decay_all"])
-                found.append(Weight(name, p, self._ids[p], row, self._block_of.get(p), self._threshold(p, group)))
+                shard = shard_of(name, p)
+                threshold = self._threshold(p, shard, group)
+                found.append(Weight(name, p, shard, self._ids[p], row, self._block_of.get(p), threshold))
         if not found:
             raise ValueError("params: expected at least one parameter that requires grad, got none")
         anchors = self._anchors(found)
         keep_masks = self.perturb == "in_place" or anchors is not None
         rows, stochastic = 2 * len(self.param_groups), self.rounding != "nearest"
-        weights = Weights(found, rows, stochastic, anchors, keep_masks, self.backend)
+        weights = Weights(found, rows, stochastic, anchors, keep_masks, self.backend, self._reshard)
         if self.perturb == "in_forward":
             assert self._module is not None
             self._in_forward = InForward(self._module, weights)
@@ -89,11 +96,11 @@ class TrainedWeights(torch.optim.Optimizer):
         """Snapshots that passes may start from, for methods that have them."""
         return None
 
-    def _threshold(self, p: Tensor, group: dict[str, Any]) -> float | None:
+    def _threshold(self, p: Tensor, shard: Shard, group: dict[str, Any]) -> float | None:
         if group["sparsity"] == 0.0:
             return None
         if p not in self._thresholds:
-            self._thresholds[p] = magnitude_threshold(p, group["sparsity"])
+            self._thresholds[p] = magnitude_threshold(shard, group["sparsity"])
         return self._thresholds[p]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..backends.types import Entry, MaskKind, Pass
 from ..ops import Table
 from .numbers import Row, Value, device_of, vector
+from .shards import Shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +20,17 @@ class Weight:
     """One trainable parameter, and how the passes treat it."""
 
     name: str
-    tensor: Tensor
+    parameter: Tensor
+    shard: Shard  # what of it is here
     param_id: int
     row: int  # of Pass.scales and Pass.decays
     block: int | None = None  # transformer block, None if the parameter always takes part
     threshold: float | None = None  # only |w| <= threshold takes part
+
+    @property
+    def tensor(self) -> Tensor:
+        """The elements that are here, in a plain tensor: the parameter itself, if it is not sharded."""
+        return self.shard.tensor
 
 
 class Weights:
@@ -39,6 +46,7 @@ class Weights:
         anchors: for each weight a snapshot that passes may start from instead, or None.
         keep_masks: see above.
         backend: see `add_noise_`.
+        on_write: called after every pass.
     """
 
     def __init__(
@@ -49,16 +57,20 @@ class Weights:
         anchors: Sequence[Tensor] | None,
         keep_masks: bool,
         backend: str | None,
+        on_write: Callable[[], None] | None = None,
     ):
         self.weights, self.rows, self.stochastic, self.backend = tuple(weights), rows, stochastic, backend
         # A parameter's `data` may point elsewhere for the time of a forward; these stay on θ.
         self.theta = [w.tensor.detach() for w in weights]
         self.anchors = None if anchors is None else list(anchors)
+        self.shards = [w.shard for w in weights]
+        runs = [shard.runs for shard in self.shards]
+        self._on_write = on_write
         self._bits: list[Tensor | None] = [
             None
             if w.threshold is None or not keep_masks
-            else torch.zeros((w.tensor.numel() + 7) // 8, dtype=torch.uint8, device=w.tensor.device)
-            for w in weights
+            else torch.zeros(_mask_bytes(w.tensor.numel(), len(starts)), dtype=torch.uint8, device=w.tensor.device)
+            for w, starts in zip(weights, runs, strict=True)
         ]
         records = any(bits is not None for bits in self._bits)
         names = [w.name for w in weights]
@@ -66,7 +78,7 @@ class Weights:
         def table(sources: Sequence[Tensor], kind: MaskKind) -> Table:
             dsts = [w.tensor for w in weights]
             entries = [self.entry(i, dsts[i], sources[i], kind) for i in range(len(weights))]
-            return Table(entries, names, backend)
+            return Table(entries, names, backend, runs)
 
         own = [w.tensor for w in weights]
         self._in_place = table(own, MaskKind.BITS)
@@ -135,3 +147,10 @@ class Weights:
             table = self._in_place_recording if record else self._in_place
         assert table is not None
         table.apply(do)
+        if self._on_write is not None:
+            self._on_write()
+
+
+def _mask_bytes(n: int, runs: int) -> int:
+    """Of n bits in equal stretches, each of which begins with a byte."""
+    return runs * ((n // runs + 7) // 8)

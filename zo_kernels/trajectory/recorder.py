@@ -49,10 +49,13 @@ class Recorder:
         return self._path
 
     @classmethod
-    def resumed(cls, path: str | Path, trajectory: Trajectory) -> Recorder:
-        """Go on with a file of which `trajectory` is the sound beginning; the rest of it is cut off."""
+    def resumed(cls, path: str | Path | None, trajectory: Trajectory) -> Recorder:
+        """Go on with a file of which `trajectory` is the sound beginning; the rest of it is cut off. None: no file."""
         recorder = cls()
-        recorder.trajectory, recorder._path, recorder._fresh = trajectory, Path(path), False
+        recorder.trajectory = trajectory
+        if path is None:
+            return recorder
+        recorder._path, recorder._fresh = Path(path), False
         recorder._written = len(trajectory.to_bytes())
         if recorder._written > os.path.getsize(path):  # not even its first bytes were whole
             recorder._written = 0

@@ -112,7 +112,11 @@ class Trajectory(Sequence[Record]):
             ValueError: it is no trajectory, or one of its records is cut off or damaged; the message says which, and
                 at which byte.
         """
-        data = Path(path).read_bytes()
+        return cls.from_bytes(Path(path).read_bytes(), recover=recover, path=path)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, recover: bool = False, path: str | Path = "trajectory") -> Trajectory:
+        """As `load`, of what a file at `path` holds."""
         if data[: len(MAGIC)] != MAGIC[: len(data)] or (len(data) < len(MAGIC) and not recover):
             raise ValueError(f"{path}: expected a trajectory, which begins with {MAGIC!r}, got {data[: len(MAGIC)]!r}")
         result = cls()
