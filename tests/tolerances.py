@@ -57,6 +57,13 @@ def loss_slope(loss_error: float, eps: float) -> float:
     return loss_error / eps
 
 
+def reordered(value: float, terms: int) -> float:
+    """How far a float32 value may be off if sums of so many terms on its way, of about its size, are taken in another
+    order: each addition is rounded once.
+    """
+    return 2 * U * terms * abs(value)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # SVRG. The statement to hold is "a clear factor": theory for the data of the test gives more than 100.
 
