@@ -129,7 +129,8 @@ def tiny_bert(folder: Path) -> Path:
     import transformers
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    words = "[PAD] [UNK] [CLS] [SEP] [MASK] terrible great yes no it was is the a hat film in . ? ,".split() + COLOURS
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "terrible", "great", "yes", "no", *COLOURS]
+    words += ["it", "was", "is", "the", "a", "hat", "film", "in", ".", "?", ","]
     tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -28,7 +28,7 @@ def load_language_model(model: str, kind: str, dtype: torch.dtype | str) -> tupl
     try:
         with no_progress_bars():
             config = transformers.AutoConfig.from_pretrained(model)
-            kind = _kind(config) if kind == "auto" else kind
+            kind = _kind(config, kind)
             family = {"causal": transformers.AutoModelForCausalLM, "masked": transformers.AutoModelForMaskedLM}[kind]
             tokenizer = transformers.AutoTokenizer.from_pretrained(model)
             loaded, report = family.from_pretrained(model, dtype=dtype, output_loading_info=True)
@@ -62,19 +62,19 @@ def tokens_allowed(model: Any, tokenizer: Any, wanted: int | None) -> int:
     return min(most, _MOST_TOKENS) if wanted is None else wanted
 
 
-def _kind(config: Any) -> str:
+def _kind(config: Any, wanted: str) -> str:
+    """The kind that is wanted, or that the model was trained as. Raises ValueError if it cannot be had."""
     from transformers.models.auto import modeling_auto
 
-    if config.is_encoder_decoder:
-        raise ValueError("encoder-decoder models have no prompts here")
+    known = {
+        "masked": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        "causal": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    }
+    kinds = [] if config.is_encoder_decoder else [kind for kind in known if config.model_type in known[kind]]
+    if not kinds or wanted not in ("auto", *kinds):
+        raise ValueError(f"{config.model_type} models can be {' or '.join(kinds) or 'neither'}")
+    if wanted != "auto":
+        return wanted
     architecture = (config.architectures or [""])[0]
-    if architecture.endswith("ForMaskedLM"):
-        return "masked"
-    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
-        return "causal"
-    # Encoders can be had as causal models, too, but are not that by training.
-    if config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return "masked"
-    if config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return "causal"
-    raise ValueError(f"{config.model_type} is neither a causal nor a masked language model")
+    # Encoders can be had as causal models, too, but are trained as such only if they say so.
+    return "causal" if "causal" in kinds and architecture.endswith(("ForCausalLM", "LMHeadModel")) else kinds[0]

@@ -88,10 +88,13 @@ def add_options(parser: argparse.ArgumentParser, several: Collection[str] = ()) 
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """Of a comma-separated list, each once."""
-    found = tuple(float(part) for part in text.split(","))
-    if len(set(found)) < len(found):
-        raise ValueError("expected each number once")
+    """Of a comma-separated list. Raises argparse.ArgumentTypeError if it is none, or one stands in it twice."""
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"expected different numbers with commas between them, got {text!r}")
     return found
 
 
