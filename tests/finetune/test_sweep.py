@@ -162,8 +162,8 @@ def test_prompts_are_swept_and_runs_that_diverge_stopped(tmp_path: Path, capsys:
 
 
 def test_overwriting_begins_anew(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even if it is cut off: runs of the old sweep are not taken for runs of the new one."""
-    out = tmp_path / "sweep"
+    """Even if it is cut off: neither runs nor heads of the old sweep are taken for those of the new one."""
+    out, alone = tmp_path / "sweep", tmp_path / "alone"
     assert cli.main(arguments(options, out, (1e-3,))) == 0
 
     def dying(*arguments: Any, **options: Any) -> None:
@@ -173,8 +173,8 @@ def test_overwriting_begins_anew(options: Options, tmp_path: Path, monkeypatch: 
         patched.setattr(train.Stepper, "step", dying)
         cli.main([*arguments(options, out, (1e-3,)), "--overwrite", "--seed=1"])
     assert cli.main(["sweep", "--resume", str(out)]) == 0
-    for row in table_of(out):
-        assert run_folder.config_of(out / row["folder"]).seed == 1
+    finetune(Config(**options, lr=1e-3, eps=1e-2, seed=1, out=str(alone)), Console(quiet=True))
+    assert run_of(out / "lr-0.001-eps-0.01") == run_of(alone)
 
 
 FLAT = [0.7] * 40

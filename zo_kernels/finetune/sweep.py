@@ -26,7 +26,7 @@ def run(plan: Plan, console: Console, *, resumed: bool = False) -> Result | None
     Raises ValueError, TypeError or OSError for settings, data, a model or a folder that cannot be used.
     """
     configs = plan.configs()
-    shared = _Shared(configs)
+    shared = _Shared(configs, resumed)
     if not resumed:
         _ = shared.start  # before anything is written: a sweep that cannot start leaves nothing behind
         _make_folder(plan, configs)
@@ -57,13 +57,13 @@ def run(plan: Plan, console: Console, *, resumed: bool = False) -> Result | None
 class _Shared:
     """Data and model, which are prepared once; every run begins with the same bits of the weights."""
 
-    def __init__(self, configs: list[Config]) -> None:
-        self._configs = configs
+    def __init__(self, configs: list[Config], resumed: bool) -> None:
+        self._configs, self._resumed = configs, resumed
 
     @cached_property
     def learner(self) -> Learner:
-        begun = next((c for c in self._configs if run_folder.begun(Path(str(c.out)))), self._configs[0])
-        return prepare_learner(begun, Path(str(begun.out)))
+        folders = [Path(str(config.out)) for config in self._configs if self._resumed]
+        return prepare_learner(self._configs[0], next(filter(run_folder.begun, folders), None))
 
     @cached_property
     def start(self) -> dict[str, Tensor]:

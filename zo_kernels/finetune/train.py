@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import zo_kernels as zo
 from zo_kernels.finetune import report, run_folder
-from zo_kernels.finetune.classification import evaluate as evaluate
+from zo_kernels.finetune.classification import evaluate as evaluate  # for the benchmarks, which train no run
 from zo_kernels.finetune.config import Config
 from zo_kernels.finetune.job import Job, prepare, resume_weights
 from zo_kernels.finetune.opening import record_start
