@@ -93,6 +93,25 @@ def test_resume_from_a_checkpoint(method: str, tmp_path: Path) -> None:
     assert zo.Trajectory.load(tmp_path / "copy.zo").steps == 8
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_step_that_was_interrupted_leaves_nothing_behind(times: int, tmp_path: Path) -> None:
+    """In place it leaves rounding in the weights of the process, which another one that resumes need not repeat."""
+    model = block_mlp(**SHAPE)
+    start = copy.deepcopy(model)
+    undisturbed = copy.deepcopy(model)
+    expected = go(build("MeZO", undisturbed), undisturbed, 6)
+    opt = build("MeZO", model, trajectory=tmp_path / "run.zo")
+    go(opt, model, 3)
+    for _ in range(times):
+        with pytest.raises(ZeroDivisionError):
+            opt.step(lambda: 1 / 0)
+    again = build("MeZO", other := copy.deepcopy(start))
+    again.resume(tmp_path / "run.zo")
+    assert_same(snapshot(other), expected[3])
+    assert_same(go(again, other, 3)[-1], expected[6])
+    same_after_replay(start, tmp_path / "run.zo", None, expected[6])
+
+
 def test_other_weights_than_the_last_are_found_by_replaying(tmp_path: Path) -> None:
     model = block_mlp(**SHAPE)
     start = copy.deepcopy(model)

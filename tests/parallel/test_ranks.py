@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +135,23 @@ def test_more_or_fewer_ranks_resume_a_run(ranks: Pool, method: str, split: str, 
     model = copy.deepcopy(block_mlp(**SHAPE))
     zo.replay(model, path)
     assert same(scenarios.weights_of(model), whole[0]["weights"])
+
+
+def test_torchrun_restarts_a_rank_that_was_killed(ranks: Pool, tmp_path: Path) -> None:
+    """And with it all others; they go on from what the first rank had written, and end with the bits of one rank."""
+    command = "-m torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 1 --monitor-interval 0.1"
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent), *sys.path])}
+    worker = [str(here / "elastic.py"), str(tmp_path), "12", "7"]
+    done = subprocess.run(
+        [sys.executable, *command.split(), *worker], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "attempt-1").exists() and not (tmp_path / "attempt-0").exists()
+    assert zo.Trajectory.load(tmp_path / "run.zo").steps == 12
+    (alone,) = ranks.run(1, scenarios.train, method="MeZO", split="batch", steps=12)
+    for rank in range(2):
+        assert same(torch.load(tmp_path / f"rank-{rank}.pt"), alone["weights"])
 
 
 def test_arguments_that_ranks_cannot_use(ranks: Pool) -> None:

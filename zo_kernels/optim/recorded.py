@@ -156,6 +156,8 @@ class RecordedSteps(TrainedWeights):
         else:
             data = self._ranks.from_first(lambda: Trajectory.load(path, recover=True).to_bytes())
             trajectory = Trajectory.from_bytes(data)
+        if weights == "first":  # what an interrupted step left of its rounding went with the process
+            trajectory = trajectory.without_interrupted_end()
         if weights == "last" and trajectory.steps != self.step_count:
             raise ValueError(
                 f"resume: expected the state (load_state_dict) after step {trajectory.steps}, where {path} ends, got "

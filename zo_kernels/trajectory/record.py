@@ -214,6 +214,11 @@ def crc_of(data: bytes | bytearray | memoryview, at: int) -> int:
     return int(_LENGTH.unpack_from(data, at)[0])
 
 
+def kind_of(data: bytes | bytearray, at: int) -> Kind:
+    """Of the record that starts at byte `at`."""
+    return Kind(_HEAD.unpack_from(data, at)[1])
+
+
 def check(data: bytes | bytearray, at: int, crc: int, groups: int | None) -> tuple[Kind, int]:
     """The kind and the end of the record that starts at byte `at`, after one whose crc is `crc`.
 

@@ -24,6 +24,7 @@ from .record import (
     encode,
     encode_check,
     encode_setup,
+    kind_of,
 )
 
 
@@ -153,6 +154,15 @@ class Trajectory(Sequence[Record]):
             self.steps += kind is not Kind.INTERRUPTED
         self._crc = crc_of(self._data, at)
         return end
+
+    def without_interrupted_end(self) -> Trajectory:
+        """As it was before the steps at its end that were interrupted, and hence do not count."""
+        end = len(self._data)
+        for start, stop in zip(reversed(self._starts), reversed(self._ends), strict=True):
+            if stop != end or kind_of(self._data, start) is not Kind.INTERRUPTED:
+                break
+            end = start
+        return self.from_bytes(bytes(self._data[:end]))
 
     def add_setup(self, setup: Setup) -> None:
         """Append a setup, which holds for the records after it."""
