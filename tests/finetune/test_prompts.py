@@ -17,11 +17,12 @@ for module in ("transformers", "datasets"):
 
 from tiny_tasks import byte_tokenizer, row_of, tiny_bert, write_rows  # noqa: E402
 
-from zo_kernels.finetune import answers  # noqa: E402
+from zo_kernels.finetune import answers, tasks  # noqa: E402
 from zo_kernels.finetune.prompts import CausalPrompts, MaskedPrompts, single_tokens  # noqa: E402
 from zo_kernels.finetune.task_data import TaskData, load_task  # noqa: E402
 from zo_kernels.finetune.tasks import TASKS  # noqa: E402
 
+PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
 ROWS: dict[str, dict[str, Any]] = {
     "sst2": {"sentence": "a gem . "},
     "rte": {"premise": "It rained. Hard.", "hypothesis": "The street is wet."},
@@ -170,6 +171,36 @@ def test_label_words_are_single_tokens(tokenizer: Any, tmp_path: Path) -> None:
     words = transformers.AutoTokenizer.from_pretrained(tiny_bert(tmp_path))
     with pytest.raises(ValueError, match=r"label word 'Maybe', got \['\[UNK\]'\]"):
         single_tokens(words, ("Yes", "No", "Maybe"))
+
+
+# docs/tasks.md
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_page_has_the_prompts_as_they_are(name: str) -> None:
+    task, page = TASKS[name], PAGE.read_text(encoding="utf-8")
+    row, *masked = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+    hub = ", ".join(filter(None, task.hub))
+    words = ", ".join(word.strip(" ") for word in task.causal.words)
+    assert row.startswith(f"| `{name}` | {hub} | {task.causal.prompt} | {words} | ".replace("\n", "⏎"))
+    prompts = [] if task.masked is None else [task.masked.prompt.format_map(Named(mask="[MASK]"))]
+    assert [line.split(" | ")[1] for line in masked] == prompts
+
+
+class Named(dict[str, str]):
+    """Fields that stand for themselves."""
+
+    def __missing__(self, field: str) -> str:
+        return "{" + field + "}"
+
+
+def test_the_example_of_another_task_is_one(tokenizer: Any) -> None:
+    example = PAGE.read_text(encoding="utf-8").split("```python\n")[-1].split("```")[0]
+    task = eval("{" + example + "}", vars(tasks))["mrpc"]
+    fields = task.fields({"sentence1": "It rains. ", "sentence2": "Rain falls."})
+    prompt = CausalPrompts(tokenizer, task.causal, 99)(fields)
+    assert tokenizer.decode(prompt.rows[1]) == "<s>It rains.\nSame meaning: Rain falls.? Yes or No?\nYes"
+    assert MaskedPrompts(tokenizer, task.masked, 99)(fields).mask > 0
 
 
 # Data
