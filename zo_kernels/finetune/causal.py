@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zo_kernels.finetune.examples import Examples, padded
-from zo_kernels.finetune.prompts import CausalPrompt
+from zo_kernels.finetune.prompts import CausalPrompt, CausalPrompts
 from zo_kernels.finetune.task_data import Example
 
 
@@ -47,9 +47,8 @@ class CausalTexts(Examples[CausalBatch]):
 
     @classmethod
     def of(
-        cls, render: Any, examples: Sequence[Example], pad_id: int, device: torch.device, right_only: bool
+        cls, render: CausalPrompts, examples: Sequence[Example], pad_id: int, device: torch.device, right_only: bool
     ) -> CausalTexts:
-        """`render` is a `CausalPrompts`."""
         return cls(
             [render(example.fields) for example in examples],
             torch.tensor([example.label for example in examples], dtype=torch.int64),

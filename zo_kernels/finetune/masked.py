@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zo_kernels.finetune.examples import Examples, padded
-from zo_kernels.finetune.prompts import MaskedPrompt
+from zo_kernels.finetune.prompts import MaskedPrompt, MaskedPrompts
 from zo_kernels.finetune.task_data import Example
 
 
@@ -34,8 +34,7 @@ class MaskedTexts(Examples[MaskedBatch]):
     device: torch.device
 
     @classmethod
-    def of(cls, render: Any, examples: Sequence[Example], pad_id: int, device: torch.device) -> MaskedTexts:
-        """`render` is a `MaskedPrompts`."""
+    def of(cls, render: MaskedPrompts, examples: Sequence[Example], pad_id: int, device: torch.device) -> MaskedTexts:
         labels = torch.tensor([example.label for example in examples], dtype=torch.int64)
         return cls([render(example.fields) for example in examples], labels, pad_id, device)
 

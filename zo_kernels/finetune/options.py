@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser, several: Collection[str] = ()) 
         shown = "" if default is None or default is False else f" (default {default})"
         if name in several:
             kwargs |= {"type": numbers, "metavar": "X,X,..."}
-            default, shown = None, ""
+            default = None
         group.add_argument(option, default=default, help=help + shown, **kwargs)
 
     model = parser.add_argument_group("model and run folder")

@@ -19,6 +19,7 @@ from zo_kernels.finetune.model import freeze
 from zo_kernels.finetune.prompted import Prompted
 from zo_kernels.finetune.results import Evaluation
 from zo_kernels.finetune.task_data import load_task
+from zo_kernels.finetune.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,14 @@ def prompt_learner(config: Config, device: torch.device, dtype: torch.dtype) -> 
     Raises ValueError, TypeError or OSError for settings, data or a model that cannot be used.
     """
     assert config.task is not None and config.loss is not None
+    data = load_task(
+        config.task, TASKS[config.task], config.task_data, config.seed,
+        config.train_examples, config.dev_examples, config.test_examples,
+    )  # fmt: skip
     predictor = load_start(config, dtype)
     predictor.model.to(device)
     if predictor.kind == "masked" and config.loss != "candidates":
         raise ValueError("--loss: expected candidates for a masked model, which scores single words, got tokens")
-    data = load_task(
-        config.task, predictor.task, config.task_data, config.seed,
-        config.train_examples, config.dev_examples, config.test_examples,
-    )  # fmt: skip
     right_only = config.loss == "tokens" and config.objective != "accuracy"
     train = predictor.prepare(data.train, right_only=right_only)
     train.check_batch_size(config.batch_size)

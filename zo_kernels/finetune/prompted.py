@@ -47,7 +47,7 @@ class Prompted(Predictor):
                 f"--task {self.task_name}: expected a causal model, got a masked one, which cannot learn it: {why}"
             )
         if self.kind == "masked":
-            _ = self._words
+            _ = self._words  # so that a word that is not one token shows at once
 
     @property
     def task(self) -> Task:
@@ -85,11 +85,11 @@ class Prompted(Predictor):
         """
         pad_id = self.tokenizer.pad_token_id
         if self.kind == "masked":
-            render = MaskedPrompts(self.tokenizer, self.template, self.max_tokens)
-            return MaskedTexts.of(render, examples, pad_id, self.device)
+            masked = MaskedPrompts(self.tokenizer, self.template, self.max_tokens)
+            return MaskedTexts.of(masked, examples, pad_id, self.device)
         room = self.max_new_tokens if self.generates else 0
-        renders = CausalPrompts(self.tokenizer, self.template, self.max_tokens, room)
-        return CausalTexts.of(renders, examples, pad_id, self.device, right_only)
+        causal = CausalPrompts(self.tokenizer, self.template, self.max_tokens, room)
+        return CausalTexts.of(causal, examples, pad_id, self.device, right_only)
 
     def likelihoods(self, batch: Any) -> tuple[Tensor, Tensor]:
         """fp32 [examples, candidates]: log likelihoods up to a constant of the example, and how many tokens have them.

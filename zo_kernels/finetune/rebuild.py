@@ -10,8 +10,7 @@ from zo_kernels.finetune.job import load_start
 
 
 def rebuild(run: str, step: int | None, out: str, backend: str | None = None) -> str:
-    """Write the model after `step` steps (None for all) into the folder `out`, for
-    `load_classifier` or `load_prompted`.
+    """Write the model after `step` steps (None for all) into the folder `out`, from which it can be loaded.
 
     Of a run that was cut off, the steps that its trajectory has whole can be had.
 

@@ -70,11 +70,11 @@ class _Shared:
         """A copy of the weights before training, in the memory of the CPU."""
         return {name: value.cpu().clone() for name, value in self.learner.predictor.model.state_dict().items()}
 
-    @torch.no_grad()
     def job(self, config: Config, *, resume: bool) -> Job:
         """A run at its start."""
-        for name, value in self.learner.predictor.model.state_dict().items():
-            value.copy_(self.start[name])
+        with torch.no_grad():
+            for name, value in self.learner.predictor.model.state_dict().items():
+                value.copy_(self.start[name])
         return prepare_run(config, self.learner, resume=resume)
 
 
@@ -95,9 +95,8 @@ def _table(results: list[Result]) -> Table:
         table.add_column(column, justify="right")
     table.add_column("stopped")
     for result in sorted(results, key=lambda result: result.rank):
+        loss = "" if result.dev_loss is None else f"{result.dev_loss:.3f}"
         score = result.dev_accuracy if result.dev_f1 is None else result.dev_f1
-        table.add_row(
-            str(result.lr), str(result.eps), str(result.steps), f"{result.dev_loss:.3f}", f"{score:.3f}",
-            result.stopped or "",
-        )  # fmt: skip
+        row = str(result.lr), str(result.eps), str(result.steps), loss, f"{score:.3f}", result.stopped or ""
+        table.add_row(*row)
     return table

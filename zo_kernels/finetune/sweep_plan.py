@@ -56,12 +56,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run, on the development examples; `stopped` tells why it was stopped, None if it was not."""
+    """What came of a run, at its last evaluation on the development examples.
+
+    `dev_loss` is None if it was not finite, `stopped` tells why the run was stopped, None if it was not.
+    """
 
     lr: float | None
     eps: float
     steps: int
-    dev_loss: float
+    dev_loss: float | None
     dev_accuracy: float
     dev_f1: float | None
     stopped: str | None
@@ -71,7 +74,7 @@ class Result:
     def rank(self) -> tuple[bool, float, float]:
         """The smallest is the best: of those that went to their end the one that scores highest, then the loss."""
         score = self.dev_accuracy if self.dev_f1 is None else self.dev_f1
-        return self.stopped is not None, -score, self.dev_loss if math.isfinite(self.dev_loss) else math.inf
+        return self.stopped is not None, -score, math.inf if self.dev_loss is None else self.dev_loss
 
 
 def new_plan(
@@ -108,7 +111,7 @@ def result_of(config: Config) -> Result | None:
         lr=config.lr,
         eps=config.eps,
         steps=trained["step"],
-        dev_loss=dev["loss"],
+        dev_loss=dev["loss"] if math.isfinite(dev["loss"]) else None,
         dev_accuracy=dev["accuracy"],
         dev_f1=dev.get("f1"),
         stopped=trained["stopped"],

@@ -109,7 +109,8 @@ def train_only(job: Job, console: Console, rule: StopRule, *, resumed: bool = Fa
     `run(..., resumed=True)` goes on from there, or evaluates on the test and saves.
     """
     with Metrics(job.folder, _steps_recorded(job) if resumed else None) as metrics:
-        record_start(job, metrics)
+        for line in report.opening_lines(record_start(job, metrics)):
+            console.print(line, highlight=False, soft_wrap=True)
         _evaluate(job, metrics, "dev", 0)
         if resumed:
             _resume(job, metrics, console)
