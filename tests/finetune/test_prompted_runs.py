@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from zo_kernels.finetune import (  # noqa: E402
     finetune,
     load_classifier,
     load_prompted,
-    report,
     run_folder,
     train,
 )
@@ -35,17 +34,7 @@ from zo_kernels.finetune.language_model import load_language_model  # noqa: E402
 
 Options = dict[str, Any]
 
-
-@pytest.fixture(autouse=True)
-def quietly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cache and threads that are put back, and no pictures."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(report, "draw_curves", lambda records, path: None)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("whole_runs")
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,10 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 for module in ("transformers", "datasets", "rich", "matplotlib", "safetensors"):
     pytest.importorskip(module)
@@ -29,17 +27,7 @@ from zo_kernels.finetune.stopping import StopRule  # noqa: E402
 Options = dict[str, Any]
 RATES, SCALES = (1e-4, 1e-3), (1e-3, 1e-2)
 
-
-@pytest.fixture(autouse=True)
-def quietly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cache and threads that are put back, and no pictures."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(report, "draw_curves", lambda records, path: None)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("whole_runs")
 
 
 @pytest.fixture(scope="module")
