@@ -8,7 +8,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, device, nn
 
 from .. import checks
 from ..ops import ROUNDINGS
@@ -26,6 +26,7 @@ from .probes import InPlace, Probes
 from .recorded import RecordedSteps
 from .recording import Recording
 from .shards import resharding
+from .streamed import settle
 from .weights import Weights
 
 MAX_DIRECTIONS = 2**16
@@ -61,6 +62,10 @@ class ZeroOrderOptimizer(RecordedSteps):
         blocks: the blocks, as modules; None to find them in the module (`optim.blocks.find_blocks`).
         perturb: "in_place", "in_forward" (needs a module, not compiled), or "auto": in the forward for 16-bit weights
             of a module, else in place, with a warning if the weights have 16 bits.
+        execution_device: the device that the module's forward runs on, if its tensors are elsewhere, such as on a CPU
+            because a GPU's memory does not hold them: perturb="in_forward" copies each module's parameters there just
+            before it runs. The weights are updated where they are. Buffers are moved there for good, and parameters on
+            the CPU to pinned memory. None: everything is where it is needed.
         rounding: "nearest", "stochastic", or "auto": stochastic. It matters to 16-bit weights alone.
         trajectory: a new file to which every step is appended; see `trajectory` below.
         parallel: how the ranks of a torch.distributed process group take steps together, sending each other losses
@@ -95,6 +100,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         drop: float = 0.0,
         blocks: Sequence[nn.Module] | None = None,
         perturb: str = "auto",
+        execution_device: device | str | None = None,
         rounding: str = "auto",
         trajectory: str | FilePath | None = None,
         parallel: str | Parallel = "auto",
@@ -136,11 +142,29 @@ class ZeroOrderOptimizer(RecordedSteps):
         found = given_blocks(module, blocks, self.drop)
         self._n_blocks, self._block_of = len(found), block_of_parameters(found)
         self._thresholds = {}
+        self._execution_device = None if execution_device is None else self._stream_to(execution_device, perturb)
         self.perturb = self._choose_perturb(perturb)
         self._recording = Recording()
         if trajectory is not None:
             self.record_to(trajectory)
         self._prepare()
+
+    def _stream_to(self, where: Any, perturb: str) -> device:
+        if (reason := cannot_perturb_in_forward(self._module)) or perturb == "in_place":
+            raise ValueError(
+                f"execution_device: expected perturb='in_forward' with it, got {perturb!r}"
+                if not reason
+                else f"execution_device: it needs perturb='in_forward', which cannot be: {reason}"
+            )
+        try:
+            where = torch.empty(0, device=where).device  # with its index
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise ValueError(
+                f"execution_device: expected a device that PyTorch can use here, got {where!r}: {error}"
+            ) from error
+        assert self._module is not None
+        settle(self._module, where)
+        return where
 
     def _choose_perturb(self, asked: str) -> str:
         """What was asked for, or what "auto" comes to."""
@@ -153,6 +177,8 @@ class ZeroOrderOptimizer(RecordedSteps):
                     "parallel: 'directions' needs perturb='in_forward', since weights that each rank moves along its "
                     f"own directions in place are rounded differently, but {reason or 'got in_place'}; use 'batch'"
                 )
+            return "in_forward"
+        if self._execution_device is not None:
             return "in_forward"
         if asked != "auto" or all(p.element_size() >= 4 for p in self._trainable()):
             return "in_place" if asked == "auto" else asked
@@ -243,6 +269,8 @@ class ZeroOrderOptimizer(RecordedSteps):
         """Why not all steps launch the same, or None."""
         if self._ranks is not None:
             return "ranks exchange their losses in every step"
+        if self._execution_device is not None:
+            return "with execution_device, the weights are not where the forward runs"
         return "with drop, every step changes other weights" if self.drop else None
 
     def _launches_depend_on(self) -> tuple[Any, ...]:

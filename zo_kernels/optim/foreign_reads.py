@@ -60,11 +60,14 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        name = func._schema.name
-        if not self._paused and name not in _SHAPE_ONLY:
-            for t in _tensors(args[:1] if name in _FIRST_ONLY else (args, kwargs)):
-                self._look(t, result, func._schema.is_mutable)
+        result = None
+        try:
+            result = func(*args, **kwargs)
+        finally:  # an operation that failed read what it was given, too: perhaps that is why
+            name = func._schema.name
+            if not self._paused and name not in _SHAPE_ONLY:
+                for t in _tensors(args[:1] if name in _FIRST_ONLY else (args, kwargs)):
+                    self._look(t, result, func._schema.is_mutable)
         return result
 
     def _look(self, t: Tensor, result: Any, writes: bool) -> None:

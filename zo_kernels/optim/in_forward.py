@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -48,8 +48,9 @@ class _Frame:
     """A module that runs, and what stands in for its weights."""
 
     module: nn.Module
-    swapped: list[int]
-    place: tuple[int, int] | None
+    swapped: list[int] = field(default_factory=list)
+    place: Any = None  # of what stands in for them
+    others: list[Tensor] = field(default_factory=list)  # what is not trained, and was moved here too
 
 
 class InForward:
@@ -69,16 +70,9 @@ class InForward:
         # Weights that are read while a module runs that does not own them. Found by watching, kept for good.
         self._borrowed: dict[nn.Module, list[int]] = {}
         self._owned: dict[nn.Module, list[int]] = {}
-        self._find_owners()
-        orphans = set(range(len(weights.weights))).difference(*self._owned.values())
-        if orphans:
-            raise ValueError(
-                f"params: expected parameters of the module, for perturb='in_forward', got also {self._named(orphans)}"
-            )
         self._tables: dict[tuple[Any, ...], tuple[Table, list[Tensor]]] = {}
         self._sizes: dict[tuple[int, ...], int] = {}
-        first = weights.weights[0].tensor
-        self._scratch = Scratch(first.device, first.is_inference(), self._tables.clear)
+        self._scratch: Any = self._make_room(weights.weights[0].tensor)
         self._hooks: list[RemovableHandle] = []
         self._frames: list[_Frame] = []
         self._live: set[int] = set()
@@ -88,6 +82,16 @@ class InForward:
         self._from_anchor = False
         self._active: frozenset[int] | None = None
         self._entered = 0
+        self._find_owners()
+        orphans = set(range(len(weights.weights))).difference(*self._owned.values())
+        if orphans:
+            raise ValueError(
+                f"params: expected parameters of the module, for perturb='in_forward', got also {self._named(orphans)}"
+            )
+
+    def _make_room(self, like: Tensor) -> Any:
+        """Memory for what stands in for a running module's weights."""
+        return Scratch(like.device, like.is_inference(), self._tables.clear)
 
     def _find_owners(self) -> None:
         owned: dict[nn.Module, list[int]] = {m: list(indices) for m, indices in self._borrowed.items()}
@@ -117,7 +121,11 @@ class InForward:
         while True:
             self._find_owners()
             found: set[tuple[int | None, nn.Module | None]] = set()
-            result = self._run(closure, found if watch else None)
+            try:
+                result = self._run(closure, found if watch else None)
+            except RuntimeError:  # as an operation does that reads weights on two devices
+                if not found:
+                    raise
             if not found:
                 break
             self._borrow(found, strangers)
@@ -132,7 +140,7 @@ class InForward:
         self._entered = 0
         self._watch = None
         if found is not None:
-            self._watch = Watch(self._weights.theta, self._scratch.is_free, lambda i: self._note_read(i, found))
+            self._watch = Watch(self._watched(), self._scratch.is_free, lambda i: self._note_read(i, found))
         try:
             with interrupts_held():
                 self._hooks.append(register_module_forward_pre_hook(self._enter))
@@ -157,20 +165,28 @@ class InForward:
         """What the passes read and write besides θ: it may be replaced by other memory in later evaluations."""
         return [*self._tables.values(), *self._scratch.chunks]
 
+    def _watched(self) -> list[Tensor]:
+        """What nobody may read but in its module's forward; the weights come first."""
+        return self._weights.theta
+
     def _enter(self, module: nn.Module, args: Any) -> None:
         if self._watch is not None:
             self._stack.append(module)
         owned = self._owned.get(module)
         if owned is None:
             return
-        self._entered += 1
-        wanted = [i for i in owned if i not in self._live and (self._active is None or i in self._active)]
-        frame = _Frame(module, wanted, None)
+        self._entered += bool(owned)
+        frame = _Frame(module)
         self._frames.append(frame)  # first: an interrupt may come at any line
-        if wanted:
-            # A transform of torch.func that is under way is none of our passes' business.
-            with nullcontext() if self._watch is None else self._watch.paused(), torch._C._DisableFuncTorch():
-                frame.place = self._perturb(tuple(wanted))
+        # A transform of torch.func that is under way is none of our passes' business.
+        with nullcontext() if self._watch is None else self._watch.paused(), torch._C._DisableFuncTorch():
+            self._swap(frame, owned)
+
+    def _swap(self, frame: _Frame, owned: Sequence[int]) -> None:
+        """Put perturbed copies in the place of a module's weights."""
+        frame.swapped = [i for i in owned if i not in self._live and (self._active is None or i in self._active)]
+        if frame.swapped:
+            frame.place = self._perturb(tuple(frame.swapped))
 
     def _perturb(self, wanted: tuple[int, ...]) -> tuple[int, int]:
         weights, do = self._weights, self._pass

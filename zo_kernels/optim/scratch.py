@@ -51,13 +51,7 @@ class Scratch:
     def tensors(self, place: tuple[int, int], like: Sequence[Tensor]) -> list[Tensor]:
         """A tensor of each of these shapes and dtypes, uninitialised, in memory that `take` returned for them."""
         at, start = place
-        made = []
-        with torch.inference_mode(self._inference):
-            for t in like:
-                nbytes = t.numel() * t.element_size()
-                made.append(self._chunks[at][start : start + nbytes].view(t.dtype).view(t.shape))
-                start += _aligned(nbytes)
-        return made
+        return carved(self._chunks[at][start:], like, self._inference)
 
     def _chunk_with_room_for(self, size: int) -> int:
         in_use = [at for at, used in enumerate(self._used) if used]
@@ -96,22 +90,35 @@ class Scratch:
 
     def holds(self, t: Tensor) -> bool:
         """Whether a tensor's memory lies in the buffer."""
-        return any(self._find(part.data_ptr()) is not None for part in _parts(t))
+        return any(find(self._chunks, part.data_ptr()) is not None for part in parts_of(t))
 
     def is_free(self, address: int) -> bool:
         """Whether an address is of memory in the buffer that nobody has taken."""
-        found = self._find(address)
+        found = find(self._chunks, address)
         return found is not None and found[1] >= self._used[found[0]]
 
-    def _find(self, address: int) -> tuple[int, int] | None:
-        for at, chunk in enumerate(self._chunks):
-            start = address - chunk.data_ptr()
-            if 0 <= start < chunk.numel():
-                return at, start
-        return None
+
+def carved(memory: Tensor, like: Sequence[Tensor], inference: bool) -> list[Tensor]:
+    """A tensor of each of these shapes and dtypes, uninitialised, one after the other from the memory's begin on."""
+    made, start = [], 0
+    with torch.inference_mode(inference):
+        for t in like:
+            nbytes = t.numel() * t.element_size()
+            made.append(memory[start : start + nbytes].view(t.dtype).view(t.shape))
+            start += _aligned(nbytes)
+    return made
 
 
-def _parts(t: Tensor) -> Iterator[Tensor]:
+def find(chunks: Sequence[Tensor], address: int) -> tuple[int, int] | None:
+    """Which of the chunks an address lies in, and how many bytes from its begin; None if it lies in none."""
+    for at, chunk in enumerate(chunks):
+        start = address - chunk.data_ptr()
+        if 0 <= start < chunk.numel():
+            return at, start
+    return None
+
+
+def parts_of(t: Tensor) -> Iterator[Tensor]:
     """The tensors that hold the elements of one that is sparse, or wrapped by a transform such as `torch.vmap`."""
     while torch._C._functorch.is_functorch_wrapped_tensor(t):
         t = torch._C._functorch.get_unwrapped(t)

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, device, nn
 
 from .. import checks, names
 from .groups import check_eps, check_group, check_owned
 from .in_forward import InForward
 from .shards import Shard, cannot_be_trained, local, shard_of
+from .streamed import StreamedInForward
 from .thresholds import magnitude_threshold
 from .weights import Weight, Weights
 
@@ -33,6 +34,7 @@ class TrainedWeights(torch.optim.Optimizer):
     _in_forward: InForward | None
     _builds: int
     _steps_since_built: int
+    _execution_device: device | None
     _reshard: Callable[[], None] | None
 
     def _name(self) -> dict[Tensor, str]:
@@ -84,7 +86,10 @@ class TrainedWeights(torch.optim.Optimizer):
         weights = Weights(found, rows, stochastic, anchors, keep_masks, self.backend, self._reshard)
         if self.perturb == "in_forward":
             assert self._module is not None
-            self._in_forward = InForward(self._module, weights)
+            if self._execution_device is None:
+                self._in_forward = InForward(self._module, weights)
+            else:
+                self._in_forward = StreamedInForward(self._module, weights, self._execution_device)
         self._weights, self._built_for, self._steps_since_built = weights, signature, 0
         self._builds += 1
         return self._weights

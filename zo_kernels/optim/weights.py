@@ -97,6 +97,10 @@ class Weights:
             kind = MaskKind.THRESHOLD
         return Entry(dst, src, w.param_id, 0, w.row, kind, w.threshold, bits)
 
+    def bits(self, i: int) -> Tensor | None:
+        """The mask that is kept of weight i, if there is one."""
+        return self._bits[i]
+
     def active(self, dropped: frozenset[int]) -> list[int] | None:
         """Indices of the weights outside the dropped blocks, None for all."""
         if not dropped:
