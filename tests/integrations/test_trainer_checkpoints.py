@@ -16,7 +16,7 @@ from tiny_trainer import METHODS, assert_same, losses, made, seeded, tokens, tra
 from transformers import TrainerCallback
 
 import zo_kernels as zo
-from zo_kernels.integrations.transformers import ZOTrainer
+from zo_kernels.integrations.transformers import ZOTrainer, ZOTrainingArguments
 
 RUNS = {
     **{method: {**options, "method": method} for method, (_, options) in METHODS.items()},
@@ -139,15 +139,12 @@ def test_a_new_run_replaces_the_trajectory_of_an_old_one(tmp_path: Path) -> None
     assert (tmp_path / "checkpoint-6" / "trajectory.zo").read_bytes() == kept
 
 
-def test_only_the_saving_process_writes(tmp_path: Path) -> None:
+def test_only_the_first_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = seeded(models.opt, 2)
     start = copy.deepcopy(model)
-    trainer: ZOTrainer = made(tmp_path, model, **SAVED)
-    type(trainer.args).should_save, kept = property(lambda self: False), type(trainer.args).should_save
-    try:
-        trainer.train()
-    finally:
-        type(trainer.args).should_save = kept
+    monkeypatch.setattr(ZOTrainer, "is_world_process_zero", lambda self: False)
+    monkeypatch.setattr(ZOTrainingArguments, "should_save", False)
+    trainer = trained(tmp_path, model, **SAVED)
     assert not list(tmp_path.rglob("*.zo"))
     zo.replay(start, trainer.zo_optimizer.trajectory)
     assert_same(weights(start), weights(model))

@@ -42,8 +42,9 @@ def mean_over_tokens(model: nn.Module, batches: list[Any]) -> torch.Tensor:
     return sum(model(**batch, num_items_in_batch=items).loss.double() for batch in batches)
 
 
-@pytest.mark.parametrize("accumulated", [1, 3])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "accumulated"), [("mezo", 1), ("mezo", 3), ("sparse-mezo", 3), ("lezo", 1), ("mezo-svrg", 3)]
+)
 def test_steps_are_those_of_the_optimizer(method: str, accumulated: int, tmp_path: Path) -> None:
     model, kept = seeded(models.opt, 2), Kept()
     start = copy.deepcopy(model)

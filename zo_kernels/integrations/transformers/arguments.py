@@ -10,10 +10,10 @@ from transformers import TrainingArguments
 from zo_kernels import checks
 from zo_kernels.ops import ROUNDINGS
 from zo_kernels.optim.base import MAX_DIRECTIONS, PERTURB
+from zo_kernels.optim.parallel import SPLITS
 
 METHODS = ("mezo", "sparse-mezo", "lezo", "mezo-svrg")
 OBJECTIVES = ("loss", "accuracy")
-PARALLEL = ("auto", "batch", "directions", "off")
 _ANCHOR = ("anchor_every", "anchor_lr", "anchor_examples")
 
 _ADAM = "the update is plain SGD along the estimated gradient; choose it by method=, learning_rate= and weight_decay="
@@ -103,7 +103,8 @@ class ZOTrainingArguments(TrainingArguments):
         default="auto", metadata={"help": "What the processes of torchrun share out (auto: the batch)."}
     )
     parallel_check_every: int | None = field(
-        default=None, metadata={"help": "Steps after which the processes compare their weights."}
+        default=None,
+        metadata={"help": "Steps after which the processes compare their weights, 0 for never (default 100)."},
     )
 
     def __post_init__(self) -> None:
@@ -113,7 +114,7 @@ class ZOTrainingArguments(TrainingArguments):
             ("perturb", PERTURB),
             ("rounding", ("auto", *ROUNDINGS)),
             ("objective", OBJECTIVES),
-            ("parallel", PARALLEL),
+            ("parallel", SPLITS),
         ):
             checks.choice(name, getattr(self, name), allowed)
         checks.number("eps", self.eps, 0.0, open_low=True)
@@ -121,12 +122,15 @@ class ZOTrainingArguments(TrainingArguments):
         for name in ("sparsity", "drop"):
             self._check(name, checks.number, 0.0, 1.0, open_high=True)
         self._check("anchor_lr", checks.number, 0.0)
-        for name in ("anchor_every", "anchor_examples", "parallel_check_every"):
+        for name in ("anchor_every", "anchor_examples"):
             self._check(name, checks.integer, 1)
+        self._check("parallel_check_every", checks.integer, 0)
         self._check("zo_seed", checks.integer, 0, checks.MAX_SEED)
         for name in _ANCHOR:
             if self.method != "mezo-svrg" and getattr(self, name) is not None:
                 raise ValueError(f"{name}: expected method='mezo-svrg', which alone has anchors, got {self.method!r}")
+        if self.parallel == "directions":  # a process compares losses of its own batch alone
+            self.average_tokens_across_devices = False
         super().__post_init__()
 
     def _refuse_what_has_no_meaning(self) -> None:

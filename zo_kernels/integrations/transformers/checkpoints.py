@@ -42,11 +42,10 @@ def check_resumable(checkpoint: str) -> None:
         )
 
 
-def take_back(checkpoint: str, output_dir: Path) -> Path:
-    """Put the checkpoint's trajectory in the place of the run's, which may have gone further; returns where it is."""
+def take_back(checkpoint: str, output_dir: Path) -> None:
+    """Put the checkpoint's trajectory in the place of the run's, which may have gone further."""
     target = output_dir / TRAJECTORY
     target.parent.mkdir(parents=True, exist_ok=True)
     copy = target.with_suffix(".zo.new")
     shutil.copyfile(Path(checkpoint) / TRAJECTORY, copy)
     os.replace(copy, target)
-    return target

@@ -28,7 +28,10 @@ def make_optimizer(model: nn.Module, args: ZOTrainingArguments) -> zo.ZeroOrderO
         "perturb": args.perturb,
         "rounding": args.rounding,
         "backend": args.backend,
+        "parallel": args.parallel,
     }
+    if args.parallel_check_every is not None:
+        options["parallel"] = zo.Parallel(args.parallel, check_every=args.parallel_check_every)
     for name in ("sparsity", "drop", "anchor_every", "anchor_lr"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)

@@ -102,6 +102,11 @@ class ZOTrainer(Trainer):
                 "accelerate: expected a configuration without DeepSpeed, FSDP and fp16, which are about gradients; "
                 "start the processes with torchrun, or `accelerate launch` without these"
             )
+        if self.args.parallel == "off" and self.accelerator.num_processes > 1:
+            raise ValueError(
+                "parallel: expected 'auto', 'batch' or 'directions' for processes that were started together, got "
+                "'off', by which each would train weights of its own; start them one by one instead"
+            )
 
     def create_accelerator_and_postprocess(self) -> None:
         """As `Trainer`; neither model nor optimizer will be prepared for a backward pass."""
@@ -157,7 +162,7 @@ class ZOTrainer(Trainer):
             return torch.zeros((), device=self.args.device)
         batches, self._microbatches = self._microbatches, []
         optimizer = self.zo_optimizer
-        if self.args.should_save and optimizer._recording.path is None:
+        if self.is_world_process_zero() and optimizer._recording.path is None:
             self._begin_trajectory(optimizer)
         schedule_anchor_rates(optimizer)
         closures = [self._closure(model, batches, num_items_in_batch)]
@@ -221,8 +226,10 @@ class ZOTrainer(Trainer):
         if self._objective == "accuracy":
             shifted = objectives.predicts_the_next_token(self.accelerator.unwrap_model(model, keep_torch_compile=False))
             labels = [objectives.labels_of(batch, shifted) for batch in batches]
-            total = self.accelerator.reduce(sum(map(objectives.count, labels)), "sum")
-            processes = self.accelerator.num_processes  # over which there will be a mean
+            total, processes = sum(map(objectives.count, labels)), 1
+            if self.accelerator.num_processes > 1 and self.args.parallel != "directions":
+                total = self.accelerator.reduce(total, "sum")
+                processes = self.accelerator.num_processes  # over which there will be a mean
 
             def error_rate(batch: Any) -> Tensor:
                 wrong = objectives.errors(outputs_of(batch), objectives.labels_of(batch, shifted), shifted)
@@ -291,8 +298,10 @@ class ZOTrainer(Trainer):
             return
         checkpoints.check_resumable(checkpoint)
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self.args.should_save:
-            self.zo_optimizer.resume(checkpoints.take_back(checkpoint, self._folder()), weights="last")
+        if self.is_world_process_zero():
+            checkpoints.take_back(checkpoint, self._folder())
+        # By all processes: those that take steps together read it together.
+        self.zo_optimizer.resume(self._folder() / checkpoints.TRAJECTORY, weights="last")
 
 
 def _checked_objective(objective: Any) -> Objective | str:
