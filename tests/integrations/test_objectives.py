@@ -150,8 +150,7 @@ def test_error_rates_of_processes_have_the_mean_of_all(tmp_path: Path, monkeypat
     with torch.no_grad():
         together = trainer._closure(trainer.model, batches, None)()
         total = sum(objectives.count(objectives.labels_of(batch, True)) for batch in batches)
-        several = SimpleNamespace(num_processes=4, unwrap_model=trainer.accelerator.unwrap_model)
-        several.reduce = lambda counted, how: total
+        several = SimpleNamespace(num_processes=4, reduce=lambda counted, how: total)
         monkeypatch.setattr(trainer, "accelerator", several)
         apart = [trainer._closure(trainer.model, [batch], None)() for batch in batches]
     assert torch.equal(together, sum(apart) / 4)

@@ -210,6 +210,20 @@ def test_a_stream_that_ends_within_a_step(tmp_path: Path) -> None:
     assert trainer.zo_optimizer.step_count == 2
 
 
+def test_anchors_need_examples_with_indices(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    lists = [{name: value.tolist() for name, value in row.items()} for row in tokens(5)]
+    with pytest.raises(ValueError, match=r"train_dataset: expected one with a length .*choose another method"):
+        trained(tmp_path, None, datasets.Dataset.from_list(lists).to_iterable_dataset(), method="mezo-svrg")
+
+
+def test_the_cache_is_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied = []
+    monkeypatch.setattr("zo_kernels.integrations.transformers.trainer.clear_device_cache", lambda: emptied.append(1))
+    trained(tmp_path, torch_empty_cache_steps=2)
+    assert len(emptied) == 2
+
+
 def test_epochs_end_with_a_smaller_step(tmp_path: Path) -> None:
     trainer = trained(tmp_path, max_steps=-1, num_train_epochs=2, gradient_accumulation_steps=4)
     assert trainer.state.global_step == trainer.zo_optimizer.step_count == 4  # of 6 batches in 2 steps, twice

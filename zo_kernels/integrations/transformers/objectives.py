@@ -13,9 +13,9 @@ Objective = Callable[[nn.Module, Mapping[str, Any], Any], "Tensor | float"]
 _IGNORED = -100
 
 
-def predicts_the_next_token(model: nn.Module) -> bool:
+def predicts_the_next_token(model: Any) -> bool:
     """Whether the logits at one token are about the next one's label, as in a causal language model."""
-    base: Any = model
+    base = getattr(model, "_orig_mod", model)  # torch.compile's
     if hasattr(base, "get_base_model"):  # peft's
         base = base.get_base_model()
     return type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()

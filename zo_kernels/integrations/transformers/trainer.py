@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import zo_kernels as zo
 from zo_kernels.integrations.transformers import checkpoints, objectives
 from zo_kernels.integrations.transformers.anchors import anchor_batches
 from zo_kernels.integrations.transformers.arguments import ZOTrainingArguments
+from zo_kernels.integrations.transformers.evaluation import evaluation_mode, float64
 from zo_kernels.integrations.transformers.objectives import Objective
 from zo_kernels.integrations.transformers.optimizers import (
     DEFAULT_ANCHOR_EXAMPLES,
@@ -146,7 +146,7 @@ class ZOTrainer(Trainer):
         None once all steps are taken: a run that is resumed from its end would take one more.
         """
         self._microbatches = []
-        if self.state.global_step >= self.state.max_steps:
+        if self.is_in_train and self.state.global_step >= self.state.max_steps:
             return [], None
         return super().get_batch_samples(*args, **options)
 
@@ -168,7 +168,7 @@ class ZOTrainer(Trainer):
         closures = [self._closure(model, batches, num_items_in_batch)]
         if isinstance(optimizer, zo.MeZOSVRG):
             closures.append(self._full_closure(model, optimizer))
-        with _evaluation_mode(model):
+        with evaluation_mode(model):
             loss = self._take_step(optimizer, closures)
         if (every := self.args.torch_empty_cache_steps) and self.state.global_step % every == 0:
             clear_device_cache()
@@ -178,15 +178,15 @@ class ZOTrainer(Trainer):
         return self._last_loss
 
     def _take_step(self, optimizer: zo.ZeroOrderOptimizer, closures: Sequence[Callable[[], Tensor]]) -> Tensor | float:
-        refused_before = 0 if self._on_gpu() else optimizer.refused_steps
+        steps_before = optimizer.step_count
         try:
             loss = optimizer.step(*closures)
         except ValueError:
-            if self._on_gpu() or optimizer.refused_steps == refused_before:
+            if optimizer.step_count == steps_before:  # it was not refused, which counts as a step
                 raise
             loss = math.nan
         # Asking waits for a GPU, so there it is asked less often.
-        if not self._on_gpu() or optimizer.step_count % MOST_IN_A_ROW == 0:
+        if self.args.device.type == "cpu" or optimizer.step_count % MOST_IN_A_ROW == 0:
             self._refusals_of(optimizer).check()
         return loss
 
@@ -194,9 +194,6 @@ class ZOTrainer(Trainer):
         if self._refusals is None or self._refusals.optimizer is not optimizer:
             self._refusals = Refusals(optimizer)
         return self._refusals
-
-    def _on_gpu(self) -> bool:
-        return self.args.device.type != "cpu"
 
     def _closure(self, model: nn.Module, batches: Sequence[Any], num_items: Any) -> Callable[[], Tensor]:
         """What is minimised, over all micro-batches of a step: a float64 scalar on the device.
@@ -208,7 +205,7 @@ class ZOTrainer(Trainer):
 
         def closure() -> Tensor:
             with self.compute_loss_context_manager():
-                values = [_float64(value(batch), self.args.device) for batch in batches]
+                values = [float64(value(batch), self.args.device) for batch in batches]
             return sum(values[1:], values[0]) / shares
 
         return closure
@@ -224,7 +221,7 @@ class ZOTrainer(Trainer):
             # A copy, because compute_loss may take the labels out.
             return lambda batch: self.compute_loss(model, copy.copy(batch), num_items_in_batch=num_items), shares
         if self._objective == "accuracy":
-            shifted = objectives.predicts_the_next_token(self.accelerator.unwrap_model(model, keep_torch_compile=False))
+            shifted = objectives.predicts_the_next_token(self.model)
             labels = [objectives.labels_of(batch, shifted) for batch in batches]
             total, processes = sum(map(objectives.count, labels)), 1
             if self.accelerator.num_processes > 1 and self.args.parallel != "directions":
@@ -313,24 +310,3 @@ def _checked_objective(objective: Any) -> Objective | str:
 def _prepared(optimizer: torch.optim.Optimizer, device_placement: bool | None = None) -> SteppedInTrainingStep:
     """In place of `Accelerator.prepare_optimizer`."""
     return optimizer if isinstance(optimizer, SteppedInTrainingStep) else SteppedInTrainingStep(optimizer)
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off, so that all losses of a step see one network; afterwards every module is as it was."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _float64(value: Any, device: torch.device) -> Tensor:
-    """Raises ValueError if it is no scalar. Whether it is finite is for the optimizer to see."""
-    result = torch.as_tensor(value, device=device).detach()
-    if result.numel() != 1:
-        raise ValueError(f"compute_loss: expected a scalar, got a tensor of shape {tuple(result.shape)}")
-    return result.reshape(()).to(torch.float64)
