@@ -91,6 +91,16 @@ def _profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", help="of zo_kernels; the device's default, if not given")
 
 
+def _offload(parser: argparse.ArgumentParser) -> None:
+    _shared(parser, rounds=5, seconds=20.0)
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, help="default opt-1.3b opt-13b on a GPU, else minilm")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="default %(default)s")
+    parser.add_argument("--batch", type=_positive, help="examples; the shape's own, if not given")
+    parser.add_argument("--tokens", type=_positive, help="of each example; the shape's own, if not given")
+    parser.add_argument("--threads", type=_positive, default=2, help="on a CPU (default %(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
+
+
 def _plot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="rows that the suites have written with --json")
     parser.add_argument("--out", metavar="FOLDER", required=True, help="where the figures go")
@@ -127,6 +137,7 @@ def parser() -> argparse.ArgumentParser:
     _static(suites.add_parser("static", help="machine code of GPUs that need not be here, and what it predicts"))
     _profile(suites.add_parser("profile", help="a Chrome trace and tables of the kernels and of a step"))
     _exactness(suites.add_parser("exactness", help="drift, small updates, runs in 16 bits, replay"))
+    _offload(suites.add_parser("offload", help="steps of weights that are copied to where their module runs"))
     _plot(suites.add_parser("plot", help="figures of rows that were written before"))
     _all(suites.add_parser("all", help="static, kernels, step, profile and plot, each with a time limit"))
     return top

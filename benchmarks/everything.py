@@ -85,8 +85,9 @@ def parts(options: Namespace, out: Path, *, on_gpu: bool) -> list[Part]:
     profile = ["--shape", shapes[0], "--elements", elements[0], "--dtype", "bf16", "--out", str(out / "profile")]
     return [
         Part("static", [], 0.08),
-        Part("kernels", kernels, 0.43),
+        Part("kernels", kernels, 0.33 if on_gpu else 0.43),
         Part("step", step, 0.18),
+        *([Part("offload", ["--rounds", "3", "--seconds", "1.5"], 0.08)] if on_gpu else []),
         Part("profile", profile, 0.05),
     ]
 

@@ -98,6 +98,7 @@ SUITES = {
     "static": "cases_static",
     "profile": "cases_profile",
     "exactness": "cases_exactness",
+    "offload": "cases_offload",
 }
 
 

@@ -280,6 +280,12 @@ def option(cls: type, name: str, *cases: tuple[Any, type[Exception], str]) -> di
     return {f"{cls.__name__}({key})": row for key, row in made.items()}
 
 
+class Elsewhere(nn.Parameter):
+    """It says that it is on a device that need not be here."""
+
+    device = torch.device("cuda:1")
+
+
 def with_weight(t: Callable[[], Tensor]) -> Callable[[nn.Module], Any]:
     def call(m: nn.Module) -> Any:
         m.register_parameter("odd", nn.Parameter(t()))
@@ -418,7 +424,16 @@ OPTIMIZERS: dict[str, Row] = {
     ),
     "float64 parameter": (with_weight(lambda: torch.ones(3).double()), TypeError, r"odd: .*got float64"),
     "complex parameter": (with_weight(lambda: torch.ones(3) * 1j), TypeError, r"odd: .*got complex64"),
-    "meta parameter": (with_weight(lambda: torch.ones(3, device="meta")), ValueError, r"odd: .*meta"),
+    "meta parameter": (
+        with_weight(lambda: torch.ones(3, device="meta")),
+        ValueError,
+        r"odd: .*meta.*execution_device=",
+    ),
+    "parameters of two devices": (
+        lambda m: zo.MeZO([m.head.weight, Elsewhere(m.head.bias.data)], lr=0.1),
+        ValueError,
+        r"1: expected device cpu, as 0, got cuda:1; .*fully_shard.*execution_device=",
+    ),
     "parameter that is not contiguous": (with_weight(lambda: torch.ones(3, 4).T), ValueError, r"odd: .*contiguous"),
     "sparse parameter": (with_weight(lambda: torch.ones(3).to_sparse()), TypeError, r"odd: .*sparse_coo"),
     "blocks of bare parameters": (lambda m: zo.LeZO(m.parameters(), lr=0.1), ValueError, r"drop: .*blocks="),

@@ -233,6 +233,20 @@ def test_steps_of_a_tiny_model(tmp_path):
     assert {row["baseline"] for row in found} == {"published passes", "eager passes", "MeZO", "in place"}
 
 
+def test_weights_that_are_copied_to_where_they_run(tmp_path):
+    pytest.importorskip("transformers")
+    status, (row,), _ = rows_of(tmp_path, "offload", "--shape", "tiny", "--threads", "1", "--device", "cpu")
+    assert status == 0 and row["correct"] is True and row["ratio"] > 0
+    assert row["copied_gb_per_step"] == pytest.approx(2 * row["weights_gb"])
+    assert row["weights_on_device_gb"] == row["weights_on_device_told_gb"] < row["weights_gb"]
+
+
+def test_copied_weights_with_wrong_bits_have_no_time(tmp_path, wrong_passes):
+    pytest.importorskip("transformers")
+    status, (row,), _ = rows_of(tmp_path, "offload", "--shape", "tiny", "--threads", "1", "--device", "cpu")
+    assert status == 1 and row["wrong"] and row["seconds_median"] is None
+
+
 @pytest.mark.parametrize("case", ["MeZO", "MeZO/in_forward", "LeZO/in_forward", "MeZOSVRG/in_forward"])
 def test_a_wrong_step_has_no_time_and_the_run_fails(tmp_path, wrong_passes, case):
     pytest.importorskip("transformers")

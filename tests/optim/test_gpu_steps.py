@@ -123,3 +123,38 @@ def test_a_tensor_of_more_than_2_31_elements(backend: str) -> None:
         want = torch.zeros(2048, dtype=torch.bfloat16)
         zo.add_noise_([want], 5, 1.0, param_ids=[0], offsets=[start])
         assert torch.equal(w[start : start + 2048].cpu(), want)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_weights_that_are_copied_to_the_gpu(method: str, sparsity: float) -> None:
+    """The bits of weights that are there already; the copies go beside the work, from pinned memory."""
+    ends = []
+    for away in (False, True):
+        model, closure = on_gpu()
+        if away:
+            model.cpu()
+        where = {"execution_device": "cuda"} if away else {"perturb": "in_forward"}
+        zero = optimizer(method, model, sparsity=sparsity, **where)
+        losses = [float(take_step(zero, closure)) for _ in range(8)]
+        ends.append((snapshot(model.cpu()), losses))
+    assert_same(ends[0][0], ends[1][0])
+    assert ends[0][1] == ends[1][1]
+
+
+def test_ranks_over_nccl(tmp_path: Any) -> None:
+    """One rank, since there may be one GPU: what is sent stays on the device, and nothing changes."""
+    from torch import distributed
+
+    distributed.init_process_group("nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        ends = []
+        for parallel in ("off", zo.Parallel("batch", check_every=3)):
+            model, closure = on_gpu()
+            zero = optimizer("MeZO", model, parallel=parallel)
+            losses = [float(zero.step(closure)) for _ in range(8)]
+            ends.append((snapshot(model), zero.trajectory.to_bytes(), losses))
+    finally:
+        distributed.destroy_process_group()
+    assert_same(ends[0][0], ends[1][0])
+    assert ends[0][1:] == ends[1][1:]

@@ -69,6 +69,35 @@ def train(
     }
 
 
+def train_on_device(group: Any, event: str, split: str, **options: Any) -> dict[str, Any]:
+    """Losses stay where they are, as on a GPU. In the fourth step one rank's is nan, or its learning rate another."""
+    from zo_kernels.optim import losses
+
+    before, losses.stays_on_device = losses.stays_on_device, lambda loss: True
+    try:
+        model = block_mlp(**SHAPE)
+        opt = build("MeZO", model, parallel=zo.Parallel(split, group, check_every=5), **options)
+        said = ""
+        for step in range(12):
+            good = CLOSURES[split](model, group, step)
+            odd = step == 3 and distributed.get_rank(group) == 1
+            opt.param_groups[0]["lr"] = 0.5 if odd and event == "rate" else 1e-2
+            try:
+                opt.step((lambda good=good: good() * float("nan")) if odd and event == "nan" else good)
+            except zo.RanksDiffer as error:
+                said = str(error)
+                break
+        return {
+            "weights": weights_of(model),
+            "said": said,
+            "steps": opt.step_count,
+            "trajectory": opt.trajectory.to_bytes(),
+            "refused": opt.refused_steps,
+        }
+    finally:
+        losses.stays_on_device = before
+
+
 def count_bytes(group: Any, split: str, directions: int, steps: int) -> dict[str, Any]:
     """All that collectives were given while steps were taken, and what the optimizer says it sent."""
     names = [n for n in dir(distributed) if n.startswith(("all_", "broadcast", "reduce", "gather", "scatter", "send"))]
@@ -169,6 +198,17 @@ def cut_off(group: Any, path: str, method: str, split: str, steps: int, upto: in
     while opt.step_count < upto:
         take_step(opt, model, group, split)
     return {"weights": weights_of(model), "steps": opt.trajectory.steps}
+
+
+def wrapped(group: Any, perturb: str) -> dict[str, Tensor]:
+    """As `train`, of a model in DistributedDataParallel."""
+    model = block_mlp(**SHAPE)
+    model.register_buffer("steps", torch.zeros(1))
+    outer = nn.parallel.DistributedDataParallel(model, process_group=group)
+    opt = build("MeZO", outer, parallel=zo.Parallel("batch", group), perturb=perturb)
+    for _ in range(6):
+        opt.step(shared_batch(outer, group, opt.step_count))
+    return weights_of(model)
 
 
 def refused_arguments(group: Any) -> list[str]:

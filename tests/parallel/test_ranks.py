@@ -59,6 +59,25 @@ def test_sixteen_bits(ranks: Pool, split: str, dtype: torch.dtype) -> None:
     assert all(same(one, other) for other in others)
 
 
+@pytest.mark.parametrize("split", OPTIONS)
+def test_losses_that_stay_on_a_device(ranks: Pool, split: str) -> None:
+    """Nobody looks at them; a step that is refused on one rank is refused on all, and counted when it is known."""
+    (alone,) = ranks.run(1, scenarios.train, method="MeZO", split=split, steps=12, **OPTIONS[split])
+    for rank in ranks.run(4, scenarios.train_on_device, event="none", split=split, **OPTIONS[split]):
+        assert same(rank["weights"], alone["weights"]) and rank["trajectory"] == alone["trajectory"]
+        assert rank["refused"] == 0
+    first, *others = ranks.run(4, scenarios.train_on_device, event="nan", split=split, **OPTIONS[split])
+    for rank in (first, *others):
+        assert rank["refused"] == 1 and rank["steps"] == 12 and not rank["said"]
+        assert same(rank["weights"], first["weights"]) and not same(rank["weights"], alone["weights"])
+
+
+def test_ranks_that_differ_on_a_device_are_told_later(ranks: Pool) -> None:
+    """At the latest by the check."""
+    for rank in ranks.run(2, scenarios.train_on_device, event="rate", split="batch"):
+        assert "before step 4, got others on rank 1" in rank["said"] and rank["steps"] <= 6
+
+
 @pytest.mark.parametrize(("split", "directions", "own"), [("batch", 1, 1), ("batch", 3, 3), ("directions", 8, 2)])
 def test_a_step_exchanges_a_few_bytes(ranks: Pool, split: str, directions: int, own: int) -> None:
     """One collective a step, of 32 bytes and 16 for each direction of a rank; checks of the weights cost no more."""
@@ -152,6 +171,13 @@ def test_torchrun_restarts_a_rank_that_was_killed(ranks: Pool, tmp_path: Path) -
     (alone,) = ranks.run(1, scenarios.train, method="MeZO", split="batch", steps=12)
     for rank in range(2):
         assert same(torch.load(tmp_path / f"rank-{rank}.pt"), alone["weights"])
+
+
+@pytest.mark.parametrize("perturb", ["in_place", "in_forward"])
+def test_models_in_distributed_data_parallel(ranks: Pool, perturb: str) -> None:
+    """Of no use without gradients, and no harm."""
+    (alone,) = ranks.run(1, scenarios.train, method="MeZO", split="batch", steps=6, perturb=perturb)
+    assert all(same(rank, alone["weights"]) for rank in ranks.run(2, scenarios.wrapped, perturb=perturb))
 
 
 def test_arguments_that_ranks_cannot_use(ranks: Pool) -> None:

@@ -38,6 +38,8 @@ def cannot_perturb_in_forward(module: nn.Module | None) -> str | None:
             "FSDP's MixedPrecisionPolicy cast what it gathers)"
         )
     for name, m in module.named_modules():
+        if isinstance(m, nn.DataParallel):
+            return "nn.DataParallel runs copies of the module; start a process for each device (torchrun) instead"
         if type(m).__name__ == "OptimizedModule" or getattr(m, "_compiled_call_impl", None) is not None:
             return f"{name or type(m).__name__} is compiled by torch.compile, which runs no module by itself"
     return None

@@ -170,7 +170,8 @@ class Ranks:
         rows = self._gathered(torch.cat([words, losses.view(torch.int64)]))
         self.bytes_sent += rows[0].numel() * 8
         heads, everybodys = rows[:, :_WORDS], rows[:, _WORDS:].view(torch.float64)
-        if device_of(*flat) is not None and where.type != "cpu" and not checking:
+        on_device = device_of(*flat) == where
+        if on_device and not checking:
             # Nobody waits: ranks that differ change nothing, and are told when that is known.
             differ = (heads[:, :2] != heads[0, :2]).any() | (heads[0, 0] & 3 != _FINE)
             self._pending.put(heads.flatten(), lambda flat: self._compare(_rows(flat), agreed, shards))
@@ -183,7 +184,7 @@ class Ranks:
             raise RuntimeError(f"closure: it raised on {_named(raised)}; the weights are restored, on this rank too")
         if refused := [r for r, outcome in enumerate(outcomes) if outcome == _REFUSED]:
             raise Refused(ValueError, f"expected a finite loss on every rank, got none on {_named(refused)}")
-        return self._pairs(everybodys.tolist())
+        return self._pairs([list(row.unbind()) for row in everybodys] if on_device else everybodys.tolist())
 
     def _device_for(self, losses: torch.device | None) -> torch.device:
         """Where a message is made: with the losses, if the group can send from there."""

@@ -115,19 +115,29 @@ def _chunk(start: int, end: int, count: int, which: int) -> tuple[int, int]:
     return min(start + which * size, end), min(start + (which + 1) * size, end)
 
 
-def cannot_be_trained(module: nn.Module | None, parameters: Sequence[Tensor]) -> str | None:
-    """Why the parameters, in what holds them, are not what they seem, or None."""
+def cannot_be_trained(module: nn.Module | None, named: Sequence[tuple[str, Tensor]]) -> str | None:
+    """Why these parameters of the module are not what they seem, or not in one place; None if all is well."""
     for m in module.modules() if module is not None else ():
         if type(m).__name__ == "FullyShardedDataParallel":
-            return "FullyShardedDataParallel flattens parameters; shard the model with fully_shard (FSDP2)"
-    for p in parameters:
+            return "params: FullyShardedDataParallel flattens parameters; shard the model with fully_shard (FSDP2)"
+    for name, p in named:
         if hasattr(p, "ds_id"):
             return (
-                "DeepSpeed ZeRO-3 has partitioned the parameters, which are empty between forwards; shard the model "
+                f"{name}: DeepSpeed ZeRO-3 has partitioned it, so that it is empty between forwards; shard the model "
                 "with fully_shard (FSDP2), or leave ZeRO out: there are no gradients or optimizer states to partition"
             )
-    if module is None and any(is_sharded(p) for p in parameters):
-        return "sharded parameters (DTensor) came without the module that gathers them; give the module"
+        if p.is_meta:
+            return (
+                f"{name}: expected a tensor with data, got one on the meta device, as when accelerate has offloaded "
+                "it; load the whole model on the CPU instead, and give execution_device= for its forwards"
+            )
+        if p.device != named[0][1].device:
+            return (
+                f"{name}: expected device {named[0][1].device}, as {named[0][0]}, got {p.device}; shard the model over "
+                "devices with fully_shard (FSDP2), or keep it on the CPU and give execution_device= for its forwards"
+            )
+        if module is None and is_sharded(p):
+            return f"{name}: a sharded parameter (DTensor) came without the module that gathers it; give the module"
     return None
 
 

@@ -57,8 +57,8 @@ class TrainedWeights(torch.optim.Optimizer):
         """The tables, built anew if a parameter was frozen, unfrozen, moved or added since the last pass."""
         here = [(p, local(p)) for p in self._trainable()]
         if self._built_for is None:
-            if reason := cannot_be_trained(self._module, [p for p, _ in here]):
-                raise ValueError(f"params: {reason}")
+            if reason := cannot_be_trained(self._module, [(self._names[p], p) for p, _ in here]):
+                raise ValueError(reason)
             for p, t in here:
                 checks.weight(self._names[p], t)
         trainable = [(id(p), t.data_ptr(), t.numel(), p.dtype) for p, t in here]

@@ -1,0 +1,114 @@
+"""`offload`: steps of weights that stay on a CPU and are copied to where their module runs, against steps of weights
+that are there already. Where there is no GPU, both are on the CPU: what the copying itself takes.
+"""
+
+from __future__ import annotations
+
+import copy
+from argparse import Namespace
+from functools import partial
+
+import torch
+from torch import nn
+
+import zo_kernels as zo
+from zo_kernels.optim.streamed import StreamedInForward, bytes_on_device
+
+from .cases_step import unusable
+from .compare import Trial, Versus, compare
+from .exact_step import wrong_step
+from .reference_pass import differing
+from .registry import Case, Row
+from .shapes import SHAPES, Batch, Shape
+from .step_methods import EPS, LR
+from .timing import Call, Plan
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_GB = 1e9
+
+
+def cases(options: Namespace) -> list[Case]:
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    shapes = options.shape or (["opt-1.3b", "opt-13b"] if device.type == "cuda" else ["minilm"])
+    return [_case(name, device, options) for name in dict.fromkeys(shapes)]
+
+
+def _case(name: str, device: torch.device, options: Namespace) -> Case:
+    shape = SHAPES[name]
+    usual = shape.batch if device.type == "cpu" else shape.gpu_batch
+    batch = Batch(options.batch or usual.examples, options.tokens or usual.tokens)
+    facts = {
+        "device": str(device),
+        "dtype": options.dtype,
+        "threads": options.threads,
+        "shape": name,
+        "batch": batch.examples,
+        "tokens": batch.tokens,
+    }
+    measure = partial(_measure, shape, batch, device, options)
+    return Case(name, facts, measure, unusable(device, None), str(device), partial(_bytes_needed, shape, options.dtype))
+
+
+def _bytes_needed(shape: Shape, dtype: str) -> int:
+    return 3 * _DTYPES[dtype].itemsize * sum(p.numel() for p in shape.parameters())
+
+
+def _measure(shape: Shape, batch: Batch, device: torch.device, options: Namespace) -> list[Row]:
+    torch.set_num_threads(options.threads)
+    task = shape.build(batch, device, _DTYPES[options.dtype])
+    resident, away = task.model, copy.deepcopy(task.model).to("cpu")
+    there = zo.MeZO(resident, lr=LR, eps=EPS, perturb="in_forward")
+    streamed = zo.MeZO(away, lr=LR, eps=EPS, execution_device=device)
+    engine = streamed._in_forward
+    assert isinstance(engine, StreamedInForward)
+
+    def step(optimizer: zo.ZeroOrderOptimizer, model: nn.Module) -> object:
+        return optimizer.step(lambda: task.loss(model))
+
+    def check() -> str | None:
+        """One step of each: the one to the last bit of the specification, the other to that of the first."""
+        if wrong := wrong_step(there, resident, lambda: task.loss(resident)):
+            return wrong
+        step(streamed, away)
+        for (name, p), q in zip(away.named_parameters(), resident.parameters(), strict=True):
+            if off := differing(p, q.to("cpu")):
+                return f"{off} weights of {name} have other bits than where they were there already"
+        return None
+
+    calls = [Call(partial(step, o, m), options.threads) for o, m in ((streamed, away), (there, resident))]
+    facts = _memory(calls, device) if device.type == "cuda" else {}
+    trial = Trial(
+        calls[0], check, [Versus("weights on the device", calls[1])], sum(p.numel() for p in away.parameters())
+    )
+    rows = compare(trial, Plan(options.rounds, options.seconds), device)
+    before = engine.bytes_copied
+    step(streamed, away)
+    more = {
+        "weights_gb": sum(p.nbytes for p in away.parameters()) / _GB,
+        "copied_gb_per_step": (engine.bytes_copied - before) / _GB,
+        "weights_on_device_gb": engine.bytes_on_device / _GB,
+        "weights_on_device_told_gb": bytes_on_device(away) / _GB,
+        **facts,
+    }
+    return [row | more if row["correct"] else row for row in rows]
+
+
+def _memory(calls: list[Call], device: torch.device) -> Row:
+    """Peak memory of a step on a GPU, beside what is there before it."""
+    peaks = []
+    for call in calls:
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call.run()
+        peaks.append((torch.cuda.max_memory_allocated(device) - before) / _GB)
+    return {"peak_gb": peaks[0], "baseline_peak_beside_weights_gb": peaks[1]}
+
+
+def cells(row: Row) -> dict[str, str]:
+    return {
+        "ms/step": f"{row['seconds_median'] * 1e3:,.1f}",
+        "weights GB": f"{row['weights_gb']:.3f}",
+        "on device": f"{row['weights_on_device_gb']:.3f}",
+        "copied/step": f"{row['copied_gb_per_step']:.3f}",
+        **({"peak GB": f"{row['peak_gb']:.3f}"} if "peak_gb" in row else {}),
+    }
