@@ -46,7 +46,7 @@ def cannot_perturb_in_forward(module: nn.Module | None) -> str | None:
 
 
 @dataclass(slots=True)
-class _Frame:
+class Frame:
     """A module that runs, and what stands in for its weights."""
 
     module: nn.Module
@@ -76,7 +76,7 @@ class InForward:
         self._sizes: dict[tuple[int, ...], int] = {}
         self._scratch: Any = self._make_room(weights.weights[0].tensor)
         self._hooks: list[RemovableHandle] = []
-        self._frames: list[_Frame] = []
+        self._frames: list[Frame] = []
         self._live: set[int] = set()
         self._stack: list[nn.Module] = []  # all modules that run, while watching
         self._watch: Watch | None = None
@@ -178,13 +178,13 @@ class InForward:
         if owned is None:
             return
         self._entered += bool(owned)
-        frame = _Frame(module)
+        frame = Frame(module)
         self._frames.append(frame)  # first: an interrupt may come at any line
         # A transform of torch.func that is under way is none of our passes' business.
         with nullcontext() if self._watch is None else self._watch.paused(), torch._C._DisableFuncTorch():
             self._swap(frame, owned)
 
-    def _swap(self, frame: _Frame, owned: Sequence[int]) -> None:
+    def _swap(self, frame: Frame, owned: Sequence[int]) -> None:
         """Put perturbed copies in the place of a module's weights."""
         frame.swapped = [i for i in owned if i not in self._live and (self._active is None or i in self._active)]
         if frame.swapped:

@@ -14,7 +14,7 @@ from torch import Tensor, device, nn
 
 from ..backends.types import MaskKind, Pass
 from ..ops import Table
-from .in_forward import InForward, _Frame
+from .in_forward import Frame, InForward
 from .scratch import bytes_for
 from .slots import Slots
 from .weights import Weights
@@ -120,7 +120,7 @@ class StreamedInForward(InForward):
             *(bits for bits in masks if bits is not None),
         ]
 
-    def _swap(self, frame: _Frame, owned: Sequence[int]) -> None:
+    def _swap(self, frame: Frame, owned: Sequence[int]) -> None:
         load = self._load(frame.module)
         self._order.append(load)
         if not load.wanted and not load.others:
