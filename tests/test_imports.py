@@ -11,7 +11,20 @@ from pathlib import Path
 
 import pytest
 
-OPTIONAL = ["triton", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "matplotlib", "rich", "pybind11"]
+OPTIONAL = [
+    "triton",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "matplotlib",
+    "rich",
+    "pybind11",
+    "accelerate",
+    "peft",
+    "datasets",
+]
 STEP = """
 import torch, zo_kernels as zo
 model = torch.nn.Linear(3, 2)
@@ -47,7 +60,9 @@ def test_importing_brings_in_nothing_optional() -> None:
     new = run(code).split()
     assert "zo_kernels.ops" in new
     assert not [m for m in new if m.split(".")[0] in OPTIONAL]
-    assert not [m for m in new if m.startswith(("zo_kernels.finetune", "zo_kernels.backends.triton"))]
+    assert not [
+        m for m in new if m.startswith(("zo_kernels.finetune", "zo_kernels.integrations", "zo_kernels.backends.triton"))
+    ]
 
 
 def test_without_the_native_extension() -> None:

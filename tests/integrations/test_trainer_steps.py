@@ -10,7 +10,7 @@ from typing import Any
 import models
 import pytest
 import torch
-from tiny_trainer import METHODS, Kept, Noted, assert_same, losses, made, seeded, tokens, trained, weights
+from tiny_trainer import METHODS, Kept, Noted, arguments, assert_same, losses, made, seeded, tokens, trained, weights
 from torch import nn
 from transformers import DataCollatorWithFlattening, EarlyStoppingCallback, Trainer, default_data_collator
 
@@ -340,3 +340,22 @@ def test_train_again_goes_on(tmp_path: Path) -> None:
     start = seeded(models.opt, 2)
     zo.replay(start, tmp_path / "trajectory.zo")
     assert_same(weights(start), weights(trainer.model))
+
+
+def test_offloaded_weights_give_the_same_run(tmp_path: Path) -> None:
+    """Evaluations before and in it, too; here both are in the CPU's memory."""
+    ends = []
+    for offload in (False, True):
+        model = seeded(models.opt)
+        args = arguments(
+            tmp_path / str(offload), offload=offload, perturb="in_forward", eval_strategy="steps", eval_steps=2
+        )
+        trainer = ZOTrainer(model, args, train_dataset=tokens(), eval_dataset=tokens(6))
+        before = trainer.evaluate()["eval_loss"]
+        trainer.train()
+        told = [{k: v for k, v in log.items() if k in ("loss", "eval_loss")} for log in trainer.state.log_history]
+        ends.append(([before, told], {n: p.clone() for n, p in model.named_parameters()}))
+        assert args.place_model_on_device is not True
+    engine = trainer.zo_optimizer._in_forward
+    assert engine.bytes_copied > 0 and ends[0][0] == ends[1][0]
+    assert all(torch.equal(p, ends[1][1][n]) for n, p in ends[0][1].items())

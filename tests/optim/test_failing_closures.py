@@ -94,6 +94,8 @@ def test_a_closure_that_fails_leaves_restored_weights(method: str, failure: str)
             exact = {n: t.double() for n, t in before.items()}
             assert_close(after, exact, step_in_place(magnitude(before), EPS, [0.0, 0.0]))
         assert opt.refused_steps == refused
+        if refused:
+            assert opt.projected_gradients == [0.0, 0.0]
 
         # The next step works. After a refusal it draws anew: the same directions might fail for ever.
         (again,) = run(opt, model, 1)

@@ -124,6 +124,25 @@ def test_another_order_of_modules_in_every_forward() -> None:
     compared(model, "MeZO", lambda m: m(torch.ones(4)), n=6)
 
 
+def test_forwards_between_steps() -> None:
+    """They run on copies of the weights as they are, in the same slots."""
+    model = block_mlp()
+    opt = zo.MeZO(model, lr=1e-2, perturb="in_forward", execution_device="cpu")
+    engine, size = opt._in_forward, sum(p.numel() * p.element_size() for p in model.parameters())
+    for _ in range(2):
+        expected = real_loss(model, 3).item()
+        copied = engine.bytes_copied
+        with opt.streaming():
+            assert real_loss(model, 3).item() == expected
+        assert engine.bytes_copied == copied + size
+        real_loss(model, 3)
+        assert engine.bytes_copied == copied + size
+        opt.step(lambda: real_loss(model, 0))
+    plain = zo.MeZO(model, lr=1e-2)
+    with plain.streaming():
+        assert real_loss(model, 3).item() == real_loss(model, 3).item()
+
+
 @pytest.mark.parametrize("error", [KeyError("lost"), KeyboardInterrupt()])
 def test_what_a_closure_raises_leaves_everything_as_it_was(error: BaseException) -> None:
     model = block_mlp()

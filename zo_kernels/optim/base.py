@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -26,7 +27,7 @@ from .probes import InPlace, Probes
 from .recorded import RecordedSteps
 from .recording import Recording
 from .shards import resharding
-from .streamed import settle
+from .streamed import StreamedInForward, settle
 from .weights import Weights
 
 MAX_DIRECTIONS = 2**16
@@ -65,7 +66,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         execution_device: the device that the module's forward runs on, if its tensors are elsewhere, such as on a CPU
             because a GPU's memory does not hold them: perturb="in_forward" copies each module's parameters there just
             before it runs. The weights are updated where they are. Buffers are moved there for good, and parameters on
-            the CPU to pinned memory. None: everything is where it is needed.
+            the CPU to pinned memory. Forwards between steps need `streaming()`. None: everything is where it is needed.
         rounding: "nearest", "stochastic", or "auto": stochastic. It matters to 16-bit weights alone.
         trajectory: a new file to which every step is appended; see `trajectory` below.
         parallel: how the ranks of a torch.distributed process group take steps together, sending each other losses
@@ -82,6 +83,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         projected_gradients: g_k of the last step; zeros if it was refused.
         bytes_sent: by this rank to each of the others, in all steps so far: 32 a step and 16 a direction of its own.
         trajectory: what `zo_kernels.replay` needs to rebuild the weights of any step, as `zo_kernels.Trajectory`.
+        trajectory_path: the file that it is written to, None if there is none (or if another rank writes it).
 
     Raises:
         TypeError, ValueError: an argument is out of range, or a parameter cannot be perturbed; the message names it.
@@ -241,6 +243,19 @@ class ZeroOrderOptimizer(RecordedSteps):
             probes.finish(spsa_update(seeds, numbers.gradients[0], numbers.rates), numbers.decays)
             self._took(weights, Kind.STEP, rates, eps, numbers, pairs)
         return self._mean_loss(seen, pairs)
+
+    @contextmanager
+    def streaming(self) -> Iterator[None]:
+        """For forwards between steps, such as evaluations: with `execution_device` modules run there, on copies of
+        their weights. Without it nothing happens. No gradients are computed within.
+
+            with opt.streaming():
+                logits = model(**batch_on_the_device).logits
+        """
+        self._prepare()
+        engine = self._in_forward
+        with torch.no_grad(), engine.unperturbed() if isinstance(engine, StreamedInForward) else nullcontext():
+            yield
 
     def graphed(self, closure: Closure, *, warmup: int = 3) -> GraphedStep:
         """Steps whose launches are captured in a CUDA graph, for models whose forward is a matter of launches.

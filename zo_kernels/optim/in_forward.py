@@ -6,8 +6,8 @@ parameters' `data` points there until its forward has ended, however it ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,16 +139,20 @@ class InForward:
         return result
 
     def _run(self, closure: Callable[[], Any], found: set[tuple[int | None, nn.Module | None]] | None) -> Any:
-        self._entered = 0
         self._watch = None
         if found is not None:
             self._watch = Watch(self._watched(), self._scratch.is_free, lambda i: self._note_read(i, found))
+        with self._hooked(), self._watch or nullcontext():
+            return call(closure)
+
+    @contextmanager
+    def _hooked(self) -> Iterator[None]:
+        self._entered = 0
         try:
             with interrupts_held():
                 self._hooks.append(register_module_forward_pre_hook(self._enter))
                 self._hooks.append(register_module_forward_hook(self._leave, always_call=True))
-            with self._watch or nullcontext():
-                return call(closure)
+            yield
         finally:
             self.restore()
 

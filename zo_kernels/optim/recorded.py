@@ -71,6 +71,7 @@ class RecordedSteps(TrainedWeights):
         assert self._weights is not None
         record = Record(self.step_count, kind, probes=reached)
         if kind is Kind.REFUSED:
+            self._gradients = [0.0] * self.directions
             self.step_count += 1
             self.refused_steps += 1
         self._recording.took(record, self._weights)
@@ -78,6 +79,11 @@ class RecordedSteps(TrainedWeights):
     @property
     def trajectory(self) -> Trajectory:
         return self._recording.trajectory
+
+    @property
+    def trajectory_path(self) -> FilePath | None:
+        """The file that the trajectory is written to, if there is one."""
+        return self._recording.path
 
     def _begin_record(self, weights: Weights, eps: float) -> None:
         key = (self._builds, eps, self.seed, self.directions, self.drop, *self._weight_decays())

@@ -6,7 +6,8 @@ next module's are on their way meanwhile. Nothing comes back: θ stays where it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,9 +96,19 @@ class StreamedInForward(InForward):
         if found:
             super()._borrow(found, strangers)
 
-    def _run(self, closure: Callable[[], Any], found: Any) -> Any:
+    @contextmanager
+    def _hooked(self) -> Iterator[None]:
         self._order, self._expected = [], self._order
-        return super()._run(closure, found)
+        with super()._hooked():
+            yield
+
+    @contextmanager
+    def unperturbed(self) -> Iterator[None]:
+        """Modules run on copies of their tensors as they are."""
+        self._pass, self._from_anchor, self._active = None, False, None
+        self._find_owners()
+        with self._hooked():
+            yield
 
     def restore(self) -> None:
         self._coming = None  # before its slot is given back

@@ -19,7 +19,10 @@ _ANCHOR = ("anchor_every", "anchor_lr", "anchor_examples")
 _ADAM = "the update is plain SGD along the estimated gradient; choose it by method=, learning_rate= and weight_decay="
 _NO_ACTIVATIONS = "without a backward pass no activations are kept, so there are none to recompute; leave it out"
 _NO_DDP = "the model is not wrapped in DistributedDataParallel, since there are no gradients to reduce; leave it out"
-_ONE_COPY = "every process holds the whole model, at the memory of inference; leave it out, and choose parallel="
+_ONE_COPY = (
+    "every process holds the whole model, at the memory of inference; leave it out, and choose parallel=, or "
+    "offload=True for a model larger than the GPU"
+)
 # What has no meaning without gradients: field -> what to do instead.
 _WITHOUT_MEANING = {
     "optim": _ADAM,
@@ -94,6 +97,10 @@ class ZOTrainingArguments(TrainingArguments):
     rounding: Literal["auto", "nearest", "stochastic"] = field(
         default="auto", metadata={"help": "Of updates of 16-bit weights (auto: stochastic)."}
     )
+    offload: bool = field(
+        default=False,
+        metadata={"help": "Keep the weights in the CPU's memory; each module's are copied to the GPU when it runs."},
+    )
     zo_seed: int | None = field(default=None, metadata={"help": "Of the noise (default: that of --seed)."})
     objective: Literal["loss", "accuracy"] = field(
         default="loss", metadata={"help": "What is minimised: the loss, or 1 - accuracy, which has no gradient."}
@@ -132,6 +139,11 @@ class ZOTrainingArguments(TrainingArguments):
         if self.parallel == "directions":  # a process compares losses of its own batch alone
             self.average_tokens_across_devices = False
         super().__post_init__()
+
+    @property
+    def place_model_on_device(self) -> bool | None:
+        """As `TrainingArguments`; not if the weights are to stay in the CPU's memory."""
+        return False if self.offload else super().place_model_on_device
 
     def _refuse_what_has_no_meaning(self) -> None:
         for known in fields(self):

@@ -29,6 +29,7 @@ def make_optimizer(model: nn.Module, args: ZOTrainingArguments) -> zo.ZeroOrderO
         "rounding": args.rounding,
         "backend": args.backend,
         "parallel": args.parallel,
+        "execution_device": args.device if args.offload else None,
     }
     if args.parallel_check_every is not None:
         options["parallel"] = zo.Parallel(args.parallel, check_every=args.parallel_check_every)

@@ -112,7 +112,8 @@ class ZOTrainer(Trainer):
         """As `Trainer`; neither model nor optimizer will be prepared for a backward pass."""
         super().create_accelerator_and_postprocess()
         # Autocast and torch.compile, but no DistributedDataParallel.
-        prepare = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+        placed = False if self.args.offload else None
+        prepare = functools.partial(self.accelerator.prepare_model, evaluation_mode=True, device_placement=placed)
         self.accelerator.prepare_model = prepare
         self.accelerator.prepare_optimizer = _prepared
 
@@ -124,6 +125,15 @@ class ZOTrainer(Trainer):
             self.optimizer, self._made_optimizer = make_optimizer(trained, self.args), True
         self._check_optimizer()
         return self.optimizer
+
+    def prediction_step(self, model: nn.Module, *more: Any, **options: Any) -> Any:
+        """As `Trainer`; weights that are offloaded are copied to where they are needed."""
+        if not self.args.offload:
+            return super().prediction_step(model, *more, **options)
+        if self.optimizer is None:
+            self.create_optimizer()
+        with self.zo_optimizer.streaming():
+            return super().prediction_step(model, *more, **options)
 
     def _share_weights(self, model: nn.Module) -> None:
         """A head that is not pretrained starts at random, in every process by itself."""
@@ -162,7 +172,7 @@ class ZOTrainer(Trainer):
             return torch.zeros((), device=self.args.device)
         batches, self._microbatches = self._microbatches, []
         optimizer = self.zo_optimizer
-        if self.is_world_process_zero() and optimizer._recording.path is None:
+        if self.is_world_process_zero() and optimizer.trajectory_path is None:
             self._begin_trajectory(optimizer)
         schedule_anchor_rates(optimizer)
         closures = [self._closure(model, batches, num_items_in_batch)]
