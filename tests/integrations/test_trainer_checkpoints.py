@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import os
 import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
+import children
 import models
 import pytest
+import torch
 from tiny_trainer import METHODS, assert_same, losses, made, seeded, tokens, trained, weights
 from transformers import TrainerCallback
 
@@ -68,12 +69,14 @@ class KilledAt(TrainerCallback):
 
 
 def run_and_die(out: Path, step: int) -> None:
+    torch.set_num_threads(1)
     trained(out, callbacks=[KilledAt(step)], **SAVED)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_and_resumed(tmp_path: Path) -> None:
-    process = multiprocessing.get_context("fork").Process(target=run_and_die, args=(tmp_path / "killed", 5))
+    process = children.context("zo_kernels.integrations.transformers").Process(
+        target=run_and_die, args=(tmp_path / "killed", 5)
+    )
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL

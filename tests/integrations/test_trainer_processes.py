@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 from pathlib import Path
 from typing import Any
 
+import children
 import models
 import pytest
 import torch
@@ -16,7 +16,6 @@ from tiny_trainer import arguments, assert_same, losses, made, seeded, tokens, w
 import zo_kernels as zo
 from zo_kernels.integrations.transformers import ZOTrainer
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 RUNS: dict[str, dict[str, Any]] = {
     "accuracy": {"objective": "accuracy", "eps": 1e-1},
     "mezo-svrg": {"method": "mezo-svrg", "anchor_every": 2, "anchor_examples": 4},
@@ -33,6 +32,7 @@ def run(out: Path, model: Any, options: dict[str, Any], accumulated: int, checkp
 
 def process_of(rank: int, port: int, out: Path, options: dict[str, Any]) -> None:
     """One of two; its model starts with weights of its own, and is resumed with others."""
+    torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
     os.environ.update(MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     with torch.random.fork_rng():
@@ -42,6 +42,11 @@ def process_of(rank: int, port: int, out: Path, options: dict[str, Any]) -> None
     assert trainer.model_wrapped is trainer.model  # no DistributedDataParallel
     torch.save((weights(mine), losses(trainer)), out.parent / f"{rank}.pt")
     torch.distributed.barrier()
+    directions = trainer.zo_optimizer.directions // (2 if options.get("parallel") == "directions" else 1)
+    told = [log["bytes_sent"] for log in trainer.state.log_history if "loss" in log]
+    if options.get("method") != "mezo-svrg":  # whose steps between anchors exchange twice
+        assert told == [step * (32 + 16 * directions) for step in range(1, 4)]
+    assert told[-1] == trainer.zo_optimizer.bytes_sent
     resumed = run(out, other, options, 2, str(out / "checkpoint-2"))
     assert_same(weights(resumed.model), weights(mine))
     with pytest.raises(ValueError, match=r"parallel: expected 'auto', 'batch' or 'directions'"):
@@ -51,7 +56,7 @@ def process_of(rank: int, port: int, out: Path, options: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes(name: str, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
+    context = children.context("zo_kernels.integrations.transformers")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
+
+import children
 
 RANKS = 4
 
@@ -37,9 +38,7 @@ class Pool:
     """
 
     def __init__(self, store: str):
-        # A server that has imported what is slow to import, and has no threads: its children start at once.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["pool_imports"])
+        context = children.context("zo_kernels")
         self._connections, self._ranks = [], []
         for rank in range(RANKS):
             ours, theirs = context.Pipe()

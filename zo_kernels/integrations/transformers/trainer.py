@@ -275,13 +275,15 @@ class ZOTrainer(Trainer):
         """None: there are no gradients whose norm could be logged."""
 
     def log(self, logs: dict[str, float], *more: Any, **options: Any) -> None:
-        """As `Trainer`, with `projected_gradient` (the last step's; root mean square over its directions) and
-        `refused_steps` (of the run) beside a training loss.
+        """As `Trainer`, with more beside a training loss: `projected_gradient` (the last step's, root mean square over
+        its directions), `refused_steps` (of the run) and, with several processes, `bytes_sent` (from one to another).
         """
         if "loss" in logs and isinstance(self.zo_optimizer, zo.ZeroOrderOptimizer):
             gradients = self.zo_optimizer.projected_gradients
             logs["projected_gradient"] = math.sqrt(sum(g * g for g in gradients) / max(len(gradients), 1))
             logs["refused_steps"] = self.zo_optimizer.refused_steps
+            if self.accelerator.num_processes > 1:
+                logs["bytes_sent"] = self.zo_optimizer.bytes_sent
         super().log(logs, *more, **options)
 
     def _folder(self) -> Path:
