@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from models import block_mlp
-from runs import SHAPE, build, go
+from small_runs import SHAPE, build, go
 from torch import nn
 
 from zo_kernels.backends.types import Pass

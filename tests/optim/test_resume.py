@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from models import block_mlp
-from runs import SHAPE, build, go, same_after_replay
 from scripted import METHODS, assert_same, snapshot
+from small_runs import SHAPE, build, go, same_after_replay
 
 import zo_kernels as zo
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrix import BACKENDS
 from models import block_mlp, real_loss
-from runs import SHAPE, build, go, same_after_replay
 from scripted import METHODS, assert_same, snapshot, take_step
+from small_runs import SHAPE, build, go, same_after_replay
 from torch import nn
 
 import zo_kernels as zo
