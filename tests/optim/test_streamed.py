@@ -195,6 +195,37 @@ def test_an_operation_that_fails_on_weights_of_two_devices_is_a_read() -> None:
         assert torch.isfinite(opt.step(lambda model=model: model(torch.ones(4)).square().sum()))
 
 
+class Outside(nn.Module):
+    """Reads a weight of a model that it is no part of."""
+
+    def __init__(self, lender: nn.Linear):
+        super().__init__()
+        self._lender = [lender]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self._lender[0].bias
+
+
+def test_modules_outside_of_the_model_that_read_what_is_not_trained() -> None:
+    def model() -> nn.Linear:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            lender = nn.Linear(4, 4)
+        lender.bias.requires_grad_(False)
+        return lender
+
+    plain, streamed = model(), model()
+    zo.MeZO(plain, lr=0.1, perturb="in_forward").step(lambda: Outside(plain)(plain(torch.ones(4))))
+    reader = Outside(streamed)
+    zo.MeZO(streamed, lr=0.1, execution_device="cpu").step(lambda: reader(streamed(torch.ones(4))))
+    assert_same(snapshot(streamed), snapshot(plain))
+    opt = zo.MeZO(streamed, lr=0.1, execution_device="cpu")
+    with pytest.raises(ValueError, match="a module that is made anew in every call reads a tensor that is not trained"):
+        opt.step(lambda: Outside(streamed)(streamed(torch.ones(4))))
+    with pytest.raises(ValueError, match=r"it reads a tensor that is not trained, of shape \(4,\), .* keep it there"):
+        opt.step(lambda: streamed.bias @ streamed(torch.ones(4)))
+
+
 def test_arguments_that_do_not_fit() -> None:
     model = block_mlp()
     with pytest.raises(ValueError, match="execution_device: expected perturb='in_forward' with it, got 'in_place'"):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, distributed
 
 from .. import checks
+from ..backends.transfer import on_device
 from .losses import Refused
 from .numbers import Pair, Value, device_of, divided, stacked
 from .pending import Pending
@@ -163,15 +164,16 @@ class Ranks:
         checking = self.how.check_every > 0 and step % self.how.check_every == 0
         flat = [value for pair in pairs for value in pair]
         where = self._device_for(device_of(*flat))
-        words = torch.tensor([step << 2 | outcome, _word(agreed), _place(shards) if checking else 0, 0], device=where)
-        if checking:
-            words[3] = sums_here(shards).cumsum(0).sum()  # weights that changed places give another sum
+        numbers = [step << 2 | outcome, _word(agreed), _place(shards) if checking else 0]
+        words = [on_device(numbers, torch.int64, where), torch.zeros(1, dtype=torch.int64, device=where)]
+        if checking:  # weights that changed places give another sum
+            words[1] = sums_here(shards).cumsum(0).sum().reshape(1).to(where)
         losses = stacked([v.to(where) if isinstance(v, Tensor) else v for v in flat], where)
-        rows = self._gathered(torch.cat([words, losses.view(torch.int64)]))
+        rows = self._gathered(torch.cat([*words, losses.view(torch.int64)]))
         self.bytes_sent += rows[0].numel() * 8
         heads, everybodys = rows[:, :_WORDS], rows[:, _WORDS:].view(torch.float64)
-        on_device = device_of(*flat) == where
-        if on_device and not checking:
+        stays = device_of(*flat) == where
+        if stays and not checking:
             # Nobody waits: ranks that differ change nothing, and are told when that is known.
             differ = (heads[:, :2] != heads[0, :2]).any() | (heads[0, 0] & 3 != _FINE)
             self._pending.put(heads.flatten(), lambda flat: self._compare(_rows(flat), agreed, shards))
@@ -184,7 +186,7 @@ class Ranks:
             raise RuntimeError(f"closure: it raised on {_named(raised)}; the weights are restored, on this rank too")
         if refused := [r for r, outcome in enumerate(outcomes) if outcome == _REFUSED]:
             raise Refused(ValueError, f"expected a finite loss on every rank, got none on {_named(refused)}")
-        return self._pairs([list(row.unbind()) for row in everybodys] if on_device else everybodys.tolist())
+        return self._pairs([list(row.unbind()) for row in everybodys] if stays else everybodys.tolist())
 
     def _device_for(self, losses: torch.device | None) -> torch.device:
         """Where a message is made: with the losses, if the group can send from there."""

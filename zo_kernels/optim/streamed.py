@@ -69,7 +69,7 @@ class StreamedInForward(InForward):
         everything = self._weights.theta[0].device == self._where
         places: dict[Tensor, int] = {}
         self._needs = {}
-        for m in self._module.modules():
+        for m in (*self._module.modules(), *(m for m in self._lent if m not in self._members)):
             for t in (*m._parameters.values(), *self._lent.get(m, ())):
                 if t is not None and t not in self._index and (everything or t.device != self._where):
                     self._needs.setdefault(m, []).append(places.setdefault(t, len(places)))
@@ -92,6 +92,12 @@ class StreamedInForward(InForward):
                     f"{tuple(self._others[i - ours].shape)}, or by a view from before; it is not on execution_device "
                     "then, so keep it there"
                 )
+            if m not in self._members and i in strangers:
+                raise ValueError(
+                    "closure: a module that is made anew in every call reads a tensor that is not trained, of shape "
+                    f"{tuple(self._others[i - ours].shape)}; keep such tensors on execution_device"
+                )
+            strangers.update([i] if m not in self._members else [])
             self._lent.setdefault(m, []).append(self._others[i - ours])
         if found:
             super()._borrow(found, strangers)
