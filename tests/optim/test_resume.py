@@ -39,6 +39,18 @@ def test_resume_goes_on_bit_for_bit(method: str, cut: int, tmp_path: Path) -> No
     same_after_replay(start, path, None, seen[10])
 
 
+def test_a_program_that_is_started_again_goes_on(tmp_path: Path) -> None:
+    model = block_mlp(**SHAPE)
+    expected = go(build("MeZO", undisturbed := copy.deepcopy(model)), undisturbed, 6)[-1]
+    for steps in (2, 0, 4):
+        opt = build("MeZO", other := copy.deepcopy(model))
+        opt.resume(tmp_path / "run.zo", missing_ok=True)
+        last = go(opt, other, steps)[-1]
+    assert_same(last, expected)
+    with pytest.raises(FileNotFoundError):
+        build("MeZO", model).resume(tmp_path / "other.zo")
+
+
 def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
     first, second = build("MeZO", block_mlp(**SHAPE)), build("MeZO", block_mlp(**SHAPE))
     first.record_to(tmp_path / "run.zo")

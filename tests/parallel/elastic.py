@@ -20,10 +20,7 @@ def main(folder: Path, steps: int, killed_at: int) -> None:
     distributed.init_process_group("gloo")
     model = block_mlp(**scenarios.SHAPE)
     opt = zo.MeZO(model, lr=1e-2, seed=7)
-    path = folder / "run.zo"
-    begun = path.exists()
-    distributed.barrier()
-    opt.resume(path) if begun else opt.record_to(path)
+    opt.resume(folder / "run.zo", missing_ok=True)
     first_attempt = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     while opt.step_count < steps:
         if first_attempt and distributed.get_rank() == 1 and opt.step_count == killed_at:

@@ -188,13 +188,9 @@ def goes_wrong(group: Any, split: str, failing: int, event: str, perturb: str, *
 
 def cut_off(group: Any, path: str, method: str, split: str, steps: int, upto: int, **options: Any) -> dict[str, Any]:
     """Go on with the run whose trajectory is at the path, or begin it."""
-    from pathlib import Path
-
     model = block_mlp(**SHAPE)
-    begun = Path(path).exists()
-    distributed.barrier(group)
     opt = build(method, model, parallel=zo.Parallel(split, group, check_every=3), **options)
-    opt.resume(path) if begun else opt.record_to(path)
+    opt.resume(path, missing_ok=True)
     while opt.step_count < upto:
         take_step(opt, model, group, split)
     return {"weights": weights_of(model), "steps": opt.trajectory.steps}

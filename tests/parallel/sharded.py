@@ -123,13 +123,9 @@ def trained(group: Any, layout: str, steps: int, *, after_evaluation: bool = Fal
 
 
 def resumed(group: Any, path: str, layout: str, method: str, upto: int) -> dict[str, Any]:
-    from pathlib import Path
-
     model = LAYOUTS[layout](block_mlp(**SHAPE), group)
-    begun = Path(path).exists()
-    distributed.barrier(group)
     opt = build(method, model, sparsity=0.5, eps=EPS, parallel=zo.Parallel("batch", group))
-    opt.resume(path) if begun else opt.record_to(path)
+    opt.resume(path, missing_ok=True)
     while (step := opt.step_count) < upto:
         opt.step(*[scripted(step), scripted(step + 50)][: 1 + (method == "MeZOSVRG")])
     return {"weights": whole(model)}

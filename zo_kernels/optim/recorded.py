@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path as FilePath
 from typing import Any
@@ -131,7 +132,7 @@ class RecordedSteps(TrainedWeights):
     def _writes_files(self) -> bool:
         return self._ranks is None or self._ranks.is_first
 
-    def resume(self, path: str | FilePath, *, weights: str = "first") -> None:
+    def resume(self, path: str | FilePath, *, weights: str = "first", missing_ok: bool = False) -> None:
         """Go on with a run that was cut off, and append to its trajectory's file from now on. What is cut off or
         damaged at the file's end is dropped from it. Of several ranks that take steps together the first reads and
         writes the file; how many they are may have changed.
@@ -146,6 +147,8 @@ class RecordedSteps(TrainedWeights):
             weights: which weights the parameters hold: "first", those that the run started with, onto which the file is
                 replayed; or "last", those after its last step, from a checkpoint. The optimizer's `state_dict` is to be
                 loaded before then. That the weights are the last ones is noticed by the next replay of the file.
+            missing_ok: if there is no such file, begin it (`record_to`) instead of raising FileNotFoundError. A program
+                that does this at its start goes on with its run, however often it is started.
 
         Raises:
             OSError: it cannot be read or written.
@@ -155,13 +158,20 @@ class RecordedSteps(TrainedWeights):
         checks.choice("weights", weights, ("first", "last"))
         if weights == "first" and self.step_count:
             raise ValueError(f"resume: expected an optimizer that has taken no step, got one after {self.step_count}")
-        if (own := self._recording.path) is not None:
-            raise ValueError(f"resume: expected an optimizer made without trajectory=, got one that writes to {own}")
-        if self._ranks is None:
-            trajectory = Trajectory.load(path, recover=True)
-        else:
-            data = self._ranks.from_first(lambda: Trajectory.load(path, recover=True).to_bytes())
-            trajectory = Trajectory.from_bytes(data)
+
+        def load() -> bytes | None:
+            if (own := self._recording.path) is not None:
+                raise ValueError(
+                    f"resume: expected an optimizer made without trajectory=, got one that writes to {own}"
+                )
+            missing = missing_ok and not os.path.exists(path)
+            return None if missing else Trajectory.load(path, recover=True).to_bytes()
+
+        data = load() if self._ranks is None else self._ranks.from_first(load)
+        if data is None:
+            self.record_to(path)
+            return
+        trajectory = Trajectory.from_bytes(data)
         if weights == "first":  # what an interrupted step left of its rounding went with the process
             trajectory = trajectory.without_interrupted_end()
         if weights == "last" and trajectory.steps != self.step_count:
