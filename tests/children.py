@@ -5,12 +5,21 @@ from __future__ import annotations
 import multiprocessing
 from multiprocessing.context import ForkServerContext
 
+# What children import, installed modules only: the server knows nothing of the folders of tests. pytest, too, since a
+# child imports the module that its parent was started with.
+_IMPORTED = [
+    "pytest",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.opt.modeling_opt",
+    "zo_kernels.finetune.train",
+    "zo_kernels.integrations.transformers",
+]
 
-def context(*imported: str) -> ForkServerContext:
-    """Starts processes from a server that has imported some installed modules, so that they are imported once for all.
 
-    The server knows nothing of the folders of tests.
-    """
+def context() -> ForkServerContext:
+    """Starts processes from a server that has imported what any of them needs, since there is one server for all."""
     result = multiprocessing.get_context("forkserver")
-    result.set_forkserver_preload(["torch.distributed.fsdp", "torch.distributed.tensor.parallel", *imported])
+    result.set_forkserver_preload(_IMPORTED)
     return result

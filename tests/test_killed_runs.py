@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -23,6 +22,7 @@ pytest.importorskip("transformers")
 for module in ("rich", "matplotlib", "safetensors"):
     pytest.importorskip(module)
 
+import children  # noqa: E402
 from tiny_run import tiny_encoder, tiny_options, whole_run, write_table  # noqa: E402
 
 import zo_kernels as zo  # noqa: E402
@@ -99,10 +99,7 @@ def outcome(out: Path) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
     """Processes that have imported everything already."""
-    context = multiprocessing.get_context("forkserver")
-    # pytest, too: a child imports the module that its parent was started with.
-    context.set_forkserver_preload(["zo_kernels.finetune.train", "transformers.models.bert.modeling_bert", "pytest"])
-    return context
+    return children.context()
 
 
 def run(

@@ -74,9 +74,7 @@ def run_and_die(out: Path, step: int) -> None:
 
 
 def test_killed_and_resumed(tmp_path: Path) -> None:
-    process = children.context("zo_kernels.integrations.transformers").Process(
-        target=run_and_die, args=(tmp_path / "killed", 5)
-    )
+    process = children.context().Process(target=run_and_die, args=(tmp_path / "killed", 5))
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL

@@ -56,7 +56,7 @@ def process_of(rank: int, port: int, out: Path, options: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes(name: str, tmp_path: Path) -> None:
-    context = children.context("zo_kernels.integrations.transformers")
+    context = children.context()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

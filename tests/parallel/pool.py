@@ -38,7 +38,7 @@ class Pool:
     """
 
     def __init__(self, store: str):
-        context = children.context("zo_kernels")
+        context = children.context()
         self._connections, self._ranks = [], []
         for rank in range(RANKS):
             ours, theirs = context.Pipe()
