@@ -155,7 +155,7 @@ def told_apart(group: Any, rank: int, **options: Any) -> str:
 
 
 def goes_wrong(group: Any, split: str, failing: int, event: str, perturb: str, **options: Any) -> dict[str, Any]:
-    """In the third step one rank's loss is nan, or its closure raises, at its second call; then three steps more."""
+    """In the third step one rank's loss is nan, or its closure raises, at its first call; then three steps more."""
     model = block_mlp(**SHAPE)
     start = block_mlp(**SHAPE)
     opt = build("MeZO", model, perturb=perturb, parallel=zo.Parallel(split, group, check_every=1), **options)
@@ -165,7 +165,7 @@ def goes_wrong(group: Any, split: str, failing: int, event: str, perturb: str, *
         calls = iter(range(100))
 
         def closure(good: Any = good, step: int = step, calls: Any = calls) -> Any:
-            if step == 2 and distributed.get_rank(group) == failing and next(calls) == 1:
+            if step == 2 and distributed.get_rank(group) == failing and next(calls) == 0:
                 if event == "raise":
                     raise KeyError("lost")
                 good()
