@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 from collections.abc import Iterator
 
 import pytest
+
+_MISSING = [name for name in ("transformers", "accelerate") if importlib.util.find_spec(name) is None]
+collect_ignore_glob = ["test_*.py"] if _MISSING else []
+
+
+def pytest_report_header() -> str | None:
+    return f"tests/integrations: left out, without {' and '.join(_MISSING)}" if _MISSING else None
 
 
 @pytest.fixture(scope="session", autouse=True)
