@@ -51,6 +51,20 @@ def test_a_program_that_is_started_again_goes_on(tmp_path: Path) -> None:
         build("MeZO", model).resume(tmp_path / "other.zo")
 
 
+def test_options_that_differ_from_the_run_s_are_told(tmp_path: Path) -> None:
+    model = block_mlp(**SHAPE)
+    start = copy.deepcopy(model)
+    go(build("MeZO", model, trajectory=tmp_path / "run.zo"), model, 2)
+    with pytest.warns(UserWarning) as told:
+        build("MeZO", start, seed=12, directions=2, eps=0.5, weight_decay=0.1, perturb="in_forward").resume(
+            tmp_path / "run.zo"
+        )
+    kept, changed = (str(warning.message) for warning in told)
+    assert kept == "resume: the run had seed 11 (not 12), directions 1 (not 2); the run's are taken"
+    assert "eps 0.02 (not 0.5), weight_decays (0.0,) (not (0.1,)), in_place True (not False); the optim" in changed
+    assert told[0].filename == __file__
+
+
 def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
     first, second = build("MeZO", block_mlp(**SHAPE)), build("MeZO", block_mlp(**SHAPE))
     first.record_to(tmp_path / "run.zo")

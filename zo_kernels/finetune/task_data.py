@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,7 +69,12 @@ def load_task(
 
 
 def fields_of(where: str, task: Task, row: Row) -> dict[str, str]:
-    """What the task's templates name. Raises ValueError if a column is missing or not what it should be."""
+    """What the task's templates name.
+
+    Raises TypeError if it is no row, ValueError if a column is missing or not what it should be.
+    """
+    if not isinstance(row, Mapping):
+        raise TypeError(f"{where}: expected a mapping of the columns {', '.join(task.columns)}, got {row!r}")
     return _of_row(where, task, row, task.fields)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path as FilePath
 from typing import Any
@@ -139,8 +140,8 @@ class RecordedSteps(TrainedWeights):
 
         The next step is the one that the run would have taken, if the optimizer was made with the run's options: seed,
         directions, drop, sparsity's thresholds (and MeZO-SVRG's shared_direction) are taken from the file, eps, weight
-        decay, perturb and rounding are not. Nor are learning rates: set the scheduler to `step_count`, and the data to
-        the same place.
+        decay, perturb and rounding are not; a warning says which of them differ. Nor are learning rates: set the
+        scheduler to `step_count`, and the data to the same place.
 
         Args:
             path: the file.
@@ -183,6 +184,7 @@ class RecordedSteps(TrainedWeights):
             last = trajectory.setups[-1][1]
             if last.method != type(self).__name__:
                 raise ValueError(f"resume: expected a trajectory of {type(self).__name__}, got one of {last.method}")
+            self._warn_of_other_options(last)
             replay = Replay(self._names, trajectory, self.backend, check_values=weights == "first")
             if weights == "first":
                 replay.run()
@@ -190,6 +192,17 @@ class RecordedSteps(TrainedWeights):
             else:
                 self._recording.note_versions(self._prepare())
         self._recording.go_on(path if self._writes_files() else None, trajectory)
+
+    def _warn_of_other_options(self, setup: Setup) -> None:
+        """Of a run that is gone on with."""
+        kept = {"seed": self.seed, "directions": self.directions, "drop": self.drop}
+        changed = {"eps": self._eps(), "weight_decays": tuple(self._weight_decays()[::2])}
+        changed |= {"in_place": self.perturb == "in_place", "stochastic": self.rounding != "nearest"}
+        for own, what in ((kept, "the run's are taken"), (changed, "the optimizer's are taken from here on")):
+            names_of_others = [name for name, value in own.items() if value != getattr(setup, name)]
+            if names_of_others:
+                told = ", ".join(f"{name} {getattr(setup, name)} (not {own[name]})" for name in names_of_others)
+                warnings.warn(f"resume: the run had {told}; {what}", stacklevel=3)
 
     def _go_on_from(self, replay: Replay, setup: Setup) -> None:
         trajectory = replay.trajectory

@@ -20,8 +20,8 @@ _ADAM = "the update is plain SGD along the estimated gradient; choose it by meth
 _NO_ACTIVATIONS = "without a backward pass no activations are kept, so there are none to recompute; leave it out"
 _NO_DDP = "the model is not wrapped in DistributedDataParallel, since there are no gradients to reduce; leave it out"
 _ONE_COPY = (
-    "every process holds the whole model, at the memory of inference; leave it out, and choose parallel=, or "
-    "offload=True for a model larger than the GPU"
+    "every process of torchrun holds the whole model, at the memory of inference; leave it out, and for a model larger "
+    "than the GPU set offload=True, or shard it with fully_shard in a loop of your own"
 )
 # What has no meaning without gradients: field -> what to do instead.
 _WITHOUT_MEANING = {
