@@ -138,7 +138,7 @@ def test_a_predictor_needs_its_columns(options_of: Callable[[str, str], Options]
     assert loaded.predict([{name: row[name] for name in ("title", "context", "question")}]) == loaded.predict([row])
     with pytest.raises(ValueError, match=r"row 1: expected a row with title, .*KeyError\('title'\)"):
         loaded.predict([row, {"question": "What?"}])
-    with pytest.raises(TypeError, match="row 0: expected a mapping of the columns .*, got 'What"):
+    with pytest.raises(TypeError, match=r"row 0: expected a mapping of the columns .*, got 'What"):
         loaded.predict(["What is it?"])
     with pytest.raises(ValueError, match="got one with prompts: use load_prompted"):
         load_classifier(options["out"])
