@@ -207,6 +207,15 @@ def wrapped(group: Any, perturb: str) -> dict[str, Tensor]:
     return weights_of(model)
 
 
+def resumed_in_vain(group: Any, path: Any) -> str:
+    opt = build("MeZO", block_mlp(**SHAPE), parallel=zo.Parallel("batch", group))
+    try:
+        opt.resume(path)
+    except (OSError, TypeError) as error:
+        return type(error).__name__
+    return ""
+
+
 def refused_arguments(group: Any) -> list[str]:
     """What is said of arguments that cannot be used by several ranks."""
     said = []

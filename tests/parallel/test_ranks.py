@@ -156,6 +156,11 @@ def test_more_or_fewer_ranks_resume_a_run(ranks: Pool, method: str, split: str, 
     assert same(scenarios.weights_of(model), whole[0]["weights"])
 
 
+@pytest.mark.parametrize(("path", "error"), [("nowhere.zo", "FileNotFoundError"), (3.5, "TypeError")])
+def test_a_file_that_the_first_rank_cannot_read_is_told_to_all(ranks: Pool, path: Any, error: str) -> None:
+    assert ranks.run(2, scenarios.resumed_in_vain, path=path) == [error, error]
+
+
 def test_torchrun_restarts_a_rank_that_was_killed(ranks: Pool, tmp_path: Path) -> None:
     """And with it all others; they go on from what the first rank had written, and end with the bits of one rank."""
     command = "-m torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 1 --monitor-interval 0.1"

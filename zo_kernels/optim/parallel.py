@@ -127,7 +127,7 @@ class Ranks:
         if self.is_first:
             try:
                 made[0] = make()
-            except (OSError, ValueError) as error:
+            except Exception as error:  # or the others would wait for what never comes
                 made[1] = error
         group = self.how.process_group
         source = 0 if group is None else distributed.get_global_rank(group, 0)
