@@ -18,7 +18,7 @@ for module in ("rich", "matplotlib", "safetensors"):
     pytest.importorskip(module)
 
 from rich.console import Console  # noqa: E402
-from tiny_run import tiny_encoder, tiny_options, write_table  # noqa: E402
+from tiny_run import cut_off, tiny_encoder, tiny_options, write_table  # noqa: E402
 
 from zo_kernels.finetune import Config, cli, finetune, load_classifier, minilm, train  # noqa: E402
 from zo_kernels.finetune.batches import Texts  # noqa: E402
@@ -246,21 +246,6 @@ def test_refused_steps_are_counted_and_end_a_hopeless_run(
 
 
 # Resuming and replaying (test_killed_runs kills)
-
-
-def cut_off(options: dict[str, object], monkeypatch: pytest.MonkeyPatch, after: int) -> Path:
-    """A run that dies after so many steps."""
-    step = train.Stepper.step
-
-    def dying(stepper: train.Stepper, factor: float) -> object:
-        if stepper._optimizer.step_count == after:
-            raise InterruptedError
-        return step(stepper, factor)
-
-    with monkeypatch.context() as patched, pytest.raises(InterruptedError):
-        patched.setattr(train.Stepper, "step", dying)
-        finetune(Config(**options))
-    return Path(str(options["out"]))
 
 
 def test_resume_and_replay_by_command(

@@ -6,6 +6,7 @@ import os
 import random
 from pathlib import Path
 
+import pytest
 import torch
 
 WORDS = {"fruit": ["apple", "pear", "plum", "fig"], "metal": ["iron", "zinc", "tin", "lead"]}
@@ -57,3 +58,22 @@ def whole_run(options: dict[str, object], resume: bool) -> None:
     with open(os.devnull, "w") as nowhere:
         console = Console(file=nowhere)
         train.resume(str(options["out"]), console) if resume else train.finetune(Config(**options), console)
+
+
+def cut_off(options: dict[str, object], monkeypatch: pytest.MonkeyPatch, after: int) -> Path:
+    """A run that dies after so many steps; its folder."""
+    from rich.console import Console
+
+    from zo_kernels.finetune import Config, train
+
+    step = train.Stepper.step
+
+    def dying(stepper: train.Stepper, factor: float) -> object:
+        if stepper._optimizer.step_count == after:
+            raise InterruptedError
+        return step(stepper, factor)
+
+    with monkeypatch.context() as patched, pytest.raises(InterruptedError):
+        patched.setattr(train.Stepper, "step", dying)
+        train.finetune(Config(**options), Console(quiet=True))
+    return Path(str(options["out"]))

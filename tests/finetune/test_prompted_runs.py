@@ -16,6 +16,7 @@ for module in ("transformers", "datasets", "rich", "matplotlib", "safetensors"):
     pytest.importorskip(module)
 
 from rich.console import Console  # noqa: E402
+from tiny_run import cut_off  # noqa: E402
 from tiny_tasks import MODELS, prompted_options, row_of, write_rows  # noqa: E402
 
 import zo_kernels as zo  # noqa: E402
@@ -59,21 +60,6 @@ def arguments(options: Options) -> list[str]:
 
 def run(options: Options) -> Summary:
     return finetune(Config(**options), Console(quiet=True))
-
-
-def cut_off(options: Options, monkeypatch: pytest.MonkeyPatch, after: int) -> Path:
-    """A run that dies after so many steps."""
-    step = train.Stepper.step
-
-    def dying(stepper: train.Stepper, factor: float) -> object:
-        if stepper._optimizer.step_count == after:
-            raise InterruptedError
-        return step(stepper, factor)
-
-    with monkeypatch.context() as patched, pytest.raises(InterruptedError):
-        patched.setattr(train.Stepper, "step", dying)
-        run(options)
-    return Path(str(options["out"]))
 
 
 def test_a_run_from_the_command_line(

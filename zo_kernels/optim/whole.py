@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends.transfer import on_device
 from ..trajectory.fingerprint import as_text, combined, summed
 from .shards import Shard
 
@@ -30,14 +31,14 @@ def _sums(shards: Sequence[Shard]) -> Tensor:
         part = sums[members]
         torch.distributed.all_reduce(part, group=group)
         sums[members] = part
-    return sums + torch.tensor([math.prod(shard.whole) for shard in shards], device=sums.device)
+    return sums + on_device([math.prod(shard.whole) for shard in shards], torch.int64, sums.device)
 
 
 def fingerprints(shards: Sequence[Shard]) -> list[str]:
-    """`trajectory.fingerprint.fingerprint` of each whole parameter; to be called by all processes together."""
+    """The fingerprint (`trajectory.fingerprint`) of each whole parameter; to be called by all processes together."""
     return [as_text(total) for total in _sums(shards).tolist()]
 
 
 def combined_fingerprint(shards: Sequence[Shard]) -> Tensor:
     """One for all whole parameters, as an int64 scalar; to be called by all processes together."""
-    return combined(list(_sums(shards).unbind()))
+    return combined(_sums(shards))

@@ -37,8 +37,12 @@ def _columns(where: device) -> Tensor:
 
 
 def summed(t: Tensor, runs: Sequence[int] = (0,)) -> Tensor:
-    """The sum of the elements' bits times their factors, as an int64 scalar on the tensor's device, which is not waited
-    for. Those of the shards of a tensor add up to that of the whole.
+    """The sum modulo 2^64 of each element's bits times an odd factor that depends on its index, as an int64 scalar on
+    the tensor's device, which is not waited for. Those of a tensor's shards add up to that of the whole; with its
+    number of elements added, that is its fingerprint.
+
+    Tensors that differ in one element never agree, others with a probability of about 2^-64. It tells weights apart
+    that were mixed up, not weights that somebody made to deceive.
 
     Args:
         t: contiguous, of 16 or 32-bit elements.
@@ -74,22 +78,9 @@ def _add_run(total: Tensor, words: Tensor, first: int) -> Tensor:
     return total
 
 
-def fingerprint(t: Tensor) -> str:
-    """The sum modulo 2^64 of each element's bits times an odd factor that depends on its index; 16 hex digits.
-
-    Tensors that differ in one element never agree, others with a probability of about 2^-64. It tells weights apart
-    that were mixed up, not weights that somebody made to deceive.
-
-    Args:
-        t: contiguous, of 16 or 32-bit elements.
-    """
-    return as_text(int(summed(t)) + t.numel())
-
-
-def combined(sums: Sequence[Tensor]) -> Tensor:
-    """One of several, in their order, as an int64 scalar."""
-    every = torch.stack(list(sums))
-    return (every * _odds(0, len(every), every.device)).sum()
+def combined(sums: Tensor) -> Tensor:
+    """One of several fingerprints, int64 (tensors,), in their order, as an int64 scalar."""
+    return (sums * _odds(0, len(sums), sums.device)).sum()
 
 
 def as_text(total: int) -> str:
