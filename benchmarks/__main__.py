@@ -3,68 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 
-SHAPES = ("tiny", "minilm", "opt-125m", "opt-1.3b", "opt-13b", "llama-7b")
-DTYPES = ("fp32", "bf16", "fp16")
-_SUFFIXES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
-
-
-def _count(text: str) -> int:
-    """4096, 64M (64 * 2**20), ..."""
-    if not (match := re.fullmatch(r"(\d+)([KMG]?)", text)) or not int(match[1]):
-        raise argparse.ArgumentTypeError(f"expected a positive number such as 4096, 512K or 64M, got {text!r}")
-    return int(match[1]) * _SUFFIXES[match[2]]
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
-    return int(text)
-
-
-def _regex(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise argparse.ArgumentTypeError(f"expected a regular expression, got {text!r}: {error}") from error
-    return text
-
-
-def _chosen(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", type=_regex, metavar="REGEX", help="only cases in whose name it is found")
-    parser.add_argument("--list", action="store_true", help="name the cases, say which are skipped and why, and stop")
-    parser.add_argument("--json", metavar="FILE", help="write the rows there, and as CSV beside it")
-    parser.add_argument("--limit", type=float, metavar="SECONDS", help="begin no case after that; the rest are skipped")
-
-
-def _shared(parser: argparse.ArgumentParser, *, rounds: int, seconds: float) -> None:
-    _chosen(parser)
-    parser.add_argument("--rounds", type=_positive, default=rounds, help="pairs at the least (default %(default)s)")
-    parser.add_argument(
-        "--seconds", type=float, default=seconds, help="go on until so many have gone by (default %(default)s)"
-    )
+from .claims.options import add as _claims
+from .options import DTYPES, SHAPES, chosen, count, positive, regex, timed
+from .peers.options import add as _peers
+from .randomness.options import add as _randomness
 
 
 def _kernels(parser: argparse.ArgumentParser) -> None:
-    _shared(parser, rounds=7, seconds=8.0)
+    timed(parser, rounds=7, seconds=8.0)
     parser.add_argument(
-        "--elements", type=_count, nargs="+", default=[64 * 2**20], metavar="N", help="of the tensor (default 64M)"
+        "--elements", type=count, nargs="+", default=[64 * 2**20], metavar="N", help="of the tensor (default 64M)"
     )
     parser.add_argument("--compile", action="store_true", help="against torch.compile on a CPU too (slow to build)")
 
 
 def _step(parser: argparse.ArgumentParser) -> None:
-    _shared(parser, rounds=5, seconds=20.0)
+    timed(parser, rounds=5, seconds=20.0)
     parser.add_argument("--shape", nargs="+", choices=SHAPES, help="default opt-1.3b on a GPU, minilm on a CPU")
     parser.add_argument("--dtype", choices=DTYPES, help="default bf16 for the large shapes on a GPU, else fp32")
-    parser.add_argument("--batch", type=_positive, help="examples; the shape's own, if not given")
-    parser.add_argument("--tokens", type=_positive, help="of each example; the shape's own, if not given")
-    parser.add_argument("--threads", type=_positive, default=2, help="on a CPU (default %(default)s)")
+    parser.add_argument("--batch", type=positive, help="examples; the shape's own, if not given")
+    parser.add_argument("--tokens", type=positive, help="of each example; the shape's own, if not given")
+    parser.add_argument("--threads", type=positive, default=2, help="on a CPU (default %(default)s)")
     parser.add_argument(
-        "--anchor-every", type=_positive, default=2, help="steps of MeZO-SVRG to an anchor (default %(default)s)"
+        "--anchor-every", type=positive, default=2, help="steps of MeZO-SVRG to an anchor (default %(default)s)"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
     parser.add_argument("--backend", help="of zo_kernels; the device's default, if not given")
@@ -74,30 +38,30 @@ def _step(parser: argparse.ArgumentParser) -> None:
 
 
 def _static(parser: argparse.ArgumentParser) -> None:
-    _chosen(parser)
+    chosen(parser)
     parser.add_argument(
         "--arch", type=int, nargs="+", default=[80, 90], choices=(80, 90), help="compute capabilities (default 80 90)"
     )
 
 
 def _profile(parser: argparse.ArgumentParser) -> None:
-    _chosen(parser)
+    chosen(parser)
     parser.add_argument("--out", metavar="FOLDER", default="runs/profile", help="default %(default)s")
-    parser.add_argument("--elements", type=_count, default=2**24, metavar="N", help="of the tensor (default 16M)")
+    parser.add_argument("--elements", type=count, default=2**24, metavar="N", help="of the tensor (default 16M)")
     parser.add_argument("--shape", choices=SHAPES, default="minilm", help="of the step's model (default %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="default %(default)s")
-    parser.add_argument("--threads", type=_positive, default=2, help="on a CPU (default %(default)s)")
+    parser.add_argument("--threads", type=positive, default=2, help="on a CPU (default %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
     parser.add_argument("--backend", help="of zo_kernels; the device's default, if not given")
 
 
 def _offload(parser: argparse.ArgumentParser) -> None:
-    _shared(parser, rounds=5, seconds=20.0)
+    timed(parser, rounds=5, seconds=20.0)
     parser.add_argument("--shape", nargs="+", choices=SHAPES, help="default opt-1.3b opt-13b on a GPU, else minilm")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="default %(default)s")
-    parser.add_argument("--batch", type=_positive, help="examples; the shape's own, if not given")
-    parser.add_argument("--tokens", type=_positive, help="of each example; the shape's own, if not given")
-    parser.add_argument("--threads", type=_positive, default=2, help="on a CPU (default %(default)s)")
+    parser.add_argument("--batch", type=positive, help="examples; the shape's own, if not given")
+    parser.add_argument("--tokens", type=positive, help="of each example; the shape's own, if not given")
+    parser.add_argument("--threads", type=positive, default=2, help="on a CPU (default %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
 
 
@@ -110,22 +74,22 @@ def _all(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FOLDER", help="default docs/gpu/NAME-OF-THE-GPU, without one runs/benchmarks")
     parser.add_argument("--minutes", type=float, default=8.5, help="for everything (default %(default)s)")
     parser.add_argument(
-        "--elements", nargs="+", type=_count, metavar="N", help="default 256M 1G 1M 1K 16M 64K, on a CPU 16M 1M 64K 1K"
+        "--elements", nargs="+", type=count, metavar="N", help="default 256M 1G 1M 1K 16M 64K, on a CPU 16M 1M 64K 1K"
     )
     parser.add_argument("--shape", nargs="+", choices=SHAPES, help="default opt-1.3b llama-7b opt-13b, on a CPU minilm")
-    parser.add_argument("--only", type=_regex, metavar="REGEX", help="of kernels, only cases in whose name it is found")
+    parser.add_argument("--only", type=regex, metavar="REGEX", help="of kernels, only cases in whose name it is found")
 
 
 def _exactness(parser: argparse.ArgumentParser) -> None:
-    _shared(parser, rounds=7, seconds=20.0)
+    timed(parser, rounds=7, seconds=20.0)
     parser.add_argument(
-        "--steps", type=_positive, default=10_000, help="of drift and of the replayed run (default %(default)s)"
+        "--steps", type=positive, default=10_000, help="of drift and of the replayed run (default %(default)s)"
     )
-    parser.add_argument("--draws", type=_positive, default=256, help="of survival (default %(default)s)")
-    parser.add_argument("--run-steps", type=_positive, default=250, help="of each run of four (default %(default)s)")
+    parser.add_argument("--draws", type=positive, default=256, help="of survival (default %(default)s)")
+    parser.add_argument("--run-steps", type=positive, default=250, help="of each run of four (default %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the runs of four (default 0 1 2)")
     parser.add_argument("--lr", type=float, help="of the runs of four; the demo's, if not given")
-    parser.add_argument("--threads", type=_positive, default=2, help="default %(default)s")
+    parser.add_argument("--threads", type=positive, default=2, help="default %(default)s")
     parser.add_argument("--model", metavar="FOLDER", help="an encoder; the demo's, if not given")
 
 
@@ -138,6 +102,9 @@ def parser() -> argparse.ArgumentParser:
     _profile(suites.add_parser("profile", help="a Chrome trace and tables of the kernels and of a step"))
     _exactness(suites.add_parser("exactness", help="drift, small updates, runs in 16 bits, replay"))
     _offload(suites.add_parser("offload", help="steps of weights that are copied to where their module runs"))
+    _claims(suites.add_parser("claims", help="what the methods' papers claim, measured again"))
+    _peers(suites.add_parser("peers", help="the same steps by other packages: time, memory, loss, exactness"))
+    _randomness(suites.add_parser("randomness", help="statistics of the noise beside torch.randn's and tl.randn's"))
     _plot(suites.add_parser("plot", help="figures of rows that were written before"))
     _all(suites.add_parser("all", help="static, kernels, step, profile and plot, each with a time limit"))
     return top

@@ -99,6 +99,9 @@ SUITES = {
     "profile": "cases_profile",
     "exactness": "cases_exactness",
     "offload": "cases_offload",
+    "claims": "claims.cases",
+    "peers": "peers.cases",
+    "randomness": "randomness.cases",
 }
 
 

@@ -1,0 +1,1 @@
+"""What the methods' papers claim, measured again."""

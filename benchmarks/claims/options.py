@@ -1,0 +1,11 @@
+"""The command line of `claims`."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..options import chosen
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    chosen(parser)

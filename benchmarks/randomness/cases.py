@@ -1,0 +1,15 @@
+"""`randomness`: Statistics of the noise."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from ..registry import Case, Row
+
+
+def cases(options: Namespace) -> list[Case]:
+    return []
+
+
+def cells(row: Row) -> dict[str, str]:
+    return {}
