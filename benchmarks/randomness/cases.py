@@ -1,15 +1,25 @@
-"""`randomness`: Statistics of the noise."""
+"""`randomness`: statistics of noise v1 beside those of `torch.randn` and of Triton's `tl.randn`."""
 
 from __future__ import annotations
 
 from argparse import Namespace
 
 from ..registry import Case, Row
+from . import moments
+
+_EXPERIMENTS = {"moments": moments}
+
+COLUMNS = (
+    "case", "experiment", "generator", "device", "values", "statistic", "tests",
+    "measured", "expected", "standard_error", "z", "p_value", "largest_possible",
+    "correct", "wrong", "skipped", "target", "target_met", "target_missed",
+    "device_name", "torch_version", "zo_kernels_version", "commit", "date_utc",
+)  # fmt: skip
 
 
 def cases(options: Namespace) -> list[Case]:
-    return []
+    return [case for experiment in _EXPERIMENTS.values() for case in experiment.cases(options)]
 
 
 def cells(row: Row) -> dict[str, str]:
-    return {}
+    return _EXPERIMENTS[row["experiment"]].cells(row)
