@@ -5,13 +5,13 @@ from __future__ import annotations
 from argparse import Namespace
 
 from ..registry import Case, Row
-from . import moments
+from . import battery, moments
 
-_EXPERIMENTS = {"moments": moments}
+_EXPERIMENTS = {"moments": moments, "battery": battery}
 
 COLUMNS = (
-    "case", "experiment", "generator", "device", "values", "statistic", "tests",
-    "measured", "expected", "standard_error", "z", "p_value", "largest_possible",
+    "case", "experiment", "generator", "device", "stream", "values", "statistic", "tests",
+    "measured", "expected", "standard_error", "z", "p_value", "largest_possible", "first_p_value", "assessment",
     "correct", "wrong", "skipped", "target", "target_met", "target_missed",
     "device_name", "torch_version", "zo_kernels_version", "commit", "date_utc",
 )  # fmt: skip

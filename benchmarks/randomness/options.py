@@ -32,3 +32,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--generators", nargs="+", choices=GENERATORS, default=list(GENERATORS), help="default all")
     parser.add_argument("--device", default="cpu", help="which makes and counts the values (default %(default)s)")
     parser.add_argument("--threads", type=positive, default=1, help="of PyTorch (default %(default)s)")
+    parser.add_argument(
+        "--battery", choices=("quick", "all"), default="quick",
+        help="dieharder's tests: those that take minutes (default), or all, which take hours",
+    )  # fmt: skip

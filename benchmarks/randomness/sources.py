@@ -45,7 +45,8 @@ class Source(Protocol):
 
 
 @cache
-def _ids() -> tuple[int, ...]:
+def ids() -> tuple[int, ...]:
+    """The ids of a model's tensors."""
     return tuple(param_ids(f"model.layers.{i}.weight" for i in range(TENSORS)).values())
 
 
@@ -61,13 +62,13 @@ class Ours:
         return None
 
     def tensor(self, step: int, number: int, count: int) -> Tensor:
-        return zo.noise(count, seed=spec.direction_seed(0, step, 0), param_id=_ids()[number], device=self.device)
+        return zo.noise(count, seed=spec.direction_seed(0, step, 0), param_id=ids()[number], device=self.device)
 
     def wrong(self, count: int) -> str | None:
         every = torch.arange(count)
         index = torch.cat([every[:_CHECKED], every[_CHECKED:][-_CHECKED:]])
         for step, number in ((0, 0), (1, TENSORS - 1)):
-            expected = spec.normal(index, spec.direction_seed(0, step, 0), _ids()[number])
+            expected = spec.normal(index, spec.direction_seed(0, step, 0), ids()[number])
             found = self.tensor(step, number, count).cpu()[index]
             if off := int((found.view(torch.int32) != expected.view(torch.int32)).sum()):
                 return f"step {step}, tensor {number}: {off} of {len(index)} values are not those of noise v1"

@@ -61,7 +61,7 @@ class Interpreted:
         assert stdin is not None and stdout is not None
         stdin.write(f"{seed} {offset} {count}\n".encode())
         stdin.flush()
-        into, have = memoryview(out.numpy()).cast("B"), 0
+        into, have = out.numpy().data.cast("B"), 0
         while have < len(into):
             if not (got := stdout.readinto(into[have:])):  # type: ignore[attr-defined]
                 raise RuntimeError(f"Triton's interpreter ended with status {self._child.wait()}")
