@@ -5,12 +5,12 @@ from __future__ import annotations
 from argparse import Namespace
 
 from ..registry import Case, Row
-from . import battery, moments
+from . import battery, correlations, moments
 
-_EXPERIMENTS = {"moments": moments, "battery": battery}
+_EXPERIMENTS = {"moments": moments, "correlations": correlations, "battery": battery}
 
 COLUMNS = (
-    "case", "experiment", "generator", "device", "stream", "values", "statistic", "tests",
+    "case", "experiment", "generator", "device", "stream", "values", "statistic", "tests", "pairs", "at",
     "measured", "expected", "standard_error", "z", "p_value", "largest_possible", "first_p_value", "assessment",
     "correct", "wrong", "skipped", "target", "target_met", "target_missed",
     "device_name", "torch_version", "zo_kernels_version", "commit", "date_utc",
