@@ -5,13 +5,14 @@ from __future__ import annotations
 from argparse import Namespace
 
 from ..registry import Case, Row
-from . import battery, correlations, moments
+from . import battery, correlations, moments, population
 
-_EXPERIMENTS = {"moments": moments, "correlations": correlations, "battery": battery}
+_EXPERIMENTS = {"population": population, "moments": moments, "correlations": correlations, "battery": battery}
 
 COLUMNS = (
     "case", "experiment", "generator", "device", "stream", "values", "statistic", "tests", "pairs", "at",
-    "measured", "expected", "standard_error", "z", "p_value", "largest_possible", "first_p_value", "assessment",
+    "measured", "expected", "standard_error", "z", "p_value",
+    "largest_possible", "values_to_notice", "first_p_value", "assessment",
     "correct", "wrong", "skipped", "target", "target_met", "target_missed",
     "device_name", "torch_version", "zo_kernels_version", "commit", "date_utc",
 )  # fmt: skip

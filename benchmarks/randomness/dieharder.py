@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LINE = re.compile(
-    r"^\s*(?P<name>\w+)\|\s*(?P<ntup>\d+)\|\s*(?P<tsamples>\d+)\|\s*(?P<psamples>\d+)\|\s*(?P<p>[\d.]+)\|\s*(?P<word>\w+)",
+    r"^\s*(?P<name>\w+)\|\s*(?P<ntup>\d+)\|\s*(?P<tsamples>\d+)\|\s*(?P<psamples>\d+)\|\s*(?P<p>-?[\d.]+)\|\s*(?P<word>\w+)",
     re.MULTILINE,
 )
 
@@ -55,7 +55,7 @@ def run(words: Iterator[NDArray[np.uint32]], *options: str) -> tuple[list[Outcom
         options: which test, as dieharder spells it.
 
     Returns:
-        The outcomes in order, and how many words went into the pipe.
+        The outcomes in order, and how many words were offered, the last array in full.
 
     Raises:
         RuntimeError: it failed, or its answer has no result.
@@ -69,8 +69,8 @@ def run(words: Iterator[NDArray[np.uint32]], *options: str) -> tuple[list[Outcom
     sent = 0
     try:
         for block in words:
-            child.stdin.write(block.tobytes())
             sent += len(block)
+            child.stdin.write(block.tobytes())
     except BrokenPipeError:  # it has enough
         pass
     except BaseException:
@@ -84,7 +84,7 @@ def run(words: Iterator[NDArray[np.uint32]], *options: str) -> tuple[list[Outcom
         child.stdout.close()
     text = b"".join(answer).decode()
     outcomes = parse(text)
-    if status or not outcomes:
+    if status or not outcomes or "nan" in text:
         raise RuntimeError(f"{' '.join(command)} ended with status {status}: {text.strip()[-300:]}")
     return outcomes, sent
 
@@ -94,7 +94,7 @@ def parse(text: str) -> list[Outcome]:
     found: dict[str, Outcome] = {}
     seen: dict[tuple[str, int], int] = {}
     for line in _LINE.finditer(text):
-        name, samples, p = f"{line['name']}/{line['ntup']}", int(line["psamples"]), float(line["p"])
+        name, samples, p = f"{line['name']}/{line['ntup']}", int(line["psamples"]), abs(float(line["p"]))  # 0 may be -0
         number = seen[name, samples] = seen.get((name, samples), 0) + 1
         if number > 1:
             name = f"{name}#{number}"

@@ -1,0 +1,296 @@
+"""The statistics of the noise: they pass noise v1 and flag generators that are broken on purpose."""
+
+import csv
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.__main__ import main
+from benchmarks.randomness import dieharder, moments, options, pairings, population, sources, uniforms, words
+from benchmarks.randomness.correlations import products, statistics
+from benchmarks.randomness.sample import PER_TENSOR, Sample, tensors
+from zo_kernels import spec
+
+pytest.importorskip("scipy.stats")
+
+N = 2**22
+
+
+class Changed(sources.Ours):
+    """Noise v1 with something done to its values."""
+
+    def __init__(self, change):
+        super().__init__("cpu")
+        self.change = change
+
+    def tensor(self, step, number, count):
+        return self.change(super().tensor, step, number, count)
+
+
+def missed(rows):
+    return {row["statistic"] for row in rows if not row["target_met"]}
+
+
+def judged_moments(source, values=N):
+    sample = Sample("cpu")
+    for x in tensors(source, values):
+        sample.add(x)
+    assert sample.values == values
+    return moments.statistics(sample)
+
+
+def test_moments_pass_noise_and_torch():
+    for source in (sources.Ours("cpu"), sources.Torch("cpu")):
+        rows = judged_moments(source)
+        assert missed(rows) == set()
+        assert sum(row["z"] is not None for row in rows if "z" in row) == 18
+
+
+def test_moments_are_those_of_the_values():
+    x = torch.cat(list(tensors(sources.Ours("cpu"), 100_000, 30_000)))
+    sample = Sample("cpu")
+    sample.add(x[:70_000])
+    sample.add(x[70_000:])
+    for k, mean in sample.raw_moments().items():
+        assert mean == pytest.approx((x.double() ** k).mean().item(), rel=1e-12)
+    assert sample.extremes() == (x.min().item(), x.max().item())
+    edges = torch.linspace(-8, 8, 2049, dtype=torch.float64)
+    assert torch.equal(sample.counts(), torch.histogram(x.double(), edges).hist.long())
+    tail = next(row for row in moments.statistics(sample) if row["statistic"] == "|z| > 2.5")
+    assert tail["measured"] == (x.abs() > 2.5).sum().item()
+
+
+@pytest.mark.parametrize(
+    ("change", "values", "expected"),
+    [
+        (lambda draw, step, number, count: draw(0, 0, count), N, {"chi-square, 970 cells"}),
+        (lambda draw, *a: draw(*a) + 0.001, 2**25, {"mean"}),
+        (lambda draw, *a: draw(*a) * 1.002, 2**24, {"variance - 1"}),
+        (lambda draw, *a: draw(*a).clamp(-4, 4), N, {"|z| > 4.5", "largest |z|"}),
+        (lambda draw, *a: (draw(*a) * 64).round() / 64, N, {"chi-square, 970 cells"}),
+    ],
+    ids=["one tensor again and again", "shifted", "wider", "without tails", "coarse"],
+)
+def test_moments_flag(change, values, expected):
+    assert expected <= missed(judged_moments(Changed(change), values))
+
+
+def test_correlations_pass_noise():
+    count = 2**12
+    every = [*pairings.of_source(sources.Ours("cpu"), count), *pairings.of_noise("cpu", count)]
+    rows = statistics(every, 2**18, count)
+    assert missed(rows) == set()
+    assert sum(row["tests"] for row in rows) == 3 * len(every)
+    assert {row["statistic"].rpartition(",")[0] for row in rows} == {pairing.group for pairing in every}
+
+
+def sign_of_the_pair(draw, *which):
+    x = draw(*which)
+    x[1::2] = x[1::2].abs() * x[0::2].sign()
+    return x
+
+
+def moving_average(draw, *which):
+    x = draw(*which)
+    return (x - 0.02 * x.roll(3)) / math.sqrt(1 + 0.02**2)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda draw, step, number, count: draw(step // 2, number, count), {"next step, values", "next step, squares"}),
+        (lambda draw, step, *a: draw(step // 2, *a) * (-1) ** step, {"next step, signs"}),
+        (moving_average, {"lags, values"}),
+        (sign_of_the_pair, {"members of a Box-Muller pair, signs", "lags, values"}),
+    ],
+    ids=["every seed twice", "antithetic", "moving average", "signs of the neighbour"],
+)
+def test_correlations_flag(change, expected):
+    rows = statistics(list(pairings.of_source(Changed(change), 2**16)), 2**20, 2**16)
+    assert expected <= missed(rows)
+
+
+def test_correlations_flag_seeds_that_lose_a_bit(monkeypatch):
+    noise = pairings.zo.noise
+    monkeypatch.setattr(pairings.zo, "noise", lambda n, *, seed, **known: noise(n, seed=seed & ~(1 << 33), **known))
+    rows = statistics(list(pairings.of_noise("cpu", 2**10)), 2**16, 2**10)
+    assert missed(rows) == {f"one bit of the seed, {kind}" for kind in ("values", "squares", "signs")}
+    assert {row["at"] for row in rows if not row["target_met"]} == {"bit 33"}
+
+
+def test_products_have_mean_zero_and_variance_one():
+    x, y = torch.tensor([1.0, -2.0]), torch.tensor([3.0, 0.5])
+    assert products(x, y).tolist() == [2.0, (0 * 8 + 3 * -0.75) / 2, 0.0]
+    x, y = sources.Ours("cpu").tensor(0, 0, 2**16).double().view(2, -1)
+    each = torch.stack([products(a, b) for a, b in zip(x.view(-1, 8), y.view(-1, 8), strict=True)])
+    assert torch.allclose(each.square().mean(0) / 8, torch.ones(3, dtype=torch.float64), rtol=0.15)
+
+
+def test_words_are_those_of_the_library(monkeypatch):
+    assert words.wrong() is None
+    monkeypatch.setattr(words.spec, "PHILOX_ROUNDS", 6)  # the specification's own default is bound already
+    assert "not those of the specification" in words.wrong()
+
+
+def test_orders_go_on_with_new_words():
+    for order in words.ORDERS.values():
+        stream = order()
+        blocks = np.concatenate([next(stream) for _ in range(3)])
+        assert blocks.dtype == np.uint32
+        assert len(np.unique(blocks.view(np.uint64))) == len(blocks) // 2
+
+
+def test_uniform_bits():
+    x = torch.tensor([0.0, -9.0, 9.0, 1.0])
+    one = int(2**16 * 0.5 * math.erfc(-1 / math.sqrt(2)))
+    assert next(uniforms.words(iter([x]))).tolist() == [0x80000000, (0xFFFF << 16) | one]
+    made = next(uniforms.words(tensors(sources.Ours("cpu"), 2**17)))
+    counts = np.bincount(np.concatenate([made >> 24, made >> 8 & 255]), minlength=256)
+    assert ((counts - 512) ** 2 / 512).sum() < 255 + 4 * math.sqrt(2 * 255)
+
+
+def test_sixteen_bits_are_what_float32_gives():
+    assert uniforms.noticed(16) > 1e9 > uniforms.noticed(18)
+    assert uniforms.noticed(8) > uniforms.noticed(12) > uniforms.noticed(16)
+
+
+ANSWER = """
+        test_name   |ntup| tsamples |psamples|  p-value |Assessment
+          sts_serial|   1|    100000|     100|0.63272733|  PASSED
+          sts_serial|   3|    100000|     100|0.55778150|  PASSED
+          sts_serial|   3|    100000|     100|0.00066941|   WEAK
+          sts_serial|   1|    100000|     200|0.33515750|  PASSED
+          sts_serial|   3|    100000|     200|0.01427677|  PASSED
+          sts_serial|   3|    100000|     200|0.00000000|  FAILED
+"""
+
+
+def test_answers_are_read():
+    found = [(o.test, o.samples, o.p_value, o.first_p_value, o.assessment) for o in dieharder.parse(ANSWER)]
+    assert found == [
+        ("sts_serial/1", 200, 0.3351575, 0.63272733, "PASSED"),
+        ("sts_serial/3", 200, 0.01427677, 0.5577815, "PASSED"),
+        ("sts_serial/3#2", 200, 0.0, 0.00066941, "FAILED"),
+    ]
+
+
+@pytest.fixture
+def imitation(tmp_path, monkeypatch):
+    """Something called dieharder that reads a few words, answers as it is told and ends with a status."""
+
+    def make(answer, status=0):
+        script = tmp_path / "dieharder"
+        (tmp_path / "answer").write_text(answer)
+        script.write_text(f"#!/bin/sh\nhead -c 40000 > {tmp_path}/read\ncat {tmp_path}/answer\nexit {status}\n")
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+        return tmp_path / "read"
+
+    return make
+
+
+def test_words_reach_the_battery(imitation):
+    read = imitation(ANSWER)
+    outcomes, sent = dieharder.run(words.interleaved(), "-d", "102")
+    assert len(outcomes) == 3
+    assert sent >= 10_000
+    assert np.array_equal(np.fromfile(read, dtype=np.uint32), next(words.interleaved())[:10_000])
+
+
+def test_a_battery_that_fails_is_not_passed_over(imitation):
+    imitation("no such test\n", 3)
+    with pytest.raises(RuntimeError, match=r"status 3: no such test"):
+        dieharder.run(words.in_order(), "-d", "999")
+    imitation("")
+    with pytest.raises(RuntimeError, match="status 0"):
+        dieharder.run(words.in_order(), "-d", "0")
+
+
+@pytest.mark.skipif(shutil.which("dieharder") is None, reason="dieharder is not installed")
+def test_dieharder_fails_words_that_count():
+    counting = (np.arange(first, first + 2**14, dtype=np.uint32) for first in range(0, 2**40, 2**14))
+    outcomes, _ = dieharder.run(counting, "-d", "100", "-p", "20")
+    assert [o.assessment for o in outcomes] == ["FAILED"]
+
+
+def test_radii_are_all_counted():
+    weights = {}
+    for word, share in population.radius_blocks():
+        if not any(word[0] - 1200 < 2**power < word[-1] + 1200 for power in range(23, 32)):
+            continue
+        near = (word.view(-1, 1) - 2 ** torch.arange(23, 32)).abs().amin(1) < 1200
+        weights |= dict(
+            zip(word[near].float().long().tolist(), share.expand(len(word))[near].long().tolist(), strict=True)
+        )
+    for power in range(24, 31):
+        odd = torch.arange(2**power - 513, 2**power + 513, 2)
+        found, counts = odd.float().long().unique(return_counts=True)
+        for y, count in list(zip(found.tolist(), counts.tolist(), strict=True))[2:-2]:
+            assert weights.get(y, 0) == count, (power, y - 2**power)
+
+
+def test_population_tail_is_the_normals():
+    cos = torch.cos(math.pi * (torch.arange(2**12) / 2**12 - 0.5)).double()
+    radii = population.largest_radii(4.0)
+    assert radii[-1].item() == sources.Ours("cpu").largest()
+    expected = (torch.searchsorted(radii, 4.0 / cos.abs()) - len(radii)).abs().sum().item() / (2**30 * len(cos))
+    assert expected == pytest.approx(moments.beyond(4.0), rel=1e-3)
+
+
+def test_tl_randn_is_tritons():
+    pytest.importorskip("triton")
+    from benchmarks.randomness.triton_randn import Interpreted
+
+    found = Interpreted().fill(7, 100, 1000)
+    counter = torch.arange(100, 1100)
+    zero = torch.zeros_like(counter)
+    x0, x1, *_ = spec.philox4x32((counter, zero, zero, zero), (7, 0), rounds=10)
+    u, v = (torch.where(x >= 2**31, 2**32 - 1 - x, x).double() * 4.6566127342e-10 for x in (x0, x1))
+    expected = (-2 * u.clamp(min=1e-7).log()).sqrt() * (2 * math.pi * v).cos()
+    assert torch.allclose(found.double(), expected, atol=1e-5)
+
+
+def test_torch_is_drawn_as_the_published_code_does():
+    source = sources.Torch("cpu")
+    drawn = torch.cat([source.tensor(3, number, 64) for number in range(2)])
+    torch_generator = torch.Generator().manual_seed(3)
+    assert torch.equal(drawn, torch.cat([torch.randn(64, generator=torch_generator) for _ in range(2)]))
+    with pytest.raises(ValueError, match="out of order"):
+        source.tensor(3, 5, 64)
+
+
+def test_counts_of_values():
+    assert [options.values(text) for text in ("1e10", "64M", "4096")] == [10**10, 2**26, 4096]
+    for text in ("0", "1.5", "nan", "-3", "many"):
+        with pytest.raises((ValueError, options.argparse.ArgumentTypeError)):
+            options.values(text)
+
+
+def test_the_suite_writes_its_rows(tmp_path, capsys):
+    file = tmp_path / "rows.json"
+    only = "(moments|correlations)/(zo|torch)|battery/(tl|TestU01)"
+    assert main(["randomness", "--values", "256K", "--only", only, "--json", str(file)]) == 0
+    with file.with_suffix(".csv").open() as opened:
+        rows = list(csv.DictReader(opened))
+    run = [row for row in rows if not row["skipped"]]
+    assert {row["case"] for row in run} == {
+        f"{experiment}/{name}" for experiment in ("moments", "correlations") for name in ("zo.noise", "torch.randn")
+    }
+    assert all(row["correct"] == ("True" if row["generator"] == "zo.noise" else "") for row in run)
+    assert all(0 <= float(row["p_value"]) <= 1 for row in run)
+    assert {row["case"] for row in rows if row["skipped"]} == {"battery/tl.randn to uniform", "battery/TestU01"}
+    assert "Kolmogorov" in capsys.readouterr().out
+
+
+def test_other_bits_than_noise_v1_are_wrong(monkeypatch, capsys):
+    noise = sources.zo.noise
+    monkeypatch.setattr(sources.zo, "noise", lambda n, *, seed, **known: noise(n, seed=seed ^ 1, **known))
+    assert main(["randomness", "--values", "256K", "--only", "moments/zo"]) == 1
+    assert "not those of noise v1" in capsys.readouterr().out
+
+
+def test_a_tensor_is_more_than_is_checked():
+    assert PER_TENSOR > 2 * sources._CHECKED
