@@ -294,3 +294,20 @@ def test_other_bits_than_noise_v1_are_wrong(monkeypatch, capsys):
 
 def test_a_tensor_is_more_than_is_checked():
     assert PER_TENSOR > 2 * sources._CHECKED
+
+
+def test_tails_are_drawn():
+    from benchmarks.randomness import figure
+
+    rows = [
+        {"experiment": "moments", "generator": "zo.noise", "device": "cpu", "values": N, **row}
+        for row in judged_moments(sources.Ours("cpu"))
+    ]
+    chosen = figure.choose(
+        [*rows, {"experiment": "battery", "statistic": None}, {"experiment": "moments", "wrong": "x"}]
+    )
+    assert [row["sigma"] for row in chosen] == [1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5]
+    assert all(set(figure.HEADINGS) == set(row) for row in chosen)
+    drawing = pytest.importorskip("matplotlib.figure").Figure()
+    figure.draw(drawing, chosen)
+    assert len(drawing.axes[0].containers) == 1
