@@ -1,0 +1,25 @@
+"""`svrg-least-squares`: MeZO-SVRG on its paper's convex problem, and on one that starts near the optimum."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator
+from functools import partial
+
+from ..registry import Case
+from . import svrg_compare
+from .svrg_compare import cells
+from .svrg_problems import least_squares
+
+__all__ = ["cases", "cells"]
+
+_STEPS = 800
+_PUBLISHED = {"mezo": (2e-3, None), "svrg-q2": (1e-5, 1e-3), "published-q2": (1e-5, 1e-3)}
+_NOISY = 1.0  # label noise: the gradients of minibatches do not vanish at the optimum
+
+
+def cases(options: Namespace) -> Iterator[Case]:
+    far = partial(least_squares, options.device)
+    near = partial(least_squares, options.device, _NOISY, near=True)
+    yield from svrg_compare.cases(options, "svrg-least-squares", far, _STEPS, _PUBLISHED)
+    yield from svrg_compare.cases(options, "svrg-near-optimum", near, _STEPS)

@@ -1,0 +1,24 @@
+"""`svrg-mlp`: MeZO-SVRG on a small classifier of handwritten digits."""
+
+from __future__ import annotations
+
+import importlib.util
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+from ..registry import Case
+from . import svrg_compare
+from .svrg_compare import cells
+from .svrg_problems import digits
+
+__all__ = ["cases", "cells"]
+
+_STEPS = 400
+
+
+def cases(options: Namespace) -> Iterator[Case]:
+    reason = None if importlib.util.find_spec("sklearn") else "scikit-learn is not installed"
+    for case in svrg_compare.cases(options, "svrg-mlp", partial(digits, options.device), _STEPS):
+        yield replace(case, skipped=reason)
