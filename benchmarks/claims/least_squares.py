@@ -19,7 +19,7 @@ _NOISY = 1.0  # label noise: the gradients of minibatches do not vanish at the o
 
 
 def cases(options: Namespace) -> Iterator[Case]:
-    far = partial(least_squares, options.device)
-    near = partial(least_squares, options.device, _NOISY, near=True)
+    far = partial(least_squares, options.device or "cpu")
+    near = partial(least_squares, options.device or "cpu", _NOISY, near=True)
     yield from svrg_compare.cases(options, "svrg-least-squares", far, _STEPS, _PUBLISHED)
     yield from svrg_compare.cases(options, "svrg-near-optimum", near, _STEPS)

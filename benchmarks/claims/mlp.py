@@ -20,5 +20,5 @@ _STEPS = 400
 
 def cases(options: Namespace) -> Iterator[Case]:
     reason = None if importlib.util.find_spec("sklearn") else "scikit-learn is not installed"
-    for case in svrg_compare.cases(options, "svrg-mlp", partial(digits, options.device), _STEPS):
+    for case in svrg_compare.cases(options, "svrg-mlp", partial(digits, options.device or "cpu"), _STEPS):
         yield replace(case, skipped=reason)

@@ -41,7 +41,7 @@ def cases(
     for method in METHODS:
         facts = {
             "claim": claim,
-            "device": options.device,
+            "device": options.device or "cpu",
             "dtype": "float32",
             "threads": _THREADS,
             "method": method.name,
@@ -182,7 +182,7 @@ class Comparison:
 
         others = {method.name: call(method) for method in METHODS if method.ours and method != MEZO}
         plan = Plan(2, 0.0) if self._options.fast else Plan(15, 0.0)
-        pairs = alternate(call(MEZO), others, Timer(torch.device(self._options.device)), plan)
+        pairs = alternate(call(MEZO), others, Timer(torch.device(self._options.device or "cpu")), plan)
         self._ratios[MEZO] = 1.0
         for method in METHODS:
             if method.name in pairs:

@@ -55,7 +55,7 @@ _PLACES = (
 
 def cases(options: Namespace) -> Iterator[Case]:
     for place in _PLACES:
-        facts = {"claim": "svrg-variance", "device": options.device, "dtype": "float32", "threads": _THREADS}
+        facts = {"claim": "svrg-variance", "device": options.device or "cpu", "dtype": "float32", "threads": _THREADS}
         facts |= {"place": place.name, "batch": BATCH}
         skipped = None
         if place.needs is not None and importlib.util.find_spec(place.needs) is None:
@@ -65,7 +65,7 @@ def cases(options: Namespace) -> Iterator[Case]:
 
 def _measure(options: Namespace, place: Place) -> list[Row]:
     torch.set_num_threads(_THREADS)
-    problem = place.make(options.device)
+    problem = place.make(options.device or "cpu")
     draws, walked = (8, min(place.walked, 4)) if options.fast else (_DRAWS, place.walked)
     anchors = {seed: _walk(problem, seed, walked, place.rate) for seed in options.seeds}
     alone = {seed: svrg_estimates.mezo(problem, anchor, seed, draws) for seed, anchor in anchors.items()}
