@@ -17,7 +17,9 @@ from benchmarks.claims.svrg_theory import covariance, mezo, svrg
 from benchmarks.claims.svrg_tuning import Tuned, tune
 
 BY_NAME = {method.name: method for method in METHODS}
-OPTIONS = Namespace(only=None, list=False, json=None, limit=None, seeds=[0, 1], device="cpu", threads=1, fast=True)
+OPTIONS = Namespace(
+    only=None, list=False, json=None, limit=None, steps=None, seeds=[0, 1], device="cpu", threads=1, fast=True
+)
 
 
 @pytest.fixture(autouse=True)

@@ -77,7 +77,7 @@ class Comparison:
         published: Mapping[str, tuple[float, float | None]],
     ):
         self._options, self._make, self._published = options, make, published
-        self._steps = 2 * CURVE if options.fast else steps
+        self._steps = 2 * CURVE if options.fast else options.steps or steps
         self._trained: dict[tuple[Method, int, bool], Trained] = {}
         self._ratios: dict[Method, float] = {}
 
@@ -178,7 +178,7 @@ class Comparison:
 
         def call(method: Method) -> Call:
             stepper = Stepper(self.problem, method, 0, 1e-5, 1e-5)
-            return Call(lambda: [stepper.step() for _ in range(_TIMED_STEPS)], _THREADS, steps=_TIMED_STEPS)
+            return Call(partial(stepper.steps, _TIMED_STEPS), _THREADS, steps=_TIMED_STEPS)
 
         others = {method.name: call(method) for method in METHODS if method.ours and method != MEZO}
         plan = Plan(2, 0.0) if self._options.fast else Plan(15, 0.0)

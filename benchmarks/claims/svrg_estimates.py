@@ -60,8 +60,7 @@ def correction(
         put(stepper.model, anchor)
     there = problem.example_gradients(pair[0].model)
     for stepper in pair:
-        for _ in range(1 + age):
-            stepper.step()
+        stepper.steps(1 + age)
         for group in stepper.optimizer.param_groups:
             group["lr"] = 0.0
     pair[1].full = True

@@ -45,6 +45,10 @@ class Stepper:
         self.optimizer = optimizer(self.model, method, seed, lr, anchor_lr)
         self._step: Callable[..., Any] = self.optimizer.step
 
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.step()
+
     def step(self) -> None:
         index = batch(self.problem, self._seed, self.optimizer.step_count)
         closures = [self.closure(None if self.full else index)]

@@ -84,8 +84,7 @@ def _measure(options: Namespace, place: Place) -> list[Row]:
 
 def _walk(problem: Problem, seed: int, steps: int, rate: float) -> Tensor:
     stepper = Stepper(problem, Method("walk", 2), seed, rate, rate)
-    for _ in range(steps):
-        stepper.step()
+    stepper.steps(steps)
     return flat(stepper.model)
 
 
