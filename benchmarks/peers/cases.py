@@ -77,14 +77,20 @@ def _time(row: Row) -> dict[str, str]:
     }
 
 
-def _exact(row: Row) -> dict[str, str]:
+def _memory(row: Row) -> dict[str, str]:
     return {
+        "peak MiB": f"{row['peak_memory_mib']:,.1f}",
         "extra MiB": f"{row['extra_memory_mib']:,.1f}",
         "of weights": f"{row['extra_memory_mib'] / row['weights_mib']:.2f}",
+        "target": "\n".join(f"{t} {'met' if met else 'missed'}" for t, met in verdicts(row)),
+    }
+
+
+def _exact(row: Row) -> dict[str, str]:
+    return {
         "restored, off by": "nothing" if row["restored_bits"] else f"{row['restored_relative_rms']:.1e}",
         "seeded by": row["peer_seeded_by"],
         "its noise": _noise(row),
-        "target": "\n".join(f"{t} {'met' if met else 'missed'}" for t, met in verdicts(row)),
     }
 
 
@@ -107,7 +113,7 @@ def _loss(row: Row) -> dict[str, str]:
     }
 
 
-_CELLS = {"time": _time, "exact": _exact, "loss": _loss}
+_CELLS = {"time": _time, "memory": _memory, "exact": _exact, "loss": _loss}
 
 
 def notes() -> list[str]:

@@ -1,0 +1,117 @@
+"""A step's time and extra memory, a bar a package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..registry import Row
+
+HEADINGS = ("peer", "shape", "ms", "forwards_ms", "ratio", "extra_mib")
+_SHAPE = "opt-125m"
+_OURS = "zo_kernels"
+_INK, _GREY, _FAINT = "#1f2933", "#9aa5b1", "#e4e7eb"
+_FORWARDS, _REST, _OURS_REST = "#52606d", "#cbd2d9", "#d64545"
+
+
+def choose(rows: Sequence[Row]) -> list[Row]:
+    """For the shape where passes dominate: ours, and each peer whose time and memory were both measured.
+
+    Ours is the median of its medians in all the peers' runs; each ratio is of its own run's pairs.
+    """
+    timed = [r for r in rows if r.get("experiment") == "time" and r.get("shape") == _SHAPE and r.get("correct")]
+    extra = {
+        r["peer"]: r["extra_memory_mib"]
+        for r in rows
+        if r.get("experiment") == "memory" and r.get("shape") == _SHAPE and r.get("correct")
+    }
+    bars = [
+        {
+            "peer": r["baseline"],
+            "ms": 1e3 * r["baseline_seconds_median"],
+            "forwards_ms": 1e3 * r["baseline_forwards_seconds_median"],
+            "ratio": r["ratio"],
+            "extra_mib": extra[r["peer"]],
+            **_machine(r),
+        }
+        for r in timed
+        if r["peer"] in extra
+    ]
+    if not bars or "ours" not in extra:
+        return []
+    ours = {
+        "peer": _OURS,
+        "ms": 1e3 * _middle([r["seconds_median"] for r in timed]),
+        "forwards_ms": 1e3 * _middle([r["forwards_seconds_median"] for r in timed]),
+        "ratio": 1.0,
+        "extra_mib": extra["ours"],
+        **_machine(timed[0]),
+    }
+    return sorted([ours, *bars], key=lambda bar: bar["ms"])
+
+
+def _machine(row: Row) -> Row:
+    return {key: row[key] for key in ("shape", "batch", "tokens", "threads", "elements", "device_name")}
+
+
+def _middle(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    n = len(ordered)
+    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+
+
+def draw(figure: Any, rows: list[Row]) -> None:
+    """Bars of time, split into forwards and the rest, and dots of extra memory beside them."""
+    time, memory = figure.subplots(1, 2, sharey=True, width_ratios=(3.2, 1))
+    places = range(len(rows))
+    longest = max(row["ms"] for row in rows)
+    for axes in (time, memory):
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color(_FAINT)
+        axes.tick_params(length=0, colors=_GREY, labelsize="small")
+        axes.grid(axis="x", color=_FAINT, linewidth=0.8)
+        axes.set_axisbelow(True)
+    for i, row in enumerate(rows):
+        own = row["peer"].startswith(_OURS)
+        rest = row["ms"] - row["forwards_ms"]
+        time.barh(i, row["forwards_ms"], 0.62, color=_FORWARDS)
+        time.barh(i, rest, 0.62, left=row["forwards_ms"], color=_OURS_REST if own else _REST)
+        ratio = "" if row["peer"] == _OURS else f"   {row['ratio']:.1f}×"
+        label = f"{row['ms']:,.0f} ms"
+        time.annotate(label + ratio, (row["ms"], i), (6, 0), textcoords="offset points", va="center",
+                      color=_INK, fontsize="medium", fontweight="bold" if own else "normal")  # fmt: skip
+        memory.barh(i, row["extra_mib"], 0.62, color=_OURS_REST if own else _REST)
+        memory.annotate(_mib(row["extra_mib"]), (row["extra_mib"], i), (6, 0), textcoords="offset points",
+                        va="center", color=_INK, fontsize="medium", fontweight="bold" if own else "normal")  # fmt: skip
+    time.set_yticks(places, [row["peer"] for row in rows])
+    time.tick_params(axis="y", colors=_INK, labelsize="medium")
+    for text, row in zip(time.get_yticklabels(), rows, strict=True):
+        text.set_fontweight("bold" if row["peer"].startswith(_OURS) else "normal")
+    memory.tick_params(axis="y", labelleft=False)
+    time.invert_yaxis()
+    time.set_xlim(0, 1.22 * longest)
+    memory.set_xlim(0, 1.5 * max(row["extra_mib"] for row in rows) or 1.0)
+    first = rows[0]
+    time.set_title("Milliseconds a step", loc="left", color=_INK, fontsize="medium")
+    memory.set_title("Extra memory, MiB", loc="left", color=_INK, fontsize="medium")
+    patches = [_patch(_FORWARDS, "two forwards"), _patch(_REST, "noise and weights"), _patch(_OURS_REST, "ours")]
+    time.legend(handles=patches, loc="lower right", frameon=False, labelcolor=_INK, fontsize="small")
+    figure.suptitle(
+        f"One MeZO step on {first['shape'].upper()}: the same model, batch, lr and ε",
+        x=0.01, ha="left", color=_INK, fontsize="x-large", fontweight="bold",
+    )  # fmt: skip
+    figure.supxlabel(
+        f"{first['elements'] / 1e6:.0f} M weights, fp32, {first['batch']} × {first['tokens']} tokens, "
+        f"{first['threads']} threads, {first['device_name']}. ×: median of alternating pairs with our steps.",
+        x=0.01, ha="left", color=_GREY, fontsize="small",
+    )  # fmt: skip
+
+
+def _mib(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _patch(colour: str, label: str) -> Any:
+    from matplotlib.patches import Patch
+
+    return Patch(color=colour, label=label)
