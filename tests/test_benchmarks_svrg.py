@@ -6,7 +6,16 @@ from argparse import Namespace
 import pytest
 import torch
 
-from benchmarks.claims import figure_svrg, least_squares, mlp, svrg_compare, svrg_interval, svrg_runs, svrg_variance
+from benchmarks.claims import (
+    figure_svrg,
+    least_squares,
+    mlp,
+    svrg_compare,
+    svrg_interval,
+    svrg_runs,
+    svrg_theory,
+    svrg_variance,
+)
 from benchmarks.claims.svrg_draws import Draws
 from benchmarks.claims.svrg_interval import ratio
 from benchmarks.claims.svrg_methods import FULL, METHODS, MEZO, Formula, Method
@@ -87,6 +96,32 @@ def test_the_variance_of_spsa_is_what_the_law_of_total_variance_says():
         squares = (estimates - here.mean(0)).square().sum(1)
         error = squares.std().item() / math.sqrt(draws)
         assert abs(squares.mean().item() - expected.total) < 4 * error
+
+
+def test_a_full_batch_is_worth_the_steps_that_its_smaller_variance_allows():
+    """On a quadratic with equal curvature: the most that one step lowers it, over all learning rates."""
+    generator = torch.Generator().manual_seed(0)
+    n, d, draws = 40, 4, 200_000
+    here = torch.randn(n, d, dtype=torch.float64, generator=generator) + 0.3
+    g = here.mean(0)
+    z = torch.randn(draws, d, dtype=torch.float64, generator=generator)
+    batches = torch.rand(draws, n, generator=generator).argsort(1)[:, :4]
+
+    def most(gradients):
+        estimates = (gradients * z).sum(1, keepdim=True) * z
+        return (g.square().sum() ** 2 / (2 * estimates.square().sum(1).mean())).item()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(svrg_theory, "BATCH", 4)
+        expected = svrg_theory.worth(here)
+    assert expected > 2
+    assert most(g) / most(here[batches].mean(1)) == pytest.approx(expected, rel=0.05)
+
+
+def test_a_period_costs_what_its_steps_do(small):
+    method = BY_NAME["svrg-q5"]
+    queries = sum(method.queries(step, small) for step in range(5))
+    assert svrg_theory.cost(small.examples, 5) == queries / MEZO.queries(0, small)
 
 
 def test_a_full_batch_has_no_covariance_and_a_small_one_that_of_its_mean():
@@ -219,6 +254,8 @@ def test_rows_of_variances_agree_with_theory_and_are_refused_if_not(monkeypatch)
         assert row["variance"] == pytest.approx(row["direction"] + row["minibatch"] + row["anchor"])
     assert means["shared"]["expected_ratio"] < 0.1 < 1 < means["separate"]["expected_ratio"]
     assert means["shared"]["to_mezo_verdict"] == "reproduced"
+    assert means["shared"]["pays_in_steps"] is True
+    assert means["shared"]["pays_in_queries"] is (means["shared"]["full_batch_worth"] > means["shared"]["period_cost"])
     assert "reproduced" in svrg_variance.cells(means["shared"])["÷ MeZO's"]
     assert len(figure_svrg.choose([row | {"anchor_every": 5} for row in rows])) == 2
     monkeypatch.setattr(svrg_variance.svrg_theory, "mezo", lambda here: svrg(here, here, "separate"))

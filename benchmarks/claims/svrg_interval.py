@@ -38,3 +38,30 @@ def spread(row: Row, values: Sequence[float], key: str) -> Row:
     finite = all(math.isfinite(v) for v in values)
     mean = statistics.fmean(values) if finite else None
     return {**row, key: mean, f"{key}_sd": statistics.stdev(values) if finite and len(values) > 1 else None}
+
+
+def difference(values: Sequence[float], baseline: Sequence[float], name: str) -> Row:
+    """Mean of value - baseline over the seeds, its 95 % interval, and whether that is below 0 or above.
+
+    Returns:
+        `NAME_difference`, `NAME_difference_low`, `NAME_difference_high`, `NAME_difference_verdict` of the claim that
+        the difference is below 0. All are None but the first with a single seed, and all four where a run diverged.
+    """
+    keys = [f"{name}_difference{key}" for key in ("", "_low", "_high", "_verdict")]
+    if not all(math.isfinite(v) for v in (*values, *baseline)):
+        return dict.fromkeys(keys)
+    off = [a - b for a, b in zip(values, baseline, strict=True)]
+    mean = statistics.fmean(off)
+    if len(off) == 1:
+        return dict(zip(keys, (mean, None, None, None), strict=True))
+    half = _half(off)
+    return dict(zip(keys, (mean, mean - half, mean + half, _verdict(mean - half, mean + half, 0.0)), strict=True))
+
+
+def _half(values: Sequence[float]) -> float:
+    """Half the width of the 95 % interval of the mean."""
+    return _T[min(len(values) - 1, len(_T)) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def _verdict(low: float, high: float, bound: float) -> str:
+    return VERDICTS[0] if high < bound else VERDICTS[1] if low > bound else VERDICTS[2]

@@ -12,6 +12,11 @@ correction is z zᵀ a_I - z' z'ᵀ b_I, b_I = ∇f_I(θ̄), and the two terms a
     (d + 1) (|a|² + |b|²)  [direction]  +  (d + 2) (S_a + S_b) - 2 tr Cov(a_I, b_I)  [minibatch]
 
 of which nothing cancels but a part in d + 2.
+
+What a step is worth: with the best learning rate, SPSA lowers a loss of curvature L by |∇f|⁴ / (2 L E|estimate|²), and
+E|estimate|² = (d + 2) (|∇f|² + S), so a step with the full batch is worth 1 + S / |∇f|² of MeZO's (`worth`). The
+anchor's estimate has one z for the whole period, and the steps between anchors go along it again: near the anchor, a
+period of MeZO-SVRG is one step with the full batch, in q steps and 2 n + 4 b (q - 1) example-forwards (`cost`).
 """
 
 from __future__ import annotations
@@ -57,6 +62,16 @@ def svrg(here: Tensor, there: Tensor, directions: str) -> Split:
         return Split((d + 1) * _square(here - there), (d + 2) * covariance(here - there, here - there), anchor)
     minibatch = (d + 2) * (covariance(here, here) + covariance(there, there)) - 2 * covariance(here, there)
     return Split((d + 1) * (_square(here) + _square(there)), minibatch, anchor)
+
+
+def worth(here: Tensor) -> float:
+    """How many steps of MeZO one with the full batch is worth."""
+    return 1 + covariance(here, here) / _square(here)
+
+
+def cost(examples: int, anchor_every: int) -> float:
+    """How many steps of MeZO have as many example-forwards as a period of MeZO-SVRG."""
+    return (2 * examples + 4 * BATCH * (anchor_every - 1)) / (2 * BATCH)
 
 
 def _square(gradients: Tensor) -> float:

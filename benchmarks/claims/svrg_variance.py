@@ -119,6 +119,7 @@ class Seed:
             "variance": svrg.total / unit,
             "expected": expected.total / unit,
             "expected_ratio": expected.total / mezo_expected.total,
+            "full_batch_worth": svrg_theory.worth(self.mezo.here),
         }
 
     def checks(self) -> dict[str, tuple[float, float]]:
@@ -153,6 +154,9 @@ def _rows(known: Row, found: list[Seed]) -> list[Row]:
     for key in rows[0]:
         if key != "run_seed":
             mean = spread(mean, [row[key] for row in rows], key)
+    period, cost = known["anchor_every"], svrg_theory.cost(known["examples"], known["anchor_every"])
+    mean |= {"period_steps": period, "period_cost": cost}
+    mean |= {"pays_in_steps": mean["full_batch_worth"] > period, "pays_in_queries": mean["full_batch_worth"] > cost}
     mean |= ratio([row["variance"] for row in rows], [row["mezo_variance"] for row in rows], "to_mezo")
     return [*({**known, **row} for row in rows), mean]
 
@@ -165,11 +169,12 @@ def cells(row: Row) -> dict[str, str]:
         "directions": row["directions"],
         "seed": str(row["run_seed"]) if row["run_seed"] is not None else f"mean of {row['runs']}",
         "|θ - θ̄|": f"{row['distance']:.2g}",
-        "S / |∇f|²": f"{row['noise_to_signal']:.3g}",
+        "full batch's worth": f"{row['full_batch_worth']:.3g}",
         "MeZO: direction + minibatch": f"{row['mezo_direction']:.3g} + {row['mezo_minibatch']:.3g}",
         "SVRG: direction + minibatch + anchor": " + ".join(
             f"{row[part]:.3g}" for part in ("direction", "minibatch", "anchor")
         ),
         "÷ MeZO's": "" if row.get("to_mezo_ratio") is None else f"{row['to_mezo_ratio']:.3g}{interval}",
         "expected": f"{row['expected_ratio']:.3g}",
+        "period's cost": f"{row['period_cost']:.3g}" if "period_cost" in row else "",
     }
