@@ -109,7 +109,7 @@ def draw(figure: Any, rows: list[Row]) -> None:
     )  # fmt: skip
     figure.supxlabel(
         f"{first['elements'] / 1e6:.0f} M weights, fp32, {first['batch']} × {first['tokens']} tokens, "
-        f"{_threads(first['threads'])}, {first['device_name']}. ×: median of alternating pairs with our steps. "
+        f"{_threads(first['threads'])}, {first['device_name']}. ×: median of alternating pairs with our steps.\n"
         "In the forward, noise is made within the forwards.",
         x=0.01, ha="left", color=_GREY, fontsize="small",
     )  # fmt: skip
