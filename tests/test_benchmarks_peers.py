@@ -242,13 +242,24 @@ def test_every_adapter_has_its_cases_and_its_option():
 
 
 @pytest.mark.skipif(find_spec("matplotlib") is None, reason="matplotlib is not installed")
-def test_the_figure_shows_what_was_measured():
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_figure_shows_what_was_measured(threads):
     from matplotlib.figure import Figure
 
-    machine = {"shape": "opt-125m", "batch": 1, "tokens": 32, "threads": 2, "elements": 10**8, "device_name": "CPU"}
+    machine = {
+        "shape": "opt-125m",
+        "batch": 1,
+        "tokens": 32,
+        "threads": threads,
+        "elements": 10**8,
+        "device_name": "CPU",
+    }
     known = {**machine, "correct": True}
-    time = {"experiment": "time", "seconds_median": 1.0, "forwards_seconds_median": 0.7, "ratio": 4.5}
-    time |= {"baseline": "Other", "baseline_seconds_median": 4.0, "baseline_forwards_seconds_median": 0.8}
+    told, other = ("cpu_", "") if threads == 1 else ("", "cpu_")  # with one thread other load shows in the clock alone
+    time = {"experiment": "time", "baseline": "Other", f"{told}ratio": 4.5, f"{other}ratio": 9.0}
+    for who, seconds in (("", 1.0), ("baseline_", 4.0)):
+        time |= {f"{who}{told}seconds_median": seconds, f"{who}{other}seconds_median": 2 * seconds}
+        time |= {f"{who}forwards_share": 0.25}
     rows = [known | time | {"peer": "other"}, known | time | {"peer": "memory unknown"}]
     memory = [
         known | {"experiment": "memory", "peer": p, "extra_memory_mib": m} for p, m in (("ours", 0.3), ("other", 99))
