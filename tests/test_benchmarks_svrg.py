@@ -11,6 +11,7 @@ from benchmarks.claims import (
     least_squares,
     mlp,
     svrg_compare,
+    svrg_estimates,
     svrg_interval,
     svrg_runs,
     svrg_theory,
@@ -74,13 +75,14 @@ def test_runs_near_the_optimum_start_there():
     assert all(0 < e < 0.1 * problem.floor for e in excess)
 
 
-def test_the_variance_of_spsa_is_what_the_law_of_total_variance_says():
+def test_the_variance_of_spsa_is_what_the_law_of_total_variance_says(monkeypatch):
     """Against many estimates in float64, of gradients made up: nothing of the library takes part."""
+    monkeypatch.setattr(svrg_theory, "BATCH", 4)
     generator = torch.Generator().manual_seed(0)
-    n, d, draws = 40, 6, 40_000
+    n, d, draws = 40, 3, 100_000
     here = torch.randn(n, d, dtype=torch.float64, generator=generator) + 0.5
     there = here + 0.3 * torch.randn(n, d, dtype=torch.float64, generator=generator)
-    batches = torch.rand(draws, n, generator=generator).argsort(1)[:, :BATCH]
+    batches = torch.rand(draws, n, generator=generator).argsort(1)[:, :4]
     z, other, own = torch.randn(3, draws, d, dtype=torch.float64, generator=generator)
 
     def estimate(gradients, z):
@@ -101,7 +103,7 @@ def test_the_variance_of_spsa_is_what_the_law_of_total_variance_says():
 def test_a_full_batch_is_worth_the_steps_that_its_smaller_variance_allows():
     """On a quadratic with equal curvature: the most that one step lowers it, over all learning rates."""
     generator = torch.Generator().manual_seed(0)
-    n, d, draws = 40, 4, 200_000
+    n, d, draws = 40, 4, 100_000
     here = torch.randn(n, d, dtype=torch.float64, generator=generator) + 0.3
     g = here.mean(0)
     z = torch.randn(draws, d, dtype=torch.float64, generator=generator)
@@ -115,7 +117,7 @@ def test_a_full_batch_is_worth_the_steps_that_its_smaller_variance_allows():
         patch.setattr(svrg_theory, "BATCH", 4)
         expected = svrg_theory.worth(here)
     assert expected > 2
-    assert most(g) / most(here[batches].mean(1)) == pytest.approx(expected, rel=0.05)
+    assert most(g) / most(here[batches].mean(1)) == pytest.approx(expected, rel=0.06)
 
 
 def test_a_period_costs_what_its_steps_do(small):
@@ -129,9 +131,9 @@ def test_a_full_batch_has_no_covariance_and_a_small_one_that_of_its_mean():
     assert covariance(a, a) == 0.0
     b = torch.randn(5000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     drawn = torch.stack(
-        [b[torch.randperm(5000, generator=torch.Generator().manual_seed(i))[:BATCH]].mean(0) for i in range(2000)]
+        [b[torch.randperm(5000, generator=torch.Generator().manual_seed(i))[:BATCH]].mean(0) for i in range(4000)]
     )
-    assert covariance(b, b) == pytest.approx(drawn.var(0).sum().item(), rel=0.1)
+    assert covariance(b, b) == pytest.approx(drawn.var(0).sum().item(), rel=0.06)
 
 
 @pytest.mark.parametrize("name", [method.name for method in METHODS if method.ours])
@@ -147,7 +149,7 @@ def test_the_optimizers_end_where_the_formulas_do(name, make):
 def test_an_optimizer_that_does_something_else_is_noticed(small, monkeypatch):
     method = BY_NAME["svrg-q2"]
     make = svrg_runs.optimizer
-    wrong = Method("svrg-q2-separate", 2, "separate")
+    wrong = Method("svrg-q2", 2, "separate")
     monkeypatch.setattr(svrg_runs, "optimizer", lambda model, method, *rest: make(model, wrong, *rest))
     (run,) = runs(small, method, Tuned(2e-2, 1e-2), Draws(small, (0,)), 12)
     assert "of the way from where the formula does" in run.wrong
@@ -169,6 +171,20 @@ def test_with_the_published_anchor_the_correction_is_noise_without_drift(small):
     variance = 2 * (d + 2) * (unit + covariance(here, here)) - 2 * (unit + covariance(here, here))
     assert correction.square().sum(1).mean().item() == pytest.approx(variance, rel=0.3)
     assert correction.mean(0).norm().item() < 4 * math.sqrt(variance / 400)
+
+
+@pytest.mark.parametrize("directions", ["shared", "separate"])
+def test_the_estimates_measured_are_those_of_the_steps(small, directions):
+    shared, rate = directions == "shared", 1e-2
+    stepper = Stepper(small, Method("svrg", 100, directions), 3, rate, rate)
+    start = flat(stepper.model)
+    stepper.step()
+    anchored = flat(stepper.model)
+    own = (start - anchored) / rate
+    for estimate in svrg_estimates._estimates(stepper, 3, shared):
+        after = flat(stepper.model)
+        torch.testing.assert_close((anchored - after) / rate, own + estimate, rtol=1e-3, atol=1e-2)
+        anchored = after
 
 
 def test_queries_count_example_forwards(small):

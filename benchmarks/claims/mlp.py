@@ -15,7 +15,7 @@ from .svrg_problems import digits
 
 __all__ = ["cases", "cells"]
 
-_STEPS = 400
+_STEPS = 250
 
 
 def cases(options: Namespace) -> Iterator[Case]:

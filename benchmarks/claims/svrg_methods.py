@@ -65,7 +65,7 @@ METHODS = (
     MEZO,
     FULL,
     *(Method(f"svrg-q{q}", q) for q in (2, 5, 10)),
-    *(Method(f"svrg-q{q}-separate", q, "separate") for q in (2, 5)),
+    Method("svrg-q5-separate", 5, "separate"),
     *(Method(f"published-q{q}", q, "aliased") for q in (2, 5)),
     Method("sgd", gradient=True),
     Method("gd", gradient=True, full=True),

@@ -46,6 +46,11 @@ class Problem:
     def shapes(self) -> dict[str, torch.Size]:
         return {name: p.shape for name, p in self.make().named_parameters()}
 
+    @cached_property
+    def _single(self) -> tuple[Tensor, Tensor]:
+        """As the model, which is in float32, takes them."""
+        return self.x.float(), self.y if self.y.dtype == torch.int64 else self.y.float()
+
     @property
     def dimension(self) -> int:
         return sum(shape.numel() for shape in self.shapes.values())
@@ -61,8 +66,10 @@ class Problem:
 
     def loss(self, model: nn.Module, index: Tensor | None = None) -> Tensor:
         """Mean over the examples of the index, over all without one."""
-        x, y = (self.x, self.y) if index is None else (self.x[index], self.y[index])
-        return self.measure(model(x.float()), y if y.dtype == torch.int64 else y.float()).mean()
+        x, y = self._single
+        if index is not None:
+            x, y = x[index], y[index]
+        return self.measure(model(x), y).mean()
 
     def losses(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Of many weights at once, each on a batch of its own.

@@ -23,7 +23,7 @@ from .svrg_runs import Stepper
 from .svrg_theory import Split
 
 _THREADS = 1
-_DRAWS = 48
+_DRAWS = 40
 _AGES = {2: 1, 5: 4, 10: 9}  # q -> steps from the anchor to the last step of its period
 _MOST_ERRORS = 5.0
 
@@ -46,10 +46,10 @@ class Place:
 
 _PLACES = (
     Place("least-squares/start", least_squares, 0, 2**-10),
-    Place("least-squares/late", least_squares, 400, 2**-10),
+    Place("least-squares/late", least_squares, 300, 2**-10),
     Place("near-optimum/start", partial(least_squares, label_noise=1.0, near=True), 0, 2**-10),
     Place("mlp/start", digits, 0, 2**-7, "sklearn"),
-    Place("mlp/late", digits, 300, 2**-7, "sklearn"),
+    Place("mlp/late", digits, 200, 2**-7, "sklearn"),
 )
 
 
