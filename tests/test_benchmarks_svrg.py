@@ -232,7 +232,7 @@ def test_intervals_are_students_and_need_two_seeds():
 def test_rows_of_a_comparison(monkeypatch):
     found = list(least_squares.cases(OPTIONS))
     assert len({case.name for case in found}) == len(found) == 2 * len(METHODS)
-    chosen = [case for case in found if case.name == "svrg-least-squares/svrg-q2"]
+    chosen = [case for case in found if case.name == "svrg-least-squares/far/svrg-q2"]
     monkeypatch.setattr(
         svrg_compare, "tune", lambda method, draws, steps: Tuned(1e-3, 2e-3 if method.anchor_every else None)
     )
@@ -253,7 +253,9 @@ def test_rows_of_a_comparison(monkeypatch):
 
 
 def test_rates_at_the_edge_of_their_grid_are_wrong(monkeypatch):
-    (case,) = [case for case in least_squares.cases(OPTIONS) if case.name == "svrg-near-optimum/mezo-full-batch"]
+    (case,) = [
+        case for case in least_squares.cases(OPTIONS) if case.name == "svrg-least-squares/near-optimum/mezo-full-batch"
+    ]
     monkeypatch.setattr(svrg_compare, "tune", lambda *_: Tuned(1e-3, None, at_edge=True))
     rows = case.measure()
     assert all(row["correct"] is False and "at the edge" in row["wrong"] for row in rows)
@@ -289,7 +291,15 @@ def test_without_scikit_learn_the_classifier_is_skipped(monkeypatch):
 def test_the_figure_is_drawn_of_what_there_is():
     matplotlib = pytest.importorskip("matplotlib.figure")
     curve = {"queries_1": 1, "loss_1": 1.0, "loss_1_sd": 0.1, "queries_2": 2, "loss_2": 0.5, "loss_2_sd": None}
-    runs_row = {"claim": "svrg-mlp", "method": "mezo", "budget": "queries", "run_seed": None, "correct": True, **curve}
+    runs_row = {
+        "claim": "svrg-mlp",
+        "problem": "digits",
+        "method": "mezo",
+        "budget": "queries",
+        "run_seed": None,
+        "correct": True,
+        **curve,
+    }
     parts = dict.fromkeys(
         ("direction", "minibatch", "anchor", "mezo_direction", "mezo_minibatch", "mezo_variance"), 1.0
     )

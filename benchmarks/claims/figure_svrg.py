@@ -7,11 +7,22 @@ from typing import Any
 
 from ..registry import Row
 
-HEADINGS = ("claim", "method", "place", "anchor_every", "directions", "queries", "loss", "mezo_variance", "variance")
+HEADINGS = (
+    "claim",
+    "problem",
+    "method",
+    "place",
+    "anchor_every",
+    "directions",
+    "queries",
+    "loss",
+    "mezo_variance",
+    "variance",
+)
 _TITLES = {
-    "svrg-least-squares": "least squares, from afar",
-    "svrg-near-optimum": "least squares, near the optimum",
-    "svrg-mlp": "digits, one hidden layer",
+    "far": "least squares, from afar",
+    "near-optimum": "least squares, near the optimum",
+    "digits": "digits, one hidden layer",
 }
 _SHOWN = ("mezo", "mezo-full-batch", "svrg-q2", "svrg-q5", "svrg-q10", "svrg-q5-separate")
 _Q = 5  # of the variances shown
@@ -25,20 +36,20 @@ def choose(rows: Sequence[Row]) -> list[Row]:
         if row.get("run_seed") is None
         and row.get("correct")
         and (
-            (row["claim"] == "svrg-variance" and row.get("anchor_every") == _Q)
-            or (row["claim"] in _TITLES and row.get("budget") == "queries" and row.get("method") in _SHOWN)
+            (row.get("claim") == "svrg-variance" and row.get("anchor_every") == _Q)
+            or (row.get("problem") in _TITLES and row.get("budget") == "queries" and row.get("method") in _SHOWN)
         )
     ]
 
 
 def draw(figure: Any, rows: Sequence[Row]) -> None:
-    runs = {claim: [row for row in rows if row["claim"] == claim] for claim in _TITLES}
-    runs = {claim: found for claim, found in runs.items() if found}
+    runs = {problem: [row for row in rows if row.get("problem") == problem] for problem in _TITLES}
+    runs = {problem: found for problem, found in runs.items() if found}
     variances = [row for row in rows if row["claim"] == "svrg-variance"]
     axes = figure.subplots(1, len(runs) + bool(variances), squeeze=False)[0]
-    for panel, (claim, found) in zip(axes, runs.items(), strict=False):
+    for panel, (problem, found) in zip(axes, runs.items(), strict=False):
         _runs(panel, found)
-        panel.set_title(_TITLES[claim], fontsize="small")
+        panel.set_title(_TITLES[problem], fontsize="small")
     if len(runs):
         axes[0].set_ylabel("training loss above its floor")
         axes[0].legend(fontsize="x-small")

@@ -13,8 +13,7 @@ from .svrg_problems import least_squares
 
 __all__ = ["cases", "cells"]
 
-_STEPS = 400
-_STEPS_NEAR = 300
+_STEPS = 300
 _PUBLISHED = {"mezo": (2e-3, None), "svrg-q2": (1e-5, 1e-3), "published-q2": (1e-5, 1e-3)}
 _NOISY = 1.0  # label noise: the gradients of minibatches do not vanish at the optimum
 
@@ -22,5 +21,5 @@ _NOISY = 1.0  # label noise: the gradients of minibatches do not vanish at the o
 def cases(options: Namespace) -> Iterator[Case]:
     far = partial(least_squares, options.device or "cpu")
     near = partial(least_squares, options.device or "cpu", _NOISY, near=True)
-    yield from svrg_compare.cases(options, "svrg-least-squares", far, _STEPS, _PUBLISHED)
-    yield from svrg_compare.cases(options, "svrg-near-optimum", near, _STEPS_NEAR)
+    yield from svrg_compare.cases(options, "svrg-least-squares", "far", far, _STEPS, _PUBLISHED)
+    yield from svrg_compare.cases(options, "svrg-least-squares", "near-optimum", near, _STEPS)

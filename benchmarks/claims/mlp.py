@@ -15,10 +15,10 @@ from .svrg_problems import digits
 
 __all__ = ["cases", "cells"]
 
-_STEPS = 250
+_STEPS = 200
 
 
 def cases(options: Namespace) -> Iterator[Case]:
     reason = None if importlib.util.find_spec("sklearn") else "scikit-learn is not installed"
-    for case in svrg_compare.cases(options, "svrg-mlp", partial(digits, options.device or "cpu"), _STEPS):
+    for case in svrg_compare.cases(options, "svrg-mlp", "digits", partial(digits, options.device or "cpu"), _STEPS):
         yield replace(case, skipped=reason)

@@ -28,6 +28,7 @@ _THREADS = 1  # these models are too small for more
 def cases(
     options: Namespace,
     claim: str,
+    problem: str,
     make: Callable[[], Problem],
     steps: int,
     published: Mapping[str, tuple[float, float | None]] | None = None,
@@ -41,6 +42,7 @@ def cases(
     for method in METHODS:
         facts = {
             "claim": claim,
+            "problem": problem,
             "device": options.device or "cpu",
             "dtype": "float32",
             "threads": _THREADS,
@@ -50,7 +52,7 @@ def cases(
             "library": method.ours,
             "batch": BATCH,
         }
-        yield Case(f"{claim}/{method.name}", facts, partial(comparison.rows, method))
+        yield Case(f"{claim}/{problem}/{method.name}", facts, partial(comparison.rows, method))
 
 
 @dataclass(frozen=True)
