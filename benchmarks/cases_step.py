@@ -39,13 +39,13 @@ def cases(options: Namespace) -> list[Case]:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     shapes = options.shape or ["opt-1.3b" if device.type == "cuda" else "minilm"]
     return [
-        _case(shape, name, method, device, options)
+        case(shape, name, method, device, options)
         for shape in dict.fromkeys(shapes)
         for name, method in methods(options.anchor_every).items()
     ]
 
 
-def _case(shape_name: str, method_name: str, method: Method, device: torch.device, options: Namespace) -> Case:
+def case(shape_name: str, method_name: str, method: Method, device: torch.device, options: Namespace) -> Case:
     shape = SHAPES[shape_name]
     usual = shape.batch if device.type == "cpu" else shape.gpu_batch
     batch = Batch(options.batch or usual.examples, options.tokens or usual.tokens)
@@ -122,7 +122,7 @@ def unusable(device: torch.device, backend: str | None) -> str | None:
     return None
 
 
-class _Maker:
+class StepMaker:
     """Makes the calls of one case."""
 
     def __init__(self, task: Task, method: Method, device: torch.device, options: Namespace):
@@ -171,18 +171,20 @@ class _Maker:
         return counted(lambda: self.first.run(loss, ranges), self.device, self.method.steps)
 
 
-def _trial(task: Task, method: Method, device: torch.device, options: Namespace, stated: bool) -> tuple[Trial, _Maker]:
-    make = _Maker(task, method, device, options)
+def _trial(
+    task: Task, method: Method, device: torch.device, options: Namespace, stated: bool
+) -> tuple[Trial, StepMaker]:
+    make = StepMaker(task, method, device, options)
     versus = _against_in_place(make) if method.perturb == "in_forward" else _against_others(make, stated)
     elements = sum(p.numel() for p in task.model.parameters())
     return Trial(make.call(make.first.run), make.first.check, versus, elements), make
 
 
-def _memory_target(make: _Maker) -> Target:
+def _memory_target(make: StepMaker) -> Target:
     return Target("extra_memory_mib", at_most=make.method.extra_bytes(make.task.model) / _MIB + 1)
 
 
-def _against_others(make: _Maker, stated: bool) -> list[Versus]:
+def _against_others(make: StepMaker, stated: bool) -> list[Versus]:
     """A step in place against the same step without zo_kernels."""
     model, method = make.task.model, make.method
     facts = make.memory(lambda own: make.baseline(own, True), lambda own: make.baseline(own, False))
@@ -205,7 +207,7 @@ def _against_others(make: _Maker, stated: bool) -> list[Versus]:
     return versus
 
 
-def _against_in_place(make: _Maker) -> list[Versus]:
+def _against_in_place(make: StepMaker) -> list[Versus]:
     """A step in the forward against the same step in place, and against that without zo_kernels."""
     model, in_place = make.task.model, make.method.in_place
     facts = make.memory(lambda own: make.ours(own, in_place).run, lambda own: make.baseline(own, True))

@@ -1,4 +1,4 @@
-"""The model and the task of `make demo`, ready to be trained in any dtype."""
+"""The model and the task of `make demo`, or a table of texts, ready to be trained in any dtype."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import zo_kernels as zo
 from zo_kernels.finetune.batches import Batch, Texts
 from zo_kernels.finetune.config import Config
+from zo_kernels.finetune.data import from_tables
 from zo_kernels.finetune.docstrings import stdlib_docstrings
 from zo_kernels.finetune.minilm import minilm_folder
 from zo_kernels.finetune.model import Classifier, load_encoder, start_head
@@ -63,7 +64,10 @@ def demo_task(config: Config) -> DemoTask:
     """As `zo-finetune` makes it; but 16-bit weights are widened in the forward (`upcast`)."""
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    data = _docstrings(seed=config.seed)
+    if config.data is None:
+        data = _docstrings(seed=config.seed)
+    else:
+        data = from_tables(config.data, config.test_data, seed=config.seed)
     dtype = DTYPES[config.dtype]
     encoder, tokenizer, hidden_size = load_encoder(config.model or str(minilm_folder()), dtype)
     classifier = Classifier(encoder, hidden_size, len(data.names)).to(dtype).eval()

@@ -13,12 +13,22 @@ from zo_kernels.spec import fma, round_stochastic
 from .step_check import Check, Walk, Windows, WrongWeights
 
 
-def wrong_step(optimizer: zo.ZeroOrderOptimizer, model: nn.Module, loss: Callable[[], Tensor]) -> str | None:
-    """Take a step of MeZO, and say where it leaves the specification's bits."""
+def wrong_step(
+    optimizer: zo.ZeroOrderOptimizer,
+    model: nn.Module,
+    loss: Callable[[], Tensor],
+    mask: Callable[[Windows, Tensor], Callable[[], Tensor]] | None = None,
+) -> str | None:
+    """Take a step of MeZO, and say where it leaves the specification's bits.
+
+    `mask`, given the weights before the step, gives what tells after the first closure call which of them take part, as
+    ones and zeros.
+    """
     windows = Windows(optimizer, model)
     theta = windows.read()
+    walk = exact_spsa(windows, theta, None if mask is None else mask(windows, theta))
     try:
-        check = Check(windows, exact_spsa(windows, theta), loss, torch.zeros_like(theta))
+        check = Check(windows, walk, loss, torch.zeros_like(theta))
         optimizer.step(check.closure)
         check.finish()
     except WrongWeights as error:
