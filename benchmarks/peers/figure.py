@@ -18,7 +18,8 @@ def choose(rows: Sequence[Row]) -> list[Row]:
     """For the shape where passes dominate: ours, and each peer whose time and memory were both measured; of MeZO its
     own code, or where that is not among the rows, its restatement.
 
-    Ours is the median of its medians in all the peers' runs; each ratio is of its own run's pairs.
+    Ours is the median of its medians in all the peers' runs. Another's time is that times its ratio: runs at different
+    times, on a machine that was not equally fast in all of them, are compared by their pairs.
     """
     timed = [r for r in rows if r.get("experiment") == "time" and r.get("shape") == _SHAPE and r.get("correct")]
     extra = {
@@ -27,40 +28,34 @@ def choose(rows: Sequence[Row]) -> list[Row]:
         if r.get("experiment") == "memory" and r.get("shape") == _SHAPE and r.get("correct")
     }
     own_code = {r["peer"] for r in timed} & {"mezo"}  # of what "published" restates
-    bars = [
-        {
-            "peer": r["baseline"],
-            **_times(r, "baseline_"),
-            "ratio": r["cpu_ratio"] if _by_processor(r) else r["ratio"],
-            "extra_mib": extra[r["peer"]],
-            **_machine(r),
-        }
-        for r in timed
-        if r["peer"] in extra and not (own_code and r["peer"] == "published")
-    ]
-    if not bars or "ours" not in extra:
+    shown = [r for r in timed if r["peer"] in extra and not (own_code and r["peer"] == "published")]
+    if not shown or "ours" not in extra:
         return []
-    for bar in bars:
-        if bar["peer"].startswith(_OURS):  # noise is made while the loss is evaluated: there is no telling them apart
-            bar["forwards_ms"] = None
-    each = [_times(r, "") for r in timed]
-    middle = {name: _middle([times[name] for times in each]) for name in ("ms", "forwards_ms")}
-    ours = {"peer": _OURS, **middle, "ratio": 1.0, "extra_mib": extra["ours"], **_machine(timed[0])}
-    return sorted([ours, *bars], key=lambda bar: bar["ms"])
+    ours = 1e3 * _middle([r["cpu_seconds_median" if _by_processor(r) else "seconds_median"] for r in timed])
+    share: float | None = _middle([r["forwards_share"] for r in timed])
+    bars = [_bar(timed[0], _OURS, 1.0, ours, share, extra["ours"])]
+    for r in shown:
+        # In the forward, noise is made while the loss is evaluated: there is no telling them apart.
+        share = None if r["peer"] == "ours-in-forward" else r["baseline_forwards_share"]
+        ratio = r["cpu_ratio"] if _by_processor(r) else r["ratio"]
+        bars.append(_bar(r, r["baseline"], ratio, ours, share, extra[r["peer"]]))
+    return sorted(bars, key=lambda bar: bar["ms"])
+
+
+def _bar(row: Row, peer: str, ratio: float, ours: float, share: float | None, extra: float) -> Row:
+    return {
+        "peer": peer,
+        "ms": ratio * ours,
+        "forwards_ms": None if share is None else share * ratio * ours,
+        "ratio": ratio,
+        "extra_mib": extra,
+        **{key: row[key] for key in ("shape", "batch", "tokens", "threads", "elements", "device_name")},
+    }
 
 
 def _by_processor(row: Row) -> bool:
     """Whether the time that a processor worked is told: with one thread, other load hardly shows in it."""
     return row["threads"] == 1
-
-
-def _times(row: Row, prefix: str) -> Row:
-    seconds = row[f"{prefix}cpu_seconds_median" if _by_processor(row) else f"{prefix}seconds_median"]
-    return {"ms": 1e3 * seconds, "forwards_ms": 1e3 * seconds * row[f"{prefix}forwards_share"]}
-
-
-def _machine(row: Row) -> Row:
-    return {key: row[key] for key in ("shape", "batch", "tokens", "threads", "elements", "device_name")}
 
 
 def _middle(values: Sequence[float]) -> float:
@@ -116,8 +111,8 @@ def draw(figure: Any, rows: list[Row]) -> None:
     )  # fmt: skip
     figure.supxlabel(
         f"{first['elements'] / 1e6:.0f} M weights, fp32, {first['batch']} × {first['tokens']} tokens, "
-        f"{_threads(first['threads'])}, {first['device_name']}. ×: median of alternating pairs with our steps.\n"
-        "In the forward, noise is made within the forwards.",
+        f"{_threads(first['threads'])}, {first['device_name']}. ×: median of pairs timed in turn with our step.\n"
+        "Milliseconds: that times the median of our step. In the forward, noise is made within the forwards.",
         x=0.01, ha="left", color=_GREY, fontsize="small",
     )  # fmt: skip
 
