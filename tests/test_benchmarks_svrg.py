@@ -152,7 +152,7 @@ def test_an_optimizer_that_does_something_else_is_noticed(small, monkeypatch):
     wrong = Method("svrg-q2", 2, "separate")
     monkeypatch.setattr(svrg_runs, "optimizer", lambda model, method, *rest: make(model, wrong, *rest))
     (run,) = runs(small, method, Tuned(2e-2, 1e-2), Draws(small, (0,)), 12)
-    assert "of the way from where the formula does" in run.wrong
+    assert "of the way off the formula" in run.wrong
 
 
 def test_with_the_published_anchor_the_correction_is_noise_without_drift(small):

@@ -46,15 +46,19 @@ def draw(figure: Any, rows: Sequence[Row]) -> None:
     runs = {problem: [row for row in rows if row.get("problem") == problem] for problem in _TITLES}
     runs = {problem: found for problem, found in runs.items() if found}
     variances = [row for row in rows if row["claim"] == "svrg-variance"]
-    axes = figure.subplots(1, len(runs) + bool(variances), squeeze=False)[0]
+    panels = len(runs) + bool(variances)
+    across = min(panels, 2)
+    axes = figure.subplots(-(-panels // across), across, squeeze=False).flatten()
+    for unused in axes[panels:]:
+        unused.remove()
     for panel, (problem, found) in zip(axes, runs.items(), strict=False):
         _runs(panel, found)
         panel.set_title(_TITLES[problem], fontsize="small")
     if len(runs):
-        axes[0].set_ylabel("training loss above its floor")
+        axes[0].set_ylabel("training loss above its floor", fontsize="small")
         axes[0].legend(fontsize="x-small")
     if variances:
-        _variances(axes[-1], variances)
+        _variances(axes[panels - 1], variances)
 
 
 def _runs(axes: Any, rows: Sequence[Row]) -> None:
@@ -66,7 +70,8 @@ def _runs(axes: Any, rows: Sequence[Row]) -> None:
         axes.plot(x, y, color=colour, label=row["method"], ls="--" if "separate" in row["method"] else "-")
         low = [max(a - b, a / 10) for a, b in zip(y, sd, strict=True)]
         axes.fill_between(x, low, [a + b for a, b in zip(y, sd, strict=True)], color=colour, alpha=0.15, lw=0)
-    axes.set(yscale="log", xlabel="example-forwards")
+    axes.set_yscale("log")
+    axes.set_xlabel("example-forwards", fontsize="small")
 
 
 def _variances(axes: Any, rows: Sequence[Row]) -> None:
@@ -89,7 +94,7 @@ def _variances(axes: Any, rows: Sequence[Row]) -> None:
                 axes.bar(at + 0.27 * (side - 1), height, 0.25, bottom=bottom, color=colour, label=label)
                 bottom += height
     axes.axhline(1.0, color="black", lw=0.6)
-    axes.set_xticks(range(len(places)), places, rotation=30, ha="right", fontsize="x-small")
-    axes.set_ylabel("variance ÷ MeZO's")
+    axes.set_xticks(range(len(places)), places, rotation=20, ha="right", fontsize="x-small")
+    axes.set_ylabel("variance ÷ MeZO's", fontsize="small")
     axes.set_title(f"MeZO, shared, separate; last step before an anchor, q = {_Q}", fontsize="small")
     axes.legend(fontsize="x-small")

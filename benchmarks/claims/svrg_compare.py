@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -32,13 +32,15 @@ def cases(
     make: Callable[[], Problem],
     steps: int,
     published: Mapping[str, tuple[float, float | None]] | None = None,
+    tuning_seeds: Sequence[int] = TUNING_SEEDS,
 ) -> Iterator[Case]:
     """One for each method. MeZO is run first, whichever is asked for: the others are measured by it.
 
     Args:
         published: learning rates, and anchors', of the published script for some methods, to be run too.
+        tuning_seeds: those that learning rates are chosen on.
     """
-    comparison = Comparison(options, make, steps, published or {})
+    comparison = Comparison(options, make, steps, published or {}, tuning_seeds)
     for method in METHODS:
         facts = {
             "claim": claim,
@@ -77,7 +79,9 @@ class Comparison:
         make: Callable[[], Problem],
         steps: int,
         published: Mapping[str, tuple[float, float | None]],
+        tuning_seeds: Sequence[int],
     ):
+        self._tuning_seeds = tuple(tuning_seeds)
         self._options, self._make, self._published = options, make, published
         self._steps = 2 * CURVE if options.fast else options.steps or steps
         self._trained: dict[tuple[Method, int, bool], Trained] = {}
@@ -89,7 +93,7 @@ class Comparison:
 
     @cached_property
     def _draws(self) -> tuple[Draws, Draws]:
-        return Draws(self.problem, TUNING_SEEDS), Draws(self.problem, tuple(self._options.seeds))
+        return Draws(self.problem, self._tuning_seeds), Draws(self.problem, tuple(self._options.seeds))
 
     @cached_property
     def _budget(self) -> int:
