@@ -7,8 +7,9 @@ import json
 import pytest
 import torch
 
-from benchmarks import plot, registry, report, room, runner, terminal
+from benchmarks import plot, registry, report, room, rows, runner, terminal
 from benchmarks.__main__ import main, parser
+from benchmarks.figures import roofline
 
 STATIC = {
     "case": "triton/sm_90/bf16", "gpu": "H100", "compiler": "triton", "kernel": "in_place/none/nearest",
@@ -56,7 +57,8 @@ def test_figures_are_drawn(tmp_path, capsys):
 
     file = written(tmp_path, STATIC, KERNEL, {**KERNEL, "case": "bf16/triton/2", "elements": 2**20}, STEP)
     assert main(["plot", file, "--out", str(tmp_path / "figures")]) == 0
-    assert len(capsys.readouterr().out.split()) == 3
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 4 and out[-1].startswith("no rows in these files for") and "peers" in out[-1]
     for name in ("roofline", "bandwidth", "step"):
         pixels = imread(tmp_path / "figures" / f"{name}.png")
         assert 0.01 < (pixels[..., :3].min(axis=-1) < 0.9).mean() < 0.9, f"{name} is blank"
@@ -67,30 +69,46 @@ def test_without_matplotlib_rows_are_text(tmp_path, without, capsys):
     assert main(["plot", written(tmp_path, STATIC, STEP), "--out", str(tmp_path / "figures")]) == 0
     out = capsys.readouterr().out
     assert "roofline: matplotlib is not installed, so this is a table instead of a figure" in out
-    assert "in_place/none/nearest" in out and "tiny/MeZO" in out and "bandwidth: no such rows" in out
+    assert "in_place/none/nearest" in out and "tiny/MeZO" in out and "no rows in these files for bandwidth" in out
     assert not (tmp_path / "figures").exists()
 
 
-def test_files_that_hold_no_rows_are_refused(tmp_path, capsys):
+def test_csv_is_read_as_the_json_beside_it(tmp_path):
+    found = [
+        {**STATIC, "launch_dominates": None, "correct": True},
+        {**KERNEL, "launch_dominates": False, "correct": True},
+    ]
+    beside = rows.write(found, tmp_path / "rows.json")
+    assert plot.read(beside) == plot.read(tmp_path / "rows.json")
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "{", '[{"a": 1}]'])
+def test_files_that_hold_no_rows_are_refused(text, tmp_path, capsys):
+    (tmp_path / "rows.json").write_text(text)
+    assert main(["plot", str(tmp_path / "rows.json"), "--out", str(tmp_path)]) == 2
+    assert "expected rows written with --json" in capsys.readouterr().out
+
+
+def test_files_that_are_not_there_are_refused(tmp_path, capsys):
     assert main(["plot", str(tmp_path / "none.json"), "--out", str(tmp_path)]) == 2
     assert "expected rows written with --json" in capsys.readouterr().out
 
 
 def test_a_point_is_measured_where_that_pass_was():
-    (point,) = plot.roofline_points([STATIC])
+    (point,) = roofline.choose([STATIC])
     assert point["is_prediction"] and point["tera_instructions_per_s"] == pytest.approx(23.1)
     assert point["instructions_per_byte"] == pytest.approx(7.5)
-    (point,) = plot.roofline_points([STATIC, KERNEL])
+    (point,) = roofline.choose([STATIC, KERNEL])
     assert not point["is_prediction"] and point["tera_instructions_per_s"] == pytest.approx(18.0)
     others = {
         "device_name": "NVIDIA A100-SXM4-80GB", "elements": 2**20, "dtype": "float32", "backend": "cuda",
         "mask": "bits", "rounding": "stochastic", "directions": 2, "dropped_share": 0.75, "gelem_per_s": None,
     }  # fmt: skip
     for name, value in others.items():
-        (point,) = plot.roofline_points([STATIC, {**KERNEL, name: value}])
+        (point,) = roofline.choose([STATIC, {**KERNEL, name: value}])
         assert point["is_prediction"], name
     a100 = {**KERNEL, "device_name": "NVIDIA A100-SXM4-80GB"}
-    small, large = plot.roofline_points([{**STATIC, "gpu": gpu} for gpu in ("A100-40", "A100-80")] + [a100])
+    small, large = roofline.choose([{**STATIC, "gpu": gpu} for gpu in ("A100-40", "A100-80")] + [a100])
     assert small["is_prediction"] and not large["is_prediction"]
 
 

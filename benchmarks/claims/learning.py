@@ -159,14 +159,19 @@ def _choose(loss_of: Callable[[float], float], guess: float) -> tuple[float, dic
     """The rate with the lowest loss on a grid in steps of 2 that grows until the best is inside."""
     tried = {lr: loss_of(lr) for lr in (guess / 2, guess, 2 * guess)}
     while len(tried) < _MOST_TRIED:
-        best = min(tried, key=lambda lr: tried[lr])
+        best = _best(tried)
         if best == min(tried):
             tried[best / 2] = loss_of(best / 2)
         elif best == max(tried):
             tried[2 * best] = loss_of(2 * best)
         else:
             break
-    return min(tried, key=lambda lr: tried[lr]), dict(sorted(tried.items()))
+    return _best(tried), dict(sorted(tried.items()))
+
+
+def _best(tried: dict[float, float]) -> float:
+    """The smallest rate of those with the lowest loss: where all have diverged, the next is to be smaller."""
+    return min(tried, key=lambda lr: (tried[lr], lr))
 
 
 @torch.no_grad()

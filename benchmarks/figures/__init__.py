@@ -1,0 +1,1 @@
+"""Figures drawn from rows: each says which rows it can draw, and draws them."""

@@ -1,0 +1,91 @@
+"""Passes on GPUs under the roofs of issue and of bandwidth, measured or predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..peaks import COPY_FRACTION, GPUS, ISSUED_PER_CLOCK
+from ..registry import Row
+
+HEADINGS = (
+    "gpu",
+    "compiler",
+    "kernel",
+    "dtype",
+    "bound",
+    "instructions_per_byte",
+    "tera_instructions_per_s",
+    "gelem_per_s",
+    "is_prediction",
+)
+_COMPILER_OF = {"triton": "triton", "cuda": "nvcc"}  # of a backend
+_SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def choose(rows: Sequence[Row]) -> list[Row]:
+    """Each compiled pass on each GPU: instructions a byte, and instructions a second, measured where that GPU's rows
+    are among these and predicted elsewhere.
+    """
+    points = []
+    for static in rows:
+        if static.get("predicted_gelem_per_s") is None:
+            continue
+        measured = [r["gelem_per_s"] for r in rows if _is_measurement_of(static, r)]
+        rate = max(measured) if measured else static["predicted_gelem_per_s"]
+        instructions = static["instructions_per_element"]
+        points.append(
+            {
+                **{name: static[name] for name in ("gpu", "compiler", "kernel", "dtype", "bound")},
+                "instructions_per_byte": instructions / static["bytes_per_element"],
+                "tera_instructions_per_s": rate * instructions / 1e3,
+                "gelem_per_s": rate,
+                "is_prediction": not measured,
+            }
+        )
+    return points
+
+
+def _is_measurement_of(static: Row, row: Row) -> bool:
+    """Whether a row of `kernels` timed that very pass on that GPU, on a tensor that no cache holds."""
+    if row.get("gelem_per_s") is None or "directions" not in row or row["elements"] < 2**26:
+        return False
+    name = row["device_name"] or ""
+    chip, _, gigabytes = static["gpu"].partition("-")
+    return (
+        chip in name
+        and (not gigabytes or f"{gigabytes}GB" in name)
+        and _COMPILER_OF.get(row["backend"]) == static["compiler"]
+        and _SHORT[row["dtype"]] == static["dtype"]
+        and (row["mask"], row["rounding"]) == (static["mask"], static["rounding"])
+        and row["directions"] == 1
+        and not row["dropped_share"]
+    )
+
+
+def draw(figure: Any, points: list[Row]) -> None:
+    axes = figure.subplots()
+    names = list(dict.fromkeys(p["gpu"] for p in points))
+    low, high = (f(p["instructions_per_byte"] for p in points) for f in (min, max))
+    low, high = low / 2, high * 2
+    for i, gpu in enumerate(g for g in GPUS if g.name in names):
+        issue = gpu.sms * gpu.clock_ghz * ISSUED_PER_CLOCK / 1e3
+        copied = COPY_FRACTION * gpu.gb_per_s / 1e3
+        knee = issue / copied
+        x = sorted({low, high, *([knee] if low < knee < high else [])})
+        label = f"{gpu.name}: issue, and {COPY_FRACTION:.0%} of peak bandwidth"
+        axes.plot(x, [min(issue, copied * at) for at in x], color=f"C{i}", label=label)
+        for predicted, marker in ((True, "o"), (False, "*")):
+            here = [p for p in points if p["gpu"] == gpu.name and p["is_prediction"] == predicted]
+            if here:
+                axes.scatter(
+                    [p["instructions_per_byte"] for p in here],
+                    [p["tera_instructions_per_s"] for p in here],
+                    marker=marker,
+                    facecolors="none" if predicted else f"C{i}",
+                    edgecolors=f"C{i}",
+                    label=f"{gpu.name}: {'predicted, not measured' if predicted else 'measured'}",
+                )
+    axes.set(xscale="log", yscale="log", xlabel="instructions a byte", ylabel="10¹² thread-instructions a second")
+    axes.set_title("Passes of one direction under the roofs of issue and bandwidth")
+    axes.legend(fontsize="small")

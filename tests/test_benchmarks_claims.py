@@ -1,0 +1,272 @@
+"""What the claims are computed with: curves, rates, masks, the language model; and that wrong methods are noticed."""
+
+import json
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("rich")
+
+import zo_kernels as zo
+from benchmarks.__main__ import main, parser
+from benchmarks.claims import arms, cases, tiny_lm
+from benchmarks.claims.arms import MaskedMeZO, library, masked
+from benchmarks.claims.learning import Arm, Curve, Study, WrongStep, _choose, run
+from benchmarks.claims.lezo import _by_time
+from benchmarks.claims.run_rows import run_rows
+
+SEEDS = [0, 1]
+
+
+def options_of(*more):
+    return parser().parse_args(["claims", "--fast", "--seeds", "0", "1", "--rounds", "1", "--seconds", "0", *more])
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    return tiny_lm.LanguageTask(True, "fast", torch.device("cpu"), tmp_path_factory.mktemp("pretrained"))
+
+
+def flat(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def closure_of(task, model):
+    return next(task.closures(model, 0))
+
+
+@pytest.mark.parametrize("step, loss", [(0, 4.0), (5, 3.5), (10, 3.0), (15, 2.5), (20, 2.0), (99, 2.0)])
+def test_a_curve_is_interpolated(step, loss):
+    assert Curve((0, 10, 20), (4.0, 3.0, 2.0), {}).at(step) == loss
+
+
+def test_a_curve_tells_when_it_first_reaches_a_loss():
+    curve = Curve((0, 10, 20, 30), (4.0, 3.0, 3.5, 2.0), {})
+    assert [curve.reaches(loss) for loss in (4.0, 3.5, 3.0, 2.75)] == [0.0, 5.0, 10.0, 25.0]
+    assert curve.reaches(1.9) is None
+    assert Curve((0, 10), (4.0, math.inf), {}).reaches(3.9) is None
+
+
+@pytest.mark.parametrize("best", [1e-5, 1e-3, 2e-3, 0.3])
+def test_the_grid_of_rates_grows_until_the_best_is_inside(best):
+    lr, tried = _choose(lambda lr: math.inf if lr > 4 * best else abs(math.log(lr / best)), 1e-3)
+    assert lr not in (min(tried), max(tried)) and abs(math.log2(lr / best)) <= 0.5 + 1e-9
+    assert list(tried) == sorted(tried)
+
+
+def test_a_grid_has_an_end():
+    lr, tried = _choose(lambda lr: lr, 1.0)
+    assert len(tried) == 12 and lr == min(tried)
+
+
+def test_pretrained_weights_are_made_once_and_kept(task, tmp_path, monkeypatch):
+    make = partial(tiny_lm.LanguageTask, True, "fast", torch.device("cpu"), tmp_path)
+    first = make().model(0)
+    (kept,) = tmp_path.iterdir()
+    monkeypatch.setattr(tiny_lm, "_pretrain", None)
+    assert torch.equal(flat(make().model(1)), flat(first)) and torch.equal(flat(first), flat(task.model(0)))
+    kept.unlink()
+    with pytest.raises(TypeError):
+        make()
+
+
+def test_the_two_texts_are_the_same_names_in_other_letters(tmp_path):
+    capitals, small = tiny_lm._names(True), tiny_lm._names(False)
+    assert len(capitals) == len(small) and capitals.max() < 128
+    assert bytes(capitals.tolist()).lower() == bytes(small.tolist())
+    assert b"LATIN SMALL LETTER A WITH GRAVE" in bytes(capitals.tolist())
+
+
+def test_the_language_model_sees_no_byte_before_it_predicts_it(task):
+    model, ids = task.model(0), torch.arange(8)[None]
+    logits = model(ids)
+    ids[0, 5:] = 77
+    assert torch.equal(model(ids)[:, :5], logits[:, :5]) and not torch.equal(model(ids)[:, 5:], logits[:, 5:])
+
+
+def test_minibatches_are_of_the_seed_and_not_of_the_held_out_part(task):
+    model = task.model(0)
+    losses = [[f().item() for f, _ in zip(task.closures(model, seed), range(3), strict=False)] for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2] and len(set(losses[0])) == 3
+    held_out = len(tiny_lm._names(True)) - len(task._training)
+    assert held_out == round(0.1 * len(tiny_lm._names(True))) and task.dev_loss(model) == task.dev_loss(model)
+
+
+@pytest.mark.parametrize("kind", ["small", "large", "random"])
+@pytest.mark.parametrize("redrawn", [True, False])
+def test_masks_take_the_weights_that_they_say(kind, redrawn, task):
+    if kind == "random" and redrawn:
+        pytest.skip("random weights are chosen once")
+    model = task.model(0)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    method = MaskedMeZO(model, 1e-2, 0, sparsity=0.75, kind=kind, redrawn=redrawn, backend=None)
+    assert (method._masks is None) == redrawn
+    method.step(closure_of(task, model))
+    for name, p in model.named_parameters():
+        if p.dim() < 2:  # biases begin as equal zeros
+            continue
+        moved, size = p != before[name], before[name].abs()
+        assert abs(int(moved.sum()) - p.numel() // 4) <= 2, name
+        if kind == "small":
+            assert size[moved].max() <= size[~moved].max() and size[moved].max() < size.median()
+        if kind == "large":
+            assert size[moved].min() >= size.median()
+
+
+def test_small_weights_redrawn_are_sparse_mezo(task):
+    ends = []
+    for make in (
+        partial(zo.SparseMeZO, sparsity=0.75, lr=1e-2, eps=arms.EPS, seed=3, parallel="off"),
+        partial(MaskedMeZO, sparsity=0.75, lr=1e-2, seed=3, kind="small", redrawn=True, backend=None),
+    ):
+        model = task.model(0)
+        optimizer, closures = make(model), task.closures(model, 0)
+        for _ in range(3):
+            optimizer.step(next(closures))
+        ends.append(flat(model))
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("method", [{}, {"sparsity": 0.75}, {"drop": 0.5}], ids=str)
+def test_a_right_step_is_right_and_a_wrong_one_is_not(method, task, monkeypatch):
+    arm = library("it", options_of(), **method)
+    model = task.model(0)
+    assert arm.wrong(arm.make(model, 1e-3, 0), model, closure_of(task, model)) is None
+
+    def off(optimizer, closure):
+        loss = step(optimizer, closure)
+        with torch.no_grad():
+            model.head.weight.view(-1)[0] += 1e-4
+        return loss
+
+    step = zo.MeZO.step
+    monkeypatch.setattr(zo.MeZO, "step", off)
+    assert "head.weight" in arm.wrong(arm.make(model, 1e-3, 0), model, closure_of(task, model))
+
+
+def test_an_ablation_that_moves_too_much_is_wrong(task, monkeypatch):
+    arm = masked("large", options_of(), sparsity=0.75, kind="large", redrawn=True)
+    model = task.model(0)
+    assert arm.wrong(arm.make(model, 1e-3, 0), model, closure_of(task, model)) is None
+    drawn = MaskedMeZO._drawn
+    monkeypatch.setattr(
+        MaskedMeZO,
+        "_drawn",
+        lambda self: [torch.ones_like(m) for m in drawn(self)] if self._kind == "large" else drawn(self),
+    )
+    assert "weights moved" in arm.wrong(arm.make(model, 1e-3, 0), model, closure_of(task, model))
+
+
+def test_a_wrong_step_is_a_row_without_a_loss(monkeypatch, tmp_path):
+    monkeypatch.setattr("benchmarks.claims.arms.wrong_step", lambda *_: "it is off")
+    file = tmp_path / "rows.json"
+    arguments = ["claims", "--fast", "--only", "^lezo/capitals/drop-0$", "--cache", str(tmp_path), "--json", str(file)]
+    assert main(arguments) == 1
+    (row,) = json.loads(file.read_text())
+    assert row["correct"] is False and row["wrong"] == "MeZO: it is off" and row.get("dev_loss") is None
+
+
+class Descent:
+    """Goes down (or up) a fixed way."""
+
+    def __init__(self, model, lr, seed):
+        self.model, self.lr = model, lr
+
+    @torch.no_grad()
+    def step(self, closure):
+        self.model.x -= self.lr
+
+
+class Slope(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.x = nn.Parameter(torch.tensor(4.0))
+
+
+class Line:
+    """A task whose dev loss is the model's one weight."""
+
+    def model(self, seed, dtype=torch.float32):
+        return Slope()
+
+    def closures(self, model, seed):
+        while True:
+            yield lambda: model.x
+
+    def dev_loss(self, model):
+        return model.x.item()
+
+    def test(self, model):
+        return {"test_loss": model.x.item()}
+
+
+def arm_of(name, factor=1.0):
+    return Arm(name, lambda model, lr, seed: Descent(model, factor * lr, seed), lambda *_: None)
+
+
+def test_runs_are_noted_ten_times_and_hopeless_ones_end():
+    curve = run(Line(), arm_of("down"), 0.01, 0, 100)
+    assert curve.steps == tuple(range(0, 101, 10)) and curve.losses[-1] == pytest.approx(3.0, abs=1e-4)
+    assert curve.test["test_loss"] == curve.losses[-1]
+    up = run(Line(), arm_of("up", -1.0), 0.05, 0, 100)
+    assert up.losses[:2] == (4.0, pytest.approx(4.5, abs=1e-4)) and up.losses[2:] == (math.inf,) * 9 and up.test == {}
+
+
+def test_rows_are_of_each_seed_and_of_all_against_the_baseline():
+    study = Study(Line, 10, SEEDS, 1e-3)
+    slow, fast = (study.result(arm) for arm in (arm_of("slow"), arm_of("fast", 2.0)))
+    assert slow.at_edge and study.result(arm_of("slow")) is slow
+    *each, mean = run_rows(fast, slow, SEEDS)
+    assert [row["run_seed"] for row in each] == SEEDS and mean["runs"] == 2
+    assert mean["dev_loss"] == pytest.approx(each[0]["dev_loss"]) and mean["dev_loss_sd"] == 0.0
+    assert mean["dev_loss_difference"] == pytest.approx(fast.curves[0].losses[-1] - slow.curves[0].losses[-1])
+    assert mean["dev_loss_difference_verdict"] == "reproduced"
+    assert run_rows(slow, fast, SEEDS)[-1]["dev_loss_difference_verdict"] == "refuted"
+    assert run_rows(slow, slow, SEEDS)[-1]["dev_loss_difference_verdict"] == "undecided"
+
+
+def test_time_to_loss_takes_steps_and_their_time():
+    study = Study(Line, 100, SEEDS, 1e-3)
+    twice = [Curve((0, 100), (4.0, 2.0), {})] * 2
+    once = [Curve((0, 100), (4.0, 3.0), {})] * 2
+    result, dense = (study.result(arm_of(name)) for name in "ab")
+    result, dense = (type(r)(r.arm, r.lr, r.tried, c) for r, c in ((result, twice), (dense, once)))
+    row = _by_time(result, dense, 0.5, "ours")
+    assert row["ours_time_to_loss_ratio"] == pytest.approx(0.25) and row["ours_step_time_ratio"] == 0.5
+    assert row["ours_time_to_loss_verdict"] == "reproduced"
+    assert _by_time(dense, result, 0.5, "ours")["ours_time_to_loss_ratio"] == pytest.approx(1.0)
+
+
+def test_a_wrong_arm_is_not_run():
+    study = Study(Line, 10, SEEDS, 1e-3)
+    with pytest.raises(WrongStep, match="it: is off"):
+        study.result(Arm("it", Descent, lambda *_: "is off"))
+
+
+def test_timed_cases_go_first_and_what_is_missing_is_skipped(tmp_path):
+    found = cases.cases(parser().parse_args(["claims", "--trec", str(tmp_path)]))
+    timed = [case.facts.get("experiment") == "step" for case in found]
+    assert timed == sorted(timed, reverse=True) and any(timed)
+    reasons = {case.reason_to_skip() for case in found if "/trec/" in case.name}
+    assert len(reasons) == 1 and "train.tsv: no such file" in reasons.pop()
+
+
+@pytest.mark.parametrize(
+    "only, columns",
+    [
+        ("^perturbation-dominates/tiny/1x8", ("passes_share", "baseline_passes_share", "ratio")),
+        ("^lezo/capitals/drop-0.5", ("ours_time_to_loss_ratio", "published_step_time_ratio", "dev_loss_difference")),
+        ("^16-bits/bf16/in_forward/stochastic", ("dev_loss", "test_loss", "dev_loss_difference")),
+    ],
+)
+def test_claims_run(only, columns, tmp_path):
+    file = tmp_path / "rows.json"
+    arguments = ["--fast", "--seeds", "0", "1", "--steps", "10", "--rounds", "1", "--seconds", "0"]
+    assert main(["claims", "--only", only, "--cache", str(tmp_path), *arguments, "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert all(row["correct"] is True and row["claim"] for row in found)
+    for column in columns:
+        assert isinstance(found[-1][column], float), column
