@@ -26,6 +26,7 @@ _THREADS = 1
 _DRAWS = 40
 _AGES = {2: 1, 5: 4, 10: 9}  # q -> steps from the anchor to the last step of its period
 _MOST_ERRORS = 5.0
+_MOST_OFF = 0.02  # of the whole variance: theory is for ε -> 0, and ε z reaches over kinks that gradients jump at
 
 
 @dataclass(frozen=True)
@@ -123,20 +124,20 @@ class Seed:
         }
 
     def checks(self) -> dict[str, tuple[float, float]]:
-        """Each part's distance from what theory expects, and its standard error, both relative to that."""
+        """Each part's distance from what theory expects, and its standard error, as shares of the whole variance."""
         expected = svrg_theory.svrg(self.correction.here, self.at_anchor.here, self.directions)
         mezo = svrg_theory.mezo(self.mezo.here)
         return {
-            "mezo_direction": _off(self.mezo.split.direction, self.mezo.errors.direction, mezo.direction),
-            "mezo_minibatch": _off(self.mezo.split.minibatch, self.mezo.errors.minibatch, mezo.minibatch),
-            "direction": _off(self.correction.split.direction, self.correction.errors.direction, expected.direction),
-            "minibatch": _off(self.correction.split.minibatch, self.correction.errors.minibatch, expected.minibatch),
-            "anchor": _off(self.at_anchor.split.direction, self.at_anchor.errors.direction, expected.anchor),
+            "mezo_direction": _off(self.mezo, "direction", mezo.direction, mezo),
+            "mezo_minibatch": _off(self.mezo, "minibatch", mezo.minibatch, mezo),
+            "direction": _off(self.correction, "direction", expected.direction, expected),
+            "minibatch": _off(self.correction, "minibatch", expected.minibatch, expected),
+            "anchor": _off(self.at_anchor, "direction", expected.anchor, expected),
         }
 
 
-def _off(measured: float, error: float, expected: float) -> tuple[float, float]:
-    return (measured - expected) / expected, error / expected
+def _off(measured: Measured, part: str, expected: float, whole: Split) -> tuple[float, float]:
+    return (getattr(measured.split, part) - expected) / whole.total, getattr(measured.errors, part) / whole.total
 
 
 def _rows(known: Row, found: list[Seed]) -> list[Row]:
@@ -144,13 +145,13 @@ def _rows(known: Row, found: list[Seed]) -> list[Row]:
     worst = 0.0
     for part in found[0].checks():
         off, errors = zip(*(seed.checks()[part] for seed in found), strict=True)
-        errors_off = abs(sum(off)) / math.hypot(*errors)
-        worst = max(worst, errors_off)
-        if not errors_off <= _MOST_ERRORS:
-            off_by = f"{known['directions']}, q={known['anchor_every']}: {part} is {statistics.fmean(off):+.0%} off"
-            return [{**known, "correct": False, "wrong": f"{off_by}, {errors_off:.1f} standard errors"}]
+        mean_off, error = abs(statistics.fmean(off)), math.hypot(*errors) / len(off)
+        worst = max(worst, mean_off)
+        if not mean_off <= max(_MOST_ERRORS * error, _MOST_OFF):
+            off_by = f"{known['directions']}, q={known['anchor_every']}: {part} is {mean_off:.0%} of the variance off"
+            return [{**known, "correct": False, "wrong": f"{off_by}, {mean_off / error:.1f} standard errors"}]
     known = {**known, "correct": True}
-    mean: Row = {**known, "run_seed": None, "runs": len(rows), "errors_off_theory": worst}
+    mean: Row = {**known, "run_seed": None, "runs": len(rows), "off_theory": worst}
     for key in rows[0]:
         if key != "run_seed":
             mean = spread(mean, [row[key] for row in rows], key)
