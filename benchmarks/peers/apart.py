@@ -14,8 +14,9 @@ from pathlib import Path
 
 from ..registry import Row
 from .adapters import PEERS
-from .measure import Spec, first_step, measure
+from .measure import first_step, measure
 from .peer import Unavailable
+from .spec import Spec
 
 _ROOT = Path(__file__).parents[2]
 _SHOWN = 600  # characters of what a process said before it died

@@ -13,8 +13,9 @@ from ..registry import Case, Row, verdicts
 from ..shapes import SHAPES, Batch
 from . import apart
 from .adapters import PEERS
-from .measure import EXPERIMENTS, Spec
+from .measure import EXPERIMENTS
 from .options import CHECKOUTS
+from .spec import Spec
 
 _EPS = 1e-3
 _SMALL = {"opt-125m": Batch(1, 32)}  # where passes dominate; the others' own batches are of fine-tuning
