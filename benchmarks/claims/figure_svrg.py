@@ -97,4 +97,5 @@ def _variances(axes: Any, rows: Sequence[Row]) -> None:
     axes.set_xticks(range(len(places)), places, rotation=20, ha="right", fontsize="x-small")
     axes.set_ylabel("variance ÷ MeZO's", fontsize="small")
     axes.set_title(f"MeZO, shared, separate; last step before an anchor, q = {_Q}", fontsize="small")
-    axes.legend(fontsize="x-small")
+    axes.set_ylim(0, 1.2 * axes.get_ylim()[1])
+    axes.legend(fontsize="x-small", ncols=3, loc="upper left")
