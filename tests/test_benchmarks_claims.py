@@ -257,7 +257,7 @@ def test_timed_cases_go_first_and_what_is_missing_is_skipped(tmp_path):
 @pytest.mark.parametrize(
     "only, columns",
     [
-        ("^perturbation-dominates/tiny/1x8", ("passes_share", "baseline_passes_share", "ratio")),
+        ("^perturbation-dominates/step/tiny/1x8", ("passes_share", "baseline_passes_share", "ratio")),
         ("^lezo/capitals/drop-0.5", ("ours_time_to_loss_ratio", "published_step_time_ratio", "dev_loss_difference")),
         ("^16-bits/bf16/in_forward/stochastic", ("dev_loss", "test_loss", "dev_loss_difference")),
     ],

@@ -28,7 +28,7 @@ COLUMNS = ("case", "claim", "experiment", *(c for c in TIMED if c != "case"))
 def cases(options: Namespace) -> list[Case]:
     studies, times = Studies(options), StepTimes(options)
     found: list[Iterable[Case]] = [
-        dominates.cases(options),
+        dominates.cases(options, times),
         lezo.cases(options, studies, times),
         sparse.cases(options, studies, times),
         sixteen.cases(options, studies),

@@ -24,10 +24,8 @@ _DROPS = (0.25, 0.5, 0.75)
 def cases(options: Namespace, studies: Studies, times: StepTimes) -> Iterator[Case]:
     for setting in step_times.settings(options):
         for drop in _DROPS:
-            shape, examples, tokens = setting
-            facts = {"claim": "lezo", "experiment": "step", "drop": drop, "threads": options.threads}
-            measure = step_times.measure(times, Method(zo.LeZO, drop=drop), setting)
-            yield Case(f"lezo/step/{shape}/{examples}x{tokens}/drop-{drop:g}", facts, measure)
+            facts = {"claim": "lezo", "drop": drop}
+            yield step_times.case(options, times, f"/drop-{drop:g}", facts, Method(zo.LeZO, drop=drop), setting)
     for task, kind in studies.kinds.items():
         for drop in (0.0, *(_DROPS if task in LANGUAGE else _DROPS[1:])):
             facts = {"claim": "lezo", "experiment": "learning", "task": task, "drop": drop, "dtype": "float32"}

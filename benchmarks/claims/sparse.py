@@ -36,10 +36,8 @@ def _arms(options: Namespace, task: str) -> dict[str, Arm]:
 
 def cases(options: Namespace, studies: Studies, times: StepTimes) -> Iterator[Case]:
     for setting in step_times.settings(options):
-        shape, examples, tokens = setting
-        facts = {"claim": "sparse-mezo", "experiment": "step", "sparsity": _ABLATED, "threads": options.threads}
-        measure = step_times.measure(times, Method(zo.SparseMeZO, sparsity=_ABLATED), setting)
-        yield Case(f"sparse-mezo/step/{shape}/{examples}x{tokens}", facts, measure)
+        facts = {"claim": "sparse-mezo", "sparsity": _ABLATED}
+        yield step_times.case(options, times, "", facts, Method(zo.SparseMeZO, sparsity=_ABLATED), setting)
     for task, kind in studies.kinds.items():
         for name, arm in _arms(options, task).items():
             facts = {"claim": "sparse-mezo", "experiment": "learning", "task": task, "dtype": "float32"}

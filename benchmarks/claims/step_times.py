@@ -9,20 +9,21 @@ from functools import cache, partial
 
 import torch
 
-from ..cases_step import StepMaker
+from ..cases_step import StepMaker, unusable
 from ..compare import Trial, Versus, compare
-from ..registry import Row
+from ..registry import Case, Row
 from ..shapes import SHAPES, Batch
 from ..step_methods import MEZO, Method
-from ..timing import Plan
+from ..timing import Call, Plan
 from .tasks import device_of
 
-OURS, PUBLISHED, PUBLISHED_DENSE = "MeZO", "published passes", "MeZO, published passes"
+AGAINST = OURS, PUBLISHED, PUBLISHED_DENSE = "MeZO", "published passes", "MeZO, published passes"
+Setting = tuple[str, int, int]  # shape, examples, tokens
 _CPU = (("opt-125m", 1, 32), ("minilm", 32, 34))
 _CUDA = (("opt-1.3b", 1, 64), ("opt-1.3b", 16, 256))
 
 
-def settings(options: Namespace) -> Sequence[tuple[str, int, int]]:
+def settings(options: Namespace) -> Sequence[Setting]:
     """Shapes with examples and tokens: where passes dominate first, then where forwards do."""
     if options.fast:
         return (("tiny", 1, 8), ("tiny", 4, 8))
@@ -36,28 +37,30 @@ class StepTimes:
         self._options = options
         self.rows = cache(self._rows)
 
-    def _rows(self, method: Method, shape: str, examples: int, tokens: int) -> list[Row]:
+    def _rows(self, method: Method, shape: str, examples: int, tokens: int, against: tuple[str, ...]) -> list[Row]:
         """A step of a method against ours of MeZO, its own published one, and MeZO's published one."""
         options, device = self._options, device_of(self._options)
         torch.set_num_threads(options.threads)
         dtype = torch.bfloat16 if SHAPES[shape].large and device.type == "cuda" else torch.float32
         task = SHAPES[shape].build(Batch(examples, tokens), device, dtype)
         make = StepMaker(task, method, device, options)
-        other = copy.deepcopy(task.model)  # the baselines replace the memory of the weights
         dense = StepMaker(task, MEZO, device, options)
-        versus = [
-            Versus(OURS, dense.call(dense.first.run)),
-            Versus(PUBLISHED, make.call(make.baseline(other, True))),
-            Versus(PUBLISHED_DENSE, dense.call(dense.baseline(other, True))),
-        ]
+        other = copy.deepcopy(task.model)  # the baselines replace the memory of the weights
+        others: dict[str, Callable[[], Call]] = {
+            OURS: lambda: dense.call(dense.first.run),
+            PUBLISHED: lambda: make.call(make.baseline(other, True)),
+            PUBLISHED_DENSE: lambda: dense.call(dense.baseline(other, True)),
+        }
         elements = sum(p.numel() for p in task.model.parameters())
+        versus = [Versus(name, others[name]()) for name in against]
         trial = Trial(make.call(make.first.run), make.first.check, versus, elements)
         facts = {"shape": shape, "batch": examples, "tokens": tokens, "elements": elements}
-        return [facts | row for row in compare(trial, Plan(options.rounds, options.seconds / 2), device)]
+        facts |= {"dtype": str(dtype).removeprefix("torch.")}
+        return [facts | row for row in compare(trial, Plan(options.rounds, options.seconds), device)]
 
     def seconds(self, method: Method, shape: str, examples: int, tokens: int) -> dict[str, float]:
         """Of a step: of the method under "ours" and "published", dense under "ours MeZO" and "published MeZO"."""
-        rows = {row["baseline"]: row for row in self.rows(method, shape, examples, tokens) if row["correct"]}
+        rows = {row["baseline"]: row for row in self.rows(method, shape, examples, tokens, AGAINST) if row["correct"]}
         own = rows[OURS]["seconds_median"]
         return {
             "ours": own,
@@ -67,8 +70,26 @@ class StepTimes:
         }
 
 
-def measure(times: StepTimes, method: Method, setting: tuple[str, int, int]) -> Callable[[], list[Row]]:
-    return partial(times.rows, method, *setting)
+def case(
+    options: Namespace,
+    times: StepTimes,
+    name: str,
+    facts: Row,
+    method: Method,
+    setting: Setting,
+    against: tuple[str, ...] = AGAINST,
+) -> Case:
+    """Of steps alone."""
+    device, (shape, examples, tokens) = device_of(options), setting
+    facts = {
+        **facts,
+        "experiment": "step",
+        "device": str(device),
+        "backend": options.backend,
+        "threads": options.threads if device.type == "cpu" else None,
+    }
+    name = f"{facts['claim']}/step/{shape}/{examples}x{tokens}{name}"
+    return Case(name, facts, partial(times.rows, method, *setting, against), unusable(device, options.backend))
 
 
 def cells(row: Row) -> dict[str, str]:
