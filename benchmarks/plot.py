@@ -20,7 +20,7 @@ DRAWINGS = {
     "peers": "peers.figure",
     "share": "claims.figure_share",
     "learning": "claims.figure_learning",
-    "svrg": "claims.figure_svrg",
+    "svrg": "claims.svrg.figure",
     "tails": "randomness.figure",
 }
 _WORDS: dict[str, Any] = {"": None, "True": True, "False": False}

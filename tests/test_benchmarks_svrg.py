@@ -6,25 +6,17 @@ from argparse import Namespace
 import pytest
 import torch
 
-from benchmarks.claims import (
-    figure_svrg,
-    least_squares,
-    mlp,
-    svrg_compare,
-    svrg_estimates,
-    svrg_interval,
-    svrg_runs,
-    svrg_theory,
-    svrg_variance,
-)
-from benchmarks.claims.svrg_draws import Draws
-from benchmarks.claims.svrg_interval import ratio
-from benchmarks.claims.svrg_methods import FULL, METHODS, MEZO, Formula, Method
-from benchmarks.claims.svrg_problems import BATCH, Problem, flat, put
-from benchmarks.claims.svrg_problems import least_squares as problem_of
-from benchmarks.claims.svrg_runs import Stepper, runs
-from benchmarks.claims.svrg_theory import covariance, mezo, svrg
-from benchmarks.claims.svrg_tuning import Tuned, tune
+from benchmarks.claims import interval
+from benchmarks.claims.interval import ratio
+from benchmarks.claims.svrg import compare, estimates, figure, least_squares, mlp, theory, variance
+from benchmarks.claims.svrg import runs as svrg_runs
+from benchmarks.claims.svrg.draws import Draws
+from benchmarks.claims.svrg.methods import FULL, METHODS, MEZO, Formula, Method
+from benchmarks.claims.svrg.problems import BATCH, Problem, flat, put
+from benchmarks.claims.svrg.problems import least_squares as problem_of
+from benchmarks.claims.svrg.runs import Stepper, runs
+from benchmarks.claims.svrg.theory import covariance, mezo, svrg
+from benchmarks.claims.svrg.tuning import Tuned, tune
 
 BY_NAME = {method.name: method for method in METHODS}
 OPTIONS = Namespace(
@@ -77,7 +69,7 @@ def test_runs_near_the_optimum_start_there():
 
 def test_the_variance_of_spsa_is_what_the_law_of_total_variance_says(monkeypatch):
     """Against many estimates in float64, of gradients made up: nothing of the library takes part."""
-    monkeypatch.setattr(svrg_theory, "BATCH", 4)
+    monkeypatch.setattr(theory, "BATCH", 4)
     generator = torch.Generator().manual_seed(0)
     n, d, draws = 40, 3, 100_000
     here = torch.randn(n, d, dtype=torch.float64, generator=generator) + 0.5
@@ -90,12 +82,12 @@ def test_the_variance_of_spsa_is_what_the_law_of_total_variance_says(monkeypatch
 
     a, b = here[batches].mean(1), there[batches].mean(1)
     anchor = estimate(there.mean(0), own)
-    for estimates, expected in (
+    for drawn, expected in (
         (estimate(a, z), mezo(here)),
         (estimate(a, z) - estimate(b, z) + anchor, svrg(here, there, "shared")),
         (estimate(a, z) - estimate(b, other) + anchor, svrg(here, there, "separate")),
     ):
-        squares = (estimates - here.mean(0)).square().sum(1)
+        squares = (drawn - here.mean(0)).square().sum(1)
         error = squares.std().item() / math.sqrt(draws)
         assert abs(squares.mean().item() - expected.total) < 4 * error
 
@@ -114,8 +106,8 @@ def test_a_full_batch_is_worth_the_steps_that_its_smaller_variance_allows():
         return (g.square().sum() ** 2 / (2 * estimates.square().sum(1).mean())).item()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(svrg_theory, "BATCH", 4)
-        expected = svrg_theory.worth(here)
+        patch.setattr(theory, "BATCH", 4)
+        expected = theory.worth(here)
     assert expected > 2
     assert most(g) / most(here[batches].mean(1)) == pytest.approx(expected, rel=0.06)
 
@@ -123,7 +115,7 @@ def test_a_full_batch_is_worth_the_steps_that_its_smaller_variance_allows():
 def test_a_period_costs_what_its_steps_do(small):
     method = BY_NAME["svrg-q5"]
     queries = sum(method.queries(step, small) for step in range(5))
-    assert svrg_theory.cost(small.examples, 5) == queries / MEZO.queries(0, small)
+    assert theory.cost(small.examples, 5) == queries / MEZO.queries(0, small)
 
 
 def test_a_full_batch_has_no_covariance_and_a_small_one_that_of_its_mean():
@@ -181,7 +173,7 @@ def test_the_estimates_measured_are_those_of_the_steps(small, directions):
     stepper.step()
     anchored = flat(stepper.model)
     own = (start - anchored) / rate
-    for estimate in svrg_estimates._estimates(stepper, 3, shared):
+    for estimate in estimates._estimates(stepper, 3, shared):
         after = flat(stepper.model)
         torch.testing.assert_close((anchored - after) / rate, own + estimate, rtol=1e-3, atol=1e-2)
         anchored = after
@@ -223,7 +215,7 @@ def test_a_verdict_is_that_of_the_interval(values, verdict):
 def test_intervals_are_students_and_need_two_seeds():
     from scipy import stats
 
-    for i, t in enumerate(svrg_interval._T, 1):
+    for i, t in enumerate(interval._T, 1):
         assert t == pytest.approx(stats.t.ppf(0.975, i), abs=6e-4)
     assert ratio([1.0], [2.0], "x") == {"x_ratio": 0.5, "x_ratio_low": None, "x_ratio_high": None, "x_verdict": None}
     assert set(ratio([1.0, math.inf], [2.0, 2.0], "x").values()) == {None}
@@ -234,7 +226,7 @@ def test_rows_of_a_comparison(monkeypatch):
     assert len({case.name for case in found}) == len(found) == 2 * len(METHODS)
     chosen = [case for case in found if case.name == "svrg-least-squares/far/svrg-q2"]
     monkeypatch.setattr(
-        svrg_compare, "tune", lambda method, draws, steps: Tuned(1e-3, 2e-3 if method.anchor_every else None)
+        compare, "tune", lambda method, draws, steps: Tuned(1e-3, 2e-3 if method.anchor_every else None)
     )
     (case,) = chosen
     rows = [{**case.facts, **row} for row in case.measure()]
@@ -244,27 +236,27 @@ def test_rows_of_a_comparison(monkeypatch):
     assert len(rows) == 3 * len(means) and all(row["runs"] == 2 for row in means)
     for mean in means:
         losses = [row["loss"] for row in rows if row["budget"] == mean["budget"] and row["run_seed"] is not None]
-        assert mean["loss"] == pytest.approx(sum(losses) / 2) and mean["to_mezo_verdict"] in svrg_interval.VERDICTS
-        assert "mean of 2" in svrg_compare.cells(mean)["seed"]
+        assert mean["loss"] == pytest.approx(sum(losses) / 2) and mean["to_mezo_verdict"] in interval.VERDICTS
+        assert "mean of 2" in compare.cells(mean)["seed"]
     by = {row["budget"]: row for row in means}
     assert by["steps"]["loss_10"] == by["steps"]["loss"] and by["steps"]["queries_10"] == by["steps"]["queries"]
     assert by["queries"]["queries"] <= sum(BY_NAME["svrg-q10"].queries(t, problem_of("cpu")) for t in range(20))
-    assert len(figure_svrg.choose(means)) == 1
+    assert len(figure.choose(means)) == 1
 
 
 def test_rates_at_the_edge_of_their_grid_are_wrong(monkeypatch):
     (case,) = [
         case for case in least_squares.cases(OPTIONS) if case.name == "svrg-least-squares/near-optimum/mezo-full-batch"
     ]
-    monkeypatch.setattr(svrg_compare, "tune", lambda *_: Tuned(1e-3, None, at_edge=True))
+    monkeypatch.setattr(compare, "tune", lambda *_: Tuned(1e-3, None, at_edge=True))
     rows = case.measure()
     assert all(row["correct"] is False and "at the edge" in row["wrong"] for row in rows)
 
 
 def test_rows_of_variances_agree_with_theory_and_are_refused_if_not(monkeypatch):
     options = Namespace(**{**vars(OPTIONS), "seeds": [0, 1, 2]})
-    (case,) = [case for case in svrg_variance.cases(options) if case.name == "svrg-variance/near-optimum/start"]
-    monkeypatch.setattr(svrg_variance, "_AGES", {2: 1})
+    (case,) = [case for case in variance.cases(options) if case.name == "svrg-variance/near-optimum/start"]
+    monkeypatch.setattr(variance, "_AGES", {2: 1})
     rows = [{**case.facts, **row} for row in case.measure()]
     means = {row["directions"]: row for row in rows if row["run_seed"] is None}
     assert set(means) == {"shared", "separate"} and all(row["correct"] for row in rows)
@@ -274,9 +266,9 @@ def test_rows_of_variances_agree_with_theory_and_are_refused_if_not(monkeypatch)
     assert means["shared"]["to_mezo_verdict"] == "reproduced"
     assert means["shared"]["pays_in_steps"] is True
     assert means["shared"]["pays_in_queries"] is (means["shared"]["full_batch_worth"] > means["shared"]["period_cost"])
-    assert "reproduced" in svrg_variance.cells(means["shared"])["÷ MeZO's"]
-    assert len(figure_svrg.choose([row | {"anchor_every": 5} for row in rows])) == 2
-    monkeypatch.setattr(svrg_variance.svrg_theory, "mezo", lambda here: svrg(here, here, "separate"))
+    assert "reproduced" in variance.cells(means["shared"])["÷ MeZO's"]
+    assert len(figure.choose([row | {"anchor_every": 5} for row in rows])) == 2
+    monkeypatch.setattr(variance.theory, "mezo", lambda here: svrg(here, here, "separate"))
     wrong = case.measure()
     assert all(row["correct"] is False and "standard errors" in row["wrong"] for row in wrong)
 
@@ -284,7 +276,7 @@ def test_rows_of_variances_agree_with_theory_and_are_refused_if_not(monkeypatch)
 def test_without_scikit_learn_the_classifier_is_skipped(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert {case.skipped for case in mlp.cases(OPTIONS)} == {"scikit-learn is not installed"}
-    skipped = [case.name for case in svrg_variance.cases(OPTIONS) if case.skipped]
+    skipped = [case.name for case in variance.cases(OPTIONS) if case.skipped]
     assert skipped == ["svrg-variance/mlp/start", "svrg-variance/mlp/late"]
 
 
@@ -312,7 +304,7 @@ def test_the_figure_is_drawn_of_what_there_is():
         **parts,
     }
     rows = [runs_row, *(variance | {"directions": d} for d in ("shared", "separate"))]
-    figure = matplotlib.Figure()
-    figure_svrg.draw(figure, figure_svrg.choose(rows))
-    assert len(figure.axes) == 2
-    assert len(figure.axes[1].patches) == 8  # two parts of MeZO's, three of each other's
+    drawing = matplotlib.Figure()
+    figure.draw(drawing, figure.choose(rows))
+    assert len(drawing.axes) == 2
+    assert len(drawing.axes[1].patches) == 8  # two parts of MeZO's, three of each other's

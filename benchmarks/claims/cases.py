@@ -8,9 +8,10 @@ from dataclasses import replace
 
 from ..registry import Case, Row
 from ..rows import COLUMNS as TIMED
-from . import dominates, least_squares, lezo, mlp, sixteen, sparse, svrg_variance
+from . import dominates, lezo, sixteen, sparse
 from .learning import WrongStep
 from .step_times import StepTimes
+from .svrg import least_squares, mlp, variance
 from .tasks import Studies
 
 _SHOWN = {
@@ -18,7 +19,7 @@ _SHOWN = {
     "lezo": lezo.cells,
     "sparse-mezo": sparse.cells,
     "16-bits": sixteen.cells,
-    "svrg-variance": svrg_variance.cells,
+    "svrg-variance": variance.cells,
     "svrg-least-squares": least_squares.cells,
     "svrg-mlp": mlp.cells,
 }
@@ -32,7 +33,7 @@ def cases(options: Namespace) -> list[Case]:
         lezo.cases(options, studies, times),
         sparse.cases(options, studies, times),
         sixteen.cases(options, studies),
-        svrg_variance.cases(options),
+        variance.cases(options),
         least_squares.cases(options),
         mlp.cases(options),
     ]

@@ -12,10 +12,10 @@ from ..registry import Case, Row
 from ..step_methods import Method
 from . import step_times
 from .arms import library
+from .interval import ratio
 from .learning import Result
 from .run_rows import interval, run_rows, shown
 from .step_times import StepTimes
-from .svrg_interval import ratio
 from .tasks import LANGUAGE, Studies
 
 _DROPS = (0.25, 0.5, 0.75)

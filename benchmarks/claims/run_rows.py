@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from ..registry import Row
+from .interval import difference, spread
 from .learning import POINTS, Result
-from .svrg_interval import difference, spread
 
 
 def run_rows(result: Result, baseline: Result, seeds: Sequence[int]) -> list[Row]:

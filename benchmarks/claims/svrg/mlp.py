@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
-from ..registry import Case
-from . import svrg_compare
-from .svrg_compare import cells
-from .svrg_problems import digits
+from ...registry import Case
+from . import compare
+from .compare import cells
+from .problems import digits
 
 __all__ = ["cases", "cells"]
 
@@ -22,5 +22,5 @@ _TUNING_SEEDS = range(1000, 1004)  # more than convex problems need: rates that 
 def cases(options: Namespace) -> Iterator[Case]:
     reason = None if importlib.util.find_spec("sklearn") else "scikit-learn is not installed"
     make = partial(digits, options.device or "cpu")
-    for case in svrg_compare.cases(options, "svrg-mlp", "digits", make, _STEPS, tuning_seeds=_TUNING_SEEDS):
+    for case in compare.cases(options, "svrg-mlp", "digits", make, _STEPS, tuning_seeds=_TUNING_SEEDS):
         yield replace(case, skipped=reason)

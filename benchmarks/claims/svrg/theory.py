@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .svrg_problems import BATCH
+from .problems import BATCH
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from zo_kernels.optim.draws import ANCHOR_SLOT, SEPARATE_SLOT
 
-from .svrg_draws import Draws
-from .svrg_problems import BATCH, Problem, flat
+from .draws import Draws
+from .problems import BATCH, Problem, flat
 
 EPS = 1e-3
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import zo_kernels as zo
 
-from .svrg_draws import Draws, batch
-from .svrg_methods import EPS, Formula, Method
-from .svrg_problems import Problem, flat
-from .svrg_tuning import Tuned
+from .draws import Draws, batch
+from .methods import EPS, Formula, Method
+from .problems import Problem, flat
+from .tuning import Tuned
 
 CURVE = 10  # losses noted, evenly in steps
 _CHECKED = 20  # steps after which optimizer and formula are compared; later, rounding decides where unstable runs go

@@ -1,4 +1,4 @@
-"""Ratios of paired measurements with the interval that their spread over seeds allows."""
+"""Ratios and differences of paired measurements with the interval that their spread over seeds allows."""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ def ratio(values: Sequence[float], baseline: Sequence[float], name: str) -> Row:
     mean = statistics.fmean(logs)
     if len(logs) == 1:
         return dict(zip(keys, (math.exp(mean), None, None, None), strict=True))
-    half = _T[min(len(logs) - 1, len(_T)) - 1] * statistics.stdev(logs) / math.sqrt(len(logs))
+    half = _half(logs)
     low, high = math.exp(mean - half), math.exp(mean + half)
-    verdict = VERDICTS[0] if high < 1 else VERDICTS[1] if low > 1 else VERDICTS[2]
-    return dict(zip(keys, (math.exp(mean), low, high, verdict), strict=True))
+    return dict(zip(keys, (math.exp(mean), low, high, _verdict(low, high, 1.0)), strict=True))
 
 
 def spread(row: Row, values: Sequence[float], key: str) -> Row:

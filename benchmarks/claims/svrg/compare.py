@@ -10,14 +10,14 @@ from functools import cached_property, partial
 
 import torch
 
-from ..registry import Case, Row
-from ..timing import Call, Plan, Timer, alternate, quantile
-from .svrg_draws import Draws
-from .svrg_interval import ratio, spread
-from .svrg_methods import FULL, METHODS, MEZO, Method
-from .svrg_problems import BATCH, Problem
-from .svrg_runs import CURVE, Run, Stepper, noted, runs
-from .svrg_tuning import TUNING_SEEDS, Tuned, tune
+from ...registry import Case, Row
+from ...timing import Call, Plan, Timer, alternate, quantile
+from ..interval import ratio, spread
+from .draws import Draws
+from .methods import FULL, METHODS, MEZO, Method
+from .problems import BATCH, Problem
+from .runs import CURVE, Run, Stepper, noted, runs
+from .tuning import TUNING_SEEDS, Tuned, tune
 
 _COSTLIEST = METHODS[4]  # q = 10: its steps set the budget of example-forwards
 _TIMED_STEPS = 10

@@ -6,10 +6,10 @@ from argparse import Namespace
 from collections.abc import Iterator
 from functools import partial
 
-from ..registry import Case
-from . import svrg_compare
-from .svrg_compare import cells
-from .svrg_problems import least_squares
+from ...registry import Case
+from . import compare
+from .compare import cells
+from .problems import least_squares
 
 __all__ = ["cases", "cells"]
 
@@ -21,5 +21,5 @@ _NOISY = 1.0  # label noise: the gradients of minibatches do not vanish at the o
 def cases(options: Namespace) -> Iterator[Case]:
     far = partial(least_squares, options.device or "cpu")
     near = partial(least_squares, options.device or "cpu", _NOISY, near=True)
-    yield from svrg_compare.cases(options, "svrg-least-squares", "far", far, _STEPS, _PUBLISHED)
-    yield from svrg_compare.cases(options, "svrg-least-squares", "near-optimum", near, _STEPS)
+    yield from compare.cases(options, "svrg-least-squares", "far", far, _STEPS, _PUBLISHED)
+    yield from compare.cases(options, "svrg-least-squares", "near-optimum", near, _STEPS)

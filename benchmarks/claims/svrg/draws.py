@@ -9,7 +9,7 @@ import zo_kernels as zo
 from zo_kernels.names import param_ids
 from zo_kernels.optim.draws import FIRST_SLOT, direction_seeds
 
-from .svrg_problems import BATCH, Problem
+from .problems import BATCH, Problem
 
 
 class Draws:

@@ -13,14 +13,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..registry import Case, Row
-from . import svrg_estimates, svrg_theory
-from .svrg_estimates import Measured
-from .svrg_interval import ratio, spread
-from .svrg_methods import Method
-from .svrg_problems import BATCH, Problem, digits, flat, least_squares
-from .svrg_runs import Stepper
-from .svrg_theory import Split
+from ...registry import Case, Row
+from ..interval import ratio, spread
+from . import estimates, theory
+from .estimates import Measured
+from .methods import Method
+from .problems import BATCH, Problem, digits, flat, least_squares
+from .runs import Stepper
+from .theory import Split
 
 _THREADS = 1
 _DRAWS = 40
@@ -69,14 +69,14 @@ def _measure(options: Namespace, place: Place) -> list[Row]:
     problem = place.make(options.device or "cpu")
     draws, walked = (8, min(place.walked, 4)) if options.fast else (_DRAWS, place.walked)
     anchors = {seed: _walk(problem, seed, walked, place.rate) for seed in options.seeds}
-    alone = {seed: svrg_estimates.mezo(problem, anchor, seed, draws) for seed, anchor in anchors.items()}
+    alone = {seed: estimates.mezo(problem, anchor, seed, draws) for seed, anchor in anchors.items()}
     rows = []
     for q, age in _AGES.items():
         for directions in ("shared", "separate"):
             found = []
             for seed, anchor in anchors.items():
-                correction = svrg_estimates.correction(problem, anchor, age, directions, place.rate, seed, draws)
-                mezo = svrg_estimates.mezo(problem, correction.theta, seed, draws)
+                correction = estimates.correction(problem, anchor, age, directions, place.rate, seed, draws)
+                mezo = estimates.mezo(problem, correction.theta, seed, draws)
                 found.append(Seed(seed, correction, mezo, alone[seed], anchor, directions))
             known = {"anchor_every": q, "age": age, "directions": directions, "draws": draws, "walked": walked}
             rows += _rows(known | {"elements": problem.dimension, "examples": problem.examples}, found)
@@ -104,12 +104,12 @@ class Seed:
         """Variances in units of |∇f(θ)|²; the estimate's own and what theory expects of it."""
         unit = self.mezo.here.mean(0).square().sum().item()
         svrg = Split(self.correction.split.direction, self.correction.split.minibatch, self.at_anchor.split.direction)
-        expected = svrg_theory.svrg(self.correction.here, self.at_anchor.here, self.directions)
-        mezo, mezo_expected = self.mezo.split, svrg_theory.mezo(self.mezo.here)
+        expected = theory.svrg(self.correction.here, self.at_anchor.here, self.directions)
+        mezo, mezo_expected = self.mezo.split, theory.mezo(self.mezo.here)
         return {
             "run_seed": self.seed,
             "distance": (self.correction.theta - self.anchor).norm().item(),
-            "noise_to_signal": svrg_theory.covariance(self.mezo.here, self.mezo.here) / unit,
+            "noise_to_signal": theory.covariance(self.mezo.here, self.mezo.here) / unit,
             "mezo_direction": mezo.direction / unit,
             "mezo_minibatch": mezo.minibatch / unit,
             "mezo_variance": mezo.total / unit,
@@ -120,13 +120,13 @@ class Seed:
             "variance": svrg.total / unit,
             "expected": expected.total / unit,
             "expected_ratio": expected.total / mezo_expected.total,
-            "full_batch_worth": svrg_theory.worth(self.mezo.here),
+            "full_batch_worth": theory.worth(self.mezo.here),
         }
 
     def checks(self) -> dict[str, tuple[float, float]]:
         """Each part's distance from what theory expects, and its standard error, as shares of the whole variance."""
-        expected = svrg_theory.svrg(self.correction.here, self.at_anchor.here, self.directions)
-        mezo = svrg_theory.mezo(self.mezo.here)
+        expected = theory.svrg(self.correction.here, self.at_anchor.here, self.directions)
+        mezo = theory.mezo(self.mezo.here)
         return {
             "mezo_direction": _off(self.mezo, "direction", mezo.direction, mezo),
             "mezo_minibatch": _off(self.mezo, "minibatch", mezo.minibatch, mezo),
@@ -155,7 +155,7 @@ def _rows(known: Row, found: list[Seed]) -> list[Row]:
     for key in rows[0]:
         if key != "run_seed":
             mean = spread(mean, [row[key] for row in rows], key)
-    period, cost = known["anchor_every"], svrg_theory.cost(known["examples"], known["anchor_every"])
+    period, cost = known["anchor_every"], theory.cost(known["examples"], known["anchor_every"])
     mean |= {"period_steps": period, "period_cost": cost}
     mean |= {"pays_in_steps": mean["full_batch_worth"] > period, "pays_in_queries": mean["full_batch_worth"] > cost}
     mean |= ratio([row["variance"] for row in rows], [row["mezo_variance"] for row in rows], "to_mezo")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .svrg_draws import Draws
-from .svrg_methods import Formula, Method
+from .draws import Draws
+from .methods import Formula, Method
 
 TUNING_SEEDS = (1000, 1001)
 _SPSA, _GRADIENT = range(-11, -6), range(-5, 0)  # exponents of 2 to begin with

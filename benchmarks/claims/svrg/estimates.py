@@ -15,11 +15,11 @@ from torch import Tensor
 from zo_kernels.optim.draws import SEPARATE_SLOT
 from zo_kernels.trajectory.record import projected_gradients
 
-from .svrg_draws import Draws
-from .svrg_methods import EPS, FULL, MEZO, Method
-from .svrg_problems import Problem, flat, put
-from .svrg_runs import Stepper
-from .svrg_theory import Split
+from .draws import Draws
+from .methods import EPS, FULL, MEZO, Method
+from .problems import Problem, flat, put
+from .runs import Stepper
+from .theory import Split
 
 _NEVER = 2**30
 
