@@ -70,6 +70,11 @@ def _plot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FOLDER", required=True, help="where the figures go")
 
 
+def _evidence(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("documents", nargs="+", metavar="DOCUMENT", help="Markdown with marks where tables belong")
+    parser.add_argument("--check", action="store_true", help="write nothing; say whether the tables are up to date")
+
+
 def _all(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FOLDER", help="default docs/gpu/NAME-OF-THE-GPU, without one runs/benchmarks")
     parser.add_argument("--minutes", type=float, default=8.5, help="for everything (default %(default)s)")
@@ -106,6 +111,7 @@ def parser() -> argparse.ArgumentParser:
     _peers(suites.add_parser("peers", help="the same steps by other packages: time, memory, loss, exactness"))
     _randomness(suites.add_parser("randomness", help="statistics of the noise beside torch.randn's and tl.randn's"))
     _plot(suites.add_parser("plot", help="figures of rows that were written before"))
+    _evidence(suites.add_parser("evidence", help="tables of rows that were written before, into documents"))
     _all(suites.add_parser("all", help="static, kernels, step, profile and plot, each with a time limit"))
     return top
 
@@ -117,6 +123,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from . import plot
 
         return plot.run(options.files, options.out)
+    if options.suite == "evidence":
+        from .evidence import document
+
+        return document.run(options.documents, options.check)
     if options.suite == "all":
         from . import everything
 

@@ -1,0 +1,1 @@
+"""Tables of committed rows, as the documents show them."""

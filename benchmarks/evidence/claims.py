@@ -1,0 +1,113 @@
+"""Tables of the claims, but for MeZO-SVRG's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..claims.step_times import OURS, PUBLISHED, PUBLISHED_DENSE
+from ..registry import Row
+from .cells import interval, milliseconds, number
+
+
+def _steps(rows: Sequence[Row], claim: str) -> list[dict[str, Row]]:
+    """For each case its rows by what they are against."""
+    cases: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        if row.get("claim") == claim and row.get("experiment") == "step" and row.get("correct"):
+            cases.setdefault(row["case"], {})[row["baseline"]] = row
+    return list(cases.values())
+
+
+def _means(rows: Sequence[Row], claim: str) -> list[Row]:
+    return [r for r in rows if r.get("claim") == claim and r.get("experiment") == "learning" and r.get("runs")]
+
+
+def passes(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
+    headings = ("examples × tokens", "published, ms", "of it not forwards", "ours, ms", "of it not forwards", "ratio")
+    lines = []
+    for case in _steps(rows, "perturbation-dominates"):
+        row = case[PUBLISHED]
+        lines.append(
+            [
+                f"{row['batch']} × {row['tokens']}",
+                milliseconds(row["baseline_seconds_median"]),
+                f"{1 - row['baseline_forwards_share']:.0%}",
+                milliseconds(row["seconds_median"]),
+                f"{1 - row['forwards_share']:.0%}",
+                f"{row['ratio']:.1f} ({row['ratio_p10']:.1f} to {row['ratio_p90']:.1f})",
+            ]
+        )
+    return headings, lines
+
+
+def lezo_step(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
+    headings = (
+        "model, batch",
+        "dropped",
+        "published: MeZO / LeZO",
+        "ours: MeZO / LeZO",
+        "published MeZO / our MeZO",
+        "published LeZO / our LeZO",
+    )
+    lines = []
+    for case in _steps(rows, "lezo"):
+        dense, own, published = case[OURS]["ratio"], case[PUBLISHED]["ratio"], case[PUBLISHED_DENSE]["ratio"]
+        row = case[OURS]
+        lines.append(
+            [
+                f"{row['shape']}, {row['batch']} × {row['tokens']}",
+                f"{row['drop']:.0%}",
+                f"{published / own:.2f}",
+                f"{dense:.2f}",
+                f"{published / dense:.2f}",
+                f"{own:.2f}",
+            ]
+        )
+    return headings, lines
+
+
+def lezo(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
+    headings = (
+        "task",
+        "method",
+        "lr",
+        "dev loss",
+        "minus MeZO's",
+        "time to equal loss, published",
+        "time to equal loss, ours",
+    )
+    lines = []
+    for row in _means(rows, "lezo"):
+        other = row["drop"] != 0
+        lines.append(
+            [
+                *_task(row),
+                interval(row, "dev_loss_difference", "+.3f") if other else "",
+                interval(row, "published_time_to_loss_ratio", ".2f") if other else "1",
+                interval(row, "ours_time_to_loss_ratio", ".2f") if other else "1",
+            ]
+        )
+    return headings, lines
+
+
+def _task(row: Row) -> list[str]:
+    lr = f"{row['lr']:.1e}" + (" (edge of those tried)" if row["lr_at_edge"] else "")
+    return [row["task"], row["arm"], lr, f"{row['start_loss']:.3f} → {number(row, 'dev_loss', '.3f')}"]
+
+
+def _learned(rows: Sequence[Row], claim: str, first: str) -> list[list[str]]:
+    return [
+        [*_task(row), interval(row, "dev_loss_difference", "+.3f") if row["arm"] != first else ""]
+        for row in _means(rows, claim)
+    ]
+
+
+def sparse(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
+    found = _means(rows, "sparse-mezo")
+    highest = [number(row, "highest_useful_lr", ".1e") for row in found]
+    headings = ("task", "weights that take part", "lr", "dev loss", "minus MeZO's", "highest lr that still learns")
+    return headings, [[*line, lr] for line, lr in zip(_learned(rows, "sparse-mezo", "MeZO"), highest, strict=True)]
+
+
+def sixteen(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
+    return ("task", "way", "lr", "dev loss", "minus fp32's"), _learned(rows, "16-bits", "MeZO")

@@ -1,0 +1,85 @@
+"""The documents show what the committed rows say, link to what is there, and hold code that is Python."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.evidence.document import ROOT, updated
+from benchmarks.evidence.tables import TABLES
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+EVIDENCE = ROOT / "docs" / "evidence.md"
+
+
+def test_the_tables_of_the_evidence_are_those_of_the_committed_rows(capsys):
+    text = EVIDENCE.read_text()
+    assert main(["evidence", "--check", str(EVIDENCE)]) == 0
+    assert set(re.findall(r"<!-- table (\S+) ", text)) == set(TABLES)
+    changed = re.sub(r"(\| zo2 \w+ \| )\d", r"\g<1>9", text)
+    assert changed != text and updated(changed) == text
+
+
+def test_a_table_out_of_date_is_told_and_written(tmp_path, capsys):
+    document = tmp_path / "some.md"
+    document.write_text("<!-- table peers-loss of docs/results/peers.csv -->\nold\n<!-- end -->\nkept\n")
+    assert main(["evidence", "--check", str(document)]) == 1
+    assert "out of date" in capsys.readouterr().out and "old" in document.read_text()
+    assert main(["evidence", str(document)]) == 0
+    text = document.read_text()
+    assert "old" not in text and "| published |" in text and text.endswith("<!-- end -->\nkept\n")
+    assert main(["evidence", "--check", str(document)]) == 0
+
+
+@pytest.mark.parametrize(
+    "mark, told",
+    [
+        ("table peers-los of docs/results/peers.csv", "expected a table of passes"),
+        ("table lezo of docs/results/peers.csv", "no rows for the table lezo"),
+        ("table lezo of docs/results/none.csv", "none.csv"),
+    ],
+)
+def test_a_mark_that_asks_for_nothing_is_an_error(mark, told, tmp_path, capsys):
+    document = tmp_path / "some.md"
+    document.write_text(f"<!-- {mark} -->\n<!-- end -->\n")
+    assert main(["evidence", str(document)]) == 2 and told in capsys.readouterr().out
+
+
+def test_pipes_in_cells_do_not_part_them():
+    text = updated("<!-- table moments of docs/results/randomness.csv -->\n<!-- end -->\n")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1 and r"\|z\| > 6" in text
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    text = document.read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"\w+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        path = (document.parent / file).resolve() if file else document
+        assert path.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in headings}, target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_code_is_python(document):
+    for block in re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL):
+        ast.parse(block)
+
+
+def test_documents_are_in_the_index():
+    index = (ROOT / "docs" / "README.md").read_text()
+    for path in (ROOT / "docs").glob("*.md"):
+        assert path.name == "README.md" or f"]({path.name}" in index, path.name
+
+
+def test_figures_and_rows_are_spoken_of():
+    text = "".join(path.read_text() for path in DOCUMENTS)
+    for path in (*Path(ROOT, "docs", "figures").iterdir(), *Path(ROOT, "docs", "results").iterdir()):
+        assert f"{path.parent.name}/{path.name}" in text, path.name
