@@ -14,8 +14,8 @@ import zo_kernels as zo
 from benchmarks.__main__ import main, parser
 from benchmarks.claims import arms, cases, tiny_lm
 from benchmarks.claims.arms import MaskedMeZO, library, masked
+from benchmarks.claims.equal_time import by_time
 from benchmarks.claims.learning import Arm, Curve, Study, WrongStep, _choose, run
-from benchmarks.claims.lezo import _by_time
 from benchmarks.claims.run_rows import run_rows
 
 SEEDS = [0, 1]
@@ -228,16 +228,19 @@ def test_rows_are_of_each_seed_and_of_all_against_the_baseline():
     assert run_rows(slow, slow, SEEDS)[-1]["dev_loss_difference_verdict"] == "undecided"
 
 
-def test_time_to_loss_takes_steps_and_their_time():
-    study = Study(Line, 100, SEEDS, 1e-3)
-    twice = [Curve((0, 100), (4.0, 2.0), {})] * 2
-    once = [Curve((0, 100), (4.0, 3.0), {})] * 2
-    result, dense = (study.result(arm_of(name)) for name in "ab")
-    result, dense = (type(r)(r.arm, r.lr, r.tried, c) for r, c in ((result, twice), (dense, once)))
-    row = _by_time(result, dense, 0.5, "ours")
-    assert row["ours_time_to_loss_ratio"] == pytest.approx(0.25) and row["ours_step_time_ratio"] == 0.5
-    assert row["ours_time_to_loss_verdict"] == "reproduced"
-    assert _by_time(dense, result, 0.5, "ours")["ours_time_to_loss_ratio"] == pytest.approx(1.0)
+def test_runs_are_compared_by_time():
+    fast = [Curve((0, 100), (4.0, 2.0), {}), Curve((0, 100), (4.0, 1.9), {})]
+    slow = [Curve((0, 100), (4.0, 3.0), {}), Curve((0, 100), (4.0, 2.9), {})]
+    row = by_time(fast, slow, 0.5, "ours")
+    assert row["ours_step_time_ratio"] == 0.5 and row["ours_time_to_loss_verdict"] == "reproduced"
+    assert row["ours_time_to_loss_ratio"] == pytest.approx(0.5 * math.sqrt(0.5 * 1.1 / 2.1))
+    assert row["ours_equal_time_difference"] == pytest.approx(((2.0 - 3.5) + (1.9 - 3.45)) / 2)
+    assert row["ours_equal_time_difference_verdict"] == "reproduced"
+    row = by_time(slow, fast, 2.0, "ours")
+    assert row["ours_time_to_loss_verdict"] == row["ours_equal_time_difference_verdict"] == "refuted"
+    assert row["ours_equal_time_difference"] == pytest.approx(((3.5 - 2.0) + (3.45 - 1.9)) / 2)
+    diverged = [Curve((0, 100), (4.0, math.inf), {})] * 2
+    assert by_time(diverged, slow, 0.5, "ours")["ours_equal_time_difference_verdict"] is None
 
 
 def test_a_wrong_arm_is_not_run():

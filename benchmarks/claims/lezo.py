@@ -12,8 +12,7 @@ from ..registry import Case, Row
 from ..step_methods import Method
 from . import step_times
 from .arms import library
-from .interval import ratio
-from .learning import Result
+from .equal_time import by_time
 from .run_rows import interval, run_rows, shown
 from .step_times import StepTimes
 from .tasks import LANGUAGE, Studies
@@ -43,25 +42,9 @@ def _learned(options: Namespace, studies: Studies, times: StepTimes, task: str, 
         seconds = times.seconds(method, *step_times.settings(options)[0])
         studies.of(task)  # timing changed the number of threads
         for whose in ("ours", "published"):
-            rows[-1] |= _by_time(result, dense, seconds[whose] / seconds[f"{whose} MeZO"], whose)
+            share = seconds[whose] / seconds[f"{whose} MeZO"]
+            rows[-1] |= by_time(result.curves, dense.curves, share, whose)
     return rows
-
-
-def _by_time(result: Result, dense: Result, share: float, whose: str) -> Row:
-    """With steps that take `share` of the time of MeZO's.
-
-    Returns:
-        the share, and by how much longer MeZO takes to reach the higher of the two losses that a seed's runs end with,
-        with the verdict of the claim that it takes longer.
-    """
-    needed, of_mezo = [], []
-    for ours, mezo in zip(result.curves, dense.curves, strict=True):
-        loss = max(ours.losses[-1], mezo.losses[-1])
-        mine, its = ours.reaches(loss), mezo.reaches(loss)
-        needed.append(float("inf") if mine is None else mine * share)
-        of_mezo.append(float("inf") if its is None else its)
-    row = ratio(needed, of_mezo, f"{whose}_time_to_loss")
-    return {f"{whose}_step_time_ratio": share, **row}
 
 
 def cells(row: Row) -> dict[str, str]:

@@ -12,6 +12,7 @@ from ..registry import Case, Row
 from ..step_methods import Method
 from . import step_times
 from .arms import library, masked
+from .equal_time import by_time
 from .learning import Arm
 from .run_rows import run_rows, shown
 from .step_times import StepTimes
@@ -41,13 +42,21 @@ def cases(options: Namespace, studies: Studies, times: StepTimes) -> Iterator[Ca
     for task, kind in studies.kinds.items():
         for name, arm in _arms(options, task).items():
             facts = {"claim": "sparse-mezo", "experiment": "learning", "task": task, "dtype": "float32"}
-            measure = partial(_learned, options, studies, task, arm)
+            measure = partial(_learned, options, studies, times, task, arm)
             yield Case(f"sparse-mezo/{task}/{name}", facts, measure, kind.skipped)
 
 
-def _learned(options: Namespace, studies: Studies, task: str, arm: Arm) -> list[Row]:
+def _learned(options: Namespace, studies: Studies, times: StepTimes, task: str, arm: Arm) -> list[Row]:
     study = studies.of(task)
-    return run_rows(study.result(arm), study.result(library("MeZO", options)), study.seeds)
+    dense, result = study.result(library("MeZO", options)), study.result(arm)
+    rows = run_rows(result, dense, study.seeds)
+    if arm.name.startswith("SparseMeZO"):  # steps of the ablations are not the library's
+        method = Method(zo.SparseMeZO, sparsity=arm.facts["sparsity"])
+        seconds = times.seconds(method, *step_times.settings(options)[0])
+        for whose in ("ours", "published"):
+            share = seconds[whose] / seconds[f"{whose} MeZO"]
+            rows[-1] |= by_time(result.curves, dense.curves, share, whose)
+    return rows
 
 
 def cells(row: Row) -> dict[str, str]:

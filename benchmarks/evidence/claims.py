@@ -66,28 +66,19 @@ def lezo_step(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
     return headings, lines
 
 
+_BY_TIME = ("time to equal loss, published", "ours", "loss at equal time, published", "ours")
+
+
 def lezo(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
-    headings = (
-        "task",
-        "method",
-        "lr",
-        "dev loss",
-        "minus MeZO's",
-        "time to equal loss, published",
-        "time to equal loss, ours",
-    )
-    lines = []
-    for row in _means(rows, "lezo"):
-        other = row["drop"] != 0
-        lines.append(
-            [
-                *_task(row),
-                interval(row, "dev_loss_difference", "+.3f") if other else "",
-                interval(row, "published_time_to_loss_ratio", ".2f") if other else "1",
-                interval(row, "ours_time_to_loss_ratio", ".2f") if other else "1",
-            ]
-        )
-    return headings, lines
+    lines = [[*line, *_by_time(row)] for row, line in _learned(rows, "lezo", "MeZO")]
+    return ("task", "method", "lr", "dev loss", "minus MeZO's", *_BY_TIME), lines
+
+
+def _by_time(row: Row) -> list[str]:
+    """Against MeZO: the time until both have a loss, and the losses at a time."""
+    both = ("published", "ours")
+    to_loss = [interval(row, f"{whose}_time_to_loss_ratio", ".2f") for whose in both]
+    return [*to_loss, *(interval(row, f"{whose}_equal_time_difference", "+.3f") for whose in both)]
 
 
 def _task(row: Row) -> list[str]:
@@ -95,19 +86,20 @@ def _task(row: Row) -> list[str]:
     return [row["task"], row["arm"], lr, f"{row['start_loss']:.3f} → {number(row, 'dev_loss', '.3f')}"]
 
 
-def _learned(rows: Sequence[Row], claim: str, first: str) -> list[list[str]]:
+def _learned(rows: Sequence[Row], claim: str, first: str) -> list[tuple[Row, list[str]]]:
+    """The mean of each arm, and the cells about its learning."""
     return [
-        [*_task(row), interval(row, "dev_loss_difference", "+.3f") if row["arm"] != first else ""]
+        (row, [*_task(row), interval(row, "dev_loss_difference", "+.3f") if row["arm"] != first else "–"])
         for row in _means(rows, claim)
     ]
 
 
 def sparse(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
-    found = _means(rows, "sparse-mezo")
-    highest = [number(row, "highest_useful_lr", ".1e") for row in found]
-    headings = ("task", "weights that take part", "lr", "dev loss", "minus MeZO's", "highest lr that still learns")
-    return headings, [[*line, lr] for line, lr in zip(_learned(rows, "sparse-mezo", "MeZO"), highest, strict=True)]
+    found = _learned(rows, "sparse-mezo", "MeZO")
+    lines = [[*line, number(row, "highest_useful_lr", ".1e"), *_by_time(row)] for row, line in found]
+    headings = ("task", "weights that take part", "lr", "dev loss", "minus MeZO's", "highest useful lr", *_BY_TIME)
+    return headings, lines
 
 
 def sixteen(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
-    return ("task", "way", "lr", "dev loss", "minus fp32's"), _learned(rows, "16-bits", "MeZO")
+    return ("task", "way", "lr", "dev loss", "minus fp32's"), [line for _, line in _learned(rows, "16-bits", "MeZO")]

@@ -1,0 +1,36 @@
+"""Runs of two methods compared by time: curves over steps, and what their steps take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..registry import Row
+from .interval import difference, ratio
+from .learning import Curve
+
+
+def by_time(curves: Sequence[Curve], dense: Sequence[Curve], share: float, whose: str) -> Row:
+    """Of a method against MeZO, when a step of it takes `share` of the time of MeZO's.
+
+    Returns:
+        `WHOSE_step_time_ratio`: the share.
+        `WHOSE_time_to_loss_*`: the time in parts of MeZO's until both have reached the higher of the losses that they
+        end with (a ratio below 1: faster).
+        `WHOSE_equal_time_*`: the difference of their losses when the first of them is done with its steps (below 0:
+        lower).
+    """
+    needed, of_mezo, loss, of_mezo_then = [], [], [], []
+    for own, mezo in zip(curves, dense, strict=True):
+        both = max(own.losses[-1], mezo.losses[-1])
+        mine, its = own.reaches(both), mezo.reaches(both)
+        needed.append(math.inf if mine is None else mine * share)
+        of_mezo.append(math.inf if its is None else its)
+        steps = min(own.steps[-1], mezo.steps[-1] / share)
+        loss.append(own.at(steps))
+        of_mezo_then.append(mezo.at(steps * share))
+    return {
+        f"{whose}_step_time_ratio": share,
+        **ratio(needed, of_mezo, f"{whose}_time_to_loss"),
+        **difference(loss, of_mezo_then, f"{whose}_equal_time"),
+    }
