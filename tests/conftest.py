@@ -1,5 +1,6 @@
 """What every process of tests has."""
 
+import gc
 import os
 from collections.abc import Iterator
 from functools import lru_cache
@@ -16,6 +17,15 @@ if not torch.cuda.is_available():
 def one_thread() -> None:
     """A process of tests runs on each core, and the tensors are small: more threads would only wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_heap() -> None:
+    """What tests collect garbage of is their own: what others have imported, millions of objects, is not looked through
+    each time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,7 +3,6 @@
 import copy
 import csv
 import dataclasses
-import gc
 import json
 import time
 
@@ -36,15 +35,6 @@ def rows_of(tmp_path, *arguments):
     file = tmp_path / "rows.json"
     status = main([*arguments, *QUICK, "--json", str(file)])
     return status, json.loads(file.read_text()), list(csv.DictReader(file.with_suffix(".csv").open()))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_heap():
-    """Benchmarks collect garbage before every case: what other tests have imported need not be looked at each time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 from collections.abc import Iterator
 
@@ -14,17 +13,6 @@ collect_ignore_glob = ["test_*.py"] if _MISSING else []
 
 def pytest_report_header() -> str | None:
     return f"tests/integrations: left out, without {' and '.join(_MISSING)}" if _MISSING else None
-
-
-@pytest.fixture(scope="session", autouse=True)
-def imported_modules_are_not_searched() -> Iterator[None]:
-    """Each run of a Trainer collects garbage, which takes longer than its steps while all of transformers is looked
-    through.
-    """
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
