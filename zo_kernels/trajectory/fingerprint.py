@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, device
 
 _COLUMNS = 1 << 14
-# Rows at a time: what is made of them stays in a processor's cache, or gives a GPU enough to do.
+# Rows at a time: as int64 they stay in a processor's cache, or give a GPU enough to do. On a CPU, also too few for
+# PyTorch to share among threads: waiting for these costs more than it saves, most of all where other work holds a core.
 _ROWS = {"cpu": 2, "cuda": 256}
+_INTEGER_MV = {"cpu"}  # where PyTorch multiplies matrices by vectors of integers
 _WORDS = {4: torch.int32, 2: torch.int16}
 
 
@@ -50,31 +52,62 @@ def summed(t: Tensor, runs: Sequence[int] = (0,)) -> Tensor:
     """
     with torch.inference_mode(False), torch.no_grad():
         words = t.detach().reshape(-1).view(_WORDS[t.element_size()])
-        total = torch.zeros((), dtype=torch.int64, device=t.device)
-        if len(runs) == 1:
-            return _add_run(total, words, runs[0])
-        words = words.view(len(runs), -1)
-        at_most = max(1, _ROWS.get(t.device.type, 2) * _COLUMNS // words.shape[1])
-        columns = torch.arange(words.shape[1], device=t.device)
-        starts = torch.tensor(runs, device=t.device)[:, None]
-        for part, first in zip(words.split(at_most), starts.split(at_most), strict=True):
-            index = first + columns
-            total += (part * _odd(index % _COLUMNS) * _odd(_COLUMNS + index // _COLUMNS)).sum()
-    return total
+        if not len(words):
+            return torch.zeros((), dtype=torch.int64, device=t.device)
+        at_once = _ROWS.get(t.device.type, 2) * _COLUMNS
+        stretches = words.view(len(runs), -1)
+        if len(runs) == 1 or 2 * stretches.shape[1] > at_once:
+            sums = [_of_stretch(each, first) for each, first in zip(stretches, runs, strict=True)]
+            return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
+        return _of_short_stretches(stretches, runs, at_once)
 
 
-def _add_run(total: Tensor, words: Tensor, first: int) -> Tensor:
-    """Add the words of one stretch, whose first element has the index `first`."""
-    where = words.device
-    columns, n_rows = _columns(where), _ROWS.get(where.type, 2)
+def _of_stretch(words: Tensor, first: int) -> Tensor:
+    """What is added by words one after the other, of which the first has the index `first`."""
+    where, n = words.device, len(words)
+    columns, at_once = _columns(where), _ROWS.get(where.type, 2)
     row, before = divmod(first, _COLUMNS)
-    while words.numel():
-        part, words = words[: n_rows * _COLUMNS - before], words[n_rows * _COLUMNS - before :]
-        rows = torch.zeros(-(-(before + part.numel()) // _COLUMNS) * _COLUMNS, dtype=torch.int64, device=where)
-        rows[before : before + part.numel()] = part
-        sums = (rows.view(-1, _COLUMNS) * columns).sum(1)
-        total += (sums * _odds(_COLUMNS + row, len(sums), where)).sum()
-        row, before = row + n_rows, 0
+    head = min(-before % _COLUMNS, n)  # the end of a row that began earlier
+    whole = (n - head) // _COLUMNS
+    tail = head + whole * _COLUMNS
+    sums = torch.empty(bool(head) + whole + (tail < n), dtype=torch.int64, device=where)
+    scratch = torch.empty(min(at_once * _COLUMNS, n), dtype=torch.int64, device=where)
+    if head:
+        _sum_rows(words[None, :head], columns[before : before + head], scratch, sums[:1])
+    if whole:
+        rows = words[head:tail].view(whole, _COLUMNS).split(at_once)
+        for part, out in zip(rows, sums[bool(head) :][:whole].split(at_once), strict=True):
+            _sum_rows(part, columns, scratch, out)
+    if tail < n:
+        _sum_rows(words[None, tail:], columns[: n - tail], scratch, sums[-1:])
+    return sums.mul_(_odds(_COLUMNS + row, len(sums), where)).sum()
+
+
+def _sum_rows(rows: Tensor, columns: Tensor, scratch: Tensor, out: Tensor) -> None:
+    """To `out`, of each row the sum of its words times the columns' factors; `scratch` is int64, of as many elements
+    as `rows` or more. It is there to be used again: fresh pages cost more than the arithmetic.
+    """
+    wide = scratch[: rows.numel()].view(rows.shape)
+    if rows.device.type in _INTEGER_MV:  # one pass less than products that are then added
+        torch.mv(wide.copy_(rows), columns, out=out)
+    else:
+        torch.sum(torch.mul(rows, columns, out=wide), 1, out=out)
+
+
+def _of_short_stretches(stretches: Tensor, runs: Sequence[int], at_once: int) -> Tensor:
+    """Several at a time, with each word's factors looked up, fewer words than `at_once`."""
+    where, n = stretches.device, stretches.shape[1]
+    columns, row = _columns(where), min(runs) // _COLUMNS
+    rows = _odds(_COLUMNS + row, (max(runs) + n - 1) // _COLUMNS - row + 1, where)
+    places = torch.arange(n, device=where)
+    starts = torch.tensor(runs, device=where)[:, None] - row * _COLUMNS
+    at_most = (at_once - 1) // n
+    total = torch.zeros((), dtype=torch.int64, device=where)
+    for part, start in zip(stretches.split(at_most), starts.split(at_most), strict=True):
+        index = start + places
+        products = torch.take(columns, index & (_COLUMNS - 1)).mul_(part)
+        index >>= _COLUMNS.bit_length() - 1
+        total += products.mul_(torch.take(rows, index)).sum()
     return total
 
 
