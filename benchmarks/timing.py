@@ -39,10 +39,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure: at least `rounds` pairs, and on until `seconds` have gone by."""
+    """How long to measure: at least `rounds` pairs, and on until `seconds` have gone by.
+
+    With `second`, what is timed is the second of two calls in a row. In a run of steps each finds the memory that the
+    one before it has used; where calls that take seconds, each on memory of its own, take turns, it would find it cold.
+    """
 
     rounds: int
     seconds: float
+    second: bool = False
 
 
 class Watch:
@@ -176,6 +181,12 @@ def alternate(
 ) -> dict[str, list[tuple[Sample, Sample]]]:
     """Pairs (ours, other) for each of the others, timed one right after the other; they take turns in going first."""
     pairs: dict[str, list[tuple[Sample, Sample]]] = {name: [] for name in others}
+
+    def sample(call: Call) -> Sample:
+        if plan.second:
+            timer.sample(call)
+        return timer.sample(call)
+
     threads = torch.get_num_threads()
     collecting = gc.isenabled()
     gc.disable()
@@ -186,11 +197,11 @@ def alternate(
         while rounds < plan.rounds or (time.perf_counter() - start < plan.seconds and rounds < _MOST_ROUNDS):
             for name, other in others.items():
                 if rounds % 2 == 0:
-                    a = timer.sample(ours)
-                    b = timer.sample(other)
+                    a = sample(ours)
+                    b = sample(other)
                 else:
-                    b = timer.sample(other)
-                    a = timer.sample(ours)
+                    b = sample(other)
+                    a = sample(ours)
                 pairs[name].append((a, b))
             rounds += 1
     finally:

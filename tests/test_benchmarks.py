@@ -153,6 +153,9 @@ def test_pairs_alternate_and_leave_the_thread_count():
     ours, other = Call(lambda: order.append("ours")), Call(lambda: order.append("other"))
     pairs = alternate(ours, {"other": other}, Timer(CPU), Plan(rounds=3, seconds=0.0))
     assert order == ["ours", "other", "ours", "other", "other", "ours", "ours", "other"]
+    order.clear()
+    alternate(ours, {"other": other}, Timer(CPU), Plan(rounds=2, seconds=0.0, second=True))
+    assert order == ["ours", "other", *["ours"] * 2, *["other"] * 4, *["ours"] * 2]
     assert len(pairs["other"]) == 3 and torch.get_num_threads() == before
     assert quantile([1.0, 2.0, 4.0], 0.5) == 2.0 and quantile([0.0, 1.0], 0.1) == pytest.approx(0.1)
 

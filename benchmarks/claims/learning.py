@@ -1,4 +1,4 @@
-"""Runs of several methods on one task: rates chosen for each on other seeds, then a curve for each seed."""
+"""Runs of several methods on one task: rates chosen for each on two other seeds, then a curve for each seed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 POINTS = 10  # of a curve, evenly in steps
-_TUNING_SEED = 1000
+_TUNING_SEEDS = (1000, 1001)
 _MOST_TRIED = 12
 _HOPELESS = 1.0  # nats above the start
 
@@ -141,10 +141,19 @@ class Study:
         """
         if arm.name not in self._results:
             self._check(arm)
-            lr, tried = _choose(lambda lr: run(self.task, arm, lr, _TUNING_SEED, self.steps).losses[-1], self._guess)
+            lr, tried = _choose(lambda lr: self._tuning_loss(arm, lr), self._guess)
             curves = [run(self.task, arm, lr, seed, self.steps) for seed in self.seeds]
             self._results[arm.name] = Result(arm, lr, tried, curves)
         return self._results[arm.name]
+
+    def _tuning_loss(self, arm: Arm, lr: float) -> float:
+        """At the end, the mean of the tuning seeds; inf if one of them diverges, and then the rest is not run."""
+        losses: list[float] = []
+        for seed in _TUNING_SEEDS:
+            losses.append(run(self.task, arm, lr, seed, self.steps).losses[-1])
+            if math.isinf(losses[-1]):
+                return math.inf
+        return sum(losses) / len(losses)
 
     def _check(self, arm: Arm) -> None:
         seed = self.seeds[0]

@@ -56,7 +56,7 @@ class StepTimes:
         trial = Trial(make.call(make.first.run), make.first.check, versus, elements)
         facts = {"shape": shape, "batch": examples, "tokens": tokens, "elements": elements}
         facts |= {"dtype": str(dtype).removeprefix("torch.")}
-        return [facts | row for row in compare(trial, Plan(options.rounds, options.seconds), device)]
+        return [facts | row for row in compare(trial, Plan(options.rounds, options.seconds, second=True), device)]
 
     def seconds(self, method: Method, shape: str, examples: int, tokens: int) -> dict[str, float]:
         """Of a step: of the method under "ours" and "published", dense under "ours MeZO" and "published MeZO"."""
