@@ -7,6 +7,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+_plain: Any
+try:
+    # What `signal` wraps: there, each call first looks for the handler among the members of an enum, in vain, which
+    # takes five times as long as all else here, and a step has several blocks.
+    import _signal as _plain  # type: ignore[import-not-found, no-redef]
+except ImportError:  # CPython has it; others need not
+    _plain = signal
+
+_SIGINT = int(signal.SIGINT)
 
 
 @contextmanager
@@ -14,15 +25,15 @@ def interrupts_held() -> Iterator[None]:
     """Let SIGINT have its effect at the end of the block, not within. Without effect outside of the main thread, which
     is the only one that it reaches.
     """
-    handler = signal.getsignal(signal.SIGINT)
+    handler = _plain.getsignal(_SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield
         return
     came: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    _plain.signal(_SIGINT, lambda number, frame: came.append((number, frame)))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        _plain.signal(_SIGINT, handler)
         if came:
             handler(*came[-1])
