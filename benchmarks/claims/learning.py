@@ -1,4 +1,4 @@
-"""Runs of several methods on one task: rates chosen for each on two other seeds, then a curve for each seed."""
+"""Runs of several methods on one task: rates chosen for each on other seeds, then a curve for each seed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 POINTS = 10  # of a curve, evenly in steps
-_TUNING_SEEDS = (1000, 1001)
+_FIRST_TUNING_SEED = 1000
 _MOST_TRIED = 12
 _HOPELESS = 1.0  # nats above the start
 
@@ -122,10 +122,11 @@ class Study:
         steps: of each run.
         seeds: of the runs that count.
         guess: the rate to begin with.
+        tuning_seeds: how many other runs choose a rate.
     """
 
-    def __init__(self, task: Callable[[], Task], steps: int, seeds: Sequence[int], guess: float):
-        self.steps, self.seeds = steps, list(seeds)
+    def __init__(self, task: Callable[[], Task], steps: int, seeds: Sequence[int], guess: float, tuning_seeds: int = 1):
+        self.steps, self.seeds, self.tuning_seeds = steps, list(seeds), tuning_seeds
         self._make, self._guess = task, guess
         self._results: dict[str, Result] = {}
 
@@ -149,7 +150,7 @@ class Study:
     def _tuning_loss(self, arm: Arm, lr: float) -> float:
         """At the end, the mean of the tuning seeds; inf if one of them diverges, and then the rest is not run."""
         losses: list[float] = []
-        for seed in _TUNING_SEEDS:
+        for seed in range(_FIRST_TUNING_SEED, _FIRST_TUNING_SEED + self.tuning_seeds):
             losses.append(run(self.task, arm, lr, seed, self.steps).losses[-1])
             if math.isinf(losses[-1]):
                 return math.inf

@@ -10,6 +10,12 @@ from ..options import chosen, positive
 def add(parser: argparse.ArgumentParser) -> None:
     chosen(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of the runs (default 0 1 2 3 4)")
+    parser.add_argument(
+        "--tuning-seeds",
+        type=positive,
+        default=2,
+        help="how many other runs choose a learning rate (default %(default)s)",
+    )
     parser.add_argument("--steps", type=positive, help="of each run; each claim's own, if not given")
     parser.add_argument("--fast", action="store_true", help="a few steps of the smallest models: to try the command")
     parser.add_argument("--trec", metavar="FOLDER", help="question classification, too: train.tsv and test.tsv")

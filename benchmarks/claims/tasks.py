@@ -86,6 +86,6 @@ class Studies:
         if name not in self._studies:
             kind = self.kinds[name]
             seeds: Sequence[int] = self._options.seeds[: kind.most_seeds]
-            self._studies[name] = Study(kind.make, kind.steps, seeds, kind.guess)
+            self._studies[name] = Study(kind.make, kind.steps, seeds, kind.guess, self._options.tuning_seeds)
         torch.set_num_threads(self._options.threads if name in ("docstrings", "trec") else 1)
         return self._studies[name]
