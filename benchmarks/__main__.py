@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from .claims.options import add as _claims
-from .options import DTYPES, SHAPES, chosen, count, positive, regex, timed
+from .options import DTYPES, SHAPES, Distinct, chosen, count, positive, regex, seed, timed
 from .peers.options import add as _peers
 from .randomness.options import add as _randomness
 
@@ -92,7 +92,9 @@ def _exactness(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--draws", type=positive, default=256, help="of survival (default %(default)s)")
     parser.add_argument("--run-steps", type=positive, default=250, help="of each run of four (default %(default)s)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the runs of four (default 0 1 2)")
+    parser.add_argument(
+        "--seeds", type=seed, nargs="+", action=Distinct, default=[0, 1, 2], help="of the runs of four (default 0 1 2)"
+    )
     parser.add_argument("--lr", type=float, help="of the runs of four; the demo's, if not given")
     parser.add_argument("--threads", type=positive, default=2, help="default %(default)s")
     parser.add_argument("--model", metavar="FOLDER", help="an encoder; the demo's, if not given")
@@ -112,7 +114,12 @@ def parser() -> argparse.ArgumentParser:
     _randomness(suites.add_parser("randomness", help="statistics of the noise beside torch.randn's and tl.randn's"))
     _plot(suites.add_parser("plot", help="figures of rows that were written before"))
     _evidence(suites.add_parser("evidence", help="tables of rows that were written before, into documents"))
-    _all(suites.add_parser("all", help="static, kernels, step, profile and plot, each with a time limit"))
+    _all(
+        suites.add_parser(
+            "all",
+            help="a GPU's minutes: static, kernels, step, offload, profile and plot, each with a time limit",
+        )
+    )
     return top
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 SHAPES = ("tiny", "minilm", "opt-125m", "opt-1.3b", "opt-13b", "llama-7b")
 DTYPES = ("fp32", "bf16", "fp16")
@@ -22,6 +24,36 @@ def positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
     return int(text)
+
+
+def seed(text: str) -> int:
+    """0, 1, ..."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an integer from 0 on, got {text!r}")
+    return int(text)
+
+
+class Distinct(argparse.Action):
+    """Several values, each once: one that is repeated would count twice."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:  # type: ignore[no-untyped-def]
+        if len(set(values)) < len(values):
+            raise argparse.ArgumentError(self, f"expected each value once, got {' '.join(map(str, values))}")
+        setattr(namespace, self.dest, values)
+
+
+def folder(*files: str) -> Callable[[str], str]:
+    """A folder that is there, with these files."""
+
+    def check(text: str) -> str:
+        for path in (Path(text), *(Path(text, file) for file in files)):
+            if not path.exists():
+                raise argparse.ArgumentTypeError(f"there is no {path}")
+        if not Path(text).is_dir():
+            raise argparse.ArgumentTypeError(f"expected a folder, got the file {text}")
+        return text
+
+    return check
 
 
 def regex(text: str) -> str:

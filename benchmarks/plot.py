@@ -6,6 +6,7 @@ import csv
 import importlib
 import importlib.util
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -49,7 +50,8 @@ def run(files: Sequence[str], out: str) -> int:
         try:
             rows += read(Path(file))
         except (OSError, ValueError) as error:
-            print(f"{file}: expected rows written with --json, or the CSV beside them, got {error}")
+            reason = error.strerror if isinstance(error, OSError) else error
+            print(f"{file}: expected rows written with --json, or the CSV beside them: {reason}", file=sys.stderr)
             return 2
     without = []
     for name, module in DRAWINGS.items():

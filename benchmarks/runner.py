@@ -29,7 +29,7 @@ def run(name: str, options: Namespace, terminal: Terminal | None = None) -> int:
     suite = registry.suite(name)
     cases = registry.select(suite.cases(options), options.only)
     if not cases:
-        terminal.line(f"no case of {name} matches {options.only!r}")
+        terminal.line(f"no case of {name} matches {options.only!r}; --list names them")
         return 2
     if options.list:
         report.names(cases, terminal)

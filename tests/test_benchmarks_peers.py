@@ -224,15 +224,20 @@ def test_methods_are_taken_from_a_file_that_cannot_be_imported(tmp_path):
 
 def test_the_command_writes_rows_and_says_what_is_missing(tmp_path):
     file = tmp_path / "rows.json"
-    only = "published/exact|mezo/exact|zo2/exact"
+    only = "published/exact|mezo/exact"
     given = ["peers", "--shape", "tiny", "--batch", "2", "--tokens", "4", "--threads", "1", "--only", only]
-    assert main([*given, "--zo2", str(tmp_path / "none"), "--json", str(file)]) == 0
+    assert main([*given, "--json", str(file)]) == 0
     found = {row["peer"]: row for row in json.loads(file.read_text())}
-    assert len(list(csv.DictReader(file.with_suffix(".csv").open()))) == 3
+    assert len(list(csv.DictReader(file.with_suffix(".csv").open()))) == 2
     assert found["published"]["correct"] is True and found["published"]["peer_how"]
     assert "--mezo PATH" in found["mezo"]["skipped"]
-    assert found["zo2"]["skipped"] == f"--zo2: there is no folder {tmp_path / 'none'}"
     assert not any(isinstance(value, (dict, list)) for row in found.values() for value in row.values())
+
+
+def test_a_checkout_that_is_not_there_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["peers", "--list", "--zo2", str(tmp_path / "none")])
+    assert f"there is no {tmp_path / 'none'}" in capsys.readouterr().err
 
 
 def test_every_adapter_has_its_cases_and_its_option():

@@ -86,12 +86,12 @@ def test_csv_is_read_as_the_json_beside_it(tmp_path):
 def test_files_that_hold_no_rows_are_refused(text, tmp_path, capsys):
     (tmp_path / "rows.json").write_text(text)
     assert main(["plot", str(tmp_path / "rows.json"), "--out", str(tmp_path)]) == 2
-    assert "expected rows written with --json" in capsys.readouterr().out
+    assert "expected rows written with --json" in capsys.readouterr().err
 
 
 def test_files_that_are_not_there_are_refused(tmp_path, capsys):
     assert main(["plot", str(tmp_path / "none.json"), "--out", str(tmp_path)]) == 2
-    assert "expected rows written with --json" in capsys.readouterr().out
+    assert "expected rows written with --json" in capsys.readouterr().err
 
 
 def test_a_point_is_measured_where_that_pass_was():

@@ -38,13 +38,14 @@ def test_a_table_out_of_date_is_told_and_written(tmp_path, capsys):
     [
         ("table peers-los of docs/results/peers.csv", "expected a table of passes"),
         ("table lezo of docs/results/peers.csv", "no rows for the table lezo"),
-        ("table lezo of docs/results/none.csv", "none.csv"),
+        ("table lezo of docs/results/none.csv", "there is no file"),
+        ("a comment", "expected marks such as"),
     ],
 )
 def test_a_mark_that_asks_for_nothing_is_an_error(mark, told, tmp_path, capsys):
     document = tmp_path / "some.md"
     document.write_text(f"<!-- {mark} -->\n<!-- end -->\n")
-    assert main(["evidence", str(document)]) == 2 and told in capsys.readouterr().out
+    assert main(["evidence", str(document)]) == 2 and told in capsys.readouterr().err
 
 
 def test_pipes_in_cells_do_not_part_them():

@@ -50,8 +50,6 @@ def kinds(options: Namespace) -> dict[str, Kind]:
     if options.trec is not None:
         folder = Path(options.trec)
         tables = {"data": str(folder / "train.tsv"), "test_data": str(folder / "test.tsv")}
-        missing = [path for path in tables.values() if not Path(path).is_file()]
-        lacking = f"{missing[0]}: no such file" if missing else lacking
         found["trec"] = _classification(options, lacking, shots=16, batch_size=32, max_tokens=48, **tables)
     return found
 

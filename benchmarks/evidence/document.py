@@ -7,6 +7,7 @@ next `<!-- end -->`.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,8 +30,11 @@ def run(documents: Sequence[str], check: bool) -> int:
         try:
             text = path.read_text()
             new = updated(text)
-        except (OSError, ValueError, KeyError) as error:
-            print(f"{name}: {error}")
+        except FileNotFoundError as error:
+            print(f"{name}: there is no file {error.filename}", file=sys.stderr)
+            return 2
+        except ValueError as error:
+            print(f"{name}: {error}", file=sys.stderr)
             return 2
         if new == text:
             print(f"{name}: up to date")
@@ -47,7 +51,7 @@ def updated(text: str) -> str:
     """A document with its tables made anew.
 
     Raises:
-        ValueError: a mark names no table, or a table has no rows; OSError: there is no such file of rows.
+        ValueError: there is no mark, one names no table, or a table has no rows. FileNotFoundError: rows are missing.
     """
 
     def block(found: re.Match[str]) -> str:
@@ -60,7 +64,10 @@ def updated(text: str) -> str:
             raise ValueError(f"no rows for the table {name} in {files}")
         return f"{start}\n{_markdown(headings, lines)}\n{end}"
 
-    return _BLOCK.sub(block, text)
+    new, marks = _BLOCK.subn(block, text)
+    if not marks:
+        raise ValueError("expected marks such as <!-- table NAME of FILE --> and <!-- end -->, found none")
+    return new
 
 
 def _markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from argparse import Namespace
 from functools import partial
-from pathlib import Path
 
 from zo_kernels.backends.native import instruction_sets
 
@@ -62,8 +61,8 @@ def _missing(checkout: str | None, path: str | None) -> str | None:
         return None
     option = f"--{checkout.replace('_', '-')}"
     if path is None:
-        return f"no checkout of {CHECKOUTS[checkout]} was pointed to ({option} PATH)"
-    return None if Path(path).is_dir() else f"{option}: there is no folder {path}"
+        return f"it needs {option} PATH, a checkout of {CHECKOUTS[checkout]}"
+    return None
 
 
 def cells(row: Row) -> dict[str, str]:

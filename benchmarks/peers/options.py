@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..options import positive, timed
+from ..options import Distinct, folder, positive, seed, timed
 
 SHAPES = ("tiny", "minilm", "opt-125m")
 # Of adapters that run a checkout: the option that points to it.
@@ -27,7 +27,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=positive, default=20, help="of each run whose loss is compared (default %(default)s)"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of those runs (default 1 2 3)")
+    parser.add_argument(
+        "--seeds", type=seed, nargs="+", action=Distinct, default=[1, 2, 3], help="of those runs (default 1 2 3)"
+    )
     parser.add_argument("--lr", type=float, default=1e-5, help="of all steps (default %(default)s)")
     for name, repository in CHECKOUTS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar="PATH", help=f"a checkout of {repository}")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=folder(), metavar="PATH", help=f"a checkout of {repository}"
+        )
