@@ -9,13 +9,13 @@ from typing import Any
 from ..registry import Row
 
 HEADINGS = ("generator", "device", "values", "sigma", "measured", "expected", "p_value")
-_LEAST_EXPECTED = 0.5
+_LEAST_EXPECTED = 5
 _TAIL = "|z| > "
 _COLOURS = {"zo.noise": "#d64545", "torch.randn": "#1f2933", "tl.randn": "#9aa5b1"}
 
 
 def choose(rows: Sequence[Row]) -> list[Row]:
-    """Tail counts of every generator, where at least about one value is expected."""
+    """Tail counts of every generator, where enough are expected to tell something."""
     return [
         {key: row[key] for key in HEADINGS if key != "sigma"} | {"sigma": float(row["statistic"].removeprefix(_TAIL))}
         for row in rows
