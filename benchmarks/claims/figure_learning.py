@@ -38,6 +38,6 @@ def draw(figure: Any, rows: list[Row]) -> None:
                 axes.errorbar(steps[-1], losses[-1], row["dev_loss_sd"], color=colour, capsize=2)
         axes.set_title(f"{task}" + (", 16 bits" if claim == "16-bits" else ""), fontsize="medium")
         axes.set_xlabel("steps", fontsize="small")
-        axes.legend(fontsize="xx-small", frameon=False)
+        axes.legend(fontsize="xx-small", frameon=False, loc="upper right", ncols=2)
         axes.spines[["top", "right"]].set_visible(False)
     every[0].set_ylabel("dev loss")
