@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..registry import Row
 
+_ASSESSMENTS = ("PASSED", "WEAK", "FAILED")
 _FEW = 0.001  # a p-value below which a result is told in bold
 
 
@@ -56,14 +57,14 @@ def battery(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
     """For each stream of each generator how many of dieharder's results passed."""
     streams: dict[tuple[str, str], list[Row]] = {}
     for row in _of(rows, "battery"):
-        if row.get("p_value") is not None:
+        if row.get("p_value") is not None and row["assessment"] in _ASSESSMENTS:  # not that of all p-values together
             streams.setdefault((row["generator"], row["stream"]), []).append(row)
     lines = []
     for (generator, stream), members in streams.items():
         words = [str(row["assessment"]) for row in members]
         ends = [min(row["p_value"], 1 - row["p_value"]) for row in members]
         retried = sum(row["first_p_value"] != row["p_value"] for row in members)
-        counts = [str(words.count(word)) for word in ("PASSED", "WEAK", "FAILED")]
+        counts = [str(words.count(word)) for word in _ASSESSMENTS]
         lines.append([generator, stream, str(len(members)), *counts, str(retried), f"{min(ends):.1g}"])
     return (
         "generator",
@@ -72,6 +73,6 @@ def battery(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
         "passed",
         "weak",
         "failed",
-        "taken again with more samples",
+        "of tests taken again",
         "p-value nearest to 0 or 1",
     ), lines
