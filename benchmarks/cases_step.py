@@ -39,13 +39,13 @@ def cases(options: Namespace) -> list[Case]:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     shapes = options.shape or ["opt-1.3b" if device.type == "cuda" else "minilm"]
     return [
-        case(shape, name, method, device, options)
+        _case(shape, name, method, device, options)
         for shape in dict.fromkeys(shapes)
         for name, method in methods(options.anchor_every).items()
     ]
 
 
-def case(shape_name: str, method_name: str, method: Method, device: torch.device, options: Namespace) -> Case:
+def _case(shape_name: str, method_name: str, method: Method, device: torch.device, options: Namespace) -> Case:
     shape = SHAPES[shape_name]
     usual = shape.batch if device.type == "cpu" else shape.gpu_batch
     batch = Batch(options.batch or usual.examples, options.tokens or usual.tokens)

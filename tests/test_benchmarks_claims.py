@@ -231,16 +231,17 @@ def test_rows_are_of_each_seed_and_of_all_against_the_baseline():
 def test_runs_are_compared_by_time():
     fast = [Curve((0, 100), (4.0, 2.0), {}), Curve((0, 100), (4.0, 1.9), {})]
     slow = [Curve((0, 100), (4.0, 3.0), {}), Curve((0, 100), (4.0, 2.9), {})]
-    row = by_time(fast, slow, 0.5, "ours")
+    row = by_time(fast, slow, {"ours": 0.5, "published": 1.0})
     assert row["ours_step_time_ratio"] == 0.5 and row["ours_time_to_loss_verdict"] == "reproduced"
     assert row["ours_time_to_loss_ratio"] == pytest.approx(0.5 * math.sqrt(0.5 * 1.1 / 2.1))
     assert row["ours_equal_time_difference"] == pytest.approx(((2.0 - 3.5) + (1.9 - 3.45)) / 2)
     assert row["ours_equal_time_difference_verdict"] == "reproduced"
-    row = by_time(slow, fast, 2.0, "ours")
+    assert row["published_time_to_loss_ratio"] == pytest.approx(2 * row["ours_time_to_loss_ratio"])
+    row = by_time(slow, fast, {"ours": 2.0})
     assert row["ours_time_to_loss_verdict"] == row["ours_equal_time_difference_verdict"] == "refuted"
     assert row["ours_equal_time_difference"] == pytest.approx(((3.5 - 2.0) + (3.45 - 1.9)) / 2)
     diverged = [Curve((0, 100), (4.0, math.inf), {})] * 2
-    assert by_time(diverged, slow, 0.5, "ours")["ours_equal_time_difference_verdict"] is None
+    assert by_time(diverged, slow, {"ours": 0.5})["ours_equal_time_difference_verdict"] is None
 
 
 def test_a_wrong_arm_is_not_run():

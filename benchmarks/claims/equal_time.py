@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..registry import Row
 from .interval import difference, ratio
 from .learning import Curve
 
 
-def by_time(curves: Sequence[Curve], dense: Sequence[Curve], share: float, whose: str) -> Row:
-    """Of a method against MeZO, when a step of it takes `share` of the time of MeZO's.
+def by_time(curves: Sequence[Curve], dense: Sequence[Curve], shares: Mapping[str, float]) -> Row:
+    """Of a method against MeZO.
 
-    Returns:
+    Args:
+        curves: of the method, one for each seed.
+        dense: MeZO's.
+        shares: the time of a step of the method in parts of MeZO's, by whose steps they are.
+
+    Returns: for each of `shares`, under its name WHOSE,
         `WHOSE_step_time_ratio`: the share.
         `WHOSE_time_to_loss_*`: the time in parts of MeZO's until both have reached the higher of the losses that they
         end with (a ratio below 1: faster).
         `WHOSE_equal_time_*`: the difference of their losses when the first of them is done with its steps (below 0:
         lower).
     """
+    row: Row = {}
+    for whose, share in shares.items():
+        row |= _by_time(curves, dense, share, whose)
+    return row
+
+
+def _by_time(curves: Sequence[Curve], dense: Sequence[Curve], share: float, whose: str) -> Row:
     needed, of_mezo, loss, of_mezo_then = [], [], [], []
     for own, mezo in zip(curves, dense, strict=True):
         both = max(own.losses[-1], mezo.losses[-1])

@@ -38,12 +38,7 @@ def _learned(options: Namespace, studies: Studies, times: StepTimes, task: str, 
     result = study.result(library(f"LeZO {drop:g}", options, drop=drop)) if drop else dense
     rows = run_rows(result, dense, study.seeds)
     if drop:
-        method = Method(zo.LeZO, drop=drop)
-        seconds = times.seconds(method, *step_times.settings(options)[0])
-        studies.of(task)  # timing changed the number of threads
-        for whose in ("ours", "published"):
-            share = seconds[whose] / seconds[f"{whose} MeZO"]
-            rows[-1] |= by_time(result.curves, dense.curves, share, whose)
+        rows[-1] |= by_time(result.curves, dense.curves, times.shares(Method(zo.LeZO, drop=drop)))
     return rows
 
 
@@ -51,6 +46,6 @@ def cells(row: Row) -> dict[str, str]:
     if row["experiment"] == "step":
         return step_times.cells(row)
     texts = shown(row)
-    for whose in ("ours", "published"):
+    for whose in ("published", "ours"):
         texts[f"time to equal loss, {whose}"] = interval(row, f"{whose}_time_to_loss_ratio", ".2f")
     return texts

@@ -52,10 +52,8 @@ def _learned(options: Namespace, studies: Studies, times: StepTimes, task: str, 
     rows = run_rows(result, dense, study.seeds)
     if arm.name.startswith("SparseMeZO"):  # steps of the ablations are not the library's
         # A pass looks at every weight, so that its time is that of any sparsity.
-        seconds = times.seconds(Method(zo.SparseMeZO, sparsity=_ABLATED), *step_times.settings(options)[0])
-        for whose in ("ours", "published"):
-            share = seconds[whose] / seconds[f"{whose} MeZO"]
-            rows[-1] |= by_time(result.curves, dense.curves, share, whose)
+        shares = times.shares(Method(zo.SparseMeZO, sparsity=_ABLATED))
+        rows[-1] |= by_time(result.curves, dense.curves, shares)
     return rows
 
 

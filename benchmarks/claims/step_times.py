@@ -15,6 +15,7 @@ from ..registry import Case, Row
 from ..shapes import SHAPES, Batch
 from ..step_methods import MEZO, Method
 from ..timing import Call, Plan
+from .learning import WrongStep
 from .tasks import device_of
 
 AGAINST = OURS, PUBLISHED, PUBLISHED_DENSE = "MeZO", "published passes", "MeZO, published passes"
@@ -58,15 +59,19 @@ class StepTimes:
         facts |= {"dtype": str(dtype).removeprefix("torch.")}
         return [facts | row for row in compare(trial, Plan(options.rounds, options.seconds, second=True), device)]
 
-    def seconds(self, method: Method, shape: str, examples: int, tokens: int) -> dict[str, float]:
-        """Of a step: of the method under "ours" and "published", dense under "ours MeZO" and "published MeZO"."""
-        rows = {row["baseline"]: row for row in self.rows(method, shape, examples, tokens, AGAINST) if row["correct"]}
-        own = rows[OURS]["seconds_median"]
+    def shares(self, method: Method) -> dict[str, float]:
+        """The time of a step in parts of MeZO's, "published" and "ours", at the first of the settings.
+
+        Raises:
+            WrongStep: one of the steps is not what it should be.
+        """
+        rows = {row.get("baseline"): row for row in self.rows(method, *settings(self._options)[0], AGAINST)}
+        for row in rows.values():
+            if not row["correct"]:
+                raise WrongStep(f"its timed step: {row['wrong']}")
         return {
-            "ours": own,
-            "ours MeZO": own * rows[OURS]["ratio"],
-            "published": own * rows[PUBLISHED]["ratio"],
-            "published MeZO": own * rows[PUBLISHED_DENSE]["ratio"],
+            "published": rows[PUBLISHED]["ratio"] / rows[PUBLISHED_DENSE]["ratio"],
+            "ours": 1 / rows[OURS]["ratio"],
         }
 
 

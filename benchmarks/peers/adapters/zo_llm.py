@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -13,6 +11,7 @@ from torch import nn
 from .. import checkout
 from ..peer import Loss, Peer, Settings, Step
 from ..probes import wrong_step
+from .trainers import zo_steps
 
 _METHODS = ("zo_perturb_parameters", "zo_forward", "get_grad_sparsity_by_name", "zo_step", "zo_update")
 
@@ -22,29 +21,10 @@ def load(path: Path) -> Peer:
 
     def make(model: nn.Module, loss: Loss, settings: Settings) -> Step:
         own = trainer()
-        own.args = SimpleNamespace(
-            zo_eps=settings.eps,
-            trainer="zo_sgd",
-            q=1,
-            perturbation_mode="two_side",
-            non_diff=False,
-            n_gpu=1,
-            gradient_accumulation_steps=1,
-        )
         own.gradient_sparsity = None
         own.sparse_grad_rng, own.sparse_grad_random_seed = torch.Generator(), 0
         own.optimizer = torch.optim.SGD(model.parameters(), lr=settings.lr, momentum=0.0)
-        own._prepare_inputs = lambda inputs: inputs
-        own.compute_loss_context_manager = nullcontext
-        own.compute_loss = lambda model, inputs: loss()
-        own.lr_scheduler = SimpleNamespace(step=lambda: None)
-        np.random.seed(settings.seed)
-
-        def step() -> None:
-            own.zo_step(model, None)
-            own.zo_update(model)
-
-        return step
+        return zo_steps(own, model, loss, settings, trainer="zo_sgd", q=1, perturbation_mode="two_side")
 
     how = f"{', '.join(_METHODS)} of OurTrainer, without sparsity; the rest of its module needs transformers 4"
     return Peer("ZO-LLM", make, wrong_step, "numpy.random.seed", checkout.commit(path), how)
