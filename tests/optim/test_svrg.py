@@ -17,17 +17,19 @@ from scripted import (
     Reference,
     Script,
     assert_close,
+    assert_same,
     block_names,
     clean_masks,
     is_exempt,
     magnitude,
     percentile,
+    run,
     same_bits,
     snapshot,
     untouched_blocks,
 )
 from tolerances import SHARED_DIRECTION_FACTOR, step_in_place
-from torch import Tensor
+from torch import Tensor, nn
 
 import zo_kernels as zo
 from zo_kernels.spec import direction_seed
@@ -119,6 +121,33 @@ def least_squares(d: int = 20, n: int = 64, batch: int = 8) -> tuple[Holder, Cal
         return loss(torch.randperm(n, generator=torch.Generator().manual_seed(i))[:batch])
 
     return model, minibatch, lambda: loss(slice(None))
+
+
+def test_anchors_take_twice_the_rate_of_their_group_unless_told() -> None:
+    """Also while a scheduler changes it, and in a copy that loads the state."""
+
+    def make(model: nn.Module, **more: float) -> zo.MeZOSVRG:
+        weights = list(model.parameters())
+        groups = [{"params": weights[:3]}, {"params": weights[3:], "lr": 3 * LR}]
+        return zo.MeZOSVRG(groups, lr=LR, anchor_every=2, eps=EPS, seed=SEED, **more)
+
+    ends = []
+    for told in (True, False):
+        model = block_mlp()
+        opt = make(model, **({"anchor_lr": 0.5} if told else {}))
+        halved = torch.optim.lr_scheduler.StepLR(opt, 1, gamma=0.5)
+        for step in range(5):
+            if told:
+                for group in opt.param_groups:
+                    group["anchor_lr"] = 2 * group["lr"]
+            elif step == 2:
+                state, opt = opt.state_dict(), make(model)
+                opt.load_state_dict(state)
+                halved.optimizer = opt
+            run(opt, model, 1, first=step)
+            halved.step()
+        ends.append(snapshot(model))
+    assert_same(*ends)
 
 
 def difference_of_estimates(shared: bool, draw: int) -> Tensor:

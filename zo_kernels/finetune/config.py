@@ -30,21 +30,20 @@ _OF_CLASSIFIER: dict[str, Any] = {"head_start": "few-shot", "shots": 1}
 
 
 class Anchor(NamedTuple):
-    """What MeZO-SVRG needs beside the rest."""
+    """What MeZO-SVRG needs beside the rest. Without `lr` it takes twice the other steps'."""
 
-    lr: float
+    lr: float | None
     every: int
     examples: int
 
 
-DEFAULT_ANCHOR = Anchor(lr=1.2e-4, every=5, examples=128)
-TASK_ANCHOR = DEFAULT_ANCHOR._replace(lr=2e-6)
+DEFAULT_ANCHOR = Anchor(lr=None, every=5, examples=128)
 
 
 @dataclass
 class Config:
     """The settings of one run. None asks for the default of the method or the task, and is replaced by it at once; but
-    for how many examples and tokens of a task there are, which data and model decide.
+    for how many examples and tokens of a task there are, which data and model decide, and for `anchor_lr`, twice lr.
 
     Raises ValueError naming the option, what was expected and what came.
     """
@@ -127,7 +126,7 @@ class Config:
     @property
     def anchor(self) -> Anchor | None:
         """The settings of the anchor, None for methods without one."""
-        if self.anchor_lr is None or self.anchor_every is None or self.anchor_examples is None:
+        if self.anchor_every is None or self.anchor_examples is None:
             return None
         return Anchor(self.anchor_lr, self.anchor_every, self.anchor_examples)
 
@@ -158,8 +157,8 @@ class Config:
             raise ValueError(f"--objective: expected loss or accuracy for --task {self.task}, got f1")
 
     def _fill_in_method(self) -> None:
-        rates, anchor = (DEFAULT_LR, DEFAULT_ANCHOR) if self.task is None else (TASK_LR, TASK_ANCHOR)
-        anchored = {"anchor_lr": anchor.lr, "anchor_every": anchor.every, "anchor_examples": anchor.examples}
+        rates = DEFAULT_LR if self.task is None else TASK_LR
+        anchored = {f"anchor_{name}": default for name, default in DEFAULT_ANCHOR._asdict().items()}
         for name, default in anchored.items():
             if self.method == "mezo-svrg":
                 setattr(self, name, default if getattr(self, name) is None else getattr(self, name))

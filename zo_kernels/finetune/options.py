@@ -71,8 +71,7 @@ def add_options(parser: argparse.ArgumentParser, several: Collection[str] = ()) 
     add(method, "--drop", "fraction of transformer blocks left alone (default 0.5 for lezo, else 0)", type=float)
     anchor = settings.DEFAULT_ANCHOR
     add(method, "--anchor-every", f"mezo-svrg: steps from one anchor to the next (default {anchor.every})", type=int)
-    add(method, "--anchor-lr", f"mezo-svrg: of the steps at an anchor (default {anchor.lr}; with --task "
-        f"{settings.TASK_ANCHOR.lr})", type=float)  # fmt: skip
+    add(method, "--anchor-lr", "mezo-svrg: of the steps at an anchor (default twice --lr)", type=float)
     add(method, "--anchor-examples", "mezo-svrg: training examples that stand for all at an anchor "
         f"(default {anchor.examples})", type=int)  # fmt: skip
 

@@ -48,8 +48,10 @@ class Stepper:
         self._batches = learner.train.endless(config.batch_size, generator, skip=optimizer.step_count)
         device = learner.device
         self._forwards, self._steps, self._assembly = _Stopwatch(device), _Stopwatch(device), _Stopwatch(device)
-        keys = ("lr", "anchor_lr")
-        self._rates = [{key: group[key] for key in keys if key in group} for group in optimizer.param_groups]
+        self._rates = [
+            {key: group[key] for key in ("lr", "anchor_lr") if group.get(key) is not None}
+            for group in optimizer.param_groups
+        ]
 
     def step(self, factor: float) -> Step:
         """One step with every learning rate `factor` times what it was at the start."""

@@ -43,13 +43,14 @@ class MeZOSVRG(ZeroOrderOptimizer):
 
     Args:
         lr: η₂, the rate of the steps between anchors.
-        anchor_lr: η₁, the rate of the full-batch steps.
+        anchor_lr: η₁, the rate of the full-batch steps. None is twice the `lr` of the group, also while a scheduler
+            changes that.
         anchor_every: steps from one anchor to the next (q).
         shared_direction: use the same z for the two minibatch estimates. False draws them apart, as the published code
             does; their difference then keeps the variance of both.
 
-    `anchor_lr` may be given for each group; schedulers change `lr` alone. One copy of the weights is kept. Other
-    arguments, attributes, errors: `ZeroOrderOptimizer`.
+    `anchor_lr` may be given for each group; where it is a number, schedulers change `lr` alone. One copy of the
+    weights is kept. Other arguments, attributes, errors: `ZeroOrderOptimizer`.
     """
 
     def __init__(
@@ -57,13 +58,13 @@ class MeZOSVRG(ZeroOrderOptimizer):
         params: nn.Module | Iterable[Any],
         *,
         lr: float,
-        anchor_lr: float = 1e-3,
+        anchor_lr: float | None = None,
         anchor_every: int = 5,
         shared_direction: bool = True,
         **options: Any,
     ):
         self.anchor_every = checks.integer("anchor_every", anchor_every, 1)
-        self.anchor_lr = checks.number("anchor_lr", anchor_lr, 0.0)
+        self.anchor_lr = _checked(anchor_lr)
         if not isinstance(shared_direction, bool):
             raise TypeError(f"shared_direction: expected a bool, got {type(shared_direction).__name__}")
         self.shared_direction = shared_direction
@@ -78,8 +79,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         if isinstance(param_group, dict):  # torch refuses anything else, and says so
-            param_group.setdefault("anchor_lr", self.anchor_lr)
-            checks.number("anchor_lr", param_group["anchor_lr"], 0.0)
+            _checked(param_group.setdefault("anchor_lr", self.anchor_lr))
         super().add_param_group(param_group)
 
     def _on_other_weights(self) -> None:
@@ -115,6 +115,11 @@ class MeZOSVRG(ZeroOrderOptimizer):
         rates = [group["anchor_lr"] for group in self.param_groups]
         return [*super()._agreed(), f"anchor_every {self.anchor_every}", f"anchor_lr {rates}"]
 
+    def _anchor_rates(self) -> list[float]:
+        """As `_rates`, for an anchor's step."""
+        given = [_checked(group["anchor_lr"]) for group in self.param_groups for _ in range(2)]
+        return [2 * lr if rate is None else rate for lr, rate in zip(self._rates(), given, strict=True)]
+
     def _steps_differ(self) -> str | None:
         return "steps at an anchor and between anchors are not alike"
 
@@ -144,7 +149,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
         check_closure("closure", closure)
         check_closure("full_closure", full_closure)
         assert full_closure is not None
-        eps, rates, anchor_rates = self._eps(), self._rates(), self._rates("anchor_lr")
+        eps, rates, anchor_rates = self._eps(), self._rates(), self._anchor_rates()
         weights = self._prepare()
         if self._age is None or self._age >= self.anchor_every or self._recording.changed_by_others(weights):
             self._forget()
@@ -237,3 +242,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
             self.state[p]["anchor"] = self.state[p]["anchor"].clone()
         self._prepare()
         self._recording.forget_versions()  # the model may be loaded after its optimizer
+
+
+def _checked(anchor_lr: Any) -> float | None:
+    return None if anchor_lr is None else checks.number("anchor_lr", anchor_lr, 0.0)

@@ -127,9 +127,9 @@ class TrainedWeights(torch.optim.Optimizer):
             raise ValueError(f"eps: expected one value for all groups, got {sorted(values)}")
         return check_eps("eps", values.pop())
 
-    def _rates(self, key: str = "lr") -> list[float]:
+    def _rates(self) -> list[float]:
         """A learning rate for each row."""
-        return [checks.number(key, g[key], 0.0) for g in self.param_groups for _ in range(2)]
+        return [checks.number("lr", g["lr"], 0.0) for g in self.param_groups for _ in range(2)]
 
     def _weight_decays(self) -> list[float]:
         """Of each row: the odd rows are exempt."""

@@ -84,7 +84,7 @@ class ZOTrainingArguments(TrainingArguments):
     )
     anchor_lr: float | None = field(
         default=None,
-        metadata={"help": "mezo-svrg: learning rate of the steps at an anchor, scheduled as the other (default 1e-3)."},
+        metadata={"help": "mezo-svrg: learning rate at an anchor, scheduled as the other (default twice that)."},
     )
     anchor_examples: int | None = field(
         default=None,

@@ -61,9 +61,9 @@ class SteppedInTrainingStep(AcceleratedOptimizer):
 
 
 def schedule_anchor_rates(optimizer: zo.ZeroOrderOptimizer) -> None:
-    """Have MeZO-SVRG's `anchor_lr` follow the schedule of `lr`, which is all that a scheduler changes."""
+    """Have MeZO-SVRG's `anchor_lr`, if it is a number, follow the schedule of `lr`, all that a scheduler changes."""
     for group in optimizer.param_groups:
-        if "anchor_lr" in group:
+        if group.get("anchor_lr") is not None:
             # In the group, so that a checkpoint holds it.
             lr, anchor_lr = group.setdefault(
                 "unscheduled_rates", (group.get("initial_lr", group["lr"]), group["anchor_lr"])
