@@ -24,7 +24,7 @@ def test_the_tables_of_the_evidence_are_those_of_the_committed_rows(capsys):
 
 def test_a_table_out_of_date_is_told_and_written(tmp_path, capsys):
     document = tmp_path / "some.md"
-    document.write_text("<!-- table peers-loss of docs/results/peers.csv -->\nXYZZY\n<!-- end -->\nkept\n")
+    document.write_text("<!-- table peers-loss of docs/results/peers.csv, docs/results/peers-loss.csv -->\nXYZZY\n<!-- end -->\nkept\n")
     assert main(["evidence", "--check", str(document)]) == 1
     assert "out of date" in capsys.readouterr().out and "XYZZY" in document.read_text()
     assert main(["evidence", str(document)]) == 0
@@ -49,7 +49,7 @@ def test_a_mark_that_asks_for_nothing_is_an_error(mark, told, tmp_path, capsys):
 
 
 def test_pipes_in_cells_do_not_part_them():
-    text = updated("<!-- table moments of docs/results/randomness.csv -->\n<!-- end -->\n")
+    text = updated("<!-- table moments of docs/results/randomness-moments.csv -->\n<!-- end -->\n")
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1 and r"\|z\| > 6" in text
 
