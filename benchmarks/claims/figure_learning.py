@@ -22,7 +22,8 @@ def choose(rows: Sequence[Row]) -> list[Row]:
 
 
 def draw(figure: Any, rows: list[Row]) -> None:
-    panels = sorted(dict.fromkeys((row["claim"], row["task"]) for row in rows), key=lambda panel: panel[0] == "16-bits")
+    panels = list(dict.fromkeys((row["claim"], row["task"]) for row in rows))
+    panels.sort(key=lambda panel: panel[0] == "16-bits")
     across = min(len(panels), 2)
     every = figure.subplots(-(-len(panels) // across), across, squeeze=False).flatten()
     for unused in every[len(panels) :]:
