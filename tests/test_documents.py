@@ -24,7 +24,8 @@ def test_the_tables_of_the_evidence_are_those_of_the_committed_rows(capsys):
 
 def test_a_table_out_of_date_is_told_and_written(tmp_path, capsys):
     document = tmp_path / "some.md"
-    document.write_text("<!-- table peers-loss of docs/results/peers.csv, docs/results/peers-loss.csv -->\nXYZZY\n<!-- end -->\nkept\n")
+    mark = "<!-- table peers-loss of docs/results/peers.csv, docs/results/peers-loss.csv -->"
+    document.write_text(f"{mark}\nXYZZY\n<!-- end -->\nkept\n")
     assert main(["evidence", "--check", str(document)]) == 1
     assert "out of date" in capsys.readouterr().out and "XYZZY" in document.read_text()
     assert main(["evidence", str(document)]) == 0
