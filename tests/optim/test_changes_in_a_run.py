@@ -104,7 +104,8 @@ def test_svrg_goes_on_from_the_weights_it_finds(change: Callable, anchor_every: 
     ends = []
     for do in (lambda model: None, change):
         model = block_mlp()
-        opt = zo.MeZOSVRG(model, lr=LR, eps=EPS, seed=SEED, anchor_every=anchor_every, sparsity=sparsity)
+        options = {"anchor_lr": 1e-3, "anchor_every": anchor_every, "sparsity": sparsity}
+        opt = zo.MeZOSVRG(model, lr=LR, eps=EPS, seed=SEED, **options)
         run(opt, model, 3)
         do(model)
         before = snapshot(model)
