@@ -13,15 +13,18 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+# A process of tests runs on each core, and tensors are small: more threads would only wait for each other, those of the
+# processes that tests start, too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell that starts a command in the background has it ignore Ctrl-C; tests send it to themselves.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """A process of tests runs on each core, and the tensors are small: more threads would only wait for each other."""
+    """Before each test, since runs and benchmarks set the number for the whole process."""
     torch.set_num_threads(1)
 
 

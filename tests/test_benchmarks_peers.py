@@ -83,9 +83,7 @@ def no_module_stays(monkeypatch):
     import sys
 
     before = set(sys.modules)
-    threads = torch.get_num_threads()
     yield
-    torch.set_num_threads(threads)
     for name in set(sys.modules) - before:
         if name.partition(".")[0] == "zo2":
             del sys.modules[name]

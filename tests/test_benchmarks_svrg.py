@@ -24,14 +24,6 @@ OPTIONS = Namespace(
 )
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def small():
     return problem_of("cpu", n=64, d=8)

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,14 +24,6 @@ from zo_kernels.finetune.batches import Texts  # noqa: E402
 from zo_kernels.finetune.data import from_tables, read_table  # noqa: E402
 from zo_kernels.finetune.docstrings import AREAS, collect, first_sentence, stdlib_docstrings  # noqa: E402
 from zo_kernels.finetune.job import prepare  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def same_threads_afterwards() -> Iterator[None]:
-    """A run sets the number of threads of the whole process."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True)
@@ -17,11 +15,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def whole_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Without pictures, which take longer than all the rest, and with the threads of the process put back."""
+def whole_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pictures, which take longer than all the rest."""
     from zo_kernels.finetune import report
 
     monkeypatch.setattr(report, "draw_curves", lambda records, path: None)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
