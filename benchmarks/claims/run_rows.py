@@ -21,11 +21,11 @@ def run_rows(result: Result, baseline: Result, seeds: Sequence[int]) -> list[Row
         "lrs_tried": len(result.tried),
         "highest_useful_lr": result.highest_useful_lr,
         "steps": result.curves[0].steps[-1],
-        "start_loss": result.curves[0].losses[0],
     }
     rows = []
     for seed, curve in zip(seeds, result.curves, strict=True):
-        row = {**known, "run_seed": seed, "dev_loss": _finite(curve.losses[-1]), **curve.test}
+        row = {**known, "start_loss": curve.losses[0], "run_seed": seed}
+        row |= {"dev_loss": _finite(curve.losses[-1]), **curve.test}
         rows.append(row | {f"dev_loss_{i}": _finite(curve.losses[i]) for i in range(1, len(curve.losses))})
     return [*rows, _mean(known, rows, baseline)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,14 +25,12 @@ class Kind:
         make: it.
         steps: of a run.
         guess: a learning rate for MeZO to begin with.
-        most_seeds: of those asked for.
         skipped: why it cannot run here, or None.
     """
 
     make: Callable[[], Task]
     steps: int
     guess: float
-    most_seeds: int | None = None
     skipped: str | None = None
 
 
@@ -70,7 +68,7 @@ def _classification(options: Namespace, skipped: str | None, **more: object) -> 
     if skipped is None and device_of(options).type != "cpu":
         skipped = "this task is for a CPU"
     make = partial(ClassificationTask, options.threads, **more)
-    return Kind(make, options.steps or 100, 2.0**-14, 3, skipped)
+    return Kind(make, options.steps or 100, 2.0**-14, skipped)
 
 
 class Studies:
@@ -83,7 +81,7 @@ class Studies:
     def of(self, name: str) -> Study:
         if name not in self._studies:
             kind = self.kinds[name]
-            seeds: Sequence[int] = self._options.seeds[: kind.most_seeds]
-            self._studies[name] = Study(kind.make, kind.steps, seeds, kind.guess, self._options.tuning_seeds)
+            options = self._options
+            self._studies[name] = Study(kind.make, kind.steps, options.seeds, kind.guess, options.tuning_seeds)
         torch.set_num_threads(self._options.threads if name in ("docstrings", "trec") else 1)
         return self._studies[name]
