@@ -15,6 +15,7 @@ if not torch.cuda.is_available():
 
 # A process of tests runs on each core, and tensors are small: more threads would only wait for each other, those of the
 # processes that tests start, too.
+torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell that starts a command in the background has it ignore Ctrl-C; tests send it to themselves.
@@ -23,8 +24,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Before each test, since runs and benchmarks set the number for the whole process."""
+def one_thread() -> Iterator[None]:
+    """Runs and benchmarks set the number for the whole process, in what a module's tests share, too."""
+    torch.set_num_threads(1)
+    yield
     torch.set_num_threads(1)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -17,6 +18,8 @@ from benchmarks.claims.arms import MaskedMeZO, library, masked
 from benchmarks.claims.equal_time import by_time
 from benchmarks.claims.learning import Arm, Curve, Study, WrongStep, _choose, run
 from benchmarks.claims.run_rows import run_rows
+from benchmarks.claims.step_times import StepTimes
+from benchmarks.step_methods import MEZO
 
 SEEDS = [0, 1]
 
@@ -231,6 +234,9 @@ def test_rows_are_of_each_seed_and_of_all_against_the_baseline():
     assert mean["dev_loss_difference_verdict"] == "reproduced"
     assert run_rows(slow, fast, SEEDS)[-1]["dev_loss_difference_verdict"] == "refuted"
     assert run_rows(slow, slow, SEEDS)[-1]["dev_loss_difference_verdict"] == "undecided"
+    curves = [Curve((0, 10), (start, 1.0), {}) for start in (3.0, 4.0)]
+    rows = run_rows(replace(fast, curves=curves), slow, SEEDS)
+    assert [row["start_loss"] for row in rows] == [3.0, 4.0, 3.5]
 
 
 def test_runs_are_compared_by_time():
@@ -247,6 +253,20 @@ def test_runs_are_compared_by_time():
     assert row["ours_equal_time_difference"] == pytest.approx(((3.5 - 2.0) + (3.45 - 1.9)) / 2)
     diverged = [Curve((0, 100), (4.0, math.inf), {})] * 2
     assert by_time(diverged, slow, {"ours": 0.5})["ours_equal_time_difference_verdict"] is None
+
+
+def test_a_wrong_timed_step_is_no_measure_of_time():
+    times = StepTimes(options_of())
+    right = {"baseline": "MeZO", "correct": True, "ratio": 2.0}
+    times.rows = lambda *_: [right, {"correct": False, "wrong": "is off"}]
+    with pytest.raises(WrongStep, match="its timed step: is off"):
+        times.shares(MEZO)
+    times.rows = lambda *_: [
+        right,
+        {**right, "baseline": "published passes", "ratio": 3.0},
+        {**right, "baseline": "MeZO, published passes", "ratio": 4.0},
+    ]
+    assert times.shares(MEZO) == {"published": 0.75, "ours": 0.5}
 
 
 def test_a_wrong_arm_is_not_run():

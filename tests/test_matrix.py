@@ -96,7 +96,6 @@ def test_bits_do_not_depend_on_threads_or_shards(backend, kind):
         backends.resolve(backend, w.device).prepare([Entry(w, w, 9, 0, 0, kind, 0.01, recorded)])(do)
         assert torch.equal(bits(w), bits(want))
         assert kind is MaskKind.NONE or torch.equal(recorded, want_bits)
-    torch.set_num_threads(1)
     w = weights(n, torch.bfloat16, 0)
     cuts = [0, 1, 4098, 50001, n]
     shards = [Entry(w[a:b], w[a:b], 9, a) for a, b in pairwise(cuts)]

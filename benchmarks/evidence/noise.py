@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..randomness.dieharder import ASSESSMENTS
 from ..registry import Row
 
-_ASSESSMENTS = ("PASSED", "WEAK", "FAILED")
 _FEW = 0.001  # a p-value below which a result is told in bold
 
 
@@ -57,14 +57,14 @@ def battery(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
     """For each stream of each generator how many of dieharder's results passed."""
     streams: dict[tuple[str, str], list[Row]] = {}
     for row in _of(rows, "battery"):
-        if row.get("p_value") is not None and row["assessment"] in _ASSESSMENTS:  # not that of all p-values together
+        if row.get("p_value") is not None and row["assessment"] in ASSESSMENTS:  # not that of all p-values together
             streams.setdefault((row["generator"], row["stream"]), []).append(row)
     lines = []
     for (generator, stream), members in streams.items():
         words = [str(row["assessment"]) for row in members]
         ends = [min(row["p_value"], 1 - row["p_value"]) for row in members]
         retried = sum(row["first_p_value"] != row["p_value"] for row in members)
-        counts = [str(words.count(word)) for word in _ASSESSMENTS]
+        counts = [str(words.count(word)) for word in ASSESSMENTS]
         lines.append([generator, stream, str(len(members)), *counts, str(retried), f"{min(ends):.1g}"])
     return (
         "generator",

@@ -127,15 +127,15 @@ def _together(stream: Stream) -> list[Row]:
     from scipy.stats import kstest
 
     first = [outcome.first_p_value for outcome in stream.outcomes]
-    count = {word: sum(o.assessment == word for o in stream.outcomes) for word in ("PASSED", "WEAK", "FAILED")}
+    count = {word: sum(o.assessment == word for o in stream.outcomes) for word in dieharder.ASSESSMENTS}
     weak_at_first = sum(not 0.005 <= p <= 0.995 for p in first)
     return [
         {
             "statistic": "p-values against a uniform",
             "tests": len(first),
             "p_value": float(kstest(first, "uniform").pvalue),
-            "assessment": f"{count['PASSED']} passed, {count['WEAK']} weak, {count['FAILED']} failed; "
-            f"{weak_at_first} weak at first",
+            "assessment": ", ".join(f"{n} {word.lower()}" for word, n in count.items())
+            + f"; {weak_at_first} weak at first",
         }
     ]
 

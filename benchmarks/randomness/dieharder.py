@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+ASSESSMENTS = ("PASSED", "WEAK", "FAILED")  # outside of 0.005 to 0.995, outside of 10^-6 to 1 - 10^-6
 _LINE = re.compile(
     r"^\s*(?P<name>\w+)\|\s*(?P<ntup>\d+)\|\s*(?P<tsamples>\d+)\|\s*(?P<psamples>\d+)\|\s*(?P<p>-?[\d.]+)\|\s*(?P<word>\w+)",
     re.MULTILINE,
@@ -28,7 +29,7 @@ class Outcome:
         trials: that each p-value was computed from.
         samples: p-values that a Kolmogorov-Smirnov test put together, in the end.
         p_value: of that test.
-        assessment: PASSED, WEAK (outside of 0.005 to 0.995) or FAILED (outside of 10^-6 to 1 - 10^-6).
+        assessment: one of ASSESSMENTS.
         first_p_value: before more samples were taken because a result of the test was weak.
     """
 
