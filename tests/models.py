@@ -23,14 +23,14 @@ class Block(nn.Module):
 
 
 class BlockMLP(nn.Module):
-    """Embedding, `depth` blocks, final normalisation, head."""
+    """Embedding, `depth` blocks, final normalisation, head; with many outputs the head is larger than a block."""
 
-    def __init__(self, depth: int = 4, width: int = 6):
+    def __init__(self, depth: int = 4, width: int = 6, outputs: int = 3):
         super().__init__()
         self.embed = nn.Linear(5, width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 3)
+        self.head = nn.Linear(width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
@@ -39,11 +39,13 @@ class BlockMLP(nn.Module):
         return self.head(self.norm(x))
 
 
-def block_mlp(depth: int = 4, width: int = 6, dtype: torch.dtype = torch.float32, seed: int = 0) -> BlockMLP:
+def block_mlp(
+    depth: int = 4, width: int = 6, dtype: torch.dtype = torch.float32, seed: int = 0, outputs: int = 3
+) -> BlockMLP:
     """A BlockMLP whose weights are the same for the same seed; normalisation weights are random, too."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = BlockMLP(depth, width)
+        model = BlockMLP(depth, width, outputs)
         for p in model.parameters():
             p.data.normal_(std=0.5)
     return model.to(dtype)

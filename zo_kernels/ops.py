@@ -30,6 +30,8 @@ class Table:
         runs: for each entry the stretches that it falls into: the index of the first element of each in the whole
             parameter, all equally long; for shards that are no stretch of it, such as columns. None: each entry is one
             stretch, from its `offset` on. An entry of several has a whole number of mask bytes for each of them.
+        watched: whether `apply` is to refuse stale memory, and to tell autograd what it changed. False is for memory
+            that nobody else can replace and that no graph is made of, and costs nothing.
 
     Raises:
         TypeError, ValueError: as `add_noise_`.
@@ -41,6 +43,8 @@ class Table:
         names: Sequence[str],
         backend: str | None = None,
         runs: Sequence[Sequence[int]] | None = None,
+        *,
+        watched: bool = True,
     ):
         self.entries, self.names = tuple(entries), tuple(names)
         for name, e in zip(names, entries, strict=True):
@@ -61,10 +65,14 @@ class Table:
             self._run = backends.resolve(backend, where).prepare([piece for each in pieces for piece in each])
         elif backend is not None:
             backends.resolve(backend, torch.device("cpu"))
-        self._pointers = self._addresses()
+        self._watched = watched
+        self._tensors = list(dict.fromkeys(t for e in self.entries for t in (e.dst, e.src)))
+        self._known = self._memory()
+        self._counted = [e.dst for e in self.entries if not e.dst.is_inference()]
 
-    def _addresses(self) -> list[tuple[int, int]]:
-        return [(t.data_ptr(), t.numel()) for e in self.entries for t in (e.dst, e.src)]
+    def _memory(self) -> tuple[list[int], list[int]]:
+        """Where the tensors are, and how large: of hundreds, in every pass."""
+        return [*map(Tensor.data_ptr, self._tensors)], [*map(Tensor.numel, self._tensors)]
 
     def apply(self, do: Pass) -> None:
         """One pass over the active entries; seeds, scales and decays are taken as checked.
@@ -74,14 +82,18 @@ class Table:
         """
         if self._run is None:
             return
-        if self._addresses() != self._pointers:
+        if not self._watched and do.active is None:
+            self._run(do)
+            return
+        if self._memory() != self._known:
             raise RuntimeError("a tensor's memory was replaced since its table was built; nothing was changed")
         if do.active is not None and self._has_cuts:
             self._run(replace(do, active=[at for i in do.active for at in self._pieces[i]]))
         else:
             self._run(do)
-        indices = range(len(self.entries)) if do.active is None else do.active
-        changed = [self.entries[i].dst for i in indices if not self.entries[i].dst.is_inference()]
+        changed = self._counted
+        if do.active is not None:
+            changed = [e.dst for i in do.active if not (e := self.entries[i]).dst.is_inference()]
         torch.autograd.graph.increment_version(changed)
 
 

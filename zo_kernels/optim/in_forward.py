@@ -1,14 +1,15 @@
 """Perturbation in the forward: a module runs on perturbed copies of its weights, and θ itself is never written.
 
 Just before a module runs, its weights' perturbed values are written to a scratch buffer by one pass, and its
-parameters' `data` points there until its forward has ended, however it ends.
+parameters' `data` points there until its forward has ended, however it ends. Where the buffer has room for the weights
+of all modules within it, too, one pass serves them all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -50,9 +51,19 @@ class Frame:
     """A module that runs, and what stands in for its weights."""
 
     module: nn.Module
-    swapped: list[int] = field(default_factory=list)
+    swapped: Iterable[int] = ()
+    originals: Sequence[tuple[Tensor, Tensor]] = ()  # (weight, its θ)
     place: Any = None  # of what stands in for them
     others: list[Tensor] = field(default_factory=list)  # what is not trained, and was moved here too
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Perturbed copies of weights at a place in the buffer, and the table that writes them."""
+
+    table: Table
+    copies: list[tuple[Tensor, Tensor]]  # (weight, its copy)
+    originals: list[tuple[Tensor, Tensor]]  # (weight, its θ)
 
 
 class InForward:
@@ -68,12 +79,20 @@ class InForward:
 
     def __init__(self, module: nn.Module, weights: Weights):
         self._module, self._weights = module, weights
-        self._index = {w.tensor: i for i, w in enumerate(weights.weights)}
+        self._tensors = [w.tensor for w in weights.weights]
+        self._index = {id(t): i for i, t in enumerate(self._tensors)}
         # Weights that are read while a module runs that does not own them. Found by watching, kept for good.
         self._borrowed: dict[nn.Module, list[int]] = {}
-        self._owned: dict[nn.Module, list[int]] = {}
-        self._tables: dict[tuple[Any, ...], tuple[Table, list[Tensor]]] = {}
-        self._sizes: dict[tuple[int, ...], int] = {}
+        self._owned: dict[nn.Module, frozenset[int]] = {}
+        self._members: set[nn.Module] = set()
+        # As owned, but with the weights of all modules within where the buffer has room for them.
+        self._together: dict[nn.Module, frozenset[int]] = {}
+        self._ran: set[nn.Module] = set()  # while watching
+        self._wanted: Mapping[nn.Module, frozenset[int]] = {}  # of the two, what takes part in the pass
+        self._tables: dict[tuple[Any, ...], Any] = {}
+        self._ready: dict[nn.Module, Copies] = {}  # of those tables, what a module needs where nothing is perturbed yet
+        self._ready_for: Any = None
+        self._sizes: dict[frozenset[int], int] = {}
         self._scratch: Any = self._make_room(weights.weights[0].tensor)
         self._hooks: list[RemovableHandle] = []
         self._frames: list[Frame] = []
@@ -83,7 +102,7 @@ class InForward:
         self._pass: Pass | None = None
         self._from_anchor = False
         self._active: frozenset[int] | None = None
-        self._entered = 0
+        self._entered = False
         self._find_owners()
         orphans = set(range(len(weights.weights))).difference(*self._owned.values())
         if orphans:
@@ -93,17 +112,75 @@ class InForward:
 
     def _make_room(self, like: Tensor) -> Any:
         """Memory for what stands in for a running module's weights."""
-        return Scratch(like.device, like.is_inference(), self._tables.clear)
+        return Scratch(like.device, like.is_inference(), self._forget_tables)
+
+    def _forget_tables(self) -> None:
+        self._tables.clear()
+        self._ready.clear()
 
     def _find_owners(self) -> None:
-        owned: dict[nn.Module, list[int]] = {m: list(indices) for m, indices in self._borrowed.items()}
-        self._members = set(self._module.modules())
+        """Who has which weights: modules may have been put in the place of others since the last evaluation."""
+        owned: dict[nn.Module, set[int]] = {m: set(indices) for m, indices in self._borrowed.items()}
+        index, members, todo = self._index, {self._module}, [self._module]
+        while todo:  # as `modules()`, in a quarter of its time
+            m = todo.pop()
+            own = [i for p in m._parameters.values() if (i := index.get(id(p))) is not None]
+            if own:
+                owned.setdefault(m, set()).update(own)
+            for child in m._modules.values():
+                if child is not None and child not in members:
+                    members.add(child)
+                    todo.append(child)
+        if owned != self._owned or members != self._members:
+            self._members = members
+            self._owned = {m: frozenset(indices) for m, indices in owned.items()}
+            self._together = {}
+            self._ready.clear()
+
+    def _bytes_for(self, indices: frozenset[int]) -> int:
+        if (size := self._sizes.get(indices)) is None:
+            size = self._sizes[indices] = bytes_for([self._weights.theta[i] for i in indices])
+        return size
+
+    def _find_together(self) -> dict[nn.Module, frozenset[int]]:
+        """For each owner its weights; with those of all modules within it, as far up as the buffer has room for them,
+        which is as much as the largest owner needs in any case. Only modules that were seen to run with all that is
+        within them: an expert that few tokens reach should cost nothing where it is not run.
+        """
+        if self._together:
+            return self._together
+        self._ran &= self._members
+        room = max(self._bytes_for(indices) for indices in self._owned.values())
+        within: dict[nn.Module, frozenset[int] | None] = {}
+
+        def gathered(m: nn.Module) -> frozenset[int] | None:
+            """The weights of a module and of all within it; None if that is too much, or one of them did not run."""
+            if m not in within:
+                within[m] = None  # should it lie within itself
+                parts = [gathered(child) for child in m.children()]
+                own = self._owned.get(m, frozenset())
+                if (m in self._ran or not own) and None not in parts:
+                    every = own.union(*(part for part in parts if part is not None))
+                    within[m] = every if self._bytes_for(every) <= room else None
+            return within[m]
+
+        together = dict(self._owned)
         for m in self._members:
-            for p in m._parameters.values():
-                i = None if p is None else self._index.get(p)
-                if i is not None and i not in owned.setdefault(m, []):
-                    owned[m].append(i)
-        self._owned = owned
+            if m in self._ran and (every := gathered(m)):
+                together[m] = every
+        self._together = together
+        return together
+
+    def _find_wanted(self, watch: bool) -> None:
+        """What each module is to be given in this evaluation. Where reads are watched, each owner by itself."""
+        wanted = self._owned if watch else self._find_together()
+        if (active := self._active) is not None:
+            wanted = {m: indices & active for m, indices in wanted.items()}
+        self._wanted = wanted
+        purpose = self._from_anchor, watch, active
+        if self._ready_for != purpose:
+            self._ready.clear()
+            self._ready_for = purpose
 
     def evaluate(self, closure: Callable[[], Any], do: Pass, *, from_anchor: bool = False, watch: bool = False) -> Any:
         """What the closure returns while every module runs on the weights that the pass would write.
@@ -117,11 +194,12 @@ class InForward:
         Raises:
             ValueError: weights are read where no module runs, or none of the modules ran.
         """
-        self._pass, self._from_anchor = do, from_anchor
+        self._pass, self._from_anchor = replace(do, active=None), from_anchor
         self._active = None if do.active is None else frozenset(do.active)
         strangers: set[int] = set()
         while True:
             self._find_owners()
+            self._find_wanted(watch)
             found: set[tuple[int | None, nn.Module | None]] = set()
             try:
                 result = self._run(closure, found if watch else None)
@@ -131,7 +209,7 @@ class InForward:
             if not found:
                 break
             self._borrow(found, strangers)
-        if self._entered == 0:
+        if not self._entered:
             raise ValueError(
                 "closure: expected it to run the module that the optimizer was given, but none of the modules with "
                 "trainable parameters ran; if it runs them compiled or by other means, use perturb='in_place'"
@@ -147,7 +225,7 @@ class InForward:
 
     @contextmanager
     def _hooked(self) -> Iterator[None]:
-        self._entered = 0
+        self._entered = False
         try:
             with interrupts_held():
                 self._hooks.append(register_module_forward_pre_hook(self._enter))
@@ -178,48 +256,75 @@ class InForward:
     def _enter(self, module: nn.Module, args: Any) -> None:
         if self._watch is not None:
             self._stack.append(module)
-        owned = self._owned.get(module)
-        if owned is None:
+            self._ran.add(module)
+        wanted = self._wanted.get(module)
+        if wanted is None:
             return
-        self._entered += bool(owned)
+        self._entered = self._entered or module in self._owned
+        if self._needs_nothing(module, wanted):
+            return
         frame = Frame(module)
         self._frames.append(frame)  # first: an interrupt may come at any line
+        if self._watch is None and not torch._C._functorch.peek_interpreter_stack():
+            self._swap(frame, wanted)
+            return
         # A transform of torch.func that is under way is none of our passes' business.
         with nullcontext() if self._watch is None else self._watch.paused(), torch._C._DisableFuncTorch():
-            self._swap(frame, owned)
+            self._swap(frame, wanted)
 
-    def _swap(self, frame: Frame, owned: Sequence[int]) -> None:
-        """Put perturbed copies in the place of a module's weights."""
-        frame.swapped = [i for i in owned if i not in self._live and (self._active is None or i in self._active)]
-        if frame.swapped:
-            frame.place = self._perturb(tuple(frame.swapped))
+    def _needs_nothing(self, module: nn.Module, wanted: frozenset[int]) -> bool:
+        """Whether all that a module reads is perturbed already. If it runs within itself, it is to end by itself."""
+        return wanted <= self._live and not self._runs(module)
 
-    def _perturb(self, wanted: tuple[int, ...]) -> tuple[int, int]:
-        weights, do = self._weights, self._pass
-        assert do is not None
-        if wanted not in self._sizes:
-            self._sizes[wanted] = bytes_for([weights.theta[i] for i in wanted])
-        place = self._scratch.take(self._sizes[wanted])
-        key = (self._from_anchor, wanted, place)
-        if key not in self._tables:
-            sources = weights.anchors if self._from_anchor else weights.theta
-            assert sources is not None
-            copies = self._scratch.tensors(place, [weights.theta[i] for i in wanted])
-            kind = MaskKind.THRESHOLD if self._from_anchor else MaskKind.BITS
-            entries = [weights.entry(i, c, sources[i], kind) for i, c in zip(wanted, copies, strict=True)]
-            self._tables[key] = Table(entries, [weights.weights[i].name for i in wanted], weights.backend), copies
-        table, copies = self._tables[key]
-        table.apply(Pass(do.seeds, do.scales, do.decays, do.stochastic))
-        for i, copy in zip(wanted, copies, strict=True):
-            weights.weights[i].tensor.data = copy
-        self._live.update(wanted)
-        return place
+    def _runs(self, module: nn.Module) -> bool:
+        for frame in self._frames:  # noqa: SIM110 - `any` takes three times as long, for every module
+            if frame.module is module:
+                return True
+        return False
+
+    def _swap(self, frame: Frame, wanted: frozenset[int]) -> None:
+        """Put perturbed copies in the place of weights."""
+        first = not self._live
+        missing = wanted if first else wanted - self._live
+        if not first and not self._scratch.fits(self._bytes_for(missing)):  # without those within it, then
+            missing = self._owned.get(frame.module, frozenset()) & wanted - self._live
+        if not missing:
+            return
+        frame.place = place = self._scratch.take(self._bytes_for(missing))
+        found = self._ready.get(frame.module) if first else None  # what is taken first is always at the same place
+        if found is None:
+            key = (self._from_anchor, missing, place)
+            if key not in self._tables:
+                self._tables[key] = self._new_copies(missing, place)
+            found = self._tables[key]
+            if first:
+                self._ready[frame.module] = found
+        assert self._pass is not None
+        found.table.apply(self._pass)
+        frame.originals, frame.swapped = found.originals, missing
+        for tensor, copy in found.copies:
+            tensor.data = copy
+        self._live.update(missing)
+
+    def _new_copies(self, missing: frozenset[int], place: tuple[int, int]) -> Copies:
+        weights, wanted = self._weights, sorted(missing)
+        sources = weights.anchors if self._from_anchor else weights.theta
+        assert sources is not None
+        copies = self._scratch.tensors(place, [weights.theta[i] for i in wanted])
+        kind = MaskKind.THRESHOLD if self._from_anchor else MaskKind.BITS
+        entries = [weights.entry(i, c, sources[i], kind) for i, c in zip(wanted, copies, strict=True)]
+        names = [weights.weights[i].name for i in wanted]
+        return Copies(
+            Table(entries, names, weights.backend, watched=False),
+            [(self._tensors[i], copy) for i, copy in zip(wanted, copies, strict=True)],
+            [(self._tensors[i], weights.theta[i]) for i in wanted],
+        )
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> Any:
         if self._watch is not None and module in self._stack:
             while self._stack.pop() is not module:
                 pass
-        if not any(frame.module is module for frame in self._frames):
+        if not self._runs(module):
             return None
         replaced = self._without_aliases(output)
         while self._put_back() is not module:
@@ -229,8 +334,8 @@ class InForward:
     def _put_back(self) -> nn.Module:
         """End the last frame, and return its module."""
         frame = self._frames[-1]
-        for i in frame.swapped:
-            self._weights.weights[i].tensor.data = self._weights.theta[i]
+        for tensor, theta in frame.originals:
+            tensor.data = theta
         self._live.difference_update(frame.swapped)
         if frame.place is not None:
             self._scratch.give_back(frame.place)
@@ -241,6 +346,8 @@ class InForward:
         """The module's output with copies of what lies in the scratch buffer, or None if nothing does."""
         if isinstance(output, Tensor):
             return output.clone() if self._scratch.holds(output) else None
+        if type(output) is tuple and all(isinstance(t, Tensor) and not self._scratch.holds(t) for t in output):
+            return None  # as for most modules
         changed = False
 
         def copied(t: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ class Scratch:
         self._where, self._inference, self._on_drop = where, inference, on_drop
         self._chunks: list[Tensor] = []
         self._used: list[int] = []  # bytes of each chunk
+        self._spans: list[tuple[int, int]] = []  # addresses of each chunk, the last exclusive
         self._most = 0  # bytes ever in use
 
     @property
@@ -42,11 +43,18 @@ class Scratch:
         Returns:
             The chunk they are in, and the first of them. They are the taker's until `give_back`.
         """
+        if self._used == [0] and self._chunks[0].numel() >= self._most >= size:  # as for most modules
+            self._used[0] = size
+            return 0, 0
         self._most = max(self._most, sum(self._used) + size)
         at = self._chunk_with_room_for(size)
         start = self._used[at]
         self._used[at] += size
         return at, start
+
+    def fits(self, size: int) -> bool:
+        """Whether so many bytes more would be no more than was ever in use."""
+        return sum(self._used) + size <= self._most
 
     def tensors(self, place: tuple[int, int], like: Sequence[Tensor]) -> list[Tensor]:
         """A tensor of each of these shapes and dtypes, uninitialised, in memory that `take` returned for them."""
@@ -69,13 +77,15 @@ class Scratch:
         if at == len(self._chunks):
             return
         self._on_drop()
-        del self._chunks[at:], self._used[at:]
+        del self._chunks[at:], self._used[at:], self._spans[at:]
 
     def _add(self, size: int) -> None:
         # Whether the step runs in inference mode or not.
         with torch.inference_mode(self._inference):
-            self._chunks.append(torch.empty(size, dtype=torch.uint8, device=self._where))
+            chunk = torch.empty(size, dtype=torch.uint8, device=self._where)
+        self._chunks.append(chunk)
         self._used.append(0)
+        self._spans.append((chunk.data_ptr(), chunk.data_ptr() + size))
 
     def give_back(self, place: tuple[int, int]) -> None:
         """Free what was taken from there on."""
@@ -90,7 +100,7 @@ class Scratch:
 
     def holds(self, t: Tensor) -> bool:
         """Whether a tensor's memory lies in the buffer."""
-        return any(find(self._chunks, part.data_ptr()) is not None for part in parts_of(t))
+        return lies_in(self._spans, t)
 
     def is_free(self, address: int) -> bool:
         """Whether an address is of memory in the buffer that nobody has taken."""
@@ -116,6 +126,19 @@ def find(chunks: Sequence[Tensor], address: int) -> tuple[int, int] | None:
         if 0 <= start < chunk.numel():
             return at, start
     return None
+
+
+def lies_in(spans: Sequence[tuple[int, int]], t: Tensor) -> bool:
+    """Whether a tensor's memory, or a part of what holds its elements, begins in one of the spans of addresses."""
+    parts: tuple[Tensor, ...] = (t,)
+    if t.layout is not torch.strided or torch._C._functorch.is_functorch_wrapped_tensor(t):
+        parts = tuple(parts_of(t))
+    for part in parts:
+        address = part.data_ptr()
+        for first, end in spans:
+            if first <= address < end:
+                return True
+    return False
 
 
 def parts_of(t: Tensor) -> Iterator[Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, device, nn
 
-from ..backends.types import MaskKind, Pass
+from ..backends.types import MaskKind
 from ..ops import Table
 from .in_forward import Frame, InForward
 from .scratch import bytes_for
@@ -71,13 +71,19 @@ class StreamedInForward(InForward):
         self._needs = {}
         for m in (*self._module.modules(), *(m for m in self._lent if m not in self._members)):
             for t in (*m._parameters.values(), *self._lent.get(m, ())):
-                if t is not None and t not in self._index and (everything or t.device != self._where):
+                if t is not None and id(t) not in self._index and (everything or t.device != self._where):
                     self._needs.setdefault(m, []).append(places.setdefault(t, len(places)))
         self._place_of = places
         self._others, self._origins = list(places), [t.detach() for t in places]
-        for m in self._needs:
-            self._owned.setdefault(m, [])
-        self._scratch.reserve(max(bytes_for(self._sources(self._load(m))) for m in self._owned))
+        every = self._owned.keys() | self._needs.keys()
+        self._scratch.reserve(max(bytes_for(self._sources(self._load(m))) for m in every))
+
+    def _find_wanted(self, watch: bool) -> None:
+        """Each module is given its own tensors, those that take no part in the pass, too."""
+        self._wanted = {**dict.fromkeys(self._needs, frozenset[int]()), **self._owned}
+
+    def _needs_nothing(self, module: nn.Module, wanted: frozenset[int]) -> bool:
+        return False  # all modules are noted in their order
 
     def _watched(self) -> list[Tensor]:
         return [*self._weights.theta, *self._origins]
@@ -113,6 +119,7 @@ class StreamedInForward(InForward):
         """Modules run on copies of their tensors as they are."""
         self._pass, self._from_anchor, self._active = None, False, None
         self._find_owners()
+        self._find_wanted(watch=False)
         with self._hooked():
             yield
 
@@ -122,7 +129,7 @@ class StreamedInForward(InForward):
 
     def _load(self, module: nn.Module) -> _Load:
         """What the module would have to be given now."""
-        wanted = tuple(i for i in self._owned[module] if i not in self._live)
+        wanted = tuple(i for i in sorted(self._owned.get(module, ())) if i not in self._live)
         return _Load(module, wanted, tuple(i for i in self._needs.get(module, ()) if i not in self._here))
 
     def _sources(self, load: _Load) -> list[Tensor]:
@@ -137,7 +144,7 @@ class StreamedInForward(InForward):
             *(bits for bits in masks if bits is not None),
         ]
 
-    def _swap(self, frame: Frame, owned: Sequence[int]) -> None:
+    def _swap(self, frame: Frame, wanted: frozenset[int]) -> None:
         load = self._load(frame.module)
         self._order.append(load)
         if not load.wanted and not load.others:
@@ -151,10 +158,11 @@ class StreamedInForward(InForward):
             frame.place, copies = self._scratch.fill(self._sources(load))
         self._scratch.arrived(frame.place)
         self._perturb_copies(load, frame.place, copies)
-        frame.swapped = list(load.wanted)
+        frame.swapped = load.wanted
+        frame.originals = [(self._tensors[i], self._weights.theta[i]) for i in load.wanted]
         frame.others = [self._others[i] for i in load.others]
         for i, copy in zip(load.wanted, copies, strict=False):
-            self._weights.weights[i].tensor.data = copy
+            self._tensors[i].data = copy
         for t, copy in zip(frame.others, copies[len(load.wanted) :], strict=False):
             t.data = copy
         self._live.update(load.wanted)
@@ -183,8 +191,9 @@ class StreamedInForward(InForward):
                 mask = None if weights.bits(i) is None else next(masks)
                 if i in active:
                     entries.append(replace(weights.entry(i, copy, copy, kind), mask_tensor=mask))
-            self._tables[key] = Table(entries, [weights.weights[i].name for i in active], weights.backend), []
-        self._tables[key][0].apply(Pass(do.seeds, do.scales, do.decays, do.stochastic))
+            names = [weights.weights[i].name for i in active]
+            self._tables[key] = Table(entries, names, weights.backend, watched=False)
+        self._tables[key].apply(do)
 
     def _put_back(self) -> nn.Module:
         frame = self._frames[-1]

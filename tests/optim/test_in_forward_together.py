@@ -1,0 +1,194 @@
+"""Perturbation in the forward of all weights within a module at once, where the buffer has room for them anyway."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from models import BlockMLP, block_mlp, real_loss
+from outright import losses_outright
+from scripted import assert_same, snapshot
+from torch import Tensor, nn
+
+import zo_kernels as zo
+from zo_kernels.optim.scratch import bytes_for
+
+EPS, SEED = 1e-2, 3
+WATCHED = (0, 1, 2, 4, 8)  # steps, counted from 0
+
+
+def optimizer(model: nn.Module) -> zo.MeZO:
+    return zo.MeZO(model, lr=0.0, eps=EPS, seed=SEED, perturb="in_forward")
+
+
+def roomy() -> BlockMLP:
+    """Its head needs more memory than all of a block."""
+    return block_mlp(depth=2, outputs=50)
+
+
+def buffer_bytes(opt: zo.ZeroOrderOptimizer) -> int:
+    assert opt._in_forward is not None
+    return sum(chunk.numel() for chunk in opt._in_forward._scratch.chunks)
+
+
+def largest(model: nn.Module) -> int:
+    return max(bytes_for(list(m.parameters(recurse=False))) for m in model.modules())
+
+
+def check_losses(model: nn.Module, loss: Callable[[nn.Module, int], Any], steps: int = 7) -> zo.MeZO:
+    """In each step they are those of weights perturbed outright, and nothing else of the model changes."""
+    twin, opt, losses = copy.deepcopy(model), optimizer(model), list[float]()
+    before = snapshot(model)
+    for step in range(steps):
+        losses.clear()
+
+        def closure(step: int = step) -> Any:
+            value = loss(model, step)
+            losses.append(float(value))
+            return value
+
+        opt.step(closure)
+        expected = losses_outright(twin, lambda step=step: loss(twin, step), seed=SEED, step=step, eps=EPS)
+        assert losses[-2:] == expected, step
+        assert_same(before, snapshot(model))
+    return opt
+
+
+def test_a_block_is_one_pass_and_takes_no_more_memory(passes: list[set[str]]) -> None:
+    model = roomy()
+    opt = optimizer(model)
+    each = [{f"{n}.{own}" for own, _ in m.named_parameters(recurse=False)} for n, m in model.named_modules()]
+    by_owner = [names for names in each if names]
+    blocks = [{name for name in snapshot(model) if name.startswith(f"blocks.{i}.")} for i in range(2)]
+    together = [{"embed.weight", "embed.bias"}, *blocks, {"norm.weight", "norm.bias"}, {"head.weight", "head.bias"}]
+    for step in range(9):
+        passes.clear()
+        opt.step(lambda: real_loss(model, 0))
+        *probes, update = passes
+        assert update == set(snapshot(model))
+        first, second = probes[: -len(together)], probes[-len(together) :]
+        assert second == together
+        # Where reads are watched, it is known which module's forward may read what.
+        assert first == together if step not in WATCHED else sorted(map(sorted, first)) == sorted(map(sorted, by_owner))
+        assert buffer_bytes(opt) == largest(model)
+
+
+def test_losses_of_blocks_perturbed_together() -> None:
+    check_losses(roomy(), lambda model, step: real_loss(model, step))
+
+
+def by_hand(model: Any, x: Tensor) -> Tensor:
+    x = model.embed(x)
+    for block in model.blocks:
+        x = x + block.down(torch.relu(block.up(block.norm(x))))
+    return model.head(model.norm(x)).square().mean()
+
+
+def test_modules_within_may_run_without_it() -> None:
+    """In some steps the closure runs a block, in others the modules within, which nobody has announced."""
+    x = torch.linspace(-1, 1, 10).view(2, 5)
+    for hand in ((3, 6), (0, 1, 2, 4)):
+        check_losses(roomy(), lambda m, s, hand=hand: by_hand(m, x) if s in hand else m(x).square().mean())
+
+
+class Again(nn.Module):
+    """Runs within itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.inner = nn.Parameter(torch.ones(6)), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, times: int = 2) -> Tensor:
+        x = self.inner(x) * self.own
+        return self(x, times - 1) + self.inner(x) * self.own if times else x
+
+
+def test_a_module_that_runs_within_itself() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), Again(), nn.Linear(6, 60))
+    check_losses(model, lambda m, s: m(torch.ones(2, 5)).square().mean())
+
+
+class Gives(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 6))
+
+    def forward(self) -> Any:
+        return self.weight[1:]
+
+
+class Around(nn.Module):
+    """Returns what a module within it gives of its memory."""
+
+    def __init__(self, wrap: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.gives, self.lin, self.wrap = Gives(), nn.Linear(5, 5), wrap
+
+    def forward(self, x: Tensor) -> Any:
+        return self.wrap(self.gives()), self.lin(x)
+
+
+def test_outputs_do_not_lie_in_the_buffer_when_it_is_used_again() -> None:
+    for wrap in (lambda t: t, lambda t: {"it": [t]}):
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"around": Around(wrap), "head": nn.Linear(5, 50)})
+
+        def loss(m: Any, step: int) -> Tensor:
+            given, x = m["around"](torch.ones(5))
+            y = m["head"](x)  # overwrites the buffer
+            return y.square().mean() + (given if isinstance(given, Tensor) else given["it"][0]).sum()
+
+        check_losses(model, loss)
+
+
+class Chosen(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(5, 2)
+        self.experts = nn.ModuleList(nn.Linear(5, 5) for _ in range(2))
+
+    def forward(self, x: Tensor, which: int) -> Tensor:
+        return self.experts[which](x) * self.router(x).sum()
+
+
+def test_what_does_not_run_is_not_perturbed(passes: list[set[str]]) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"block": Chosen(), "head": nn.Linear(5, 80)})
+
+    def loss(m: Any, step: int) -> Tensor:
+        return m["head"](m["block"](torch.ones(5), int(step == 6))).square().mean()
+
+    check_losses(model, loss, steps=6)
+    passes.clear()
+    opt = optimizer(model)
+    for step in range(8):
+        passes.clear()
+        opt.step(lambda step=step: loss(model, step))
+        unused = "block.experts.0." if step == 6 else "block.experts.1."
+        assert not any(name.startswith(unused) for names in passes[:-1] for name in names)
+
+
+class Outer(nn.Module):
+    """Has weights of its own while those within it run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = nn.Parameter(torch.linspace(-1, 1, 200))
+        self.block = nn.Sequential(nn.Linear(5, 12), nn.Tanh(), nn.Linear(12, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x) + self.own[:5]
+
+
+def test_where_the_buffer_is_in_use_already_it_does_not_grow() -> None:
+    """The block alone would have room, but not beside the weights of the module around it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Outer(), nn.Linear(5, 50))
+    one_by_one = bytes_for([model[0].own]) + max(bytes_for(list(model[0].block[i].parameters())) for i in (0, 2))
+    together = bytes_for([model[0].own, *model[0].block.parameters()])
+    assert bytes_for(list(model[0].block.parameters())) < largest(model) < together
+    opt = check_losses(model, lambda m, s: m(torch.ones(2, 5)).square().mean())
+    assert buffer_bytes(opt) == max(one_by_one, largest(model)) < together
