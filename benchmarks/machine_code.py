@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zo_kernels.backends.gpu_table import MOST_BLOCKS
+from zo_kernels.backends.tuning import DEFAULT
 
 from .sass import Kernel, entries, leading_to, loops
 
@@ -70,7 +70,7 @@ def counted(kernel: Kernel, elements: int, registers: int, float_operations: Seq
     outside = opcodes(everything.difference(*parts))
     for opcode, n in opcodes(searches[0]).items():
         outside[opcode] += SEARCH_STEPS * n
-    spread = outside.total() / (elements * MOST_BLOCKS)
+    spread = outside.total() / (elements * DEFAULT.most_blocks)
     return Static(
         elements=elements,
         first=opcodes(first).total() / elements + spread,

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zo_kernels.backends.triton.launch import COUNTERS, OPTIONS, WARPS, target
+from zo_kernels.backends.triton.launch import COUNTERS, options, target
+from zo_kernels.backends.tuning import DEFAULT, Tuning
 from zo_kernels.backends.types import MaskKind
 
 from .machine_code import Static, counted
 from .sass import kernels
 
-ELEMENTS = 4 * COUNTERS // (32 * WARPS)  # a thread and block
 _TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -30,6 +30,12 @@ class Variant:
     aligned: bool = True
     decay: bool = False
     in_place: bool = True
+    tuning: Tuning = DEFAULT
+
+    @property
+    def elements(self) -> int:
+        """A thread and block."""
+        return 4 * COUNTERS // (32 * self.tuning.warps)
 
     @property
     def on_rocm(self) -> bool:
@@ -60,6 +66,7 @@ def compile_kernel(variant: Variant) -> Mapping[str, Any]:
         "ALIGNED": variant.aligned,
         "COUNTERS": COUNTERS,
         "TARGET": "hip" if variant.on_rocm else "cuda",
+        "PREFETCH": variant.tuning.prefetch,
     }
     types = {
         "rows": "*i64",
@@ -73,7 +80,7 @@ def compile_kernel(variant: Variant) -> Mapping[str, Any]:
     signature = {name: types.get(name, "constexpr") for name in axpy_kernel.arg_names}
     source = ASTSource(axpy_kernel, signature=signature, constexprs=constants)
     gpu = GPUTarget("hip", variant.arch, 64) if variant.on_rocm else GPUTarget("cuda", variant.arch, 32)
-    return triton.compile(source, target=gpu, options=OPTIONS).asm
+    return triton.compile(source, target=gpu, options=options(variant.tuning)).asm
 
 
 def measure(variant: Variant) -> Static:
@@ -94,7 +101,7 @@ def measure(variant: Variant) -> Static:
     if registers is None:
         raise RuntimeError(f"cuobjdump: expected a line with REG:, got {usage!r}")
     float_operations = sorted(set(re.findall(r"\b[a-z]+\.(?:[\w]+\.)*f32\b", asm["ptx"])))
-    return counted(kernel, ELEMENTS, int(registers[1]), float_operations)
+    return counted(kernel, variant.elements, int(registers[1]), float_operations)
 
 
 def _run(*command: str) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import device
 
-from .gpu_table import Coefficients, GpuTable
+from .gpu_table import Coefficients, GpuTable, current, stream_of
 from .types import Entry, Pass
 
 OLDEST = (8, 0)  # compute capability; setup.py compiles for it
@@ -56,26 +55,24 @@ def prepare(entries: Sequence[Entry]) -> Callable[[Pass], None]:
     table, where = GpuTable(entries), entries[0].dst.device
 
     def run(do: Pass) -> None:
-        with _on(where):
-            coefficients, stream = Coefficients.of(do, where), _stream(where)
+        with current(where):
+            stream = stream_of(where)
+            numbers = Coefficients.of(do, where, stream)
             for entry in table.recorded_apart(do):
                 _record(entry, stream)
             for group, work in table.launches(do):
                 _cuda.axpy(
                     _DTYPES[group.dtype],
-                    int(group.mask),
+                    group.mask,
                     do.stochastic,
-                    coefficients.decay,
-                    group.rows.data_ptr(),
-                    work.ids.data_ptr(),
-                    work.first_chunk.data_ptr(),
-                    work.ids.numel(),
+                    numbers.decay,
+                    group.address,
+                    *work.addresses,
+                    work.active,
                     work.programs,
                     group.blocks_per_chunk,
-                    coefficients.seeds.data_ptr(),
-                    coefficients.scales.data_ptr(),
-                    coefficients.decays.data_ptr(),
-                    coefficients.seeds.numel(),
+                    *numbers.addresses,
+                    numbers.directions,
                     stream,
                 )
 
@@ -86,11 +83,3 @@ def _record(entry: Entry, stream: int) -> None:
     assert entry.mask_tensor is not None
     dtype, n = _DTYPES[entry.src.dtype], entry.src.numel()
     _cuda.record(dtype, entry.src.data_ptr(), entry.mask_tensor.data_ptr(), entry.threshold, n, stream)
-
-
-def _on(where: device) -> AbstractContextManager[object]:
-    return torch.cuda.device(where)
-
-
-def _stream(where: device) -> int:
-    return torch.cuda.current_stream(where).cuda_stream

@@ -10,21 +10,21 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, device
 
+from . import tuning
 from .transfer import on_device, signed
 from .types import Entry, MaskKind, Pass
 
 BLOCK = 2048  # elements that a GPU's program works on at a time
 FIELDS = 8  # int64 words of a row: see `_row`
 ALIGNED = 1  # the flag of a row
-# Blocks that one program takes, a power of two, so that what it reads of the table is spread over them; fewer if the
-# table is so small that some processors would get nothing to do.
-MOST_BLOCKS = 16
-_ENOUGH_PROGRAMS = 8192
+_ENOUGH_PROGRAMS = 8192  # for all processors to get something to do
 
 
 def is_aligned(entry: Entry) -> bool:
@@ -55,13 +55,19 @@ def _row(entry: Entry) -> list[int]:
     return [signed(w) for w in words]
 
 
-@dataclass(frozen=True, slots=True)
 class Work:
-    """The programs of a launch: program p works on entry ids[e] with first_chunk[e] <= p < first_chunk[e + 1]."""
+    """The programs of a launch: program p works on entry ids[e] with first_chunk[e] <= p < first_chunk[e + 1].
 
-    ids: Tensor  # int32 (active,), rows of the table
-    first_chunk: Tensor  # int32 (active + 1,)
-    programs: int
+    Attributes:
+        ids: int32 (active,), rows of the table.
+        first_chunk: int32 (active + 1,).
+        addresses: of these two.
+        active, programs: how many.
+    """
+
+    def __init__(self, ids: Tensor, first_chunk: Tensor, programs: int):
+        self.ids, self.first_chunk, self.programs = ids, first_chunk, programs
+        self.active, self.addresses = ids.numel(), (ids.data_ptr(), first_chunk.data_ptr())
 
 
 class Group:
@@ -72,10 +78,12 @@ class Group:
 
     Attributes:
         rows: int64 (entries, FIELDS) on the device.
+        address: of the rows.
         aligned: `is_aligned`. The others need a kernel of their own: in one for both, all would have the registers of
             the worse.
         in_place: whether dst is src in all entries.
         blocks_per_chunk: how many blocks a program takes.
+        kernels: for the backend, which may keep here what it compiled for the group.
     """
 
     def __init__(self, entries: Sequence[tuple[int, Entry]], block: int, blocks_per_chunk: int):
@@ -84,7 +92,9 @@ class Group:
         self.aligned = is_aligned(first)
         self.in_place = all(e.dst.data_ptr() == e.src.data_ptr() for _, e in entries)
         self.rows = torch.tensor([_row(e) for _, e in entries], dtype=torch.int64).to(where)
+        self.address = self.rows.data_ptr()
         self.blocks_per_chunk = blocks_per_chunk
+        self.kernels: dict[Any, Any] = {}
         self._place = {i: place for place, (i, _) in enumerate(entries)}
         self._chunks = torch.tensor([_touched(e, block * blocks_per_chunk) for _, e in entries], dtype=torch.int32)
         # Copied at once, since any stream may be the first to read it.
@@ -118,6 +128,7 @@ class GpuTable:
 
     Attributes:
         groups: a launch each.
+        tuning: what was current when it was built.
     """
 
     def __init__(self, entries: Sequence[Entry], block: int = BLOCK):
@@ -132,7 +143,8 @@ class GpuTable:
                 entry = replace(entry, mask=MaskKind.BITS)
             sorted_out.setdefault((entry.dst.dtype, entry.mask, is_aligned(entry)), []).append((i, entry))
         total = sum(_touched(e, block) for e in entries if e.dst.numel())
-        blocks_per_chunk = min(1 << (total // _ENOUGH_PROGRAMS | 1).bit_length() - 1, MOST_BLOCKS)
+        self.tuning = tuning.current()
+        blocks_per_chunk = min(1 << (total // _ENOUGH_PROGRAMS | 1).bit_length() - 1, self.tuning.most_blocks)
         self.groups = [Group(members, block, blocks_per_chunk) for members in sorted_out.values()]
 
     def recorded_apart(self, do: Pass) -> list[Entry]:
@@ -146,32 +158,52 @@ class GpuTable:
                 yield group, work
 
 
-@dataclass(frozen=True, slots=True)
+_NOTHING = nullcontext()
+
+
+def current(where: device) -> AbstractContextManager[object]:
+    """A context in which a device is the current one."""
+    if where.type != "cuda" or torch.cuda.current_device() == where.index:
+        return _NOTHING  # to enter another one takes a good part of the time of a launch
+    return torch.cuda.device(where)
+
+
+def stream_of(where: device) -> int:
+    """The address of the device's current stream; 0 for a CPU."""
+    return torch._C._cuda_getCurrentRawStream(where.index) if where.type == "cuda" else 0
+
+
 class Coefficients:
-    """The numbers of a pass, on the device."""
+    """The numbers of a pass, on the device.
 
-    seeds: Tensor  # int64 (directions,), the bits of uint64
-    scales: Tensor  # float32 (groups, directions)
-    decays: Tensor  # float32 (groups,)
-    decay: bool  # whether a decay may be other than 1
+    Attributes:
+        seeds: int64 (directions,), the bits of uint64.
+        scales: float32 (groups, directions).
+        decays: float32 (groups,).
+        addresses: of these three.
+        directions: how many.
+        decay: whether a decay may be other than 1.
 
-    @staticmethod
-    def of(do: Pass, where: device) -> Coefficients:
-        """Copy there what is not there yet.
+    Raises:
+        ValueError: there is no direction.
+    """
 
-        Raises:
-            ValueError: there is no direction.
-        """
-        if not len(do.seeds):
+    def __init__(self, do: Pass, where: device):
+        self.directions = len(do.seeds)
+        if not self.directions:
             raise ValueError("expected at least one direction, got no seeds")
         seeds = [s for s in do.seeds if isinstance(s, Tensor)]
         numbers = [signed(s) for s in do.seeds if not isinstance(s, Tensor)]
-        return Coefficients(
-            torch.stack(seeds) if seeds else on_device(numbers, torch.int64, where),
-            _floats(do.scales, where).view(-1, len(do.seeds)),
-            _floats(do.decays, where),
-            isinstance(do.decays, Tensor) or any(d != 1.0 for d in do.decays),
-        )
+        self.seeds = torch.stack(seeds) if seeds else on_device(numbers, torch.int64, where)
+        self.scales = _floats(do.scales, where).view(-1, self.directions)
+        self.decays = _floats(do.decays, where)
+        self.addresses = self.seeds.data_ptr(), self.scales.data_ptr(), self.decays.data_ptr()
+        self.decay = isinstance(do.decays, Tensor) or any(d != 1.0 for d in do.decays)
+
+    @staticmethod
+    def of(do: Pass, where: device, stream: int) -> Coefficients:
+        """Those of a pass, which are copied once for each stream that reads them."""
+        return do.once((where, stream), lambda do: Coefficients(do, where))
 
 
 def _floats(values: Tensor | Sequence[float] | Sequence[Sequence[float]], where: device) -> Tensor:

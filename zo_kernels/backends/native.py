@@ -61,9 +61,12 @@ class Native:
         )
 
         def run(do: Pass) -> None:
-            do = do.on_host()
-            scales = [s for row in do.scales for s in row]
-            threads = torch.get_num_threads()
-            table.run(do.seeds, scales, do.decays, do.stochastic, do.active, threads, chosen)
+            table.run(*do.once("native", _numbers), do.stochastic, do.active, torch.get_num_threads(), chosen)
 
         return run
+
+
+def _numbers(do: Pass) -> tuple[list[int], list[float], list[float]]:
+    """Seeds, scales (groups * directions) and decays (groups)."""
+    do = do.on_host()
+    return do.host_seeds, [s for row in do.scales for s in row], list(do.decays)

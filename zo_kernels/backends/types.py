@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, device
+
+T = TypeVar("T")
 
 
 class MaskKind(IntEnum):
@@ -47,6 +49,13 @@ class Pass:
     decays: Sequence[float] | Tensor
     stochastic: bool = False
     active: Sequence[int] | None = None  # indices of entries, None for all
+    _made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, key: Hashable, make: Callable[[Pass], T]) -> T:
+        """What `make` makes of this pass, made at the first call with the key: a pass may go over many tables."""
+        if (made := self._made.get(key)) is None:
+            made = self._made[key] = make(self)
+        return made
 
     @property
     def host_seeds(self) -> list[int]:

@@ -51,6 +51,33 @@ class _Log:
         self.pending.work_off(wait=True)
 
 
+class _Versions:
+    """A count of the changes of each weight, as it was last noted; tensors made in inference mode have none."""
+
+    def __init__(self) -> None:
+        self._weights: Weights | None = None  # of whose tensors these are
+        self._noted: list[int] = []
+        self._before: dict[Tensor, int] = {}  # of tensors that others had
+
+    def note(self, weights: Weights) -> None:
+        if weights is not self._weights:
+            self._before = self._all()
+            self._weights = weights
+        self._noted = weights.versions()
+
+    def differ(self, weights: Weights) -> bool:
+        """Whether one of its tensors was changed since it was noted."""
+        if weights is self._weights:
+            return self._noted != weights.versions()
+        known = self._all()
+        return any(known.get(t, v) != v for t, v in zip(weights.counted, weights.versions(), strict=True))
+
+    def _all(self) -> dict[Tensor, int]:
+        if self._weights is None:
+            return self._before
+        return {**self._before, **dict(zip(self._weights.counted, self._noted, strict=True))}
+
+
 class Recording:
     """A run's trajectory as it grows. Of steps on a GPU it learns the losses later, without waiting for them, and at
     the latest when somebody asks, or the process ends.
@@ -61,7 +88,7 @@ class Recording:
 
     def __init__(self) -> None:
         self._begin_log(Recorder())
-        self._versions: dict[Tensor, int] | None = None  # of each weight after the last step that it took part in
+        self._versions: _Versions | None = None  # after the last step that a weight took part in
         self._key: Any = None
         self.setup_told: list[str] = []
 
@@ -128,7 +155,8 @@ class Recording:
 
     def note_versions(self, weights: Weights) -> None:
         """What was changed up to now was changed by the optimizer."""
-        self._versions = {**(self._versions or {}), **_versions(weights)}
+        self._versions = self._versions or _Versions()
+        self._versions.note(weights)
 
     def forget_versions(self) -> None:
         """The weights may be others from now on."""
@@ -136,22 +164,16 @@ class Recording:
 
     def changed_by_others(self, weights: Weights) -> bool:
         """Whether somebody has loaded or set weights since the last step."""
-        known = self._versions or {}
-        return any(known.get(t, version) != version for t, version in _versions(weights).items())
+        return self._versions is not None and self._versions.differ(weights)
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies of the tensors count their own changes, from anew.
         self._log.settle()
-        return {**self.__dict__, "_key": None, "_versions": None if self._versions is None else {}}
+        return {**self.__dict__, "_key": None, "_versions": self._versions and _Versions()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         weakref.finalize(self, self._log.settle)
-
-
-def _versions(weights: Weights) -> dict[Tensor, int]:
-    """A count of the changes of each weight (tensors made in inference mode have none)."""
-    return {w.tensor: 0 if w.tensor.is_inference() else w.tensor._version for w in weights.weights}
 
 
 def _told(setup: Setup) -> list[str]:

@@ -64,6 +64,7 @@ class Weights:
         self.theta = [w.tensor.detach() for w in weights]
         self.anchors = None if anchors is None else list(anchors)
         self.shards = [w.shard for w in weights]
+        self.counted = [w.tensor for w in weights if not w.tensor.is_inference()]  # changes of
         runs = [shard.runs for shard in self.shards]
         self._on_write = on_write
         self._bits: list[Tensor | None] = [
@@ -96,6 +97,10 @@ class Weights:
         if bits is None:
             kind = MaskKind.THRESHOLD
         return Entry(dst, src, w.param_id, 0, w.row, kind, w.threshold, bits)
+
+    def versions(self) -> list[int]:
+        """How often each of those that count it was changed."""
+        return [t._version for t in self.counted]
 
     def bits(self, i: int) -> Tensor | None:
         """The mask that is kept of weight i, if there is one."""

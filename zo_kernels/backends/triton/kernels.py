@@ -31,10 +31,28 @@ def widen(w, TARGET: tl.constexpr):
 
 
 @triton.jit
+def place_in(tensor, block, line, column, LINE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Pointers to a block's elements."""
+    pointers = tensor + block + (line + column)
+    if ALIGNED:
+        pointers = tl.max_contiguous(tl.multiple_of(pointers, (16, 16)), (1, LINE))
+    return pointers
+
+
+@triton.jit
+def inside_of(first, end, block, line, column, ALIGNED: tl.constexpr):
+    """Which of a block's elements are among first .. end - 1; of aligned ones whole lines, for accesses to stay wide."""
+    if ALIGNED:
+        return (line >= first - block) & (line < end - block)
+    else:
+        return (line + column >= first - block) & (line + column < end - block)
+
+
+@triton.jit
 def axpy(
     row, chunk, blocks_per_chunk, seeds, scales, decays, directions,
     DTYPE: tl.constexpr, MASK: tl.constexpr, STOCHASTIC: tl.constexpr, DECAY: tl.constexpr, IN_PLACE: tl.constexpr,
-    ALIGNED: tl.constexpr, COUNTERS: tl.constexpr, TARGET: tl.constexpr,
+    ALIGNED: tl.constexpr, COUNTERS: tl.constexpr, TARGET: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """One chunk of one tensor, block by block.
 
@@ -50,6 +68,7 @@ def axpy(
         IN_PLACE: True only if dst and src are the same.
         ALIGNED: whether numel and offset are multiples of 8, and dst and src of 16 bytes.
         TARGET: "cuda", "hip" or "interpreter".
+        PREFETCH: whether a block's weights are loaded while the noise of the one before is made.
     """
     numel, offset = tl.load(row + 3), tl.load(row + 4)
     size = (4 * COUNTERS) * blocks_per_chunk
@@ -78,15 +97,19 @@ def axpy(
     column = tl.arange(0, LINE)[None, :]
     counters = counter_low | (tl.arange(0, LINES) * (LINE // 4)).to(tl.uint32)
 
-    for block in range(first // (4 * COUNTERS) * (4 * COUNTERS), end, 4 * COUNTERS):
-        dst, src = weights + block + (line + column), sources + block + (line + column)
-        if ALIGNED:
-            dst = tl.max_contiguous(tl.multiple_of(dst, (16, 16)), (1, LINE))
-            src = tl.max_contiguous(tl.multiple_of(src, (16, 16)), (1, LINE))
-            inside = (line >= first - block) & (line < end - block)  # whole lines, which keeps the accesses wide
+    begin = first // (4 * COUNTERS) * (4 * COUNTERS)
+    if PREFETCH:
+        following = tl.load(
+            place_in(sources, begin, line, column, LINE, ALIGNED),
+            mask=inside_of(first, end, begin, line, column, ALIGNED),
+        )
+    for block in range(begin, end, 4 * COUNTERS):
+        dst = place_in(weights, block, line, column, LINE, ALIGNED)
+        inside = inside_of(first, end, block, line, column, ALIGNED)
+        if PREFETCH:  # noqa: SIM108 - a conditional expression would load, too
+            old = following
         else:
-            inside = (line + column >= first - block) & (line + column < end - block)
-        old = tl.load(src, mask=inside)
+            old = tl.load(place_in(sources, block, line, column, LINE, ALIGNED), mask=inside)
         w = widen(old, TARGET)
 
         c_lo = counters | tl.cast(block >> 2, tl.uint32)
@@ -121,6 +144,11 @@ def axpy(
                 wanted = (8 * byte >= first - block) & (8 * byte < end - block)
                 tl.store(mask + (place >> 3) + byte, pack_bits(keep), mask=wanted)
             new = tl.where(keep, new, old)
+        if PREFETCH:
+            following = tl.load(
+                place_in(sources, block + 4 * COUNTERS, line, column, LINE, ALIGNED),
+                mask=inside_of(first, end, block + 4 * COUNTERS, line, column, ALIGNED),
+            )
         tl.store(dst, new, mask=inside)
 
 
@@ -145,7 +173,7 @@ def pack_bits(keep):
 def axpy_kernel(
     rows, ids, first_chunk, active: tl.int32, blocks_per_chunk: tl.int32, seeds, scales, decays, directions: tl.int32,
     DTYPE: tl.constexpr, MASK: tl.constexpr, STOCHASTIC: tl.constexpr, DECAY: tl.constexpr, IN_PLACE: tl.constexpr,
-    ALIGNED: tl.constexpr, COUNTERS: tl.constexpr, TARGET: tl.constexpr,
+    ALIGNED: tl.constexpr, COUNTERS: tl.constexpr, TARGET: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """axpy on the program's chunk; see `gpu_table`."""
     chunk = tl.program_id(0)
@@ -158,7 +186,7 @@ def axpy_kernel(
     row = rows + FIELDS * tl.load(ids + low).to(tl.int64)
     axpy(
         row, chunk - tl.load(first_chunk + low), blocks_per_chunk, seeds, scales, decays, directions,
-        DTYPE, MASK, STOCHASTIC, DECAY, IN_PLACE, ALIGNED, COUNTERS, TARGET,
+        DTYPE, MASK, STOCHASTIC, DECAY, IN_PLACE, ALIGNED, COUNTERS, TARGET, PREFETCH,
     )  # fmt: skip
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import device
 
-from ..gpu_table import BLOCK, Coefficients, GpuTable, Group, Work
+from ..gpu_table import BLOCK, Coefficients, GpuTable, Group, Work, current, stream_of
+from ..tuning import Tuning
 from ..types import Entry, Pass
 
 COUNTERS = BLOCK // 4
-WARPS = 4  # so that a thread has 16 elements of a block
 # The interpreter pays for each operation of a block, whatever its size.
 INTERPRETER_COUNTERS = 1 << 16
 
-OPTIONS = {"num_warps": WARPS, "num_stages": 1, "enable_fp_fusion": False}
+
+def options(tuning: Tuning) -> dict[str, Any]:
+    """With which the kernels are compiled."""
+    return {"num_warps": tuning.warps, "num_stages": 1, "enable_fp_fusion": False}
 
 
 def unavailable(where: device) -> str | None:
@@ -66,58 +70,85 @@ def prepare(entries: Sequence[Entry]) -> Callable[[Pass], None]:
         if where is None:
             return
         with _context(where, here):
-            numbers = Coefficients.of(do, where)
+            stream = stream_of(where)
+            numbers = Coefficients.of(do, where, stream)
             for entry in table.recorded_apart(do):
-                _record(entry, 4 * counters, here)
+                _record(entry, 4 * counters, here, table.tuning)
             for group, work in table.launches(do):
-                _launch(group, work, numbers, do.stochastic, counters, here)
+                stochastic = do.stochastic and group.dtype != torch.float32
+                if (kernel := group.kernels.get((stochastic, numbers.decay))) is not None:
+                    _again(kernel, group, work, numbers, stream)
+                else:
+                    _first(group, work, numbers, stochastic, counters, here, table.tuning)
 
     return run
 
 
 def _context(where: device, here: str) -> AbstractContextManager[object]:
-    stack = ExitStack()
-    if where.type == "cuda":
-        stack.enter_context(torch.cuda.device(where))
     if here == "interpreter":
         import numpy
 
-        stack.enter_context(numpy.errstate(all="ignore"))  # a GPU does not warn of infinities either
-    return stack
+        return numpy.errstate(all="ignore")  # a GPU does not warn of infinities either
+    return current(where)
 
 
-def _launch(group: Group, work: Work, numbers: Coefficients, stochastic: bool, counters: int, here: str) -> None:
+def _first(
+    group: Group, work: Work, numbers: Coefficients, stochastic: bool, counters: int, here: str, tuning: Tuning
+) -> None:
+    """Launch, by way of the compiler, and keep what it made."""
     import triton.language as tl
 
     from .kernels import axpy_kernel
 
-    axpy_kernel[(work.programs,)](
+    constants = {
+        "DTYPE": getattr(tl, str(group.dtype).removeprefix("torch.")),
+        "MASK": int(group.mask),
+        "STOCHASTIC": stochastic,
+        "DECAY": numbers.decay,
+        "IN_PLACE": group.in_place,
+        "ALIGNED": group.aligned,
+        "COUNTERS": counters,
+        "TARGET": here,
+        "PREFETCH": tuning.prefetch,
+    }
+    kernel = axpy_kernel[(work.programs,)](
         group.rows,
         work.ids,
         work.first_chunk,
-        work.ids.numel(),
+        work.active,
         group.blocks_per_chunk,
         numbers.seeds,
         numbers.scales,
         numbers.decays,
-        numbers.seeds.numel(),
-        DTYPE=getattr(tl, str(group.dtype).removeprefix("torch.")),
-        MASK=int(group.mask),
-        STOCHASTIC=stochastic and group.dtype != torch.float32,
-        DECAY=numbers.decay,
-        IN_PLACE=group.in_place,
-        ALIGNED=group.aligned,
-        COUNTERS=counters,
-        TARGET=here,
-        **OPTIONS,
+        numbers.directions,
+        **constants,
+        **options(tuning),
+    )
+    if here != "interpreter":
+        kernel = kernel.result() if hasattr(kernel, "result") else kernel
+        group.kernels[stochastic, numbers.decay] = kernel, tuple(constants.values())
+
+
+def _again(compiled: tuple[Any, tuple[Any, ...]], group: Group, work: Work, numbers: Coefficients, stream: int) -> None:
+    """Launch what was compiled: its arguments' types are what they were, so nothing is to be looked at again."""
+    kernel, constants = compiled
+    kernel[(work.programs, 1, 1)](
+        group.address,
+        *work.addresses,
+        work.active,
+        group.blocks_per_chunk,
+        *numbers.addresses,
+        numbers.directions,
+        *constants,
+        stream=stream,
     )
 
 
-def _record(entry: Entry, block: int, here: str) -> None:
+def _record(entry: Entry, block: int, here: str, tuning: Tuning) -> None:
     from .kernels import record_kernel
 
     assert entry.mask_tensor is not None
     numel = entry.dst.numel()
     record_kernel[(-(-numel // block),)](
-        entry.src.detach(), entry.mask_tensor, entry.threshold, numel, BLOCK=block, TARGET=here, **OPTIONS
+        entry.src.detach(), entry.mask_tensor, entry.threshold, numel, BLOCK=block, TARGET=here, **options(tuning)
     )
