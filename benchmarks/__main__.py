@@ -65,6 +65,11 @@ def _offload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
 
 
+def _host(parser: argparse.ArgumentParser) -> None:
+    timed(parser, rounds=20, seconds=5.0)
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
+
+
 def _plot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="rows that the suites have written with --json")
     parser.add_argument("--out", metavar="FOLDER", required=True, help="where the figures go")
@@ -109,6 +114,7 @@ def parser() -> argparse.ArgumentParser:
     _profile(suites.add_parser("profile", help="a Chrome trace and tables of the kernels and of a step"))
     _exactness(suites.add_parser("exactness", help="drift, small updates, runs in 16 bits, replay"))
     _offload(suites.add_parser("offload", help="steps of weights that are copied to where their module runs"))
+    _host(suites.add_parser("host", help="microseconds of the host's that a step takes beside its forwards"))
     _claims(suites.add_parser("claims", help="what the methods' papers claim, measured again"))
     _peers(suites.add_parser("peers", help="the same steps by other packages: time, memory, loss, exactness"))
     _randomness(suites.add_parser("randomness", help="statistics of the noise beside torch.randn's and tl.randn's"))

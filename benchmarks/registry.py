@@ -102,6 +102,7 @@ SUITES = {
     "claims": "claims.cases",
     "peers": "peers.cases",
     "randomness": "randomness.cases",
+    "host": "host.cases",
 }
 
 

@@ -267,3 +267,28 @@ def test_ncu_is_run_and_its_refusal_is_a_reason(tmp_path, monkeypatch, status, o
     rows = cases_profile._ncu(options)
     assert {name: rows[0][name] for name in expected} == expected
     assert (tmp_path / "ncu_table.csv").exists() == (status == 0)
+
+
+def test_the_host_s_microseconds_stand_beside_a_check(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    from benchmarks.host import cases, stand_ins
+
+    monkeypatch.setattr(cases, "_LAYERS", 2)
+    file = tmp_path / "host.json"
+    only = "^(nothing|cuda)/in_forward|^native/in_place"
+    arguments = ["host", "--device", "cpu", "--only", only, "--rounds", "2", "--seconds", "0", "--json", str(file)]
+    assert main(arguments) == 0
+    found = {row["case"]: row for row in json.loads(file.read_text())}
+    assert len(found) == 5
+    for name, row in found.items():
+        assert row["correct"] is True and row["launches"] == ("real" if name.startswith("native") else "none")
+        assert row["modules"] == 2 * 8 + 4 and row["weights"] == 2 * 16 + 4
+        own = row["step_us"] - row["forwards_us"]
+        assert row["ours_us_per_step"] == pytest.approx(own) and row["ours_us_per_module"] == pytest.approx(own / 40)
+    passes = {name: row["passes_per_step"] for name, row in found.items()}
+    assert passes["cuda/in_forward/one by one"] == 2 * 20 + 1 and passes["native/in_place"] == 3
+    assert passes["nothing/in_forward/together"] == 2 * 6 + 1  # embeddings, two blocks, the last norm, the head
+
+    monkeypatch.setattr(stand_ins._Extension, "axpy", lambda *_: None)
+    assert main(["host", "--device", "cpu", "--only", "^cuda/in_place", "--json", str(file)]) == 1
+    assert json.loads(file.read_text())[0]["wrong"] == "3 passes made 0 launches"

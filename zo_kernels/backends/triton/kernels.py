@@ -41,7 +41,7 @@ def place_in(tensor, block, line, column, LINE: tl.constexpr, ALIGNED: tl.conste
 
 @triton.jit
 def inside_of(first, end, block, line, column, ALIGNED: tl.constexpr):
-    """Which of a block's elements are among first .. end - 1; of aligned ones whole lines, for accesses to stay wide."""
+    """Which of a block's elements are among first .. end - 1; of aligned ones whole lines, so accesses stay wide."""
     if ALIGNED:
         return (line >= first - block) & (line < end - block)
     else:

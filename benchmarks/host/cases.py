@@ -1,0 +1,195 @@
+"""`host`: microseconds of the host's that a step takes beside its forwards, on a model so narrow that they count.
+
+A GPU waits for the host where launching takes longer than the work. On a CPU, launches of the GPU backends go to
+stand-ins that launch nothing (`stand_ins.py`); on a GPU they are real, and nobody waits for them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+import zo_kernels as zo
+from zo_kernels import ops
+from zo_kernels.backends.types import Pass
+
+from ..cases_step import NO_TRANSFORMERS, unusable
+from ..compare import Trial, Versus, compare
+from ..exact_step import wrong_step
+from ..registry import Case, Row
+from ..step_methods import EPS, LR
+from ..timing import Call, Plan
+from .stand_ins import Launches, standing_in
+
+# Of OPT. With its own vocabulary the embedding is larger than a block, whose weights are then perturbed together; with
+# a small one each module is perturbed by itself.
+VOCABULARIES = {"together": 50272, "one by one": 64}
+_LAYERS, _WIDTH, _TOKENS = 24, 16, 8
+_WATCHED = 17  # steps, the last of those at first that look for reads elsewhere
+_MICRO = 1e6
+
+
+def cases(options: Namespace) -> list[Case]:
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    on_device = ("native",) if device.type == "cpu" else ()
+    return [
+        _case(options, device, backend, where, size)
+        for backend in ("nothing", "triton", "cuda", *on_device)
+        for where in ("in_forward", "in_place")
+        for size in (VOCABULARIES if where == "in_forward" else ("together",))
+    ]
+
+
+def _case(options: Namespace, device: torch.device, backend: str, where: str, size: str) -> Case:
+    stands_in = backend == "nothing" or (device.type == "cpu" and backend != "native")
+    reason = NO_TRANSFORMERS if importlib.util.find_spec("transformers") is None else None
+    if not stands_in:
+        reason = unusable(device, backend)
+    elif backend == "triton":
+        reason = reason or _no_compiler()
+    facts = {
+        "device": str(device),
+        "dtype": "bfloat16",
+        "threads": 1,
+        "backend": backend,
+        "launches": "none" if stands_in else "real",
+        "perturb": where,
+        "layers": _LAYERS,
+        "width": _WIDTH,
+        "vocabulary": VOCABULARIES[size],
+    }
+    name = f"{backend}/{where}" + (f"/{size}" if where == "in_forward" else "")
+    return Case(name, facts, partial(_measure, options, device, backend, where, size, stands_in), reason, str(device))
+
+
+def _no_compiler() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    from zo_kernels.backends.triton.launch import target
+
+    return "this process runs Triton's interpreter" if target() == "interpreter" else None
+
+
+def _measure(
+    options: Namespace, device: torch.device, backend: str, where: str, size: str, stands_in: bool
+) -> list[Row]:
+    torch.set_num_threads(1)
+    model, loss = _model(VOCABULARIES[size], device)
+    around: AbstractContextManager[Any] = standing_in(backend) if stands_in else nullcontext()
+    with around as launched:
+        opt = zo.MeZO(model, lr=LR, eps=EPS, perturb=where, backend=None if backend == "nothing" else backend)
+        _settle(opt, loss, stands_in)
+        check = partial(_wrong_launches, opt, model, loss, launched) if stands_in else partial(_wrong, opt, model, loss)
+        versus = Versus("two forwards", Call(partial(_two, loss)))
+        trial = Trial(Call(lambda: opt.step(loss)), check, [versus], sum(p.numel() for p in model.parameters()))
+        # What is timed is the host, also where there is a GPU.
+        rows = compare(trial, Plan(options.rounds, options.seconds), torch.device("cpu"))
+        return [row | _told(row, opt, model, loss) if row["correct"] else row for row in rows]
+
+
+def _model(vocabulary: int, device: torch.device) -> tuple[nn.Module, Callable[[], Tensor]]:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    config = OPTConfig(
+        vocab_size=vocabulary,
+        hidden_size=_WIDTH,
+        word_embed_proj_dim=_WIDTH,
+        ffn_dim=4 * _WIDTH,
+        num_hidden_layers=_LAYERS,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+    )
+    torch.manual_seed(0)
+    model = OPTForCausalLM(config).to(device, torch.bfloat16).eval()
+    ids = torch.arange(_TOKENS, device=device).view(1, -1)
+    return model, lambda: model(input_ids=ids, labels=ids, use_cache=False).loss
+
+
+@torch.no_grad()
+def _two(loss: Callable[[], Tensor]) -> None:
+    for _ in range(2):
+        loss()
+
+
+def _settle(opt: zo.ZeroOrderOptimizer, loss: Callable[[], Tensor], stands_in: bool) -> None:
+    """Take the steps that look for reads elsewhere. Without launches the copies would hold what was in their memory
+    before: there they begin as zeros, so that later losses are finite.
+    """
+
+    def closure() -> Tensor | float:
+        value = loss()
+        return 1.0 if stands_in else value
+
+    while opt.step_count <= _WATCHED:
+        with mock.patch.object(torch, "empty", torch.zeros) if stands_in else nullcontext():
+            opt.step(closure)
+
+
+def _passes_of(opt: zo.ZeroOrderOptimizer, loss: Callable[[], Tensor]) -> list[list[int]]:
+    """The parameter ids of each pass of one step."""
+    seen: list[list[int]] = []
+    apply = ops.Table.apply
+
+    def noted(table: ops.Table, do: Pass) -> None:
+        seen.append([e.param_id for e in table.entries])
+        apply(table, do)
+
+    with mock.patch.object(ops.Table, "apply", noted):
+        opt.step(loss)
+    return seen
+
+
+def _wrong(opt: zo.ZeroOrderOptimizer, model: nn.Module, loss: Callable[[], Tensor]) -> str | None:
+    return wrong_step(opt, model, loss)
+
+
+def _wrong_launches(
+    opt: zo.ZeroOrderOptimizer, model: nn.Module, loss: Callable[[], Tensor], launched: Launches
+) -> str | None:
+    """Each pass is launched; each weight is in one of each evaluation (tied ones in two) and of the update."""
+    before = [p.detach().clone() for p in model.parameters()]
+    launched.clear()
+    passes = _passes_of(opt, loss)
+    if len(launched) < len(passes):
+        return f"{len(passes)} passes made {len(launched)} launches"
+    times = Counter(i for ids in passes for i in ids)
+    if len(times) != len(before) or not set(times.values()) <= {3, 5}:
+        return f"expected {len(before)} weights in three or five passes, got {len(times)} in {set(times.values())}"
+    if not all(map(torch.equal, model.parameters(), before)):
+        return "weights changed without a launch"
+    return None
+
+
+def _told(row: Row, opt: zo.ZeroOrderOptimizer, model: nn.Module, loss: Callable[[], Tensor]) -> Row:
+    owners = sum(any(True for _ in m.parameters(recurse=False)) for m in model.modules())
+    passes = len(_passes_of(opt, loss))
+    ours = _MICRO * (row["cpu_seconds_median"] - row["baseline_cpu_seconds_median"])
+    return {
+        "modules": owners,
+        "weights": sum(1 for _ in model.parameters()),
+        "passes_per_step": passes,
+        "forwards_us": _MICRO * row["baseline_cpu_seconds_median"],
+        "step_us": _MICRO * row["cpu_seconds_median"],
+        "ours_us_per_step": ours,
+        "ours_us_per_module": ours / (2 * owners),  # of each of the two forwards
+    }
+
+
+def cells(row: Row) -> dict[str, str]:
+    return {
+        "launches": row["launches"],
+        "passes": str(row["passes_per_step"]),
+        "two forwards µs": f"{row['forwards_us']:,.0f}",
+        "step µs": f"{row['step_us']:,.0f}",
+        "ours µs": f"{row['ours_us_per_step']:,.0f}",
+        "µs a module and forward": f"{row['ours_us_per_module']:.1f}",
+    }
