@@ -27,7 +27,7 @@ from .probes import InPlace, Probes
 from .recorded import RecordedSteps
 from .recording import Recording
 from .shards import resharding
-from .streamed import StreamedInForward, settle
+from .streamed import StreamedInForward
 from .weights import Weights
 
 MAX_DIRECTIONS = 2**16
@@ -164,8 +164,6 @@ class ZeroOrderOptimizer(RecordedSteps):
             raise ValueError(
                 f"execution_device: expected a device that PyTorch can use here, got {where!r}: {error}"
             ) from error
-        assert self._module is not None
-        settle(self._module, where)
         return where
 
     def _choose_perturb(self, asked: str) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, device, nn
 from ..backends.types import MaskKind, Pass
 from ..ops import Table
 from .in_forward import Frame, InForward
+from .pinned import pin
 from .scratch import bytes_for
 from .slots import Slots
 from .weights import Weights
@@ -43,7 +44,8 @@ class StreamedInForward(InForward):
         self._where = where
         self._others: list[Tensor] = []  # as the module has them, and
         self._origins: list[Tensor] = []  # as they are when no module runs
-        self._needs: dict[nn.Module, list[int]] = {}  # of `_others`, by index
+        self._place_of: dict[Tensor, int] = {}  # the index of each of them
+        self._needs: dict[nn.Module, list[int]] = {}  # of them, by index
         self._lent: dict[nn.Module, list[Tensor]] = {}  # of them, where modules read them that do not own them
         self._here: set[int] = set()  # of them, by index
         self._order: list[_Load] = []  # of this evaluation so far
@@ -73,6 +75,7 @@ class StreamedInForward(InForward):
             for t in (*m._parameters.values(), *self._lent.get(m, ())):
                 if t is not None and t not in self._index and (everything or t.device != self._where):
                     self._needs.setdefault(m, []).append(places.setdefault(t, len(places)))
+        pin([t for t in places if t not in self._place_of], self._where)
         self._place_of = places
         self._others, self._origins = list(places), [t.detach() for t in places]
         for m in self._needs:
@@ -197,14 +200,11 @@ class StreamedInForward(InForward):
 
 def settle(module: nn.Module, where: device) -> None:
     """Move the module's buffers to where it runs, since forwards may change them, and put its parameters that are on a
-    CPU into pinned memory, from which a GPU copies beside its work.
+    CPU into pinned memory, from which a GPU copies beside its work. What is there already stays where it is.
     """
     for b in module.buffers():
         b.data = b.data.to(where)
-    if where.type == "cuda":
-        for p in module.parameters():
-            if p.device.type == "cpu" and not p.is_pinned():
-                p.data = p.data.pin_memory()
+    pin(module.parameters(), where)
 
 
 def bytes_on_device(module: nn.Module) -> int:

@@ -12,7 +12,7 @@ from .. import checks, names
 from .groups import check_eps, check_group, check_owned
 from .in_forward import InForward
 from .shards import Shard, cannot_be_trained, local, shard_of
-from .streamed import StreamedInForward
+from .streamed import StreamedInForward, settle
 from .thresholds import magnitude_threshold
 from .weights import Weight, Weights
 
@@ -56,16 +56,19 @@ class TrainedWeights(torch.optim.Optimizer):
     def _prepare(self) -> Weights:
         """The tables, built anew if a parameter was frozen, unfrozen, moved or added since the last pass."""
         here = [(p, local(p)) for p in self._trainable()]
+        if self._weights is not None and self._signature(here) == self._built_for:
+            return self._weights
         if self._built_for is None:
             if reason := cannot_be_trained(self._module, [(self._names[p], p) for p, _ in here]):
                 raise ValueError(reason)
             for p, t in here:
                 checks.weight(self._names[p], t)
-        trainable = [(id(p), t.data_ptr(), t.numel(), p.dtype) for p, t in here]
-        signature = (trainable, len(self.param_groups))
-        if self._weights is not None and signature == self._built_for:
-            return self._weights
-        if self._built_for is not None and self._built_for[0] != trainable:
+        if self._execution_device is not None:
+            assert self._module is not None
+            settle(self._module, self._execution_device)  # what has come since is not there yet
+            here = [(p, local(p)) for p in self._trainable()]
+        signature = self._signature(here)
+        if self._built_for is not None and self._built_for[0] != signature[0]:
             self._on_other_weights()
         found = []
         for g, group in enumerate(self.param_groups):
@@ -83,7 +86,9 @@ class TrainedWeights(torch.optim.Optimizer):
         anchors = self._anchors(found)
         keep_masks = self.perturb == "in_place" or anchors is not None
         rows, stochastic = 2 * len(self.param_groups), self.rounding != "nearest"
-        weights = Weights(found, rows, stochastic, anchors, keep_masks, self.backend, self._reshard)
+        weights = Weights(
+            found, rows, stochastic, anchors, keep_masks, self.backend, self._reshard, self._execution_device
+        )
         if self.perturb == "in_forward":
             assert self._module is not None
             if self._execution_device is None:
@@ -93,6 +98,10 @@ class TrainedWeights(torch.optim.Optimizer):
         self._weights, self._built_for, self._steps_since_built = weights, signature, 0
         self._builds += 1
         return self._weights
+
+    def _signature(self, here: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Any], int]:
+        """What the tables are valid for: parameters, and what of each is here."""
+        return [(id(p), t.data_ptr(), t.numel(), p.dtype) for p, t in here], len(self.param_groups)
 
     def _on_other_weights(self) -> None:
         """Called when other memory is trained than in the last step."""
