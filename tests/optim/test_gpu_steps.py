@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import zo_kernels as zo
 from zo_kernels import backends
+from zo_kernels.optim import pinned, slots
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 PERTURB = ("in_place", "in_forward")
@@ -174,6 +176,37 @@ def test_weights_that_are_copied_to_the_gpu(method: str, sparsity: float) -> Non
         ends.append((snapshot(model.cpu()), losses))
     assert_same(ends[0][0], ends[1][0])
     assert ends[0][1] == ends[1][1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_that_is_copied_is_pinned(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """In pieces that PyTorch did not round up, whatever the default device is."""
+    copied: list[Tensor] = []
+    asked: list[int] = []
+    fill, allocate = slots.Slots.fill, pinned.allocate
+
+    def noted(self: slots.Slots, sources: Any) -> Any:
+        copied.extend(sources)
+        return fill(self, sources)
+
+    def counted(nbytes: int) -> Tensor:
+        asked.append(nbytes)
+        return allocate(nbytes)
+
+    monkeypatch.setattr(slots.Slots, "fill", noted)
+    monkeypatch.setattr(pinned, "allocate", counted)
+    model, closure = on_gpu()
+    model.cpu()
+    model.head.weight.requires_grad_(False)
+    with torch.device("cuda"):
+        zero = optimizer(method, model, sparsity=0.5, execution_device="cuda")
+        for _ in range(4):
+            take_step(zero, closure)
+        zero.load_state_dict(copy.deepcopy(zero.state_dict()))
+        for _ in range(4):
+            take_step(zero, closure)
+    assert copied and all(t.is_pinned() and t.data_ptr() % 64 == 0 for t in copied)
+    assert asked and all(n & (n - 1) == 0 for n in asked)
 
 
 def test_ranks_over_nccl(tmp_path: Any) -> None:
