@@ -157,8 +157,9 @@ def test_streamed_steps(host: Host, copied: list[Tensor], method: str, sparsity:
         go()
         opt.load_state_dict(copy.deepcopy(opt.state_dict()))
         go()
-        model[0].head.weight.data = model[0].head.weight.detach().clone()  # in other memory
-        go()
+        for p in (model[0].head.weight, model[0].blocks[1].up.weight):  # trained, and not
+            p.data = p.detach().clone()  # in other memory
+            go()
         return seen, snapshot(model)
 
     plain = run(False)
@@ -280,6 +281,23 @@ def test_a_piece_lives_for_as_long_as_anything_in_it(host: Host) -> None:
     assert torch.equal(kept, after["blocks.0.up.weight"]) and len(host.pieces) == 1
     del kept
     assert host.pieces == []
+
+
+def test_memory_is_not_given_up_while_it_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[str] = []
+
+    class Stream:
+        def __init__(self, where: torch.device):
+            pass
+
+        def synchronize(self) -> None:
+            waited.append("for the copies")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    of_gpu = slots.Slots(torch.device("cuda"), False, lambda: None)
+    assert waited == []
+    del of_gpu
+    assert waited == ["for the copies"]
 
 
 def test_old_memory_is_given_up_on_the_way(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,8 +44,7 @@ class StreamedInForward(InForward):
         self._where = where
         self._others: list[Tensor] = []  # as the module has them, and
         self._origins: list[Tensor] = []  # as they are when no module runs
-        self._place_of: dict[Tensor, int] = {}  # the index of each of them
-        self._needs: dict[nn.Module, list[int]] = {}  # of them, by index
+        self._needs: dict[nn.Module, list[int]] = {}  # of `_others`, by index
         self._lent: dict[nn.Module, list[Tensor]] = {}  # of them, where modules read them that do not own them
         self._here: set[int] = set()  # of them, by index
         self._order: list[_Load] = []  # of this evaluation so far
@@ -75,7 +74,8 @@ class StreamedInForward(InForward):
             for t in (*m._parameters.values(), *self._lent.get(m, ())):
                 if t is not None and t not in self._index and (everything or t.device != self._where):
                     self._needs.setdefault(m, []).append(places.setdefault(t, len(places)))
-        pin([t for t in places if t not in self._place_of], self._where)
+        known = {origin.data_ptr() for origin in self._origins}
+        pin([t for t in places if t.data_ptr() not in known], self._where)
         self._place_of = places
         self._others, self._origins = list(places), [t.detach() for t in places]
         for m in self._needs:
