@@ -1,7 +1,7 @@
 """Pinned memory of the host, from which a GPU copies beside its work, in few large pieces.
 
-PyTorch rounds every allocation of it up to a power of two, which for a model's parameters, each by itself, is a quarter
-of their bytes. So the pieces here are powers of two, and what is moved into them lies side by side.
+PyTorch rounds every allocation of it up to a power of two: for the parameters of OPT-13B, each by itself, that adds a
+quarter to their bytes. So the pieces here are powers of two, and what is moved into them lies side by side.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def pin(tensors: Iterable[Tensor], where: device) -> None:
 
     The tensors stay what they are, of the same values, shapes and strides, with a storage that has their bytes and no
     others (so that a file of one does not become one of the whole piece), and those that share memory go on sharing it.
-    A piece lives for as long as anything in it. While it is filled, each tensor's old memory is given up as soon as it
-    was copied: at no time is more needed than for the tensors and one piece.
+    A piece lives for as long as anything in it. Each tensor's old memory is given up as soon as it was copied: at no
+    time is more needed than for the tensors, what pieces leave empty, and one piece.
 
     Args:
         tensors: of any device and dtype; a tensor may come more than once.

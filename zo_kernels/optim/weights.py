@@ -76,9 +76,7 @@ class Weights:
             else torch.zeros(_mask_bytes(w.tensor.numel(), len(starts)), dtype=torch.uint8, device=w.tensor.device)
             for w, starts in zip(weights, runs, strict=True)
         ]
-        if (
-            copied_to is not None
-        ):  # before the tables take their addresses, and apart, since masks live no longer than we
+        if copied_to is not None:  # before tables take their addresses; masks apart, since they live no longer than we
             pin(self.anchors or [], copied_to)
             pin([bits for bits in self._bits if bits is not None], copied_to)
         records = any(bits is not None for bits in self._bits)
