@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from models import block_mlp
+from models import FAMILIES, block_mlp
 from scripted import METHODS, assert_same, script, snapshot, take_step
 from torch import Tensor, nn
 
 import zo_kernels as zo
 from zo_kernels import backends
+from zo_kernels.optim import pinned, slots
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 PERTURB = ("in_place", "in_forward")
@@ -112,6 +114,40 @@ def test_graphed_steps(backend: str, method: str, perturb: str) -> None:
     assert ends[0][1:] == ends[1][1:]
 
 
+@pytest.mark.parametrize("perturb", PERTURB)
+@pytest.mark.parametrize("family", ["OPT", "Llama", "GPT-2", "BERT"])
+def test_graphed_transformers(family: str, perturb: str) -> None:
+    """Without a mask the bits of ordinary steps; with one of two dimensions transformers takes another path, and that
+    is refused.
+    """
+    pytest.importorskip("transformers")
+    tokens = torch.arange(2, 18, device="cuda").view(2, 8)
+    labels = torch.tensor([0, 1], device="cuda") if family == "BERT" else tokens
+    ends = []
+    for graph in (False, True):
+        torch.manual_seed(3)
+        model = FAMILIES[family][0](layers=2).eval().bfloat16().cuda()
+        zero = optimizer("MeZO", model, perturb=perturb)
+
+        def closure(mask: Tensor | None = None, model: nn.Module = model, labels: Tensor = labels) -> Tensor:
+            return model(input_ids=tokens, labels=labels, attention_mask=mask).loss
+
+        step = zero.graphed(closure) if graph else lambda zero=zero, closure=closure: zero.step(closure)
+        losses = [float(step()) for _ in range(6)]
+        ends.append((snapshot(model), zero.trajectory.to_bytes(), losses))
+    assert_same(ends[0][0], ends[1][0])
+    assert ends[0][1:] == ends[1][1:]
+    ones = torch.ones_like(tokens)
+    step, before = zero.graphed(lambda: closure(ones), warmup=1), zero.step_count
+    step()
+    with pytest.raises(ValueError, match=r"operations are others: .*masking_utils\.py"):
+        step()
+    assert zero.step_count == before + 1
+    step = zero.graphed(lambda: closure(ones), warmup=1, same_bits=False)
+    step(), step()
+    assert zero.step_count == before + 3
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_tensor_of_more_than_2_31_elements(backend: str) -> None:
     n = 2**31 + 4096 + 8
@@ -140,6 +176,37 @@ def test_weights_that_are_copied_to_the_gpu(method: str, sparsity: float) -> Non
         ends.append((snapshot(model.cpu()), losses))
     assert_same(ends[0][0], ends[1][0])
     assert ends[0][1] == ends[1][1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_that_is_copied_is_pinned(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """In pieces that PyTorch did not round up, whatever the default device is."""
+    copied: list[Tensor] = []
+    asked: list[int] = []
+    fill, allocate = slots.Slots.fill, pinned.allocate
+
+    def noted(self: slots.Slots, sources: Any) -> Any:
+        copied.extend(sources)
+        return fill(self, sources)
+
+    def counted(nbytes: int) -> Tensor:
+        asked.append(nbytes)
+        return allocate(nbytes)
+
+    monkeypatch.setattr(slots.Slots, "fill", noted)
+    monkeypatch.setattr(pinned, "allocate", counted)
+    model, closure = on_gpu()
+    model.cpu()
+    model.head.weight.requires_grad_(False)
+    with torch.device("cuda"):
+        zero = optimizer(method, model, sparsity=0.5, execution_device="cuda")
+        for _ in range(4):
+            take_step(zero, closure)
+        zero.load_state_dict(copy.deepcopy(zero.state_dict()))
+        for _ in range(4):
+            take_step(zero, closure)
+    assert copied and all(t.is_pinned() and t.data_ptr() % 64 == 0 for t in copied)
+    assert asked and all(n & (n - 1) == 0 for n in asked)
 
 
 def test_ranks_over_nccl(tmp_path: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from models import block_mlp, real_loss
+from played import Graphs
 from scripted import METHODS, Script, assert_same, snapshot, take_step
 from torch import Tensor, nn
 
@@ -195,37 +196,11 @@ def test_the_file_waits_for_the_losses_and_nothing_else_does(monkeypatch: pytest
     assert len(zo.Trajectory.load(path)) == 6
 
 
-def played(body: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-    """As `graphed.captured`: the body is run once with no effect, and again for every repetition."""
-    model = PLAYED.pop()
-    before = snapshot(model)
-    result = body()
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(before[name])
-    static = tensors_of(result)
-
-    def replay() -> None:
-        for old, new in zip(static, tensors_of(body()), strict=True):
-            old.copy_(new)
-
-    return replay, result
-
-
-PLAYED: list[nn.Module] = []
-
-
-def tensors_of(result: Any) -> list[Tensor]:
-    loss, numbers, pairs = result
-    return [loss, *numbers.gradients[0], *(value for pair in pairs for value in pair)]
-
-
 @pytest.mark.usefixtures("on_device")
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("perturb", PERTURB)
 @pytest.mark.parametrize("method", ["MeZO", "SparseMeZO"])
 def test_graphed(monkeypatch: pytest.MonkeyPatch, method: str, perturb: str, options: str) -> None:
-    monkeypatch.setattr(graphed, "captured", played)
     monkeypatch.setattr("zo_kernels.optim.base.cannot_be_graphed", lambda where: None)
     ends = []
     for graph in (False, True):
@@ -239,14 +214,15 @@ def test_graphed(monkeypatch: pytest.MonkeyPatch, method: str, perturb: str, opt
             return loss()
 
         step = opt.graphed(closure, warmup=2) if graph else lambda opt=opt, closure=closure: opt.step(closure)
-        PLAYED[:] = [model, model]
+        graphs = Graphs(model)
+        monkeypatch.setattr(graphed, "captured", graphs.captured)
         seen = []
         for i in range(8):
             if i == 6:  # captured anew
                 opt.param_groups[0]["eps"] = 2e-2
             seen.append(float(step()))
             scheduler.step()
-        assert len(PLAYED) == (0 if graph else 2)
+        assert graphs.captures == (4 if graph else 0)  # of two steps, and of the closure before each
         ends.append((snapshot(model), opt.trajectory.to_bytes(), opt.projected_gradients, seen, opt.step_count))
     assert_same(ends[0][0], ends[1][0])
     assert ends[0][1:] == ends[1][1:]
@@ -266,10 +242,11 @@ def test_what_cannot_be_graphed(monkeypatch: pytest.MonkeyPatch) -> None:
         opt.graphed(1.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="warmup: expected"):
         opt.graphed(loss_of(model), warmup=0)
+    with pytest.raises(TypeError, match="same_bits: expected a bool, got int"):
+        opt.graphed(loss_of(model), same_bits=1)  # type: ignore[arg-type]
     # A capture that fails leaves no step behind.
     step = opt.graphed(lambda: 0.5, warmup=1)
-    monkeypatch.setattr(graphed, "captured", played)
-    PLAYED[:] = [model]
+    monkeypatch.setattr(graphed, "captured", Graphs(model).captured)
     step()
     with pytest.raises(ValueError, match="closure: expected losses on cpu, for a graph, got float"):
         step()

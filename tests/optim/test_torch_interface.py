@@ -28,6 +28,8 @@ from torch import Tensor
 
 import zo_kernels as zo
 from zo_kernels import backends
+from zo_kernels.backends.gpu_table import GpuTable
+from zo_kernels.backends.types import Entry
 from zo_kernels.spec import direction_seed
 
 SCHEDULERS: dict[str, Callable[[Any], Any]] = {
@@ -191,3 +193,35 @@ def test_each_method_lowers_the_loss(method: str) -> None:
     opt = METHODS[method](model, lr=0.03, seed=SEED, directions=4, **options.get(method, {}))
     losses = [take_step(opt, lambda: real_loss(model, 0)).item() for _ in range(60)]
     assert losses[-1] < 0.85 * losses[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"sparsity": 0.5}, {"drop": 0.5}, {"execution_device": "cpu"}], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_default_device_is_nobodys(method: str, options: dict[str, Any]) -> None:
+    """torch.set_default_device is for the user's tensors; ours are where the weights are, or on the host."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(8, 5, generator=generator), torch.arange(8) % 3
+    ends = []
+    for default in ("cpu", "meta"):
+        model = block_mlp()
+        with torch.device(default):
+            opt = METHODS[method](model, lr=LR, eps=EPS, **options)
+            closure = lambda model=model: torch.nn.functional.cross_entropy(model(x), y)  # noqa: E731
+            seen = [float(take_step(opt, closure)) for _ in range(3)]
+        ends.append((seen, snapshot(model)))
+    assert ends[0][0] == ends[1][0]
+    assert_same(ends[0][1], ends[1][1])
+
+
+@pytest.mark.parametrize("active", [None, [1]])
+def test_the_default_device_is_not_a_gpu_tables(active: list[int] | None) -> None:
+    weights = [torch.ones(4096), torch.ones(8192)]
+    entries = [Entry(w, w, i, 0, 0) for i, w in enumerate(weights)]
+    ends = []
+    for default in ("cpu", "meta"):
+        with torch.device(default):
+            group = GpuTable(entries).groups[0]
+            work = group.work(active)
+        assert work is not None
+        ends.append((group.rows.tolist(), work.ids.tolist(), work.first_chunk.tolist(), work.programs))
+    assert ends[0] == ends[1]

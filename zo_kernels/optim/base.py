@@ -27,7 +27,7 @@ from .probes import InPlace, Probes
 from .recorded import RecordedSteps
 from .recording import Recording
 from .shards import resharding
-from .streamed import StreamedInForward, settle
+from .streamed import StreamedInForward
 from .weights import Weights
 
 MAX_DIRECTIONS = 2**16
@@ -164,8 +164,6 @@ class ZeroOrderOptimizer(RecordedSteps):
             raise ValueError(
                 f"execution_device: expected a device that PyTorch can use here, got {where!r}: {error}"
             ) from error
-        assert self._module is not None
-        settle(self._module, where)
         return where
 
     def _choose_perturb(self, asked: str) -> str:
@@ -257,18 +255,25 @@ class ZeroOrderOptimizer(RecordedSteps):
         with torch.no_grad(), engine.unperturbed() if isinstance(engine, StreamedInForward) else nullcontext():
             yield
 
-    def graphed(self, closure: Closure, *, warmup: int = 3) -> GraphedStep:
+    def graphed(self, closure: Closure, *, warmup: int = 3, same_bits: bool = True) -> GraphedStep:
         """Steps whose launches are captured in a CUDA graph, for models whose forward is a matter of launches.
 
         Calling what this returns takes a step, as `step(closure)` would, bit for bit: it is counted and recorded, and
         learning rates, weight decay and seeds are those of the moment. The closure itself is called in the first
-        `warmup` steps and once more for the capture; later steps repeat what the device did then, so it must read its
+        `warmup` steps and for the capture; later steps repeat what the device did then, so it must read its
         batch from the same tensors every time (`batch.copy_(next_batch)`). After a change of eps, of the directions
         or of the trained weights there is an ordinary step and another capture.
+
+        A graph repeats one path through the model, and a model may take another when it is captured: transformers
+        does, since it cannot look at the mask then. So before each capture the closure is called twice more at the
+        weights as they are, once captured, and its operations and losses are compared. That waits for the device.
 
         Args:
             closure: as for `step`; its losses are tensors on the device.
             warmup: ordinary steps before the capture, at least 1.
+            same_bits: raise where the captured closure does not do what the ordinary one does, whatever the batch. With
+                False nothing is compared, and the graph's losses are those of the path that is captured; they are the
+                ones that are recorded, so that the trajectory gives the weights all the same.
 
         Raises:
             TypeError, ValueError: an argument is wrong, or the steps of this optimizer are not all alike: with `drop`,
@@ -276,9 +281,11 @@ class ZeroOrderOptimizer(RecordedSteps):
         """
         check_closure("closure", closure)
         checks.integer("warmup", warmup, 1)
+        if not isinstance(same_bits, bool):
+            raise TypeError(f"same_bits: expected a bool, got {type(same_bits).__name__}")
         if (reason := self._steps_differ() or cannot_be_graphed(self._prepare().theta[0].device)) is not None:
             raise ValueError(f"graphed: expected an optimizer whose steps can be captured, but {reason}")
-        return GraphedStep(self, closure, warmup)
+        return GraphedStep(self, closure, warmup, same_bits)
 
     def _steps_differ(self) -> str | None:
         """Why not all steps launch the same, or None."""

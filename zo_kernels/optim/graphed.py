@@ -11,8 +11,9 @@ from torch import Tensor, device
 from ..backends.transfer import on_device, signed
 from ..trajectory import Kind
 from .interrupts import interrupts_held
-from .losses import Closure
+from .losses import Closure, call, value_of
 from .numbers import Numbers, Pair, Row, spsa_update
+from .operations import Operation, Operations, first_difference
 from .weights import Weights
 
 if TYPE_CHECKING:
@@ -32,11 +33,59 @@ def captured(body: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
     return graph.replay, result
 
 
+def differs_when_captured(closure: Closure, where: device) -> str | None:
+    """Why a captured closure does not always return the bits that it returns otherwise, or None if it does.
+
+    Its operations are compared first. What is captured cannot look at a value on the device, so if they are the same,
+    no value can make them others, in this batch or in another. Equal losses would not tell: one batch may happen to
+    have them, and only the next decide otherwise. The losses are compared all the same, for kernels that PyTorch does
+    not see or that add in no fixed order.
+
+    The closure is called at the weights as they are, twice, and its captured work is done once. Each time, and after
+    it, random numbers are those of before. The graph's memory is given back.
+
+    Args:
+        closure: it has been called before; what is done at the first call alone would be taken for a difference.
+        where: the device of its losses.
+    """
+    generators = [where] if where.type == "cuda" else []  # and the CPU's
+    lists: list[list[Operation]] = []
+
+    def noted() -> Any:
+        with Operations() as operations:
+            loss = call(closure)
+        lists.append(operations.seen)
+        return value_of(loss)[1]
+
+    with torch.random.fork_rng(generators):
+        ordinary = noted()
+    if not isinstance(ordinary, Tensor):
+        return None  # which the capture says, if it is wrong
+    with torch.random.fork_rng(generators):
+        replay, loss = captured(noted)
+    with torch.random.fork_rng(generators):
+        replay()
+    if (found := first_difference(*lists[:2])) is not None:
+        first, second = (f"{op.name} ({op.at})" if op is not None else "its end" for op in found)
+        return (
+            f"its operations are others: where it has {first}, captured it has {second}. A graph repeats one path, "
+            "while an ordinary call may choose by the batch: transformers does by a two-dimensional attention_mask, "
+            "and without one by position_ids if use_cache=False. Leave the mask out where padding is on the right and "
+            "attention is causal, or give a four-dimensional one (README, On a GPU)"
+        )
+    if not torch.equal(ordinary.view(torch.int64), loss.view(torch.int64)):  # NaN has bits, too
+        return (
+            f"its loss is another at the same weights: {ordinary.item()!r}, captured {loss.item()!r}, by the same "
+            "operations, so one of them is not deterministic (dropout, a sum of atomic additions)"
+        )
+    return None
+
+
 class GraphedStep:
     """Steps of an optimizer that are captured once and then repeated; see `ZeroOrderOptimizer.graphed`."""
 
-    def __init__(self, optimizer: ZeroOrderOptimizer, closure: Closure, warmup: int):
-        self._optimizer, self._closure, self._warmup = optimizer, closure, warmup
+    def __init__(self, optimizer: ZeroOrderOptimizer, closure: Closure, warmup: int, same_bits: bool):
+        self._optimizer, self._closure, self._warmup, self._same_bits = optimizer, closure, warmup, same_bits
         self._warm_for: tuple[Any, ...] | None = None
         self._captured_for: tuple[Any, ...] | None = None
         self._ordinary_steps = 0
@@ -45,7 +94,8 @@ class GraphedStep:
         """One step; returns the mean of its losses.
 
         Raises:
-            ValueError: the closure returns losses that are not on the device.
+            ValueError: the closure returns losses that are not on the device, or, with `same_bits`, is not the same
+                when it is captured. No step is taken.
         """
         optimizer = self._optimizer
         optimizer._prepare()
@@ -56,6 +106,7 @@ class GraphedStep:
             return optimizer.step(self._closure)
         eps, rates, decays, weights = optimizer._begin()
         if key != self._captured_for:
+            self._check(weights.theta[0].device)
             self._capture(weights, eps, rates, decays)
             self._captured_for = key
         with torch.no_grad(), interrupts_held():
@@ -67,6 +118,17 @@ class GraphedStep:
             torch.autograd.graph.increment_version([w for w in weights.theta if not w.is_inference()])
             optimizer._took(weights, Kind.STEP, rates, eps, self._numbers, self._pairs)
             return self._loss.clone()
+
+    def _check(self, where: device) -> None:
+        if not self._same_bits:
+            return
+        with torch.no_grad():
+            difference = differs_when_captured(self._closure, where)
+        if difference is not None:
+            raise ValueError(
+                f"graphed: expected a closure that is the same when it is captured, but {difference}; or take the "
+                "captured one as it is, whose losses may differ from those of opt.step, with same_bits=False"
+            )
 
     def _on_device(self, values: Any, dtype: torch.dtype) -> Tensor:
         return on_device(values, dtype, self._seeds.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,10 @@ class Slots:
         self._slots: list[_Slot] = []
         self._size = 0
         self._copying = torch.cuda.Stream(where) if where.type == "cuda" else None
+        if self._copying is not None:
+            # What is copied may be given up along with us, and PyTorch does not know of each piece of pinned memory who
+            # still reads it: it would hand it out again at once.
+            weakref.finalize(self, self._copying.synchronize).atexit = False
         self.bytes_copied = 0
 
     @property

@@ -16,6 +16,7 @@ from torch import Tensor, device, nn
 from ..backends.types import MaskKind
 from ..ops import Table
 from .in_forward import Frame, InForward
+from .pinned import pin
 from .scratch import bytes_for
 from .slots import Slots
 from .weights import Weights
@@ -73,6 +74,8 @@ class StreamedInForward(InForward):
             for t in (*m._parameters.values(), *self._lent.get(m, ())):
                 if t is not None and id(t) not in self._index and (everything or t.device != self._where):
                     self._needs.setdefault(m, []).append(places.setdefault(t, len(places)))
+        known = {origin.data_ptr() for origin in self._origins}
+        pin([t for t in places if t.data_ptr() not in known], self._where)
         self._place_of = places
         self._others, self._origins = list(places), [t.detach() for t in places]
         every = self._owned.keys() | self._needs.keys()
@@ -206,14 +209,11 @@ class StreamedInForward(InForward):
 
 def settle(module: nn.Module, where: device) -> None:
     """Move the module's buffers to where it runs, since forwards may change them, and put its parameters that are on a
-    CPU into pinned memory, from which a GPU copies beside its work.
+    CPU into pinned memory, from which a GPU copies beside its work. What is there already stays where it is.
     """
     for b in module.buffers():
         b.data = b.data.to(where)
-    if where.type == "cuda":
-        for p in module.parameters():
-            if p.device.type == "cpu" and not p.is_pinned():
-                p.data = p.data.pin_memory()
+    pin(module.parameters(), where)
 
 
 def bytes_on_device(module: nn.Module) -> int:

@@ -12,7 +12,7 @@ from .. import checks, names
 from .groups import check_eps, check_group, check_owned
 from .in_forward import InForward
 from .shards import Shard, cannot_be_trained, local, shard_of
-from .streamed import StreamedInForward
+from .streamed import StreamedInForward, settle
 from .thresholds import magnitude_threshold
 from .weights import Weight, Weights
 
@@ -57,18 +57,19 @@ class TrainedWeights(torch.optim.Optimizer):
         """The tables, built anew if a parameter was frozen, unfrozen, moved or added since the last pass."""
         parameters = self._trainable()
         here = [*map(local, parameters)]
+        if self._weights is not None and self._signature(parameters, here) == self._built_for:
+            return self._weights
         if self._built_for is None:
             if reason := cannot_be_trained(self._module, [(self._names[p], p) for p in parameters]):
                 raise ValueError(reason)
             for p, t in zip(parameters, here, strict=True):
                 checks.weight(self._names[p], t)
-        # In every step, of hundreds of tensors: lists are made and compared faster than a tuple for each.
-        data, sizes = [*map(Tensor.data_ptr, here)], [*map(Tensor.numel, here)]
-        trainable = [[*map(id, parameters)], data, sizes, [p.dtype for p in parameters]]
-        signature = (trainable, len(self.param_groups))
-        if self._weights is not None and signature == self._built_for:
-            return self._weights
-        if self._built_for is not None and self._built_for[0] != trainable:
+        if self._execution_device is not None:
+            assert self._module is not None
+            settle(self._module, self._execution_device)  # what has come since is not there yet
+            here = [*map(local, parameters)]
+        signature = self._signature(parameters, here)
+        if self._built_for is not None and self._built_for[0] != signature[0]:
             self._on_other_weights()
         found = []
         for g, group in enumerate(self.param_groups):
@@ -86,7 +87,9 @@ class TrainedWeights(torch.optim.Optimizer):
         anchors = self._anchors(found)
         keep_masks = self.perturb == "in_place" or anchors is not None
         rows, stochastic = 2 * len(self.param_groups), self.rounding != "nearest"
-        weights = Weights(found, rows, stochastic, anchors, keep_masks, self.backend, self._reshard)
+        weights = Weights(
+            found, rows, stochastic, anchors, keep_masks, self.backend, self._reshard, self._execution_device
+        )
         if self.perturb == "in_forward":
             assert self._module is not None
             if self._execution_device is None:
@@ -96,6 +99,12 @@ class TrainedWeights(torch.optim.Optimizer):
         self._weights, self._built_for, self._steps_since_built = weights, signature, 0
         self._builds += 1
         return self._weights
+
+    def _signature(self, parameters: Sequence[Tensor], here: Sequence[Tensor]) -> tuple[list[Any], int]:
+        """What the tables are valid for: parameters, and what of each is here."""
+        # In every step, of hundreds of tensors: lists are made and compared faster than a tuple for each.
+        memory = [*map(Tensor.data_ptr, here)], [*map(Tensor.numel, here)]
+        return [[*map(id, parameters)], *memory, [p.dtype for p in parameters]], len(self.param_groups)
 
     def _on_other_weights(self) -> None:
         """Called when other memory is trained than in the last step."""

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, device
 
 from ..backends.types import Entry, MaskKind, Pass
 from ..ops import Table
 from .numbers import Row, Value, device_of, vector
+from .pinned import pin
 from .shards import Shard
 
 
@@ -47,6 +48,8 @@ class Weights:
         keep_masks: see above.
         backend: see `add_noise_`.
         on_write: called after every pass.
+        copied_to: another device that modules run on, if there is one. For a GPU, what it is sent besides θ is moved to
+            pinned memory: the anchors' data, and the masks that are kept.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Weights:
         keep_masks: bool,
         backend: str | None,
         on_write: Callable[[], None] | None = None,
+        copied_to: device | None = None,
     ):
         self.weights, self.rows, self.stochastic, self.backend = tuple(weights), rows, stochastic, backend
         # A parameter's `data` may point elsewhere for the time of a forward; these stay on θ.
@@ -73,6 +77,9 @@ class Weights:
             else torch.zeros(_mask_bytes(w.tensor.numel(), len(starts)), dtype=torch.uint8, device=w.tensor.device)
             for w, starts in zip(weights, runs, strict=True)
         ]
+        if copied_to is not None:  # before tables take their addresses; masks apart, since they live no longer than we
+            pin(self.anchors or [], copied_to)
+            pin([bits for bits in self._bits if bits is not None], copied_to)
         records = any(bits is not None for bits in self._bits)
         names = [w.name for w in weights]
 
