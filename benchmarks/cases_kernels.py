@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor, nn
 
 from zo_kernels import backends
+from zo_kernels.backends.tuning import DEFAULT, Tuning, tuned
 
 from .baselines import EagerPass, compiled_pass, published_pass
 from .compare import Copy, Trial, Versus, compare
@@ -28,6 +29,19 @@ VARIANTS = (
     replace(PLAIN, mask="threshold", rounding="stochastic"),
     replace(PLAIN, dropped=0.75),
 )
+
+# What might make a GPU's kernels faster, against what they are; other kinds of passes have other needs.
+TUNINGS = {
+    "warps=8": (("triton",), replace(DEFAULT, warps=8)),
+    "warps=16": (("triton",), replace(DEFAULT, warps=16)),
+    "prefetch": (("triton",), replace(DEFAULT, prefetch=True)),
+    "most_blocks=4": (("triton", "cuda"), replace(DEFAULT, most_blocks=4)),
+    "most_blocks=64": (("triton", "cuda"), replace(DEFAULT, most_blocks=64)),
+}
+TUNED = {
+    "fp32": (PLAIN,),
+    "bf16": (PLAIN, replace(PLAIN, rounding="stochastic"), replace(PLAIN, mask="bits")),
+}
 
 # What is to be reached, on a tensor too large for any cache.
 _STATED_FOR = 64_000_000
@@ -64,6 +78,11 @@ def _cases(options: Namespace) -> Iterator[Case]:
                     if kind.rounding == "stochastic" and dtype == "fp32":
                         continue  # fp32 needs no rounding
                     yield _case(f"{stem}/{label(kind)}{size}", options, dtype, backend, elements, kind)
+                for kind in TUNED.get(dtype, ()):
+                    for name, (whose, tuning) in TUNINGS.items():
+                        if backend in whose:
+                            case = "/".join(filter(None, (stem, f"tuning:{name}", label(kind))))
+                            yield _case(case + size, options, dtype, backend, elements, kind, tuning=tuning)
                 if backend.startswith("native"):
                     yield _case(f"{stem}/threads=2{size}", options, dtype, backend, elements, PLAIN, threads=2)
 
@@ -73,7 +92,16 @@ def label(kind: Kind) -> str:
     return "/".join(f"{name}={value}" for name, value in changed.items() if value != getattr(PLAIN, name))
 
 
-def _case(name: str, options: Namespace, dtype: str, backend: str, elements: int, kind: Kind, threads: int = 1) -> Case:
+def _case(
+    name: str,
+    options: Namespace,
+    dtype: str,
+    backend: str,
+    elements: int,
+    kind: Kind,
+    threads: int = 1,
+    tuning: Tuning = DEFAULT,
+) -> Case:
     device = torch.device("cpu" if backend.startswith("native") else "cuda")
     facts = {
         "backend": backend,
@@ -85,10 +113,14 @@ def _case(name: str, options: Namespace, dtype: str, backend: str, elements: int
         "directions": kind.directions,
         "rounding": kind.rounding,
         "dropped_share": kind.dropped,
+        **({} if tuning == DEFAULT else asdict(tuning)),
     }
 
     def measure() -> list[Row]:
-        trial = _trial(options, dtype, backend, elements, kind, threads, device)
+        if tuning != DEFAULT:
+            trial = _of_tuning(dtype, backend, elements, kind, tuning, device)
+        else:
+            trial = _trial(options, dtype, backend, elements, kind, threads, device)
         return compare(trial, Plan(options.rounds, options.seconds), device)
 
     return Case(
@@ -157,6 +189,17 @@ def _trial(
         ours.bytes_moved,
         Copy(Call(lambda: buffer.copy_(w), threads), 2 * w.nbytes),
     )
+
+
+def _of_tuning(dtype: str, backend: str, elements: int, kind: Kind, tuning: Tuning, device: torch.device) -> Trial:
+    """The same pass, divided otherwise."""
+    w = weights(elements, DTYPES[dtype], device)
+    usual, buffer = KernelCall(w, kind, backend), torch.empty_like(w)
+    with tuned(tuning):
+        other = KernelCall(w, kind, backend)
+    copy = Copy(Call(lambda: buffer.copy_(w)), 2 * w.nbytes)
+    versus = [Versus("as it is", Call(usual.run))]
+    return Trial(Call(other.run), other.check, versus, other.elements, other.bytes_moved, copy)
 
 
 def _unmasked() -> None:
