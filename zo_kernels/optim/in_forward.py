@@ -24,6 +24,7 @@ from .foreign_reads import Watch
 from .interrupts import interrupts_held
 from .losses import call
 from .numbers import Row, Seed
+from .owners import Owners
 from .scratch import Scratch, bytes_for
 from .shards import is_sharded
 from .weights import Weights
@@ -80,15 +81,8 @@ class InForward:
     def __init__(self, module: nn.Module, weights: Weights):
         self._module, self._weights = module, weights
         self._tensors = [w.tensor for w in weights.weights]
-        self._index = {id(t): i for i, t in enumerate(self._tensors)}
-        # Weights that are read while a module runs that does not own them. Found by watching, kept for good.
-        self._borrowed: dict[nn.Module, list[int]] = {}
-        self._owned: dict[nn.Module, frozenset[int]] = {}
-        self._members: set[nn.Module] = set()
-        # As owned, but with the weights of all modules within where the buffer has room for them.
-        self._together: dict[nn.Module, frozenset[int]] = {}
-        self._ran: set[nn.Module] = set()  # while watching
-        self._wanted: Mapping[nn.Module, frozenset[int]] = {}  # of the two, what takes part in the pass
+        self._owners = Owners(module, self._tensors, self._bytes_for)
+        self._wanted: Mapping[nn.Module, frozenset[int]] = {}  # what each module is to be given in this evaluation
         self._tables: dict[tuple[Any, ...], Any] = {}
         self._ready: dict[nn.Module, Copies] = {}  # of those tables, what a module needs where nothing is perturbed yet
         self._ready_for: Any = None
@@ -104,7 +98,7 @@ class InForward:
         self._active: frozenset[int] | None = None
         self._entered = False
         self._find_owners()
-        orphans = set(range(len(weights.weights))).difference(*self._owned.values())
+        orphans = set(range(len(weights.weights))).difference(*self._owners.owned.values())
         if orphans:
             raise ValueError(
                 f"params: expected parameters of the module, for perturb='in_forward', got also {self._named(orphans)}"
@@ -119,68 +113,24 @@ class InForward:
         self._ready.clear()
 
     def _find_owners(self) -> None:
-        """Who has which weights: modules may have been put in the place of others since the last evaluation."""
-        owned: dict[nn.Module, set[int]] = {m: set(indices) for m, indices in self._borrowed.items()}
-        index, members, todo = self._index, {self._module}, [self._module]
-        while todo:  # as `modules()`, in a quarter of its time
-            m = todo.pop()
-            own = [i for p in m._parameters.values() if (i := index.get(id(p))) is not None]
-            if own:
-                owned.setdefault(m, set()).update(own)
-            for child in m._modules.values():
-                if child is not None and child not in members:
-                    members.add(child)
-                    todo.append(child)
-        if owned != self._owned or members != self._members:
-            self._members = members
-            self._owned = {m: frozenset(indices) for m, indices in owned.items()}
-            self._together = {}
-            self._ready.clear()
+        self._owners.find()
 
     def _bytes_for(self, indices: frozenset[int]) -> int:
         if (size := self._sizes.get(indices)) is None:
             size = self._sizes[indices] = bytes_for([self._weights.theta[i] for i in indices])
         return size
 
-    def _find_together(self) -> dict[nn.Module, frozenset[int]]:
-        """For each owner its weights; with those of all modules within it, as far up as the buffer has room for them,
-        which is as much as the largest owner needs in any case. Only modules that were seen to run with all that is
-        within them: an expert that few tokens reach should cost nothing where it is not run.
-        """
-        if self._together:
-            return self._together
-        self._ran &= self._members
-        room = max(self._bytes_for(indices) for indices in self._owned.values())
-        within: dict[nn.Module, frozenset[int] | None] = {}
-
-        def gathered(m: nn.Module) -> frozenset[int] | None:
-            """The weights of a module and of all within it; None if that is too much, or one of them did not run."""
-            if m not in within:
-                within[m] = None  # should it lie within itself
-                parts = [gathered(child) for child in m.children()]
-                own = self._owned.get(m, frozenset())
-                if (m in self._ran or not own) and None not in parts:
-                    every = own.union(*(part for part in parts if part is not None))
-                    within[m] = every if self._bytes_for(every) <= room else None
-            return within[m]
-
-        together = dict(self._owned)
-        for m in self._members:
-            if m in self._ran and (every := gathered(m)):
-                together[m] = every
-        self._together = together
-        return together
-
     def _find_wanted(self, watch: bool) -> None:
-        """What each module is to be given in this evaluation. Where reads are watched, each owner by itself."""
-        wanted = self._owned if watch else self._find_together()
+        """Where reads are watched, each owner is given its own weights alone."""
+        if watch:
+            self._owners.look_again()
+        wanted: Mapping[nn.Module, frozenset[int]] = self._owners.owned if watch else self._owners.together
         if (active := self._active) is not None:
             wanted = {m: indices & active for m, indices in wanted.items()}
         self._wanted = wanted
-        purpose = self._from_anchor, watch, active
-        if self._ready_for != purpose:
+        if self._ready_for != (wanted, self._from_anchor):
             self._ready.clear()
-            self._ready_for = purpose
+            self._ready_for = wanted, self._from_anchor
 
     def evaluate(self, closure: Callable[[], Any], do: Pass, *, from_anchor: bool = False, watch: bool = False) -> Any:
         """What the closure returns while every module runs on the weights that the pass would write.
@@ -256,11 +206,11 @@ class InForward:
     def _enter(self, module: nn.Module, args: Any) -> None:
         if self._watch is not None:
             self._stack.append(module)
-            self._ran.add(module)
+            self._owners.ran.add(module)
         wanted = self._wanted.get(module)
         if wanted is None:
             return
-        self._entered = self._entered or module in self._owned
+        self._entered = self._entered or module in self._owners.owned
         if self._needs_nothing(module, wanted):
             return
         frame = Frame(module)
@@ -287,7 +237,7 @@ class InForward:
         first = not self._live
         missing = wanted if first else wanted - self._live
         if not first and not self._scratch.fits(self._bytes_for(missing)):  # without those within it, then
-            missing = self._owned.get(frame.module, frozenset()) & wanted - self._live
+            missing = self._owners.owned.get(frame.module, frozenset()) & wanted - self._live
         if not missing:
             return
         frame.place = place = self._scratch.take(self._bytes_for(missing))
@@ -364,9 +314,10 @@ class InForward:
         if i is None:
             found.add((None, None))
             return
-        if self._active is not None and i not in self._active and any(i in self._owned.get(m, ()) for m in self._stack):
+        owned = self._owners.owned
+        if self._active is not None and i not in self._active and any(i in owned.get(m, ()) for m in self._stack):
             return  # it is dropped, and belongs to a module that runs
-        running: list[Any] = [m for m in self._stack if m in self._members] or self._stack or [None]
+        running: list[Any] = [m for m in self._stack if m in self._owners.members] or self._stack or [None]
         found.add((i, running[-1]))
 
     def _borrow(self, found: set[tuple[int | None, nn.Module | None]], strangers: set[int]) -> None:
@@ -382,7 +333,7 @@ class InForward:
                 f"closure: it reads {self._named(outside)} where no module runs, so that perturbation in the forward "
                 "cannot reach it; use perturb='in_place', or read it in the forward of a module"
             )
-        if stale := [i for i, m in reads if m is not None and i in self._owned.get(m, ())]:
+        if stale := [i for i, m in reads if m is not None and i in self._owners.owned.get(m, ())]:
             raise ValueError(
                 f"closure: a module reads {self._named(stale)} by a view that was made before its forward, which "
                 "perturbation in the forward cannot reach; use perturb='in_place'"
@@ -392,7 +343,7 @@ class InForward:
                 "closure: it reads perturbed weights after the forward of their module, in a backward pass or by a "
                 "view that was kept, when perturbation in the forward has given up their memory; use perturb='in_place'"
             )
-        unknown = {i for i, m in reads if m not in self._members}
+        unknown = {i for i, m in reads if m not in self._owners.members}
         if anew := unknown & strangers:
             raise ValueError(
                 f"closure: a module that is made anew in every call reads {self._named(anew)}, which perturbation in "
@@ -401,7 +352,7 @@ class InForward:
         strangers |= unknown
         for i, m in reads:
             assert m is not None
-            self._borrowed.setdefault(m, []).append(i)
+            self._owners.borrow(m, i)
 
     def _named(self, indices: Iterable[int]) -> str:
         every = [self._weights.weights[i].name for i in sorted(set(indices))]

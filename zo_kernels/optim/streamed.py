@@ -70,20 +70,20 @@ class StreamedInForward(InForward):
         everything = self._weights.theta[0].device == self._where
         places: dict[Tensor, int] = {}
         self._needs = {}
-        for m in (*self._module.modules(), *(m for m in self._lent if m not in self._members)):
+        for m in (*self._module.modules(), *(m for m in self._lent if m not in self._owners.members)):
             for t in (*m._parameters.values(), *self._lent.get(m, ())):
-                if t is not None and id(t) not in self._index and (everything or t.device != self._where):
+                if t is not None and not self._owners.knows(t) and (everything or t.device != self._where):
                     self._needs.setdefault(m, []).append(places.setdefault(t, len(places)))
         known = {origin.data_ptr() for origin in self._origins}
         pin([t for t in places if t.data_ptr() not in known], self._where)
         self._place_of = places
         self._others, self._origins = list(places), [t.detach() for t in places]
-        every = self._owned.keys() | self._needs.keys()
+        every = self._owners.owned.keys() | self._needs.keys()
         self._scratch.reserve(max(bytes_for(self._sources(self._load(m))) for m in every))
 
     def _find_wanted(self, watch: bool) -> None:
         """Each module is given its own tensors, those that take no part in the pass, too."""
-        self._wanted = {**dict.fromkeys(self._needs, frozenset[int]()), **self._owned}
+        self._wanted = {**dict.fromkeys(self._needs, frozenset[int]()), **self._owners.owned}
 
     def _needs_nothing(self, module: nn.Module, wanted: frozenset[int]) -> bool:
         return False  # all modules are noted in their order
@@ -101,12 +101,12 @@ class StreamedInForward(InForward):
                     f"{tuple(self._others[i - ours].shape)}, or by a view from before; it is not on execution_device "
                     "then, so keep it there"
                 )
-            if m not in self._members and i in strangers:
+            if m not in self._owners.members and i in strangers:
                 raise ValueError(
                     "closure: a module that is made anew in every call reads a tensor that is not trained, of shape "
                     f"{tuple(self._others[i - ours].shape)}; keep such tensors on execution_device"
                 )
-            strangers.update([i] if m not in self._members else [])
+            strangers.update([i] if m not in self._owners.members else [])
             self._lent.setdefault(m, []).append(self._others[i - ours])
         if found:
             super()._borrow(found, strangers)
@@ -132,7 +132,7 @@ class StreamedInForward(InForward):
 
     def _load(self, module: nn.Module) -> _Load:
         """What the module would have to be given now."""
-        wanted = tuple(i for i in sorted(self._owned.get(module, ())) if i not in self._live)
+        wanted = tuple(i for i in sorted(self._owners.owned.get(module, ())) if i not in self._live)
         return _Load(module, wanted, tuple(i for i in self._needs.get(module, ()) if i not in self._here))
 
     def _sources(self, load: _Load) -> list[Tensor]:

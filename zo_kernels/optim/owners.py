@@ -1,0 +1,86 @@
+"""Which module needs which weights while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+
+class Owners:
+    """The modules of a tree, and the indices of the weights that each must be given when it runs.
+
+    Args:
+        module: the root.
+        weights: that may be parameters of its modules.
+        bytes_for: how much memory copies of some of them take.
+
+    Attributes:
+        members: all modules of the tree.
+        owned: for each module that has weights of its own, or borrows some, these.
+        ran: modules that were seen to run; whoever looks adds to it.
+    """
+
+    def __init__(self, module: nn.Module, weights: Sequence[Tensor], bytes_for: Callable[[frozenset[int]], int]):
+        self._module, self._bytes_for = module, bytes_for
+        self._index = {id(t): i for i, t in enumerate(weights)}
+        self._borrowed: dict[nn.Module, set[int]] = {}
+        self._together: dict[nn.Module, frozenset[int]] = {}
+        self.members: set[nn.Module] = set()
+        self.owned: dict[nn.Module, frozenset[int]] = {}
+        self.ran: set[nn.Module] = set()
+
+    def knows(self, t: Tensor) -> bool:
+        """Whether it is one of the weights."""
+        return id(t) in self._index
+
+    def borrow(self, module: nn.Module, i: int) -> None:
+        """From now on a module needs weight i, too, which it was found to read without owning it."""
+        self._borrowed.setdefault(module, set()).add(i)
+
+    def find(self) -> None:
+        """Look again: modules may have been put in the place of others."""
+        owned: dict[nn.Module, set[int]] = {m: set(indices) for m, indices in self._borrowed.items()}
+        index, members, todo = self._index, {self._module}, [self._module]
+        while todo:  # as `modules()`, in a quarter of its time
+            m = todo.pop()
+            own = [i for p in m._parameters.values() if (i := index.get(id(p))) is not None]
+            if own:
+                owned.setdefault(m, set()).update(own)
+            for child in m._modules.values():
+                if child is not None and child not in members:
+                    members.add(child)
+                    todo.append(child)
+        if owned != self.owned or members != self.members:
+            self.members = members
+            self.owned = {m: frozenset(indices) for m, indices in owned.items()}
+            self.look_again()
+
+    def look_again(self) -> None:
+        """What `together` says may have changed: modules have run that had not."""
+        self._together = {}
+
+    @property
+    def together(self) -> Mapping[nn.Module, frozenset[int]]:
+        """As `owned`, but with the weights of all modules within, as far up as they take no more memory than those of
+        the largest owner do. Only modules that were seen to run with all that is within them: an expert that few tokens
+        reach should cost nothing where it is not run.
+        """
+        if not self._together:
+            self.ran &= self.members
+            within: dict[nn.Module, frozenset[int] | None] = {}
+            room = max(map(self._bytes_for, self.owned.values()))
+            every = {m: self._within(m, room, within) for m in self.members if m in self.ran}
+            self._together = {**self.owned, **{m: indices for m, indices in every.items() if indices}}
+        return self._together
+
+    def _within(self, m: nn.Module, room: int, known: dict[nn.Module, frozenset[int] | None]) -> frozenset[int] | None:
+        """The weights of a module and of all within it; None if they take too much, or one of them did not run."""
+        if m not in known:
+            known[m] = None  # should it lie within itself
+            parts = [self._within(child, room, known) for child in m.children()]
+            own = self.owned.get(m, frozenset())
+            if (m in self.ran or not own) and None not in parts:
+                every = own.union(*(part for part in parts if part is not None))
+                known[m] = every if self._bytes_for(every) <= room else None
+        return known[m]
