@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from itertools import pairwise
 
 import pytest
@@ -12,13 +13,17 @@ from hypothesis import strategies as st
 from matrix import (
     BACKENDS,
     DTYPES,
+    INTERPRETED_BLOCK,
+    INTERPRETED_SHARDS,
     ROUNDINGS,
     SHARDS,
+    SMALL,
     a_pass,
     assert_same_bits,
     bits,
     check,
-    shards_for,
+    check_case,
+    interpreted,
     table,
     to,
     weights,
@@ -29,44 +34,110 @@ from zo_kernels.backends import gpu_table, reference
 from zo_kernels.backends.types import Entry, MaskKind, Pass
 
 NATIVE = [name for name, _ in BACKENDS if name.startswith("native:")]
-each_backend = pytest.mark.parametrize(("backend", "device"), BACKENDS, ids=lambda x: str(x))
+each_backend = pytest.mark.parametrize(("backend", "device"), BACKENDS, ids=str)
+# Each once: "native" is the first of the instruction sets.
+KERNELS = [b for b in BACKENDS if b[0] != "native"]
+each_kernel = pytest.mark.parametrize(("backend", "device"), KERNELS, ids=str)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+each_kind = pytest.mark.parametrize("kind", list(MaskKind), ids=lambda k: k.name.lower())
+each_rounding = pytest.mark.parametrize("rounding", ROUNDINGS)
+in_place_or_not = pytest.mark.parametrize("in_place", [True, False], ids=["in place", "out of place"])
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Where they are interpreted, so that tensors have whole ones."""
+    monkeypatch.setattr("zo_kernels.backends.triton.launch.INTERPRETER_COUNTERS", INTERPRETED_BLOCK // 4)
+
+
+@each_kernel
+@each_dtype
+@each_kind
+@each_rounding
+@in_place_or_not
+def test_matrix(backend, device, dtype, kind, rounding, in_place):
+    check_case(backend, device, dtype, kind, rounding, in_place)
+
+
+@pytest.mark.parametrize("few", [False, True], ids=["all", "interpreted"])
+@each_dtype
+@each_kind
+@in_place_or_not
+def test_every_kind_of_block_is_in_the_matrix(few, dtype, kind, in_place):
+    """Kernels of GPUs differ by alignment, and what they do of a block by its being whole or where it is ragged."""
+    block, tables = (INTERPRETED_BLOCK, INTERPRETED_SHARDS) if few else (gpu_table.BLOCK, [SHARDS])
+    for aligned in (True, False):
+        ragged_at_start = ragged_at_end = False
+        for shards in tables:
+            entries = [e for e in table(dtype, kind, in_place=in_place, shards=shards) if e.dst.numel()]
+            assert aligned in {group.aligned for group in gpu_table.GpuTable(entries, block).groups}
+            ends = [(e.offset, e.offset + e.dst.numel()) for e in entries if gpu_table.is_aligned(e) == aligned]
+            assert any(stop // block > -(-start // block) for start, stop in ends), "no block is whole"
+            assert any(start < 2**34 < stop for start, stop in ends), "none has two high halves of its counters"
+            ragged_at_start |= any(start % block and start // block < stop // block for start, stop in ends)
+            ragged_at_end |= any(stop % block and start // block < stop // block for start, stop in ends)
+        assert ragged_at_start and ragged_at_end
+
+
+@pytest.mark.parametrize(("backend", "device"), [b for b in KERNELS if b[0] in ("triton", "cuda")], ids=str)
+def test_gpus_have_the_blocks_of_the_matrix(monkeypatch, backend, device):
+    blocks = []
+
+    class Spy(gpu_table.GpuTable):
+        def __init__(self, entries, block=gpu_table.BLOCK):
+            blocks.append(block)
+            super().__init__(entries, block)
+
+    for module in ("triton.launch", "cuda"):
+        monkeypatch.setattr(f"zo_kernels.backends.{module}.GpuTable", Spy)
+    check_case(backend, device, torch.bfloat16, MaskKind.NONE, "nearest", True)
+    assert set(blocks) == {INTERPRETED_BLOCK if interpreted(backend, device) else gpu_table.BLOCK}
+
+
+@each_dtype
+@in_place_or_not
+def test_memory_of_every_alignment_is_in_the_matrix(dtype, in_place):
+    """Of tensors with whole blocks, which their length and index would let be accessed widely."""
+    entries = table(dtype, MaskKind.BOOL, in_place=in_place)
+    unaligned = set()
+    for e in entries:
+        if e.dst.numel() % 8 == 0 and e.offset % 8 == 0 and e.dst.numel() >= gpu_table.BLOCK:
+            pointers = {
+                "dst": e.dst.data_ptr() % 16,
+                "src": e.src.data_ptr() % 16,
+                "mask": e.mask_tensor.data_ptr() % 8,
+            }
+            unaligned.add(frozenset(name for name, rest in pointers.items() if rest))
+    both = frozenset({"dst", "src"})
+    assert unaligned == {frozenset(), both, frozenset({"mask"})} | (
+        set() if in_place else {frozenset({"dst"}), frozenset({"src"})}
+    )
+
+
+@each_kernel
+def test_alignment_survives_the_way_to_a_device(backend, device):
+    entries = table(torch.bfloat16, MaskKind.BOOL, in_place=False)
+    assert [gpu_table.is_aligned(e) for e in to(entries, device)] == [gpu_table.is_aligned(e) for e in entries]
 
 
 @each_backend
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize("kind", list(MaskKind), ids=lambda k: k.name.lower())
-@pytest.mark.parametrize("rounding", ROUNDINGS)
-def test_matrix(backend, device, dtype, kind, rounding):
-    in_place = rounding == "nearest"
-    shards = shards_for(backend, device)
-    if shards is SHARDS or not in_place:
-        entries = table(dtype, kind, in_place=not in_place, shards=shards)
-        check(backend, device, entries, a_pass(3, rounding, decay=0.9))
-    if shards is SHARDS or in_place:
-        check(backend, device, table(dtype, kind, in_place=in_place, shards=shards), a_pass(1, rounding))
-
-
-@each_backend
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@each_dtype
 def test_only_active_entries_change(backend, device, dtype):
-    entries = table(dtype, MaskKind.NONE, in_place=True, shards=shards_for(backend, device))
+    entries = table(dtype, MaskKind.NONE, in_place=True, shards=SMALL[:8])
     active = [3, 4, 1]
-    do = replace(a_pass(1, "nearest"), active=active)
-    check(backend, device, entries, do)
-    got = to(entries, device)
-    backends.resolve(backend, device).prepare(got)(do)
+    got = check(backend, device, entries, replace(a_pass(1, "nearest"), active=active))
     untouched = [i for i in range(len(entries)) if i not in active]
     assert_same_bits([got[i] for i in untouched], [entries[i] for i in untouched])
 
 
-@pytest.mark.parametrize(("backend", "device"), [b for b in BACKENDS if b[0] != "triton"], ids=lambda x: str(x))
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize(("backend", "device"), [b for b in KERNELS if b[0] != "triton"], ids=str)
+@each_dtype
 def test_directions_of_one_seed_in_a_row(backend, device, dtype):
     """Their noise may be made once; the sum is rounded after each of them all the same."""
     seeds, scales = [5, 5, 7, 5, 7, 7, 7], [1e-3, -2e-3, 0.25, 3e-6, -1.0, 1e-7, 0.7]
     for n in (1, 2, 7):
         do = Pass(seeds[:n], [scales[:n], scales[::-1][:n]], [0.9, 1.0], True)
-        check(backend, device, table(dtype, MaskKind.NONE, in_place=True), do)
+        check(backend, device, table(dtype, MaskKind.NONE, in_place=True, shards=SMALL), do)
 
 
 @each_backend
@@ -82,27 +153,36 @@ def test_memory_that_is_not_aligned(backend, device):
     assert torch.equal(bits(storage[:1]), bits(whole[:1])) and torch.equal(bits(storage[998:]), bits(whole[998:]))
 
 
+SEVERAL_CHUNKS = 2 * 2**15 + 77  # of work for a thread, and a ragged one
+
+
+@lru_cache
+def several_chunks(kind):
+    """The bits of a tensor after a pass, and the mask bits that it recorded."""
+    w, recorded = weights(SEVERAL_CHUNKS, torch.bfloat16, 0), torch.zeros((SEVERAL_CHUNKS + 7) // 8, dtype=torch.uint8)
+    reference.prepare([Entry(w, w, 9, 0, 0, kind, 0.01, recorded)])(a_pass(2, "stochastic"))
+    return bits(w), recorded
+
+
 @pytest.mark.parametrize("backend", NATIVE)
 @pytest.mark.parametrize("kind", [MaskKind.NONE, MaskKind.RECORD], ids=lambda k: k.name.lower())
-def test_bits_do_not_depend_on_threads_or_shards(backend, kind):
-    n = 2 * 2**15 + 77  # several chunks of work and a ragged one
-    want = weights(n, torch.bfloat16, 0)
-    want_bits = torch.zeros((n + 7) // 8, dtype=torch.uint8)
-    do = a_pass(2, "stochastic")
-    reference.prepare([Entry(want, want, 9, 0, 0, kind, 0.01, want_bits)])(do)
+def test_bits_do_not_depend_on_threads(backend, kind):
+    want, want_recorded = several_chunks(kind)
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        w, recorded = weights(n, torch.bfloat16, 0), torch.zeros_like(want_bits)
-        backends.resolve(backend, w.device).prepare([Entry(w, w, 9, 0, 0, kind, 0.01, recorded)])(do)
-        assert torch.equal(bits(w), bits(want))
-        assert kind is MaskKind.NONE or torch.equal(recorded, want_bits)
-    w = weights(n, torch.bfloat16, 0)
-    cuts = [0, 1, 4098, 50001, n]
-    shards = [Entry(w[a:b], w[a:b], 9, a) for a, b in pairwise(cuts)]
-    whole = weights(n, torch.bfloat16, 0)
-    reference.prepare([Entry(whole, whole, 9)])(do)
-    backends.resolve(backend, w.device).prepare(shards)(do)
-    assert torch.equal(bits(w), bits(whole))
+        w, recorded = weights(SEVERAL_CHUNKS, torch.bfloat16, 0), torch.zeros_like(want_recorded)
+        entry = Entry(w, w, 9, 0, 0, kind, 0.01, recorded)
+        backends.resolve(backend, w.device).prepare([entry])(a_pass(2, "stochastic"))
+        assert torch.equal(bits(w), want)
+        assert torch.equal(recorded, want_recorded)
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+def test_bits_do_not_depend_on_shards(backend):
+    w = weights(SEVERAL_CHUNKS, torch.bfloat16, 0)
+    shards = [Entry(w[a:b], w[a:b], 9, a) for a, b in pairwise([0, 1, 4098, 50001, SEVERAL_CHUNKS])]
+    backends.resolve(backend, w.device).prepare(shards)(a_pass(2, "stochastic"))
+    assert torch.equal(bits(w), several_chunks(MaskKind.NONE)[0])
 
 
 @pytest.mark.parametrize("backend", NATIVE)
@@ -155,12 +235,9 @@ def test_chunks_of_several_blocks(monkeypatch, kind):
     if not triton:
         pytest.skip("Triton runs neither a GPU nor its interpreter here")
     monkeypatch.setattr(gpu_table, "_ENOUGH_PROGRAMS", 4)
-    block = gpu_table.BLOCK
-    if triton[0][1].type == "cpu":
-        monkeypatch.setattr("zo_kernels.backends.triton.launch.INTERPRETER_COUNTERS", 64)
-        block = 256
+    block = INTERPRETED_BLOCK if interpreted(*triton[0]) else gpu_table.BLOCK
     entries = []
-    for i, (n, offset) in enumerate([(5 * block + 8, block - 16), (3 * block + 1, 2**34 - block - 3)]):
+    for i, (n, offset) in enumerate([(3 * block + 24, block - 16), (2 * block + 6, 2**34 - block - 3)]):
         w, recorded = weights(n, torch.bfloat16, i), torch.zeros((n + 7) // 8, dtype=torch.uint8)
         entries.append(Entry(w, w, 9 + i, offset, i, kind, 0.01, recorded))
     assert gpu_table.GpuTable(entries, block).groups[0].blocks_per_chunk == 2
