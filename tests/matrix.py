@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import mmap
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
+import pytest
 import torch
 
 from zo_kernels import backends
 from zo_kernels.backends import reference
-from zo_kernels.backends.gpu_table import BLOCK
+from zo_kernels.backends.gpu_table import BLOCK, GpuTable, Group, Work
 from zo_kernels.backends.types import Backend, Entry, MaskKind, Pass
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -214,3 +216,45 @@ def case(
     want = to(entries, torch.device("cpu"))
     reference.prepare(want)(do)
     return entries, do, want
+
+
+def check_far_chunk(
+    backend: str | Backend, device: torch.device, kind: MaskKind, start: int, n: int, block: int
+) -> None:
+    """Run one chunk of a tensor of start + n elements, its last n, which are all the memory that it has.
+
+    Args:
+        start: where the chunk begins.
+        block: elements that the backend's programs work on at a time.
+    """
+    [entry] = table(torch.bfloat16, kind, in_place=True, shards=[(n, 0)])
+    do = a_pass(1, "stochastic")
+    [want] = to([replace(entry, offset=start)], torch.device("cpu"))
+    reference.prepare([want])(do)
+
+    bytes_before = [2 * start, 2 * start, start if kind is MaskKind.BOOL else start // 8]
+    w = _behind(entry.src, bytes_before[0], device)
+    mask_tensor = None if entry.mask_tensor is None else _behind(entry.mask_tensor, bytes_before[2], device)
+    got = replace(entry, dst=w, src=w, mask_tensor=mask_tensor)
+
+    def launches(made: GpuTable, do: Pass) -> Iterator[tuple[Group, Work]]:
+        [group] = made.groups
+        group.rows -= torch.tensor([[*bytes_before, -start, 0, 0, 0, 0]], device=device)
+        # So that program 0 has this chunk.
+        first_chunk = [-(start // (block * group.blocks_per_chunk)), 1]
+        numbers = torch.tensor([0, *first_chunk], dtype=torch.int32, device=device)
+        yield group, Work(numbers[:1], numbers[1:], 1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GpuTable, "launches", launches)
+        resolved(backend, device).prepare([got])(do)
+    assert_same_bits([got], [want])
+
+
+def _behind(t: torch.Tensor, before: int, device: torch.device) -> torch.Tensor:
+    """A copy; on a CPU behind so many bytes that wrong accesses may go to: of address space, not of memory."""
+    if device.type != "cpu":
+        return t.to(device)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)  # named since Python 3.11
+    space = torch.frombuffer(mmap.mmap(-1, before + t.nbytes, flags=flags), dtype=torch.uint8)
+    return space[before:].view(t.dtype).copy_(t)

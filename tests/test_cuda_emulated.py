@@ -20,6 +20,7 @@ from matrix import (
     assert_same_bits,
     bits,
     check_case,
+    check_far_chunk,
     table,
     to,
     weights,
@@ -62,6 +63,12 @@ def check(entries: list[Entry], do: Pass) -> list[Entry]:
 @pytest.mark.parametrize("in_place", [True, False], ids=["in place", "out of place"])
 def test_matrix(dtype, kind, rounding, in_place):
     check_case(cuda, CPU, dtype, kind, rounding, in_place)
+
+
+@each_kind
+@pytest.mark.parametrize("ragged", [0, 3], ids=["aligned", "not aligned"])
+def test_a_chunk_beyond_2_32_elements(kind, ragged):
+    check_far_chunk(cuda, CPU, kind, 2**32, gpu_table.BLOCK - ragged, gpu_table.BLOCK)
 
 
 @each_dtype

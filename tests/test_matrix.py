@@ -23,6 +23,7 @@ from matrix import (
     bits,
     check,
     check_case,
+    check_far_chunk,
     interpreted,
     table,
     to,
@@ -242,3 +243,31 @@ def test_chunks_of_several_blocks(monkeypatch, kind):
         entries.append(Entry(w, w, 9 + i, offset, i, kind, 0.01, recorded))
     assert gpu_table.GpuTable(entries, block).groups[0].blocks_per_chunk == 2
     check(*triton[0], entries, a_pass(1, "stochastic"))
+
+
+@pytest.mark.parametrize(("backend", "device"), [b for b in KERNELS if b[0] in ("triton", "cuda")], ids=str)
+@each_kind
+@pytest.mark.parametrize("ragged", [0, 3], ids=["aligned", "not aligned"])
+def test_a_chunk_beyond_2_32_elements(backend, device, kind, ragged):
+    """In 32 bits its index would be another one's."""
+    block = INTERPRETED_BLOCK if interpreted(backend, device) else gpu_table.BLOCK
+    check_far_chunk(backend, device, kind, 2**32, block - ragged, block)
+
+
+def meta_entry(n, kind=MaskKind.NONE):
+    w = torch.empty(n, dtype=torch.bfloat16, device="meta")
+    return Entry(w, w, 0, 0, 0, kind, 1.0, torch.empty((n + 7) // 8, dtype=torch.uint8, device="meta"))
+
+
+def test_programs_that_no_launch_has():
+    """A launch's programs are counted in 32 bits: more are refused before anything is launched."""
+    chunk = gpu_table.MOST_BLOCKS * gpu_table.BLOCK
+    most = meta_entry(gpu_table.MOST_PROGRAMS * chunk)
+    assert gpu_table.GpuTable([most]).groups[0].work(None).programs == 2**31 - 1
+    with pytest.raises(ValueError, match=r"expected work for at most 2147483647 programs of a GPU, got 2147483648"):
+        gpu_table.GpuTable([most, meta_entry(8)])
+    with pytest.raises(ValueError, match=r"at most 2147483647 programs of a GPU, got 4294967296"):
+        gpu_table.GpuTable([meta_entry(2**32 * chunk)])
+    gpu_table.GpuTable([meta_entry(2**41 + 8, MaskKind.RECORD)])
+    with pytest.raises(ValueError, match=r"at most 2147483647 programs of a GPU, got 2147483649"):
+        gpu_table.GpuTable([meta_entry(2**41 + 1, MaskKind.RECORD)])

@@ -25,6 +25,10 @@ ALIGNED = 1  # the flag of a row
 # table is so small that some processors would get nothing to do.
 MOST_BLOCKS = 16
 _ENOUGH_PROGRAMS = 8192
+# Of a launch: a GPU's limit. So chunks are counted in 32 bits, and a chunk's own elements, which are few, too; where a
+# chunk starts takes 64.
+MOST_PROGRAMS = 2**31 - 1
+_RECORDED_BY_PROGRAM = 1024  # elements of an entry that is recorded apart; more in some backends
 
 
 def is_aligned(entry: Entry) -> bool:
@@ -86,7 +90,7 @@ class Group:
         self.rows = torch.tensor([_row(e) for _, e in entries], dtype=torch.int64).to(where)
         self.blocks_per_chunk = blocks_per_chunk
         self._place = {i: place for place, (i, _) in enumerate(entries)}
-        self._chunks = torch.tensor([_touched(e, block * blocks_per_chunk) for _, e in entries], dtype=torch.int32)
+        self._chunks = torch.tensor([_touched(e, block * blocks_per_chunk) for _, e in entries], dtype=torch.int64)
         # Copied at once, since any stream may be the first to read it.
         self._all = self._work(range(len(entries)), lambda numbers: torch.tensor(numbers, dtype=torch.int32).to(where))
 
@@ -99,7 +103,8 @@ class Group:
         return self._work(places, lambda numbers: on_device(numbers, torch.int32, where)) if places else None
 
     def _work(self, places: Sequence[int], put: Callable[[list[int]], Tensor]) -> Work:
-        ends = self._chunks[list(places)].cumsum(0, dtype=torch.int32).tolist()
+        ends = self._chunks[list(places)].cumsum(0).tolist()
+        _check_programs(ends[-1])
         numbers = put([*places, 0, *ends])
         return Work(numbers[: len(places)], numbers[len(places) :], ends[-1])
 
@@ -107,6 +112,11 @@ class Group:
 def _touched(entry: Entry, size: int) -> int:
     """How many stretches of `size` elements of the whole parameter the entry touches."""
     return (entry.offset + entry.dst.numel() - 1) // size - entry.offset // size + 1
+
+
+def _check_programs(programs: int) -> None:
+    if programs > MOST_PROGRAMS:
+        raise ValueError(f"tensors: expected work for at most {MOST_PROGRAMS} programs of a GPU, got {programs}")
 
 
 class GpuTable:
@@ -118,6 +128,9 @@ class GpuTable:
 
     Attributes:
         groups: a launch each.
+
+    Raises:
+        ValueError: a launch would have more programs than a GPU can count.
     """
 
     def __init__(self, entries: Sequence[Entry], block: int = BLOCK):
@@ -128,6 +141,7 @@ class GpuTable:
             if not entry.dst.numel():
                 continue
             if entry.mask is MaskKind.RECORD and not is_aligned(entry):
+                _check_programs(-(-entry.dst.numel() // _RECORDED_BY_PROGRAM))
                 self._recorded_apart[i] = entry
                 entry = replace(entry, mask=MaskKind.BITS)
             sorted_out.setdefault((entry.dst.dtype, entry.mask, is_aligned(entry)), []).append((i, entry))

@@ -53,7 +53,7 @@ def axpy(
     """
     numel, offset = tl.load(row + 3), tl.load(row + 4)
     size = (4 * COUNTERS) * blocks_per_chunk
-    start = (chunk * size).to(tl.int64) - (offset & (size - 1))  # of the chunk in the tensor, maybe negative
+    start = chunk.to(tl.int64) * size - (offset & (size - 1))  # of the chunk in the tensor, maybe negative
     weights = tl.load(row).to(tl.pointer_type(DTYPE)) + start
     sources = weights if IN_PLACE else tl.load(row + 1).to(tl.pointer_type(DTYPE)) + start
     mask = tl.load(row + 2).to(tl.pointer_type(tl.uint8))
