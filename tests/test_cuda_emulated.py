@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from default_device import with_and_without
 from matrix import (
     DTYPES,
     LARGE,
@@ -203,3 +204,15 @@ def test_nothing_to_do():
     cuda.prepare([])(a_pass(1, "nearest"))
     empty = torch.empty(0)
     cuda.prepare([Entry(empty, empty, 1)])(a_pass(1, "nearest"))
+
+
+@pytest.mark.parametrize("kind", [MaskKind.NONE, MaskKind.RECORD], ids=lambda k: k.name.lower())
+def test_a_default_device_changes_nothing(kind):
+    entries = table(torch.bfloat16, kind, in_place=True, shards=[(64, 0), (5, 2), (64, 8)])
+
+    def make():
+        got = to(entries, CPU)
+        cuda.prepare(got)(replace(a_pass(2, "stochastic", 0.9), active=[1, 2]))
+        return got
+
+    assert_same_bits(*with_and_without(make))

@@ -87,12 +87,15 @@ class Group:
         self.dtype, self.mask = first.dst.dtype, first.mask
         self.aligned = is_aligned(first)
         self.in_place = all(e.dst.data_ptr() == e.src.data_ptr() for _, e in entries)
-        self.rows = torch.tensor([_row(e) for _, e in entries], dtype=torch.int64).to(where)
+        self.rows = torch.tensor([_row(e) for _, e in entries], dtype=torch.int64, device=where)
         self.blocks_per_chunk = blocks_per_chunk
         self._place = {i: place for place, (i, _) in enumerate(entries)}
-        self._chunks = torch.tensor([_touched(e, block * blocks_per_chunk) for _, e in entries], dtype=torch.int64)
+        touched = [_touched(e, block * blocks_per_chunk) for _, e in entries]
+        self._chunks = torch.tensor(touched, dtype=torch.int64, device="cpu")
         # Copied at once, since any stream may be the first to read it.
-        self._all = self._work(range(len(entries)), lambda numbers: torch.tensor(numbers, dtype=torch.int32).to(where))
+        self._all = self._work(
+            range(len(entries)), lambda numbers: torch.tensor(numbers, dtype=torch.int32, device=where)
+        )
 
     def work(self, active: Sequence[int] | None) -> Work | None:
         """The programs for some of the table's entries, None for all; None if none of them is in this group."""

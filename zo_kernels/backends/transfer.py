@@ -47,7 +47,7 @@ def on_device(values: Sequence[int] | Sequence[float], dtype: torch.dtype, where
         raise RuntimeError("CUDA graph: expected numbers that an earlier pass had; make one before capturing")
     stream = torch.cuda.current_stream(where)
     # The host's copy must not be reused before the device has read it: PyTorch's pinned memory sees to that.
-    tensor = torch.tensor(values, dtype=dtype).pin_memory().to(where, non_blocking=True)
+    tensor = torch.tensor(values, dtype=dtype, device="cpu").pin_memory().to(where, non_blocking=True)
     event = stream.record_event()
 
     def ready() -> None:

@@ -20,7 +20,7 @@ class Pending:
         """Call `then` with the values of a tensor of one dimension, once they are known. Nobody waits for them here."""
         event = None
         if values.is_cuda:
-            there, values = values, torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            there, values = values, torch.empty(values.shape, dtype=values.dtype, device="cpu", pin_memory=True)
             values.copy_(there, non_blocking=True)
             event = torch.cuda.current_stream(there.device).record_event()
         self._queue.append((values, event, then))

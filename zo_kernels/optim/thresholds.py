@@ -51,4 +51,4 @@ def magnitude_threshold(w: Shard, sparsity: float) -> float:
         counts += torch.bincount(bits[(bits >> 16) == high] & (_HALF - 1), minlength=_HALF)
     w.summed(counts)
     low = int(torch.searchsorted(counts.cumsum(0), rank))
-    return torch.tensor(high << 16 | low, dtype=torch.int32).view(torch.float32).item()
+    return torch.tensor(high << 16 | low, dtype=torch.int32, device="cpu").view(torch.float32).item()
