@@ -1,8 +1,8 @@
 """What the GPU backends share: a table of tensors in device memory, and the numbers of a pass beside it.
 
-A pass is one launch for all entries of one dtype, one kind of mask and alignment, whatever their number, so one for
-most models: a program finds its tensor in the table. Everything that changes from pass to pass is read from device
-memory, and is copied there without waiting.
+A pass is one launch for all entries of one dtype, one kind of mask and alignment, whatever their number: a program
+finds its tensor in the table. Everything that changes from pass to pass is read from device memory, and is copied
+there without waiting.
 """
 
 from __future__ import annotations

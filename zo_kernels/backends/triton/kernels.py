@@ -39,7 +39,8 @@ def axpy(
     """One chunk of one tensor, block by block.
 
     Chunks divide the counters, not the tensor, so no two programs make the same words, and the high counter word is one
-    for all of a chunk. The first and the last chunk may stick out of the tensor.
+    for all of a chunk. The first and the last chunk may stick out of the tensor. Places in a chunk fit into 32 bits,
+    those in a tensor do not.
 
     Args:
         row: pointer to the tensor's row of the table, see `gpu_table`.
