@@ -99,20 +99,26 @@ def test_gpus_have_the_blocks_of_the_matrix(monkeypatch, backend, device):
 @in_place_or_not
 def test_memory_of_every_alignment_is_in_the_matrix(dtype, in_place):
     """Of tensors with whole blocks, which their length and index would let be accessed widely."""
-    entries = table(dtype, MaskKind.BOOL, in_place=in_place)
     unaligned = set()
-    for e in entries:
+    for e in table(dtype, MaskKind.BOOL, in_place=in_place):
         if e.dst.numel() % 8 == 0 and e.offset % 8 == 0 and e.dst.numel() >= gpu_table.BLOCK:
-            pointers = {
-                "dst": e.dst.data_ptr() % 16,
-                "src": e.src.data_ptr() % 16,
-                "mask": e.mask_tensor.data_ptr() % 8,
-            }
-            unaligned.add(frozenset(name for name, rest in pointers.items() if rest))
+            rests = {"dst": e.dst.data_ptr() % 16, "src": e.src.data_ptr() % 16, "mask": e.mask_tensor.data_ptr() % 8}
+            unaligned.add(frozenset(name for name, rest in rests.items() if rest))
+            assert gpu_table.is_aligned(e) == (not any(rests.values()))
     both = frozenset({"dst", "src"})
     assert unaligned == {frozenset(), both, frozenset({"mask"})} | (
         set() if in_place else {frozenset({"dst"}), frozenset({"src"})}
     )
+
+
+@each_dtype
+@pytest.mark.parametrize(
+    ("shard", "aligned"), [((16, 8), True), ((12, 8), False), ((16, 4), False), ((16, 8, 8, 8), True)], ids=str
+)
+def test_whole_rows_and_bytes_of_mask_bits_are_aligned(dtype, shard, aligned):
+    """Eights of elements, also of float32, whose rows have four."""
+    [entry] = table(dtype, MaskKind.BITS, in_place=False, shards=[shard])
+    assert gpu_table.is_aligned(entry) == aligned
 
 
 @each_kernel
