@@ -31,7 +31,7 @@ class Shard(NamedTuple):
 
     n: int  # elements
     offset: int  # index of the first one in the whole parameter
-    # Elements that the storage has before the tensor: with one, no access may be wide. In place, dst's is src's.
+    # Elements of the storage before the tensor: with one, no access may be wide. In place, the larger of dst and src.
     dst: int = 0
     src: int = 0
     mask: int = 0

@@ -16,10 +16,10 @@ from torch import Tensor, distributed, nn
 
 import zo_kernels as zo
 
-WAYS: dict[str, dict[str, Any]] = {
-    "in place": {"perturb": "in_place"},
-    "in the forward": {"perturb": "in_forward"},
-    "streamed": {"execution_device": "cpu"},
+WAYS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
+    "in place": (torch.float32, {"perturb": "in_place"}),
+    "in the forward": (torch.bfloat16, {"perturb": "in_forward"}),
+    "streamed": (torch.bfloat16, {"execution_device": "cpu"}),
 }
 
 
@@ -35,13 +35,13 @@ def loss_of(model: nn.Module) -> Callable[[], Tensor]:
     return lambda: nn.functional.cross_entropy(model(x).float(), y)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run(method: str, way: str, dtype: torch.dtype, tmp_path: Any) -> None:
+def test_a_run(method: str, way: str, tmp_path: Any) -> None:
     """And its trajectory, its replay, and a run that goes on from its checkpoint."""
+    dtype, options = WAYS[way]
     start, path = block_mlp(depth=2, dtype=dtype), tmp_path / "run.zo"
-    options = {"sparsity": 0.5, "directions": 2, **WAYS[way]}
+    options = {"sparsity": 0.5, "directions": 2, **options}
 
     def make() -> tuple[list[Any], Any]:
         model, resumed, replayed = (copy.deepcopy(start) for _ in range(3))
