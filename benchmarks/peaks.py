@@ -63,6 +63,5 @@ GPUS = (
     Gpu("A100-40", 80, 108, 1.41, 1555.0, f"{_A100}, table 4: 108 SMs, boost 1410 MHz, 1555 GB/s"),
     Gpu("A100-80", 80, 108, 1.41, 2039.0, f"{_A100}: 108 SMs, boost 1410 MHz; A100 datasheet, 80GB SXM: 2039 GB/s"),
     # At its highest clock, 1.98 GHz, the whitepaper's 66.9 TFLOPS of fp32 hold; its tensor throughput is for 1.83 GHz.
-    # A pass under load was seen to issue 29.6e12 threads a second, which is 1.755 GHz.
     Gpu("H100", 90, 132, 1.83, 3350.0, f"{_H100}, H100 SXM5: 132 SMs, boost 1830 MHz; H100 datasheet: 3.35 TB/s"),
 )

@@ -54,11 +54,12 @@ def remembered_noise() -> Iterator[None]:
 def _remembered(compute):
     @lru_cache(maxsize=512)
     def of_range(start: int, count: int, seed: int, param_id: int) -> torch.Tensor:
-        return compute(torch.arange(count) + start, seed, param_id)
+        return compute(torch.arange(count, device="cpu") + start, seed, param_id)
 
     def of(index: torch.Tensor, seed: int, param_id: int) -> torch.Tensor:
         count, start = index.numel(), int(index[0]) if index.numel() else 0
-        if count <= 2**14 and index.device.type == "cpu" and torch.equal(index, torch.arange(count) + start):
+        range_of = torch.arange(count, device=index.device) + start
+        if count <= 2**14 and index.device.type == "cpu" and torch.equal(index, range_of):
             return of_range(start, count, seed, param_id).clone()
         return compute(index, seed, param_id)
 

@@ -231,7 +231,11 @@ def test_steps_of_a_tiny_model(tmp_path):
         assert row["ratio"] > 0 and row["ratio_of"] == ("passes" if row["baseline"] == "MeZO" else "whole")
         assert row["step_per_forwards"] == pytest.approx(row["seconds_median"] / row["forwards_seconds_median"])
         assert row["peak_memory_mib"] > row["extra_memory_mib"] and row["baseline_step_per_forwards"] > 1
-        assert row["pass_launches_per_step"] is None and row["synchronisations_per_step"] is None  # on a CPU
+        counted = row["pass_launches_per_step"], row["synchronisations_per_step"]
+        if row["device"] == "cpu":  # where there are no launches
+            assert counted == (None, None)
+        else:
+            assert counted[0] > 0 and counted[1] >= 0
         assert row["baseline"] != "in place" or row["perturb"] == "in_forward"
     assert {row["baseline"] for row in found} == {"published passes", "eager passes", "MeZO", "in place"}
 

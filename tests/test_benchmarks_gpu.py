@@ -175,14 +175,20 @@ if "--json" in arguments:
 """
 
 
-@pytest.mark.parametrize(("correct", "status"), [(True, 3), (False, 1)])
-def test_parts_fail_alone_and_wrong_results_are_told(tmp_path, monkeypatch, capfd, correct, status):
+@pytest.mark.parametrize(
+    ("gpu", "wrong", "status"),
+    [(None, None, 3), (None, "kernels/x, profile/x", 1), ("a GPU", "kernels/x, offload/x, profile/x", 1)],
+)
+def test_parts_fail_alone_and_wrong_results_are_told(tmp_path, monkeypatch, capfd, gpu, wrong, status):
+    correct = wrong is None
+    monkeypatch.setattr(everything, "_gpu", lambda: gpu)
     monkeypatch.setattr(everything, "_command", lambda suite: [sys.executable, "-c", STUB % correct, suite])
     (tmp_path / "static.json").write_text('[{"case": "of an earlier run", "correct": false}]')
     assert main(["all", "--out", str(tmp_path), "--minutes", "0.4", "--shape", "tiny", "--elements", "1K"]) == status
     assert not (tmp_path / "static.json").exists() and not (tmp_path / "step.json").exists()
     assert json.loads((tmp_path / "profile.json").read_text())[0]["correct"] is correct
-    assert ("WRONG: kernels/x, profile/x" in capfd.readouterr().out) == (not correct)
+    told = [line for line in capfd.readouterr().out.splitlines() if line.startswith("WRONG")]
+    assert told == ([] if correct else [f"WRONG: {wrong}"])
 
 
 def test_all_parts_end_in_time():

@@ -13,7 +13,7 @@ from benchmarks import cases_static, compilers, machine_code, sass
 from benchmarks.__main__ import main
 from benchmarks.bound import limits, predict, unit_of
 from benchmarks.peaks import GPUS, Gpu
-from zo_kernels.backends.gpu_table import MOST_BLOCKS
+from zo_kernels.backends.tuning import DEFAULT
 
 # 10 SMs at 1 GHz: 1280 threads issued a nanosecond, 640 through a unit of 64, 160 through one of 16.
 A100 = Gpu("made up", 80, 10, 1.0, 100.0, "here")
@@ -197,7 +197,7 @@ def test_instructions_counted_by_hand():
     assert static.further_opcodes == {"FFMA": 1, "BRA": 1}
     steps = machine_code.SEARCH_STEPS
     assert static.outside_opcodes == {"S2R": 1, "EXIT": 1, "BRA": 1 + steps, "LDG.E": steps}
-    assert static.outside == (3 + 2 * steps) / (4 * MOST_BLOCKS)
+    assert static.outside == (3 + 2 * steps) / (4 * DEFAULT.most_blocks)
     assert (static.first, static.further) == (4 / 4 + static.outside, 2 / 4)
 
 

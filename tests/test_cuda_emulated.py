@@ -10,7 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from matrix import DTYPES, ROUNDINGS, SHARDS, a_pass, assert_same_bits, bits, table, to, weights
+from default_device import with_and_without
+from matrix import (
+    DTYPES,
+    LARGE,
+    ROUNDINGS,
+    SMALL,
+    a_pass,
+    assert_same_bits,
+    bits,
+    check_case,
+    check_far_chunk,
+    table,
+    to,
+    weights,
+)
+from matrix import check as check_backend
 
 from zo_kernels.backends import cuda, gpu_table, reference
 from zo_kernels.backends.types import Entry, MaskKind, Pass
@@ -21,9 +36,6 @@ import cuda as emulation
 pytestmark = pytest.mark.skipif(emulation.compiler() is None, reason="there is no C++ compiler (g++, or $CXX)")
 
 CPU = torch.device("cpu")
-# Whole blocks of 2048, alone and between ragged ones, past a change of the counter's high half, and of tensors whose
-# rows are not aligned.
-LARGE = [(4096, 0), (6152, 2040), (5000, 8), (8192, 2**34 - 4096), (4099, 3), (2048, 2**62)]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 each_kind = pytest.mark.parametrize("kind", list(MaskKind), ids=lambda k: k.name.lower())
 
@@ -39,11 +51,8 @@ def emulated(library, monkeypatch):
     monkeypatch.setattr(cuda, "_cuda", library)
 
 
-def check(entries: list[Entry], do: Pass) -> None:
-    want, got = to(entries, CPU), to(entries, CPU)
-    reference.prepare(want)(do)
-    cuda.prepare(got)(do)
-    assert_same_bits(got, want)
+def check(entries: list[Entry], do: Pass) -> list[Entry]:
+    return check_backend(cuda, CPU, entries, do)
 
 
 @each_dtype
@@ -51,9 +60,13 @@ def check(entries: list[Entry], do: Pass) -> None:
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("in_place", [True, False], ids=["in place", "out of place"])
 def test_matrix(dtype, kind, rounding, in_place):
-    entries = table(dtype, kind, in_place=in_place, shards=SHARDS + LARGE)
-    directions, decay = (1, 1.0) if in_place == (rounding == "nearest") else (3, 0.9)
-    check(entries, a_pass(directions, rounding, decay))
+    check_case(cuda, CPU, dtype, kind, rounding, in_place)
+
+
+@each_kind
+@pytest.mark.parametrize("ragged", [0, 3], ids=["aligned", "not aligned"])
+def test_a_chunk_beyond_2_32_elements(kind, ragged):
+    check_far_chunk(cuda, CPU, kind, 2**32, gpu_table.BLOCK - ragged, gpu_table.BLOCK)
 
 
 @each_dtype
@@ -68,11 +81,9 @@ def test_programs_of_several_blocks(dtype, decay, monkeypatch):
 @each_dtype
 @each_kind
 def test_only_active_entries_change(dtype, kind):
-    entries = table(dtype, kind, in_place=True, shards=SHARDS[:8] + LARGE)
-    active = [12, 3, 0, 5, 8]
-    check(entries, replace(a_pass(1, "nearest"), active=active))
-    got = to(entries, CPU)
-    cuda.prepare(got)(replace(a_pass(1, "nearest"), active=active))
+    entries = table(dtype, kind, in_place=True, shards=SMALL[:8] + LARGE)
+    active = [12, 3, 0, 5, 8, 16]
+    got = check(entries, replace(a_pass(1, "nearest"), active=active))
     untouched = [i for i in range(len(entries)) if i not in active]
     assert_same_bits([got[i] for i in untouched], [entries[i] for i in untouched])
 
@@ -190,3 +201,15 @@ def test_nothing_to_do():
     cuda.prepare([])(a_pass(1, "nearest"))
     empty = torch.empty(0)
     cuda.prepare([Entry(empty, empty, 1)])(a_pass(1, "nearest"))
+
+
+@pytest.mark.parametrize("kind", [MaskKind.NONE, MaskKind.RECORD], ids=lambda k: k.name.lower())
+def test_a_default_device_changes_nothing(kind):
+    entries = table(torch.bfloat16, kind, in_place=True, shards=[(64, 0), (5, 2), (64, 8)])
+
+    def make():
+        got = to(entries, CPU)
+        cuda.prepare(got)(replace(a_pass(2, "stochastic", 0.9), active=[1, 2]))
+        return got
+
+    assert_same_bits(*with_and_without(make))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from itertools import pairwise
 
 import pytest
@@ -12,13 +13,18 @@ from hypothesis import strategies as st
 from matrix import (
     BACKENDS,
     DTYPES,
+    INTERPRETED_BLOCK,
+    INTERPRETED_SHARDS,
     ROUNDINGS,
     SHARDS,
+    SMALL,
     a_pass,
     assert_same_bits,
     bits,
     check,
-    shards_for,
+    check_case,
+    check_far_chunk,
+    interpreted,
     table,
     to,
     weights,
@@ -26,47 +32,120 @@ from matrix import (
 
 from zo_kernels import backends
 from zo_kernels.backends import gpu_table, reference
+from zo_kernels.backends.tuning import DEFAULT, Tuning, tuned
 from zo_kernels.backends.types import Entry, MaskKind, Pass
 
 NATIVE = [name for name, _ in BACKENDS if name.startswith("native:")]
-each_backend = pytest.mark.parametrize(("backend", "device"), BACKENDS, ids=lambda x: str(x))
+each_backend = pytest.mark.parametrize(("backend", "device"), BACKENDS, ids=str)
+# Each once: "native" is the first of the instruction sets.
+KERNELS = [b for b in BACKENDS if b[0] != "native"]
+each_kernel = pytest.mark.parametrize(("backend", "device"), KERNELS, ids=str)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+each_kind = pytest.mark.parametrize("kind", list(MaskKind), ids=lambda k: k.name.lower())
+each_rounding = pytest.mark.parametrize("rounding", ROUNDINGS)
+in_place_or_not = pytest.mark.parametrize("in_place", [True, False], ids=["in place", "out of place"])
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Where they are interpreted, so that tensors have whole ones."""
+    monkeypatch.setattr("zo_kernels.backends.triton.launch.INTERPRETER_COUNTERS", INTERPRETED_BLOCK // 4)
+
+
+@each_kernel
+@each_dtype
+@each_kind
+@each_rounding
+@in_place_or_not
+def test_matrix(backend, device, dtype, kind, rounding, in_place):
+    check_case(backend, device, dtype, kind, rounding, in_place)
+
+
+@pytest.mark.parametrize("few", [False, True], ids=["all", "interpreted"])
+@each_dtype
+@each_kind
+@in_place_or_not
+def test_every_kind_of_block_is_in_the_matrix(few, dtype, kind, in_place):
+    """Kernels of GPUs differ by alignment, and what they do of a block by its being whole or where it is ragged."""
+    block, tables = (INTERPRETED_BLOCK, INTERPRETED_SHARDS) if few else (gpu_table.BLOCK, [SHARDS])
+    for aligned in (True, False):
+        ragged_at_start = ragged_at_end = False
+        for shards in tables:
+            entries = [e for e in table(dtype, kind, in_place=in_place, shards=shards) if e.dst.numel()]
+            assert aligned in {group.aligned for group in gpu_table.GpuTable(entries, block).groups}
+            ends = [(e.offset, e.offset + e.dst.numel()) for e in entries if gpu_table.is_aligned(e) == aligned]
+            assert any(stop // block > -(-start // block) for start, stop in ends), "no block is whole"
+            assert any(start < 2**34 < stop for start, stop in ends), "none has two high halves of its counters"
+            ragged_at_start |= any(start % block and start // block < stop // block for start, stop in ends)
+            ragged_at_end |= any(stop % block and start // block < stop // block for start, stop in ends)
+        assert ragged_at_start and ragged_at_end
+
+
+@pytest.mark.parametrize(("backend", "device"), [b for b in KERNELS if b[0] in ("triton", "cuda")], ids=str)
+def test_gpus_have_the_blocks_of_the_matrix(monkeypatch, backend, device):
+    blocks = []
+
+    class Spy(gpu_table.GpuTable):
+        def __init__(self, entries, block=gpu_table.BLOCK):
+            blocks.append(block)
+            super().__init__(entries, block)
+
+    for module in ("triton.launch", "cuda"):
+        monkeypatch.setattr(f"zo_kernels.backends.{module}.GpuTable", Spy)
+    check_case(backend, device, torch.bfloat16, MaskKind.NONE, "nearest", True)
+    assert set(blocks) == {INTERPRETED_BLOCK if interpreted(backend, device) else gpu_table.BLOCK}
+
+
+@each_dtype
+@in_place_or_not
+def test_memory_of_every_alignment_is_in_the_matrix(dtype, in_place):
+    """Of tensors with whole blocks, which their length and index would let be accessed widely."""
+    unaligned = set()
+    for e in table(dtype, MaskKind.BOOL, in_place=in_place):
+        if e.dst.numel() % 8 == 0 and e.offset % 8 == 0 and e.dst.numel() >= gpu_table.BLOCK:
+            rests = {"dst": e.dst.data_ptr() % 16, "src": e.src.data_ptr() % 16, "mask": e.mask_tensor.data_ptr() % 8}
+            unaligned.add(frozenset(name for name, rest in rests.items() if rest))
+            assert gpu_table.is_aligned(e) == (not any(rests.values()))
+    both = frozenset({"dst", "src"})
+    assert unaligned == {frozenset(), both, frozenset({"mask"})} | (
+        set() if in_place else {frozenset({"dst"}), frozenset({"src"})}
+    )
+
+
+@each_dtype
+@pytest.mark.parametrize(
+    ("shard", "aligned"), [((16, 8), True), ((12, 8), False), ((16, 4), False), ((16, 8, 8, 8), True)], ids=str
+)
+def test_whole_rows_and_bytes_of_mask_bits_are_aligned(dtype, shard, aligned):
+    """Eights of elements, also of float32, whose rows have four."""
+    [entry] = table(dtype, MaskKind.BITS, in_place=False, shards=[shard])
+    assert gpu_table.is_aligned(entry) == aligned
+
+
+@each_kernel
+def test_alignment_survives_the_way_to_a_device(backend, device):
+    entries = table(torch.bfloat16, MaskKind.BOOL, in_place=False)
+    assert [gpu_table.is_aligned(e) for e in to(entries, device)] == [gpu_table.is_aligned(e) for e in entries]
 
 
 @each_backend
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize("kind", list(MaskKind), ids=lambda k: k.name.lower())
-@pytest.mark.parametrize("rounding", ROUNDINGS)
-def test_matrix(backend, device, dtype, kind, rounding):
-    in_place = rounding == "nearest"
-    shards = shards_for(backend, device)
-    if shards is SHARDS or not in_place:
-        entries = table(dtype, kind, in_place=not in_place, shards=shards)
-        check(backend, device, entries, a_pass(3, rounding, decay=0.9))
-    if shards is SHARDS or in_place:
-        check(backend, device, table(dtype, kind, in_place=in_place, shards=shards), a_pass(1, rounding))
-
-
-@each_backend
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@each_dtype
 def test_only_active_entries_change(backend, device, dtype):
-    entries = table(dtype, MaskKind.NONE, in_place=True, shards=shards_for(backend, device))
+    entries = table(dtype, MaskKind.NONE, in_place=True, shards=SMALL[:8])
     active = [3, 4, 1]
-    do = replace(a_pass(1, "nearest"), active=active)
-    check(backend, device, entries, do)
-    got = to(entries, device)
-    backends.resolve(backend, device).prepare(got)(do)
+    got = check(backend, device, entries, replace(a_pass(1, "nearest"), active=active))
     untouched = [i for i in range(len(entries)) if i not in active]
     assert_same_bits([got[i] for i in untouched], [entries[i] for i in untouched])
 
 
-@pytest.mark.parametrize(("backend", "device"), [b for b in BACKENDS if b[0] != "triton"], ids=lambda x: str(x))
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize(("backend", "device"), [b for b in KERNELS if b[0] != "triton"], ids=str)
+@each_dtype
 def test_directions_of_one_seed_in_a_row(backend, device, dtype):
     """Their noise may be made once; the sum is rounded after each of them all the same."""
     seeds, scales = [5, 5, 7, 5, 7, 7, 7], [1e-3, -2e-3, 0.25, 3e-6, -1.0, 1e-7, 0.7]
     for n in (1, 2, 7):
         do = Pass(seeds[:n], [scales[:n], scales[::-1][:n]], [0.9, 1.0], True)
-        check(backend, device, table(dtype, MaskKind.NONE, in_place=True), do)
+        check(backend, device, table(dtype, MaskKind.NONE, in_place=True, shards=SMALL), do)
 
 
 @each_backend
@@ -82,27 +161,36 @@ def test_memory_that_is_not_aligned(backend, device):
     assert torch.equal(bits(storage[:1]), bits(whole[:1])) and torch.equal(bits(storage[998:]), bits(whole[998:]))
 
 
+SEVERAL_CHUNKS = 2 * 2**15 + 77  # of work for a thread, and a ragged one
+
+
+@lru_cache
+def several_chunks(kind):
+    """The bits of a tensor after a pass, and the mask bits that it recorded."""
+    w, recorded = weights(SEVERAL_CHUNKS, torch.bfloat16, 0), torch.zeros((SEVERAL_CHUNKS + 7) // 8, dtype=torch.uint8)
+    reference.prepare([Entry(w, w, 9, 0, 0, kind, 0.01, recorded)])(a_pass(2, "stochastic"))
+    return bits(w), recorded
+
+
 @pytest.mark.parametrize("backend", NATIVE)
 @pytest.mark.parametrize("kind", [MaskKind.NONE, MaskKind.RECORD], ids=lambda k: k.name.lower())
-def test_bits_do_not_depend_on_threads_or_shards(backend, kind):
-    n = 2 * 2**15 + 77  # several chunks of work and a ragged one
-    want = weights(n, torch.bfloat16, 0)
-    want_bits = torch.zeros((n + 7) // 8, dtype=torch.uint8)
-    do = a_pass(2, "stochastic")
-    reference.prepare([Entry(want, want, 9, 0, 0, kind, 0.01, want_bits)])(do)
+def test_bits_do_not_depend_on_threads(backend, kind):
+    want, want_recorded = several_chunks(kind)
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        w, recorded = weights(n, torch.bfloat16, 0), torch.zeros_like(want_bits)
-        backends.resolve(backend, w.device).prepare([Entry(w, w, 9, 0, 0, kind, 0.01, recorded)])(do)
-        assert torch.equal(bits(w), bits(want))
-        assert kind is MaskKind.NONE or torch.equal(recorded, want_bits)
-    w = weights(n, torch.bfloat16, 0)
-    cuts = [0, 1, 4098, 50001, n]
-    shards = [Entry(w[a:b], w[a:b], 9, a) for a, b in pairwise(cuts)]
-    whole = weights(n, torch.bfloat16, 0)
-    reference.prepare([Entry(whole, whole, 9)])(do)
-    backends.resolve(backend, w.device).prepare(shards)(do)
-    assert torch.equal(bits(w), bits(whole))
+        w, recorded = weights(SEVERAL_CHUNKS, torch.bfloat16, 0), torch.zeros_like(want_recorded)
+        entry = Entry(w, w, 9, 0, 0, kind, 0.01, recorded)
+        backends.resolve(backend, w.device).prepare([entry])(a_pass(2, "stochastic"))
+        assert torch.equal(bits(w), want)
+        assert torch.equal(recorded, want_recorded)
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+def test_bits_do_not_depend_on_shards(backend):
+    w = weights(SEVERAL_CHUNKS, torch.bfloat16, 0)
+    shards = [Entry(w[a:b], w[a:b], 9, a) for a, b in pairwise([0, 1, 4098, 50001, SEVERAL_CHUNKS])]
+    backends.resolve(backend, w.device).prepare(shards)(a_pass(2, "stochastic"))
+    assert torch.equal(bits(w), several_chunks(MaskKind.NONE)[0])
 
 
 @pytest.mark.parametrize("backend", NATIVE)
@@ -149,19 +237,47 @@ def test_any_pass(backend, data):
 
 
 @pytest.mark.parametrize("kind", [MaskKind.NONE, MaskKind.RECORD], ids=lambda k: k.name.lower())
-def test_chunks_of_several_blocks(monkeypatch, kind):
-    """A GPU's program takes several blocks of a large table; a chunk need not begin or end with the tensor."""
+@pytest.mark.parametrize("tuning", [DEFAULT, Tuning(prefetch=True, most_blocks=2, warps=8)], ids=["", "tuned"])
+@in_place_or_not
+def test_chunks_of_several_blocks(monkeypatch, kind, tuning, in_place):
+    """A GPU's program takes several blocks of a large table; a chunk need not begin or end with the tensor. Tuning
+    changes no bit.
+    """
     triton = [(name, device) for name, device in BACKENDS if name == "triton"]
     if not triton:
         pytest.skip("Triton runs neither a GPU nor its interpreter here")
     monkeypatch.setattr(gpu_table, "_ENOUGH_PROGRAMS", 4)
-    block = gpu_table.BLOCK
-    if triton[0][1].type == "cpu":
-        monkeypatch.setattr("zo_kernels.backends.triton.launch.INTERPRETER_COUNTERS", 64)
-        block = 256
-    entries = []
-    for i, (n, offset) in enumerate([(5 * block + 8, block - 16), (3 * block + 1, 2**34 - block - 3)]):
-        w, recorded = weights(n, torch.bfloat16, i), torch.zeros((n + 7) // 8, dtype=torch.uint8)
-        entries.append(Entry(w, w, 9 + i, offset, i, kind, 0.01, recorded))
-    assert gpu_table.GpuTable(entries, block).groups[0].blocks_per_chunk == 2
-    check(*triton[0], entries, a_pass(1, "stochastic"))
+    block = INTERPRETED_BLOCK if interpreted(*triton[0]) else gpu_table.BLOCK
+    shards = [(3 * block + 24, block - 16), (2 * block + 6, 2**34 - block - 3)]
+    entries = table(torch.bfloat16, kind, in_place=in_place, shards=shards)
+    with tuned(tuning):
+        assert gpu_table.GpuTable(entries, block).groups[0].blocks_per_chunk == 2
+        check(*triton[0], entries, a_pass(1, "stochastic"))
+
+
+@pytest.mark.parametrize(("backend", "device"), [b for b in KERNELS if b[0] in ("triton", "cuda")], ids=str)
+@each_kind
+@pytest.mark.parametrize("ragged", [0, 3], ids=["aligned", "not aligned"])
+def test_a_chunk_beyond_2_32_elements(backend, device, kind, ragged):
+    """In 32 bits its index would be another one's."""
+    block = INTERPRETED_BLOCK if interpreted(backend, device) else gpu_table.BLOCK
+    check_far_chunk(backend, device, kind, 2**32, block - ragged, block)
+
+
+def meta_entry(n, kind=MaskKind.NONE):
+    w = torch.empty(n, dtype=torch.bfloat16, device="meta")
+    return Entry(w, w, 0, 0, 0, kind, 1.0, torch.empty((n + 7) // 8, dtype=torch.uint8, device="meta"))
+
+
+def test_programs_that_no_launch_has():
+    """A launch's programs are counted in 32 bits: more are refused before anything is launched."""
+    chunk = DEFAULT.most_blocks * gpu_table.BLOCK
+    most = meta_entry(gpu_table.MOST_PROGRAMS * chunk)
+    assert gpu_table.GpuTable([most]).groups[0].work(None).programs == 2**31 - 1
+    with pytest.raises(ValueError, match=r"expected work for at most 2147483647 programs of a GPU, got 2147483648"):
+        gpu_table.GpuTable([most, meta_entry(8)])
+    with pytest.raises(ValueError, match=r"at most 2147483647 programs of a GPU, got 4294967296"):
+        gpu_table.GpuTable([meta_entry(2**32 * chunk)])
+    gpu_table.GpuTable([meta_entry(2**41 + 8, MaskKind.RECORD)])
+    with pytest.raises(ValueError, match=r"at most 2147483647 programs of a GPU, got 2147483649"):
+        gpu_table.GpuTable([meta_entry(2**41 + 1, MaskKind.RECORD)])

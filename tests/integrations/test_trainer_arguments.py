@@ -177,3 +177,10 @@ def test_processes_do_not_wrap_the_model(tmp_path: Path, monkeypatch: pytest.Mon
     prepared.step()  # what the Trainer's loop calls after the training step
     assert optimizer.step_count == 0
     assert trainer.accelerator.prepare(prepared) is prepared
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("cpu", "cpu"), ("cpu:0", "cpu"), ("cuda:1", "cuda:1")])
+def test_a_cpu_has_no_number(theirs: str, ours: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints are restored to the device of the arguments, and `torch.load` knows no "cpu:0"."""
+    monkeypatch.setattr(TrainingArguments, "device", property(lambda self: torch.device(theirs)))
+    assert arguments(tmp_path).device == torch.device(ours)

@@ -40,6 +40,7 @@ def process_of(rank: int, port: int, out: Path, options: dict[str, Any]) -> None
         mine, other = models.opt(2), models.opt(2)
     trainer = run(out, mine, options, 2)
     assert trainer.model_wrapped is trainer.model  # no DistributedDataParallel
+    torch.load(out / "checkpoint-2" / "optimizer.pt", map_location=trainer.args.device)  # as earlier Trainers
     torch.save((weights(mine), losses(trainer)), out.parent / f"{rank}.pt")
     torch.distributed.barrier()
     directions = trainer.zo_optimizer.directions // (2 if options.get("parallel") == "directions" else 1)

@@ -10,6 +10,7 @@ from typing import Any
 import models
 import pytest
 import torch
+from default_device import with_and_without
 from tiny_trainer import METHODS, Kept, Noted, arguments, assert_same, losses, made, seeded, tokens, trained, weights
 from torch import nn
 from transformers import DataCollatorWithFlattening, EarlyStoppingCallback, Trainer, default_data_collator
@@ -66,6 +67,12 @@ def is_of_an_anchor(batch: Any, trainer: ZOTrainer, step: int) -> bool:
     loader = torch.utils.data.DataLoader(trainer.train_dataset, 2, collate_fn=default_data_collator)
     drawn = anchor_batches(loader, 5, seed=trainer.args.seed, step=step, rank=0, processes=1)
     return any(torch.equal(batch["input_ids"], other["input_ids"]) for other in drawn)
+
+
+def test_a_default_device_changes_no_anchor() -> None:
+    loader = torch.utils.data.DataLoader(list(range(20)), 2, collate_fn=list)
+    got, expected = with_and_without(lambda: anchor_batches(loader, 5, seed=1, step=3, rank=0, processes=2))
+    assert got == expected
 
 
 class NormalisedByItself(nn.Module):

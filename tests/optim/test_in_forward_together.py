@@ -37,12 +37,23 @@ def largest(model: nn.Module) -> int:
     return max(bytes_for(list(m.parameters(recurse=False))) for m in model.modules())
 
 
-def check_losses(model: nn.Module, loss: Callable[[nn.Module, int], Any], steps: int = 7) -> zo.MeZO:
-    """In each step they are those of weights perturbed outright, and nothing else of the model changes."""
+def check_losses(
+    model: nn.Module,
+    loss: Callable[[nn.Module, int], Any],
+    steps: int = 7,
+    between: Callable[[Any, int], None] = lambda model, step: None,
+) -> zo.MeZO:
+    """In each step they are those of weights perturbed outright, and nothing else of the model changes.
+
+    Args:
+        between: what is done to the model before each step.
+    """
     twin, opt, losses = copy.deepcopy(model), optimizer(model), list[float]()
     before = snapshot(model)
     for step in range(steps):
         losses.clear()
+        between(model, step)
+        between(twin, step)
 
         def closure(step: int = step) -> Any:
             value = loss(model, step)
@@ -91,6 +102,31 @@ def test_modules_within_may_run_without_it() -> None:
     x = torch.linspace(-1, 1, 10).view(2, 5)
     for hand in ((3, 6), (0, 1, 2, 4)):
         check_losses(roomy(), lambda m, s, hand=hand: by_hand(m, x) if s in hand else m(x).square().mean())
+
+
+def test_a_module_in_the_place_of_another_that_has_its_weights() -> None:
+    def replace(model: Any, step: int) -> None:
+        if step == 5:  # where nobody looks for reads elsewhere
+            old, new = model.blocks[0].up, nn.Linear(1, 1)
+            new.weight, new.bias = old.weight, old.bias
+            model.blocks[0].up = new
+
+    x = torch.linspace(-1, 1, 10).view(2, 5)
+    check_losses(roomy(), lambda m, s: by_hand(m, x), between=replace)
+
+
+def test_blocks_that_run_later_are_taken_together_once_they_were_seen(passes: list[set[str]]) -> None:
+    model = roomy()
+    opt = optimizer(model)
+    block = {name for name in snapshot(model) if name.startswith("blocks.1.")}
+    for step in range(6):
+        passes.clear()
+        if step < 3:  # the last block is left out
+            x = torch.ones(2, 5)
+            opt.step(lambda x=x: model.head(model.blocks[0](model.embed(x))).square().mean())
+        else:
+            opt.step(lambda: real_loss(model, 0))
+        assert (block in passes[:-1]) == (step >= 4)  # of which the first evaluation is watched
 
 
 class Again(nn.Module):

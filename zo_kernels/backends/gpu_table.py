@@ -1,8 +1,8 @@
 """What the GPU backends share: a table of tensors in device memory, and the numbers of a pass beside it.
 
-A pass is one launch for all entries of one dtype, one kind of mask and alignment, whatever their number, so one for
-most models: a program finds its tensor in the table. Everything that changes from pass to pass is read from device
-memory, and is copied there without waiting.
+A pass is one launch for all entries of one dtype, one kind of mask and alignment, whatever their number: a program
+finds its tensor in the table. Everything that changes from pass to pass is read from device memory, and is copied
+there without waiting.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ BLOCK = 2048  # elements that a GPU's program works on at a time
 FIELDS = 8  # int64 words of a row: see `_row`
 ALIGNED = 1  # the flag of a row
 _ENOUGH_PROGRAMS = 8192  # for all processors to get something to do
+# Of a launch: a GPU's limit. So chunks are counted in 32 bits, and a chunk's own elements, which are few, too; where a
+# chunk starts takes 64.
+MOST_PROGRAMS = 2**31 - 1
+_RECORDED_BY_PROGRAM = 1024  # elements of an entry that is recorded apart; more in some backends
 
 
 def is_aligned(entry: Entry) -> bool:
@@ -97,7 +101,7 @@ class Group:
         self.kernels: dict[Any, Any] = {}
         self._place = {i: place for place, (i, _) in enumerate(entries)}
         touched = [_touched(e, block * blocks_per_chunk) for _, e in entries]
-        self._chunks = torch.tensor(touched, dtype=torch.int32, device="cpu")
+        self._chunks = torch.tensor(touched, dtype=torch.int64, device="cpu")
         # Copied at once, since any stream may be the first to read it.
         self._all = self._work(
             range(len(entries)), lambda numbers: torch.tensor(numbers, dtype=torch.int32, device=where)
@@ -112,7 +116,8 @@ class Group:
         return self._work(places, lambda numbers: on_device(numbers, torch.int32, where)) if places else None
 
     def _work(self, places: Sequence[int], put: Callable[[list[int]], Tensor]) -> Work:
-        ends = self._chunks[list(places)].cumsum(0, dtype=torch.int32).tolist()
+        ends = self._chunks[list(places)].cumsum(0).tolist()
+        _check_programs(ends[-1])
         numbers = put([*places, 0, *ends])
         return Work(numbers[: len(places)], numbers[len(places) :], ends[-1])
 
@@ -120,6 +125,11 @@ class Group:
 def _touched(entry: Entry, size: int) -> int:
     """How many stretches of `size` elements of the whole parameter the entry touches."""
     return (entry.offset + entry.dst.numel() - 1) // size - entry.offset // size + 1
+
+
+def _check_programs(programs: int) -> None:
+    if programs > MOST_PROGRAMS:
+        raise ValueError(f"tensors: expected work for at most {MOST_PROGRAMS} programs of a GPU, got {programs}")
 
 
 class GpuTable:
@@ -132,6 +142,9 @@ class GpuTable:
     Attributes:
         groups: a launch each.
         tuning: what was current when it was built.
+
+    Raises:
+        ValueError: a launch would have more programs than a GPU can count.
     """
 
     def __init__(self, entries: Sequence[Entry], block: int = BLOCK):
@@ -142,6 +155,7 @@ class GpuTable:
             if not entry.dst.numel():
                 continue
             if entry.mask is MaskKind.RECORD and not is_aligned(entry):
+                _check_programs(-(-entry.dst.numel() // _RECORDED_BY_PROGRAM))
                 self._recorded_apart[i] = entry
                 entry = replace(entry, mask=MaskKind.BITS)
             sorted_out.setdefault((entry.dst.dtype, entry.mask, is_aligned(entry)), []).append((i, entry))

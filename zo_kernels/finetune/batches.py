@@ -42,10 +42,10 @@ class Texts(Examples[Batch]):
             if not row:
                 raise ValueError(f"--model: expected a tokenizer that makes tokens of every text, got none of {text!r}")
         one_more = tokenizer(list(texts), truncation=True, max_length=max_tokens + 1)["input_ids"]
-        ids = [torch.tensor(row, dtype=torch.int64) for row in encoded]
+        ids = [torch.tensor(row, dtype=torch.int64, device="cpu") for row in encoded]
         return cls(
             ids,
-            torch.tensor(list(labels), dtype=torch.int64),
+            torch.tensor(list(labels), dtype=torch.int64, device="cpu"),
             tokenizer.pad_token_id,
             max_tokens,
             device,

@@ -51,7 +51,7 @@ class CausalTexts(Examples[CausalBatch]):
     ) -> CausalTexts:
         return cls(
             [render(example.fields) for example in examples],
-            torch.tensor([example.label for example in examples], dtype=torch.int64),
+            torch.tensor([example.label for example in examples], dtype=torch.int64, device="cpu"),
             [example.references for example in examples],
             pad_id,
             device,
@@ -80,10 +80,10 @@ class CausalTexts(Examples[CausalBatch]):
         for index, label in zip(indices, labels.tolist(), strict=True):
             prompt = self.prompts[index]
             chosen = [label] if right_only else range(len(prompt.rows))
-            rows += [torch.tensor(prompt.rows[candidate]) for candidate in chosen]
+            rows += [torch.tensor(prompt.rows[candidate], device="cpu") for candidate in chosen]
             answers += [prompt.answers[candidate] for candidate in chosen]
         ids, mask = padded(rows, self.pad_id)
-        predicting = torch.zeros(ids.shape, dtype=torch.bool)
+        predicting = torch.zeros_like(ids, dtype=torch.bool)
         for at, (row, answer) in enumerate(zip(rows, answers, strict=True)):
             predicting[at, len(row) - answer - 1 : len(row) - 1] = True
         places = predicting.any(0).nonzero().squeeze(1)
@@ -121,7 +121,7 @@ def generate(model: Any, tokenizer: Any, prompts: Sequence[list[int]], most: int
     """The likeliest next token again and again, at most `most` times, up to the end of a line or of the text."""
     device = next(model.parameters()).device
     # A prompt goes on where it ends, so the padding is before it.
-    ids, mask = padded([torch.tensor(prompt[::-1]) for prompt in prompts], tokenizer.pad_token_id)
+    ids, mask = padded([torch.tensor(prompt[::-1], device="cpu") for prompt in prompts], tokenizer.pad_token_id)
     newline = tokenizer("\n", add_special_tokens=False)["input_ids"][-1:]
     ends = [*newline, tokenizer.eos_token_id]
     tokens = model.generate(

@@ -72,12 +72,12 @@ class Examples(ABC, Generic[B]):
 
     def _endless(self, size: int, generator: torch.Generator) -> Iterator[list[int]]:
         while True:
-            order = self._interleave(torch.randperm(len(self), generator=generator).tolist())
+            order = self._interleave(torch.randperm(len(self), generator=generator, device="cpu").tolist())
             order = order[: len(order) // size * size]
             for start in range(0, len(order), size * _BATCHES_SORTED_TOGETHER):
                 group = order[start : start + size * _BATCHES_SORTED_TOGETHER]
                 group = self._interleave(sorted(group, key=self.length))
-                for turn in torch.randperm(len(group) // size, generator=generator).tolist():
+                for turn in torch.randperm(len(group) // size, generator=generator, device="cpu").tolist():
                     yield group[turn * size : (turn + 1) * size]
 
     def _interleave(self, order: Sequence[int]) -> list[int]:

@@ -35,7 +35,7 @@ class MaskedTexts(Examples[MaskedBatch]):
 
     @classmethod
     def of(cls, render: MaskedPrompts, examples: Sequence[Example], pad_id: int, device: torch.device) -> MaskedTexts:
-        labels = torch.tensor([example.label for example in examples], dtype=torch.int64)
+        labels = torch.tensor([example.label for example in examples], dtype=torch.int64, device="cpu")
         return cls([render(example.fields) for example in examples], labels, pad_id, device)
 
     @property
@@ -50,8 +50,8 @@ class MaskedTexts(Examples[MaskedBatch]):
 
     def batch(self, indices: Sequence[int]) -> MaskedBatch:
         prompts = [self.prompts[index] for index in indices]
-        ids, mask = padded([torch.tensor(prompt.ids) for prompt in prompts], self.pad_id)
-        masks = torch.tensor([prompt.mask for prompt in prompts])
+        ids, mask = padded([torch.tensor(prompt.ids, device="cpu") for prompt in prompts], self.pad_id)
+        masks = torch.tensor([prompt.mask for prompt in prompts], device="cpu")
         tensors = (ids, mask, masks, self.labels[list(indices)])
         return MaskedBatch(*(tensor.to(self.device) for tensor in tensors))
 

@@ -360,7 +360,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         if self._ranks is None:
             return sum(seen) / len(seen)
         mean = sum(value for pair in pairs for value in pair) / (2 * len(pairs))
-        return torch.as_tensor(mean).to(seen[0]) if isinstance(seen[0], Tensor) else mean
+        return torch.as_tensor(mean, device=seen[0].device).to(seen[0]) if isinstance(seen[0], Tensor) else mean
 
     @property
     def bytes_sent(self) -> int:

@@ -57,7 +57,8 @@ def axpy(
     """One chunk of one tensor, block by block.
 
     Chunks divide the counters, not the tensor, so no two programs make the same words, and the high counter word is one
-    for all of a chunk. The first and the last chunk may stick out of the tensor.
+    for all of a chunk. The first and the last chunk may stick out of the tensor. Places in a chunk fit into 32 bits,
+    those in a tensor do not.
 
     Args:
         row: pointer to the tensor's row of the table, see `gpu_table`.
@@ -72,7 +73,7 @@ def axpy(
     """
     numel, offset = tl.load(row + 3), tl.load(row + 4)
     size = (4 * COUNTERS) * blocks_per_chunk
-    start = (chunk * size).to(tl.int64) - (offset & (size - 1))  # of the chunk in the tensor, maybe negative
+    start = chunk.to(tl.int64) * size - (offset & (size - 1))  # of the chunk in the tensor, maybe negative
     weights = tl.load(row).to(tl.pointer_type(DTYPE)) + start
     sources = weights if IN_PLACE else tl.load(row + 1).to(tl.pointer_type(DTYPE)) + start
     mask = tl.load(row + 2).to(tl.pointer_type(tl.uint8))

@@ -45,7 +45,7 @@ def product(x, M: tl.constexpr, TARGET: tl.constexpr):
     return low, high
 
 
-@triton.jit
+@leaf
 def philox4x32(c_lo, c_hi, param_id, k0, k1, TARGET: tl.constexpr):
     """Four uint32 words of c_lo's shape; the other counter words and the key are uint32 scalars.
 
@@ -101,7 +101,7 @@ def cuda_sqrt(x):
     return tl.fma(tl.fma(-root, root, x), y * 0.5, root)
 
 
-@triton.jit
+@leaf
 def box_muller(a, b, TARGET: tl.constexpr):
     """Two float32 normals (even, odd) from the uint32 radius words a and angle words b."""
     if TARGET == "cuda":
@@ -126,7 +126,7 @@ def box_muller(a, b, TARGET: tl.constexpr):
     return r * cosine, r * sine
 
 
-@triton.jit
+@leaf
 def four(c_lo, c_hi, param_id, k0, k1, TARGET: tl.constexpr):
     """The four float32 normals of each counter, then their four uint32 rounding bits in [0, 2**16)."""
     x0, x1, x2, x3 = philox4x32(c_lo, c_hi, param_id, k0, k1, TARGET)

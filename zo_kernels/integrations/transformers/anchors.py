@@ -32,7 +32,7 @@ def anchor_batches(loader: DataLoader, examples: int, *, seed: int, step: int, r
             f"anchor, got {type(dataset).__name__}; choose another method"
         )
     generator = torch.Generator().manual_seed(direction_seed(seed, step, _SLOT) >> 1)
-    own = torch.randperm(len(dataset), generator=generator)[:examples][rank::processes].tolist()
+    own = torch.randperm(len(dataset), generator=generator, device="cpu")[:examples][rank::processes].tolist()
     if not own:
         raise ValueError(f"anchor_examples: expected at least one for each of {processes} processes, got {examples}")
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or len(own)

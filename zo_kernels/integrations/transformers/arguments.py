@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+import torch
 from transformers import TrainingArguments
 
 from zo_kernels import checks
@@ -139,6 +140,15 @@ class ZOTrainingArguments(TrainingArguments):
         if self.parallel == "directions":  # a process compares losses of its own batch alone
             self.average_tokens_across_devices = False
         super().__post_init__()
+
+    @property
+    def device(self) -> torch.device:
+        """As `TrainingArguments`; a CPU without the number that accelerate gives it where there are several processes.
+
+        To one with a number `torch.load` restores nothing, and Trainers of earlier versions ask it to.
+        """
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
 
     @property
     def place_model_on_device(self) -> bool | None:
