@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from models import BlockMLP, block_mlp, real_loss
 from outright import losses_outright
@@ -13,6 +14,7 @@ from scripted import assert_same, snapshot
 from torch import Tensor, nn
 
 import zo_kernels as zo
+from zo_kernels.optim.owners import Owners
 from zo_kernels.optim.scratch import bytes_for
 
 EPS, SEED = 1e-2, 3
@@ -228,3 +230,23 @@ def test_where_the_buffer_is_in_use_already_it_does_not_grow() -> None:
     assert bytes_for(list(model[0].block.parameters())) < largest(model) < together
     opt = check_losses(model, lambda m, s: m(torch.ones(2, 5)).square().mean())
     assert buffer_bytes(opt) == max(one_by_one, largest(model)) < together
+
+
+@pytest.mark.parametrize(("shape", "owners", "launches"), [("opt-1.3b", 196, 28), ("opt-13b", 324, 204)])
+def test_launches_of_large_models(shape: str, owners: int, launches: int) -> None:
+    """In an evaluation, as docs/performance.md has them."""
+    pytest.importorskip("transformers")
+    from benchmarks.shapes import SHAPES, Batch
+
+    model = SHAPES[shape].build(Batch(1, 2), torch.device("meta"), torch.bfloat16).model
+    weights = list(model.parameters())
+    found = Owners(model, weights, lambda indices: bytes_for([weights[i] for i in indices]))
+    found.find()
+    found.ran.update(m for m in model.modules() if not isinstance(m, nn.ModuleList))
+    assert len(found.owned) == owners
+
+    def count(m: nn.Module, live: frozenset[int]) -> int:
+        missing = found.together.get(m, frozenset()) - live
+        return bool(missing) + sum(count(child, live | missing) for child in m.children())
+
+    assert count(model, frozenset()) == launches
