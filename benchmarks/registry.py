@@ -102,6 +102,8 @@ SUITES = {
     "claims": "claims.cases",
     "peers": "peers.cases",
     "randomness": "randomness.cases",
+    "machine": "gpu.machine",
+    "bits": "gpu.bits",
 }
 
 

@@ -1,6 +1,7 @@
-"""What runs on a GPU, as far as a machine without one can tell: traces, batches, the order and limits of the parts."""
+"""What runs on a GPU, as far as a machine without one can tell: traces, batches, graphed steps, ncu."""
 
 import json
+import os
 import sys
 from argparse import Namespace
 from functools import partial
@@ -11,8 +12,8 @@ import torch
 from torch import nn
 
 import zo_kernels as zo
-from benchmarks import cases_profile, everything, launches, whole_suite
-from benchmarks.__main__ import main, parser
+from benchmarks import cases_profile, launches
+from benchmarks.__main__ import main
 from benchmarks.graphed import graphed
 from benchmarks.step_check import WrongWeights
 from benchmarks.step_methods import Method
@@ -143,62 +144,6 @@ def test_repeated_steps_are_checked(model, monkeypatch, dtype, sparsity, wrong):
         make()()
 
 
-def test_the_summary_s_skipped_tests_are_counted():
-    summary = [
-        "SKIPPED [3] tests/test_cuda.py:12: PyTorch sees no GPU here\n",
-        "SKIPPED [1] tests/test_gpu.py:9: peft is not installed\n",
-        "SKIPPED [2] tests/test_a.py: needs CUDA\n",
-        "1 passed, 6 skipped in 3s\n",
-    ]
-    assert whole_suite.skipped(summary) == (6, 5)
-    without = whole_suite.verdict(summary, None)
-    assert without == "PyTorch sees no CUDA GPU here: 5 tests that need one were skipped, 6 in all."
-    assert whole_suite.verdict(summary, "a GPU").startswith("On a GPU: 6 tests were skipped")
-
-
-def test_the_whole_suite_s_status_is_passed_on(tmp_path, capfd):
-    (tmp_path / "test_here.py").write_text(
-        "import pytest\ndef test_a(): pytest.skip('PyTorch sees no GPU here')\ndef test_b(): assert 0\n"
-    )
-    assert whole_suite.main([str(tmp_path), "-p", "no:cacheprovider", "-n", "0"]) == 1
-    assert "1 tests" in capfd.readouterr().out.splitlines()[-1]
-
-
-STUB = """
-import json, pathlib, sys, time
-suite, arguments = sys.argv[1], sys.argv[2:]
-if suite == "static": time.sleep(60)
-if suite == "step": sys.exit(5)
-if "--json" in arguments:
-    file = pathlib.Path(arguments[arguments.index("--json") + 1])
-    file.write_text(json.dumps([{"case": suite + "/x", "correct": %s}]))
-"""
-
-
-@pytest.mark.parametrize(("correct", "status"), [(True, 3), (False, 1)])
-def test_parts_fail_alone_and_wrong_results_are_told(tmp_path, monkeypatch, capfd, correct, status):
-    monkeypatch.setattr(everything, "_command", lambda suite: [sys.executable, "-c", STUB % correct, suite])
-    (tmp_path / "static.json").write_text('[{"case": "of an earlier run", "correct": false}]')
-    assert main(["all", "--out", str(tmp_path), "--minutes", "0.4", "--shape", "tiny", "--elements", "1K"]) == status
-    assert not (tmp_path / "static.json").exists() and not (tmp_path / "step.json").exists()
-    assert json.loads((tmp_path / "profile.json").read_text())[0]["correct"] is correct
-    assert ("WRONG: kernels/x, profile/x" in capfd.readouterr().out) == (not correct)
-
-
-def test_all_parts_end_in_time():
-    options = parser().parse_args(["all"])
-    for on_gpu in (True, False):
-        parts = everything.parts(options, Path("out"), on_gpu=on_gpu)
-        offload = ["offload"] if on_gpu else []
-        assert [part.suite for part in parts] == ["static", "kernels", "step", *offload, "profile"]
-        seconds = 60 * options.minutes
-        running = sum(part.share for part in parts) * everything._SLACK + everything._PLOT_SHARE
-        assert running * seconds + everything._TO_WRITE_SECONDS * (len(parts) + 1) < 9 * 60
-        for part in parts:  # what they are told is what the suites take
-            parser().parse_args([part.suite, *part.arguments])
-    assert everything._folder("NVIDIA H100 80GB HBM3").parts[-3:] == ("docs", "gpu", "NVIDIA-H100-80GB-HBM3")
-
-
 def test_profile_saves_traces_and_tables(tmp_path):
     pytest.importorskip("transformers")
     file = tmp_path / "rows" / "profile.json"
@@ -239,6 +184,9 @@ NCU = """"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
 "0","axpy","Duration","us","1,234.5"
 "0","axpy","Memory Throughput","%","88.5"
 "0","axpy","Memory Throughput","Tbyte/s","2.5"
+"0","axpy","Achieved Occupancy","%","61.2"
+"0","axpy","smsp__average_warps_issue_stalled_wait_per_issue_active.ratio","inst","0.5"
+"0","axpy","Stall Long Scoreboard","inst","3.25"
 "1","other","Registers Per Thread","register/thread","64"
 """
 
@@ -247,6 +195,8 @@ def test_ncu_s_table_is_read():
     first, second = cases_profile._ncu_rows(NCU.splitlines(), Path("table.csv"))
     assert first["operation"] == "axpy" and first["self_device_seconds"] == pytest.approx(1.2345e-3)
     assert first["ncu_memory_percent"] == 88.5 and second["ncu_registers"] == 64
+    assert first["ncu_occupancy_percent"] == 61.2 and second["ncu_stalls"] is None
+    assert first["ncu_stalls"] == "long_scoreboard 3.25, wait 0.50"
 
 
 REFUSED = "==ERROR== ERR_NVGPUCTRPERM - no permission"
@@ -263,7 +213,31 @@ REFUSED = "==ERROR== ERR_NVGPUCTRPERM - no permission"
 def test_ncu_is_run_and_its_refusal_is_a_reason(tmp_path, monkeypatch, status, out, expected):
     done = Namespace(returncode=status, stdout=out, stderr="")
     monkeypatch.setattr(cases_profile.subprocess, "run", lambda *a, **k: done)
-    options = Namespace(out=str(tmp_path), elements=64, dtype="bf16", backend=None)
+    options = Namespace(out=str(tmp_path), elements=64, dtype="bf16", backend=None, kinds="")
     rows = cases_profile._ncu(options)
     assert {name: rows[0][name] for name in expected} == expected
-    assert (tmp_path / "ncu_table.csv").exists() == (status == 0)
+    assert (tmp_path / "ncu_triton_table.csv").exists() == (status == 0)
+
+
+STAND_IN = f"""#!{sys.executable}
+import sys
+from benchmarks.ncu_target import main
+at = sys.argv.index("benchmarks.ncu_target")
+assert sys.argv[at - 1] == "-m" and {{"WarpStateStats", "SpeedOfLight", "Occupancy"}} <= set(sys.argv)
+if status := main(*sys.argv[at + 1 :]):
+    sys.exit(status)
+print({NCU!r})
+"""
+
+
+def test_ncu_runs_the_passes_that_are_asked_for(tmp_path, monkeypatch):
+    """A stand-in for ncu runs its target, on the CPU."""
+    (tmp_path / "ncu").write_text(STAND_IN)
+    (tmp_path / "ncu").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(Path(cases_profile.__file__).parents[1]))
+    given = Namespace(out=str(tmp_path), elements=64, dtype="bf16", backend="native:scalar")
+    rows = cases_profile._ncu(Namespace(**vars(given), kinds="^(plain|mask=bits)$"))
+    assert [(row["kind"], row["correct"]) for row in rows] == [("plain", True), ("mask=bits", True)]
+    with pytest.raises(ValueError, match="expected what is found in one of plain, mask=threshold"):
+        cases_profile._ncu(Namespace(**vars(given), kinds="none such"))
