@@ -12,7 +12,8 @@ Rows = Sequence[Row]
 TUNING = "/tuning:"  # in the name of a case: what is changed, against the default
 # Suites that time the host tell microseconds; their columns are told apart by the unit.
 _MICROSECONDS = re.compile(r"(^|_)(us|microseconds)(_|$)")
-_SUMMARY = re.compile(r"^\d+ \w+.* in [\d.]+s", re.MULTILINE)  # pytest's last line
+_SUMMARY = re.compile(r"^(?:=+ )?(\d+ \w+.* in [\d.]+s)", re.MULTILINE)  # pytest's last line
+_WORDS = (r"FAILED (\S+)", r"ERROR (\S+)", r"SKIPPED (\[\d+\] .*)")
 _FEW = 4
 
 
@@ -23,27 +24,28 @@ def good(rows: Rows) -> list[Row]:
 
 @dataclass(frozen=True)
 class Tested:
-    """What pytest printed: its summary, the tests that failed and the reasons of those that were skipped."""
+    """What pytest printed: its summary, the tests that failed, those that broke before, and why others were skipped."""
 
     summary: str
     failed: list[str]
+    errors: list[str]
     skipped: list[str]
 
     @property
     def none_ran(self) -> bool:
-        return bool(self.summary) and not self.failed and "passed" not in self.summary
+        return bool(self.summary) and not self.failed and not self.errors and "passed" not in self.summary
 
     @property
     def lines(self) -> list[str]:
         """The headlines: all that failed, and what was skipped in a few lines."""
-        return [*filter(None, [self.summary]), *(f"failed: {name}" for name in self.failed), *self.skipped[:_FEW]]
+        told = [f"failed: {name}" for name in self.failed] + [f"error: {name}" for name in self.errors]
+        return [*filter(None, [self.summary]), *told, *(f"skipped: {reason}" for reason in self.skipped[:_FEW])]
 
 
 def tested(printed: str) -> Tested:
     summaries = _SUMMARY.findall(printed)
-    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", printed, re.MULTILINE)
-    skipped = re.findall(r"^SKIPPED (\[\d+\] .*)", printed, re.MULTILINE)
-    return Tested(summaries[-1] if summaries else "", failed, [f"skipped: {reason}" for reason in skipped])
+    failed, errors, skipped = (re.findall(rf"^{word}", printed, re.MULTILINE) for word in _WORDS)
+    return Tested(summaries[-1] if summaries else "", failed, errors, skipped)
 
 
 def of(stage: str, rows: Rows) -> list[str]:

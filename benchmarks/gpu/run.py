@@ -113,7 +113,7 @@ class Run:
         seconds = min(stage.limit, left)
         if seconds < _SHORTEST * stage.expected:
             reason = f"{max(0, left):.0f} s were left, and about {stage.expected:g} are needed"
-            self._note(stage, LATE, 0.0, 0.0, [reason])
+            self._note(stage, LATE, [reason], 0.0, 0.0)
             return
         print(f"== {stage.name}, at most {seconds:.0f} s", flush=True)
         command = [sys.executable, *stage.arguments(seconds, str(self._folder))]
