@@ -14,6 +14,8 @@ from torch import nn
 import zo_kernels as zo
 from benchmarks import cases_profile, launches
 from benchmarks.__main__ import main
+from benchmarks.gpu import headlines
+from benchmarks.gpu.tables import TABLES
 from benchmarks.graphed import graphed
 from benchmarks.step_check import WrongWeights
 from benchmarks.step_methods import Method
@@ -154,6 +156,8 @@ def test_profile_saves_traces_and_tables(tmp_path):
     assert {"plain", "mask=threshold", "dropped=0.75"} <= {row["operation"] for row in of["kernels"]}
     assert {"benchmark: forwards", "benchmark: passes"} <= {row["operation"] for row in of["step"]}
     assert [row["skipped"] for row in of["ncu"]] == ["ncu needs a GPU"]
+    assert headlines.of("profile", of["step"])[0].startswith(f"{len(of['step'])} operations, the longest ")
+    assert 10 <= len(TABLES["gpu-profile"](of["step"])[1]) < len(of["step"])
     for name in ("kernels", "step"):
         trace = json.loads((tmp_path / f"{name}_trace.json").read_text())["traceEvents"]
         assert {row["operation"] for row in of[name]} & {e["name"] for e in trace}
@@ -239,5 +243,9 @@ def test_ncu_runs_the_passes_that_are_asked_for(tmp_path, monkeypatch):
     given = Namespace(out=str(tmp_path), elements=64, dtype="bf16", backend="native:scalar")
     rows = cases_profile._ncu(Namespace(**vars(given), kinds="^(plain|mask=bits)$"))
     assert [(row["kind"], row["correct"]) for row in rows] == [("plain", True), ("mask=bits", True)]
+    assert headlines.of("ncu-cuda", rows)[0].startswith(
+        "plain: memory 88 %, compute unknown, occupancy 61 %, stalls long"
+    )
+    assert len(TABLES["gpu-ncu"]([{**row, "backend": "cuda"} for row in rows])[1]) == 2
     with pytest.raises(ValueError, match="expected what is found in one of plain, mask=threshold"):
         cases_profile._ncu(Namespace(**vars(given), kinds="none such"))

@@ -139,7 +139,7 @@ def stages(sizes: Sizes) -> list[Stage]:
     shape = ("--shape", sizes.shape)
     of_shape = f"^{re.escape(sizes.shape)}/"
     timed = f"^(bf16|fp32)/({sizes.backends})$|^bf16/({sizes.backends})/({'|'.join(_HARDER)})$"
-    step = ("--shape", sizes.shape, *device, *sizes.per_step)
+    step = (*shape, *device, *threads, *sizes.per_step)
     ncu = (*device, "--only", "^ncu$", "--elements", sizes.profiled, "--dtype", "bf16")
     ncu += ("--kinds", f"^(plain|{'|'.join(_HARDER)})$", "--out", f"{FOLDER}/profile")
     found = [
@@ -170,7 +170,7 @@ def stages(sizes: Sizes) -> list[Stage]:
             expected=25,
         ),
         _suite(
-            *("profile", "profile", *shape, *device, "--backend", sizes.step_backend, "--only", "^step$"),
+            *("profile", "profile", *shape, *device, *threads, "--backend", sizes.step_backend, "--only", "^step$"),
             *("--dtype", "bf16", "--out", f"{FOLDER}/profile"),
             limit=40,
             expected=16,
