@@ -141,7 +141,8 @@ def _ncu(options: Namespace) -> list[Row]:
     sections = [part for name in _NCU_SECTIONS for part in ("--section", name)]
     target = [sys.executable, "-m", "benchmarks.ncu_target", str(options.elements), options.dtype]
     target += [_backend(options, torch.device("cuda")), options.kinds]
-    command = ["ncu", "--csv", "--print-details", "all", "--profile-from-start", "off"]
+    # Clocks as they are when passes are timed: by default ncu holds the GPU at its base clock.
+    command = ["ncu", "--csv", "--print-details", "all", "--profile-from-start", "off", "--clock-control", "none"]
     command += [*sections, "--metrics", _NCU_METRICS, *target]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent)
     if wrong := [line for line in done.stdout.splitlines() if line.startswith("WRONG")]:

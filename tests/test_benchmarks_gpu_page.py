@@ -93,7 +93,7 @@ def test_suites_of_a_dry_run(tmp_path, capsys):
             found = [] if status else json.loads((tmp_path / f"{stage.name}.json").read_text())
             assert all(row["device_name"] for row in found if row["correct"])
             told[stage.name] = headlines.of(stage.name, found)
-    assert told["machine"] and told["bits"][0].startswith("bits equal: ")
+    assert told["machine"] and re.match(r"bits equal to native:\w+'s: .*triton in 1 comparisons", told["bits"][0])
     assert told["bandwidth"][0].startswith("of a copy: native:scalar fp32 ")
     assert told["ncu-cuda"] == ["1 of 1 skipped: ncu needs a GPU"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -54,10 +55,7 @@ def of(stage: str, rows: Rows) -> list[str]:
         lines = _OF[stage](good(rows)) if stage in _OF and good(rows) else []
     except Exception as error:  # the rows are kept; a GPU's minutes are not to end for want of a line about them
         lines = [f"no headline: {type(error).__name__}: {error}"]
-    left: dict[str, int] = {}
-    for row in rows:
-        if row.get("skipped") is not None:
-            left[row["skipped"]] = left.get(row["skipped"], 0) + 1
+    left = Counter(row["skipped"] for row in rows if row.get("skipped") is not None)
     return [*lines, *(f"{n} of {len(rows)} skipped: {reason}" for reason, n in left.items())]
 
 
@@ -89,8 +87,9 @@ def _machine(rows: Rows) -> list[str]:
 
 
 def _bits(rows: Rows) -> list[str]:
-    backends = dict.fromkeys(row["backend"] for row in rows)
-    return [f"bits equal: {', '.join(backends)}, {len(rows)} comparisons with {rows[0]['compared_with']}"]
+    counts = Counter(row["backend"] for row in rows)
+    told = ", ".join(f"{backend} in {n}" for backend, n in counts.items())
+    return [f"bits equal to {rows[0]['compared_with']}'s: {told} comparisons"]
 
 
 def _bandwidth(rows: Rows) -> list[str]:

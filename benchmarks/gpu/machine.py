@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shutil
 import subprocess
 from argparse import Namespace
 from importlib.metadata import PackageNotFoundError, version
@@ -30,6 +29,8 @@ _ASKED = {
     "memory_clock_mhz": "clocks.max.mem",
     "power_limit_w": "power.limit",
 }
+_AS_CSV = "--format=csv,noheader,nounits"
+_PATIENCE_SECONDS = 8.0
 
 
 def cases(options: Namespace) -> list[Case]:
@@ -66,9 +67,6 @@ def _gpu() -> Row:
     }
 
 
-_AS_CSV = "--format=csv,noheader,nounits"
-
-
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -77,10 +75,11 @@ def _version(package: str) -> str | None:
 
 
 def _said(pattern: str, *command: str) -> str | None:
-    """What the pattern's group matches of what a program prints; None if it is not there or says something else."""
-    if shutil.which(command[0]) is None:
+    """What the pattern's group matches of what a program prints; None if it cannot be asked or says another thing."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PATIENCE_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
         return None
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
     found = re.search(pattern, done.stdout)
     return found[1] if found and not done.returncode else None
 

@@ -36,6 +36,10 @@ class Stage:
     def is_tests(self) -> bool:
         return self.command[:2] == ("-m", "pytest")
 
+    @property
+    def writes_rows(self) -> bool:
+        return "--json" in self.command
+
     def arguments(self, seconds: float, folder: str) -> list[str]:
         """The command with so many seconds to go, and that folder to write to."""
         return [a.replace(LIMIT, f"{_SHARE * seconds:.0f}").replace(FOLDER, folder) for a in self.command]

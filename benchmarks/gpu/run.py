@@ -145,11 +145,11 @@ class Run:
     def _judged(self, stage: Stage, ended: process.Ended) -> tuple[str, list[str]]:
         """How a stage ended, and its headlines, or the reason."""
         printed = self._printed(stage).read_text(errors="replace")
+        found = self._rows(stage)
         if stage.is_tests:
             tested = headlines.tested(printed)
             wrong, lines, nothing = tested.failed, tested.lines, tested.none_ran
         else:
-            found = self._rows(stage)
             wrong = [f"WRONG {row['case']}: {row['wrong']}" for row in found if row.get("correct") is False]
             lines = wrong + headlines.of(stage.name, found)
             nothing = bool(found) and all(row.get("skipped") is not None for row in found)
@@ -161,6 +161,8 @@ class Run:
             return OK, ["there is no such case"]
         if ended.status:
             return FAILED, [f"exit status {ended.status}", *printed.strip().splitlines()[-_SAID_LAST:]]
+        if stage.writes_rows and not found:
+            return FAILED, ["it has written no rows"]
         return (NOTHING if nothing else OK), lines
 
     def _rows(self, stage: Stage) -> list[dict[str, Any]]:
