@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 import zo_kernels as zo
-from benchmarks import cases_profile, launches
+from benchmarks import cases_profile, launches, ncu_target
 from benchmarks.__main__ import main
 from benchmarks.gpu import headlines
 from benchmarks.gpu.tables import TABLES
 from benchmarks.graphed import graphed
+from benchmarks.kernel_call import KernelCall
 from benchmarks.step_check import WrongWeights
 from benchmarks.step_methods import Method
 from benchmarks.timing import Call, Timer
@@ -150,10 +151,12 @@ def test_profile_saves_traces_and_tables(tmp_path):
     pytest.importorskip("transformers")
     file = tmp_path / "rows" / "profile.json"
     arguments = ["--shape", "tiny", "--elements", "1K", "--threads", "1", "--device", "cpu", "--out", str(tmp_path)]
-    assert main(["profile", *arguments, "--json", str(file)]) == 0
+    kinds = "^(plain|mask=threshold|dropped=0.75)$"
+    assert main(["profile", *arguments, "--kinds", kinds, "--json", str(file)]) == 0
     found = json.loads(file.read_text())
     of = {name: [row for row in found if row["case"] == name] for name in ("kernels", "step", "ncu")}
-    assert {"plain", "mask=threshold", "dropped=0.75"} <= {row["operation"] for row in of["kernels"]}
+    operations = {row["operation"] for row in of["kernels"]}
+    assert {"plain", "mask=threshold", "dropped=0.75"} <= operations and "mask=bits" not in operations
     assert {"benchmark: forwards", "benchmark: passes"} <= {row["operation"] for row in of["step"]}
     assert [row["skipped"] for row in of["ncu"]] == ["ncu needs a GPU"]
     assert headlines.of("profile", of["step"])[0].startswith(f"{len(of['step'])} operations, the longest ")
@@ -223,23 +226,20 @@ def test_ncu_is_run_and_its_refusal_is_a_reason(tmp_path, monkeypatch, status, o
     assert (tmp_path / "ncu_triton_table.csv").exists() == (status == 0)
 
 
-STAND_IN = f"""#!{sys.executable}
+STAND_IN = f"""#!{sys.executable} -IS
 import sys
-from benchmarks.ncu_target import main
 at = sys.argv.index("benchmarks.ncu_target")
 assert sys.argv[at - 1] == "-m" and {{"WarpStateStats", "SpeedOfLight", "Occupancy"}} <= set(sys.argv)
-if status := main(*sys.argv[at + 1 :]):
-    sys.exit(status)
+open(__file__ + ".txt", "w").write("\\n".join(sys.argv[at + 1 :]))
 print({NCU!r})
 """
 
 
 def test_ncu_runs_the_passes_that_are_asked_for(tmp_path, monkeypatch):
-    """A stand-in for ncu runs its target, on the CPU."""
+    """With a stand-in for ncu; what it is told to run is run here, on the CPU."""
     (tmp_path / "ncu").write_text(STAND_IN)
     (tmp_path / "ncu").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setenv("PYTHONPATH", str(Path(cases_profile.__file__).parents[1]))
     given = Namespace(out=str(tmp_path), elements=64, dtype="bf16", backend="native:scalar")
     rows = cases_profile._ncu(Namespace(**vars(given), kinds="^(plain|mask=bits)$"))
     assert [(row["kind"], row["correct"]) for row in rows] == [("plain", True), ("mask=bits", True)]
@@ -247,5 +247,10 @@ def test_ncu_runs_the_passes_that_are_asked_for(tmp_path, monkeypatch):
         "plain: memory 88 %, compute unknown, occupancy 61 %, stalls long"
     )
     assert len(TABLES["gpu-ncu"]([{**row, "backend": "cuda"} for row in rows])[1]) == 2
+    ran = []
+    run = KernelCall.run
+    monkeypatch.setattr(KernelCall, "run", lambda call: ran.append(call.entries[0].mask.name) or run(call))
+    assert ncu_target.main(*(tmp_path / "ncu.txt").read_text().split("\n")) == 0
+    assert ran == ["NONE", "NONE", "BITS", "BITS", "NONE", "BITS"]  # twice for the check of each, then once
     with pytest.raises(ValueError, match="expected what is found in one of plain, mask=threshold"):
         cases_profile._ncu(Namespace(**vars(given), kinds="none such"))
