@@ -115,8 +115,8 @@ def of_gpu(cores: int) -> Sizes:
 
 
 def toy() -> Sizes:
-    """Triton is interpreted where bits are compared, if its interpreter is not too old. Steps would take minutes so: they
-    are the native backend's, one of whose is timed beside those that only a GPU runs.
+    """Triton is interpreted where bits are compared, if its interpreter is not too old. Steps would take it minutes and
+    are the native backend's, which is timed beside those that only a GPU runs, too.
     """
     return Sizes(
         device="cpu",
