@@ -35,6 +35,14 @@ def test_the_stages_fit_the_time(capsys):
     assert all(f"\n{name} " in shown for name in names) and f"{SECONDS:g} s for everything" in shown
 
 
+def test_the_host_is_asked_once_there_is_such_a_suite(monkeypatch):
+    without = [stage.name for stage in GPU if stage.name != "host"]
+    monkeypatch.setitem(registry.SUITES, "host", "cases_host")
+    with_host = [stage.name for stage in plan.stages(plan.of_gpu(16))]
+    assert with_host == [*without[:7], "host", *without[7:]] and with_host[6:9] == ["tuning", "host", "step"]
+    assert sum(stage.expected for stage in plan.stages(plan.of_gpu(16))) <= SECONDS
+
+
 def chosen(stage):
     options = parser().parse_args(stage.arguments(10.0, "folder")[2:])
     return [case.name for case in registry.select(registry.suite(options.suite).cases(options), options.only)]
@@ -171,6 +179,8 @@ FOUND = {
     "tuning": [{**PASS, "case": f"bf16/triton/tuning:{what}", "baseline": "default", "ratio": ratio, "ratio_p10": ratio}
                for what, ratio in (("warps=8", 1.02), ("warps=2", 0.8), ("prefetch", 1.07))],
     "host": [{"case": "module", "correct": True, "skipped": None, "host_us_per_module": 42.25}],
+    "step": [{"case": "opt-1.3b/MeZO", "correct": None, "skipped": "transformers is not installed"}],
+    "ncu-triton": [{"case": "ncu", "correct": None, "skipped": "ncu is not installed"}],
     "ncu-cuda": [NCU],
 }  # fmt: skip
 
@@ -189,11 +199,20 @@ def test_a_page_of_a_gpu_tells_what_is_right_and_what_is_not(tmp_path, monkeypat
     assert "| bf16/triton | 1,073,741,824 | 700.5 | 2,802 | 93.4% | 5.25 (5.10–5.50) |" in text
     assert "1,234" not in text and "41.1%" not in text  # of the pass that was wrong
     assert "| triton | 0 | 1 | 0 | 3 of 8 elements differ |" in text and "| cuda | 1 | 0 | 8 |  |" in text
+    assert "## Steps" not in text and "ncu-triton.csv" not in text  # nothing of them is right
     assert text.count("**") == 2 and "| prefetch | **1.07" in text
     assert "| module | 42.2 |" in text and "93.2" in text
     assert {os.path.basename(f) for f in drawn} >= {"bandwidth.csv", "static.csv", "stages.csv"}
     assert "/tmp" not in (folder / "ncu-cuda.csv").read_text()
     assert not (folder / "of-an-earlier-run.csv").exists() and main(["evidence", "--check", f"{folder}/README.md"]) == 0
+
+
+def test_bits_that_are_all_wrong_have_their_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(plot, "run", lambda files, out: None)
+    found = {"machine": [MACHINE], "bits": FOUND["bits"][:1]}
+    assert main(["gpu", "--read", packed_run(tmp_path, found), "--into", str(tmp_path)]) == 0
+    (page,) = tmp_path.glob("*/README.md")
+    assert "| triton | 0 | 1 | 0 | 3 of 8 elements differ |" in page.read_text()
 
 
 def test_headlines_are_of_rows_that_are_right():

@@ -11,6 +11,7 @@ from argparse import Namespace
 
 import pytest
 
+from benchmarks import rows as benchmark_rows
 from benchmarks.__main__ import main
 from benchmarks.gpu import build, headlines, plan, process
 from benchmarks.gpu.plan import FOLDER, Stage
@@ -171,6 +172,35 @@ def test_stages_without_a_case_to_run_fail_where_there_is_a_gpu(run):
 def test_stages_are_chosen_by_name(run):
     status, ended, _ = run(stage("machine", "", vital=True), FINE, options=("--dry-run", "--only", "^x"))
     assert status == 0 and list(ended) == ["machine"]
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_stages_know_the_code_and_whether_the_run_is_dry(run, tmp_path, monkeypatch, dry):
+    names = ("CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET", benchmark_rows.COMMIT)
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(benchmark_rows, "commit", lambda: None)  # a copy without a history
+    code = f"import os; print(*(repr(os.environ.get(name)) for name in {names!r}))"
+    options = ("--commit", "abc", *(["--dry-run"] if dry else []))
+    run(stage("tells", code), options=options)
+    with tarfile.open(tmp_path / "gpu.tgz") as tar:
+        printed = tar.extractfile("tells.txt").read().decode()
+    assert printed == ("'' '1' 'abc'\n" if dry else "None None 'abc'\n")
+    assert told(tmp_path)[0]["commit"] == "abc" and told(tmp_path)[0]["dry_run"] is dry
+
+
+@pytest.mark.parametrize("git", ["is not there", "says nothing"])
+def test_where_git_cannot_tell_the_environment_does(monkeypatch, git):
+    def refuse(*arguments, **options):
+        if git == "is not there":
+            raise FileNotFoundError
+        return Namespace(stdout="")
+
+    monkeypatch.setattr(benchmark_rows.subprocess, "run", refuse)
+    monkeypatch.delenv(benchmark_rows.COMMIT, raising=False)
+    assert benchmark_rows.commit() is None
+    monkeypatch.setenv(benchmark_rows.COMMIT, "abc")
+    assert benchmark_rows.commit() == "abc"
 
 
 RUNNER = """

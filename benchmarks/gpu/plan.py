@@ -156,7 +156,7 @@ def stages(sizes: Sizes) -> list[Stage]:
             "bandwidth", "kernels", "--elements", sizes.passed, "--only", timed, *sizes.per_pass, limit=85, expected=65
         ),
         _suite(
-            *("tuning", "kernels", "--elements", sizes.tuned, "--only", "/tuning:", *sizes.per_pass),
+            *("tuning", "kernels", "--elements", sizes.tuned, "--only", "tuning:", *sizes.per_pass),
             limit=50,
             expected=25,
             may_be_empty=True,
