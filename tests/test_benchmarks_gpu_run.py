@@ -246,13 +246,13 @@ def test_what_is_missing_is_built(monkeypatch, capsys, left):
     ran = []
 
     def compile(command, cwd, env):
-        ran.append((command[1:], env["ZO_KERNELS_CUDA"]))
+        ran.append((command[1:], env["ZO_KERNELS_NATIVE"], env["ZO_KERNELS_CUDA"]))
         return Namespace(returncode=0)
 
     monkeypatch.setattr(build, "missing", lambda extension: reasons[extension].pop(0))
     monkeypatch.setattr(build.subprocess, "run", compile)
     monkeypatch.setenv("ZO_KERNELS_CUDA", "0")  # as the Makefile has it
     assert build.main(["_native", "_cuda"]) == int(left is not None)
-    assert ran == [(["setup.py", "build_ext", "--inplace", "--force"], "1")]
+    assert ran == [(["setup.py", "build_ext", "--inplace", "--force"], "0", "1")]
     out = capsys.readouterr().out
     assert "_cuda: not there" in out and (left is None or f"_cuda was built, but: {left}" in out)

@@ -32,7 +32,7 @@ def main(extensions: Sequence[str]) -> int:
         return 0
     for extension, reason in reasons.items():
         print(f"{extension}: {reason or 'there already'}", flush=True)
-    asked = {"ZO_KERNELS_NATIVE": str(int("_native" in extensions)), "ZO_KERNELS_CUDA": str(int("_cuda" in extensions))}
+    asked = {f"ZO_KERNELS{name.upper()}": str(int(bool(reasons.get(name)))) for name in ("_native", "_cuda")}
     # --force: what is there does not import, and may be newer than its sources.
     command = [sys.executable, "setup.py", "build_ext", "--inplace", "--force"]
     status = subprocess.run(command, cwd=ROOT, env=os.environ | asked).returncode
