@@ -1,14 +1,17 @@
-# Everything happens in .venv, made on first use. TORCH chooses the PyTorch build, DEMO passes options to zo-finetune.
+# Everything but `gpu` happens in .venv, made on first use. TORCH chooses the PyTorch build, DEMO passes options to
+# zo-finetune, OUT is where `gpu` packs what it finds, COMMIT of what code if git is not there to tell.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 DEMO ?=
+OUT ?= runs/gpu
+COMMIT ?=
 # The CUDA extension takes nvcc a minute or two: `make ZO_KERNELS_CUDA=1` for a machine with a GPU.
 export ZO_KERNELS_CUDA ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*) setup.py pyproject.toml
 
-.PHONY: demo test test-slow test-gpu bench-gpu test-avx512 lint format clean
+.PHONY: demo test test-slow test-gpu gpu test-avx512 lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/zo-finetune --out runs/demo --overwrite $(DEMO)
@@ -25,12 +28,13 @@ GIVEN := $(filter environment command,$(origin PYTHON))
 GPU_PYTHON := $(if $(GIVEN),$(PYTHON),$(BIN)/python)
 GPU_READY := $(if $(GIVEN),,$(VENV)/.installed)
 
+# Triton compiles in each process: tests are spread one by one.
 test-gpu: $(GPU_READY)
-	$(GPU_PYTHON) -m benchmarks.whole_suite
+	$(GPU_PYTHON) -m pytest -n auto --dist load -rs
 
-# Less than nine minutes; what it finds goes to docs/gpu/.
-bench-gpu: $(GPU_READY)
-	$(GPU_PYTHON) -m benchmarks all
+# All that a GPU is asked, in eight minutes, by the machine's own Python; `python -m benchmarks gpu --read` makes a page.
+gpu:
+	$(PYTHON) -m benchmarks gpu --out $(OUT) $(if $(COMMIT),--commit $(COMMIT))
 
 # The AVX-512 kernels on a processor without AVX-512: every intrinsic emulated by SIMDe (Debian: libsimde-dev).
 EMULATED := build/emulated

@@ -7,6 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from .claims.options import add as _claims
+from .gpu.options import add as _gpu
+from .gpu.options import add_bits as _bits
+from .gpu.options import add_machine as _machine
 from .options import DTYPES, SHAPES, Distinct, chosen, count, positive, regex, seed, timed
 from .peers.options import add as _peers
 from .randomness.options import add as _randomness
@@ -47,6 +50,9 @@ def _static(parser: argparse.ArgumentParser) -> None:
 def _profile(parser: argparse.ArgumentParser) -> None:
     chosen(parser)
     parser.add_argument("--out", metavar="FOLDER", default="runs/profile", help="default %(default)s")
+    parser.add_argument(
+        "--kinds", type=regex, default="", metavar="REGEX", help="only passes in whose label it is found"
+    )
     parser.add_argument("--elements", type=count, default=2**24, metavar="N", help="of the tensor (default 16M)")
     parser.add_argument("--shape", choices=SHAPES, default="minilm", help="of the step's model (default %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="default %(default)s")
@@ -80,16 +86,6 @@ def _evidence(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; say whether the tables are up to date")
 
 
-def _all(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", metavar="FOLDER", help="default docs/gpu/NAME-OF-THE-GPU, without one runs/benchmarks")
-    parser.add_argument("--minutes", type=float, default=8.5, help="for everything (default %(default)s)")
-    parser.add_argument(
-        "--elements", nargs="+", type=count, metavar="N", help="default 256M 1G 1M 1K 16M 64K, on a CPU 16M 1M 64K 1K"
-    )
-    parser.add_argument("--shape", nargs="+", choices=SHAPES, help="default opt-1.3b llama-7b opt-13b, on a CPU minilm")
-    parser.add_argument("--only", type=regex, metavar="REGEX", help="of kernels, only cases in whose name it is found")
-
-
 def _exactness(parser: argparse.ArgumentParser) -> None:
     timed(parser, rounds=7, seconds=20.0)
     parser.add_argument(
@@ -120,12 +116,9 @@ def parser() -> argparse.ArgumentParser:
     _randomness(suites.add_parser("randomness", help="statistics of the noise beside torch.randn's and tl.randn's"))
     _plot(suites.add_parser("plot", help="figures of rows that were written before"))
     _evidence(suites.add_parser("evidence", help="tables of rows that were written before, into documents"))
-    _all(
-        suites.add_parser(
-            "all",
-            help="a GPU's minutes: static, kernels, step, offload, profile and plot, each with a time limit",
-        )
-    )
+    _machine(suites.add_parser("machine", help="the GPU, the processor, and versions, as a row"))
+    _bits(suites.add_parser("bits", help="noise and passes of AVX-512 and of GPUs against the CPU's, bit for bit"))
+    _gpu(suites.add_parser("gpu", help="all that a GPU is asked in the minutes that it is at hand, and a page of it"))
     return top
 
 
@@ -140,10 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .evidence import document
 
         return document.run(options.documents, options.check)
-    if options.suite == "all":
-        from . import everything
+    if options.suite == "gpu":
+        from .gpu import run
 
-        return everything.run(options)
+        return run.run(options)
     from . import runner
 
     try:

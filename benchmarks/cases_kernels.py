@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -85,6 +86,18 @@ def _cases(options: Namespace) -> Iterator[Case]:
                             yield _case(case + size, options, dtype, backend, elements, kind, tuning=tuning)
                 if backend.startswith("native"):
                     yield _case(f"{stem}/threads=2{size}", options, dtype, backend, elements, PLAIN, threads=2)
+
+
+def kinds(only: str = "") -> dict[str, Kind]:
+    """Each kind of pass by its label, "plain" or what is changed of it, if the regular expression is found in that.
+
+    Raises:
+        ValueError: it is found in none.
+    """
+    every = {label(kind) or "plain": kind for kind in (PLAIN, *VARIANTS)}
+    if not (found := {name: kind for name, kind in every.items() if re.search(only, name)}):
+        raise ValueError(f"kinds: expected what is found in one of {', '.join(every)}, got {only!r}")
+    return found
 
 
 def label(kind: Kind) -> str:

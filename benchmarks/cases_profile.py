@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 import subprocess
 import sys
@@ -28,8 +29,12 @@ COLUMNS = (
 )  # fmt: skip
 _LISTED = 30  # operations, those that take longest
 _REPEATS = 5
-_NCU_SECTIONS = ("SpeedOfLight", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis", "LaunchStats", "Occupancy")
+_NCU_SECTIONS = ("SpeedOfLight", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis", "LaunchStats")
+_NCU_SECTIONS += ("Occupancy", "WarpStateStats")
 _NCU_METRICS = "sm__inst_executed.sum,smsp__inst_executed_per_warp.ratio"
+# Warps that wait for one reason, a warp that issues: what ncu calls them, with or without a label of its own.
+_NCU_STALL = re.compile(r"smsp__average_warps_issue_stalled_(\w+)_per_issue_active\.ratio|Stall (.+)")
+_STALLS = 4  # those that are told, the longest
 
 
 def cases(options: Namespace) -> list[Case]:
@@ -44,7 +49,12 @@ def cases(options: Namespace) -> list[Case]:
             None if unusable == cases_step.NO_TRANSFORMERS else unusable,
         ),
         Case("step", facts, lambda: _step(options, device), unusable),
-        Case("ncu", facts | {"elements": options.elements}, lambda: _ncu(options), _no_ncu(device)),
+        Case(
+            "ncu",
+            facts | {"backend": _backend(options, device), "elements": options.elements},
+            lambda: _ncu(options),
+            _no_ncu(device),
+        ),
     ]
 
 
@@ -57,8 +67,7 @@ def _kernels(options: Namespace, device: torch.device) -> list[Row]:
     torch.set_num_threads(options.threads)
     w = weights(options.elements, cases_kernels.DTYPES[options.dtype], device)
     calls = {}
-    for kind in (cases_kernels.PLAIN, *cases_kernels.VARIANTS):
-        name = cases_kernels.label(kind) or "plain"
+    for name, kind in cases_kernels.kinds(options.kinds).items():
         calls[name] = KernelCall(w, kind, _backend(options, device))
         if wrong := calls[name].check():
             return [{"correct": False, "wrong": f"{name}: {wrong}"}]
@@ -126,12 +135,15 @@ def _no_ncu(device: torch.device) -> str | None:
 
 def _ncu(options: Namespace) -> list[Row]:
     """A pass of each kind under Nsight Compute, in a process of its own; its table is saved, a row a kernel."""
+    kinds = list(cases_kernels.kinds(options.kinds))
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     sections = [part for name in _NCU_SECTIONS for part in ("--section", name)]
     target = [sys.executable, "-m", "benchmarks.ncu_target", str(options.elements), options.dtype]
-    target.append(_backend(options, torch.device("cuda")))
-    command = ["ncu", "--csv", "--profile-from-start", "off", *sections, "--metrics", _NCU_METRICS, *target]
+    target += [_backend(options, torch.device("cuda")), options.kinds]
+    # Clocks as they are when passes are timed: by default ncu holds the GPU at its base clock.
+    command = ["ncu", "--csv", "--print-details", "all", "--profile-from-start", "off", "--clock-control", "none"]
+    command += [*sections, "--metrics", _NCU_METRICS, *target]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent)
     if wrong := [line for line in done.stdout.splitlines() if line.startswith("WRONG")]:
         return [{"correct": False, "wrong": wrong[0]}]
@@ -141,9 +153,11 @@ def _ncu(options: Namespace) -> list[Row]:
             line for line in (*done.stdout.splitlines(), *done.stderr.splitlines()) if "ERR" in line or "==" in line
         ]
         return [{"skipped": f"ncu ended with {done.returncode}: {said[-1] if said else 'it said nothing'}"}]
-    table = folder / "ncu_table.csv"
+    table = folder / f"ncu_{target[-2].replace(':', '_')}_table.csv"
     table.write_text("\n".join(lines) + "\n")
-    return list(_ncu_rows(lines, table))
+    rows = list(_ncu_rows(lines, table))
+    # Where each pass was one kernel, which is so but for some that record, they are told apart by their order.
+    return [{"kind": kind, **row} for kind, row in zip(kinds, rows, strict=True)] if len(rows) == len(kinds) else rows
 
 
 def _ncu_rows(lines: list[str], table: Path) -> Iterator[Row]:
@@ -153,15 +167,28 @@ def _ncu_rows(lines: list[str], table: Path) -> Iterator[Row]:
         "Memory Throughput": lambda value, unit: {"ncu_memory_percent": value} if unit == "%" else {},
         "Compute (SM) Throughput": lambda value, _: {"ncu_compute_percent": value},
         "Registers Per Thread": lambda value, _: {"ncu_registers": value},
+        "Achieved Occupancy": lambda value, _: {"ncu_occupancy_percent": value},
+        "Theoretical Occupancy": lambda value, _: {"ncu_theoretical_occupancy_percent": value},
+        "Warp Cycles Per Issued Instruction": lambda value, _: {"ncu_cycles_per_issue": value},
     }
     rows: dict[str, Row] = {}
+    stalls: dict[str, dict[str, float]] = {}
     for line in csv.DictReader(lines):
         row = rows.setdefault(
             line["ID"], {"correct": True, "operation": line["Kernel Name"], "calls": 1, "saved": str(table)}
         )
         if (read := wanted.get(line["Metric Name"])) is not None:
-            row |= read(float(line["Metric Value"].replace(",", "")), line["Metric Unit"])
-    yield from rows.values()
+            row |= read(_number(line["Metric Value"]), line["Metric Unit"])
+        elif (found := _NCU_STALL.fullmatch(line["Metric Name"])) is not None:
+            reason = found[1] or found[2].lower().replace(" ", "_")
+            stalls.setdefault(line["ID"], {})[reason] = _number(line["Metric Value"])
+    for of, row in rows.items():
+        longest = sorted(stalls.get(of, {}).items(), key=lambda item: -item[1])[:_STALLS]
+        yield row | {"ncu_stalls": ", ".join(f"{reason} {ratio:.2f}" for reason, ratio in longest) or None}
+
+
+def _number(text: str) -> float:
+    return float(text.replace(",", ""))
 
 
 _SECONDS = {"ns": 1e-9, "nsecond": 1e-9, "us": 1e-6, "usecond": 1e-6, "ms": 1e-3, "msecond": 1e-3, "s": 1.0}
@@ -169,7 +196,7 @@ _SECONDS = {"ns": 1e-9, "nsecond": 1e-9, "us": 1e-6, "usecond": 1e-6, "ms": 1e-3
 
 def cells(row: Row) -> dict[str, str]:
     return {
-        "operation": row["operation"][:80],
+        "operation": row.get("kind") or row["operation"][:80],
         "calls": str(row["calls"]),
         "self CPU ms": _ms(row.get("self_cpu_seconds")),
         "CPU ms": _ms(row.get("cpu_seconds")),

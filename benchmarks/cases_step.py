@@ -97,8 +97,9 @@ def _bytes_needed(shape: Shape, batch: Batch, dtype: torch.dtype, method: Method
     """About what a case takes: the model and the baselines' own, their snapshots, the published pass's temporaries, the
     logits in the weights' type and twice in float32, and some activations.
     """
-    sizes = [p.numel() for p in shape.parameters()]
-    widest = max(p.shape[0] for p in shape.parameters())
+    parameters = shape.parameters()
+    sizes = [p.numel() for p in parameters]
+    widest = max(p.shape[0] for p in parameters)
     snapshots = 0 if not method.anchor_every else 2 if method.perturb == "in_place" else 3
     tokens = batch.examples * batch.tokens
     weights = dtype.itemsize * ((2 + snapshots) * sum(sizes) + 4 * max(sizes))

@@ -1,4 +1,7 @@
-"""What ncu runs: a pass of each kind, after a check of it. python -m benchmarks.ncu_target ELEMENTS DTYPE BACKEND"""
+"""What ncu runs: a pass of each kind, after a check of it.
+
+python -m benchmarks.ncu_target ELEMENTS DTYPE BACKEND [KINDS]: KINDS is found in the labels of those that are run.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,14 @@ from contextlib import nullcontext
 
 import torch
 
-from .cases_kernels import DTYPES, PLAIN, VARIANTS
+from .cases_kernels import DTYPES, kinds
 from .kernel_call import KernelCall, weights
 
 
-def main(elements: str, dtype: str, backend: str) -> int:
+def main(elements: str, dtype: str, backend: str, only: str = "") -> int:
     device = torch.device("cpu" if backend.startswith("native") else "cuda")
     w = weights(int(elements), DTYPES[dtype], device)
-    calls = [KernelCall(w, kind, backend) for kind in (PLAIN, *VARIANTS)]
+    calls = [KernelCall(w, kind, backend) for kind in kinds(only).values()]
     for call in calls:
         if wrong := call.check():
             print(f"WRONG {wrong}")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-SHAPES = ("tiny", "minilm", "opt-125m", "opt-1.3b", "opt-13b", "llama-7b")
+SHAPES = ("tiny", "opt-tiny", "minilm", "opt-125m", "opt-1.3b", "opt-13b", "llama-7b")
 DTYPES = ("fp32", "bf16", "fp16")
 _SUFFIXES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 

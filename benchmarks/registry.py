@@ -103,6 +103,8 @@ SUITES = {
     "peers": "peers.cases",
     "randomness": "randomness.cases",
     "host": "host.cases",
+    "machine": "gpu.machine",
+    "bits": "gpu.bits",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ COLUMNS = (
     "ratio_of", "ratio", "ratio_p10", "ratio_p90", "cpu_ratio", "target", "target_met", "target_missed",
     "device_name", "torch_version", "zo_kernels_version", "commit", "date_utc",
 )  # fmt: skip
+COMMIT = "ZO_KERNELS_COMMIT"  # in the environment of a copy of the code that has no history
 
 
 def cpu_model() -> str:
@@ -43,13 +45,15 @@ def device_name(device: str) -> str:
 
 
 def commit() -> str | None:
-    """The commit checked out, with "-dirty" if files differ from it; None where git cannot tell."""
+    """The commit checked out, with "-dirty" if files differ from it; where git cannot tell, what the environment says,
+    else None.
+    """
     command = ["git", "--no-optional-locks", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     except OSError:
-        return None
-    return done.stdout.strip() or None
+        return os.environ.get(COMMIT)
+    return done.stdout.strip() or os.environ.get(COMMIT)
 
 
 class Stamp:
@@ -88,9 +92,13 @@ def write(rows: Sequence[Row], path: Path, columns: Sequence[str] = COLUMNS) -> 
     rows = complete(rows, columns)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n")
-    beside = path.with_suffix(".csv")
-    with beside.open("w", newline="") as file:
+    return write_csv(rows, path.with_suffix(".csv"), columns)
+
+
+def write_csv(rows: Sequence[Row], path: Path, columns: Sequence[str] = ()) -> Path:
+    """Write rows that have the same keys; without any, the columns alone."""
+    with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else list(columns))
         writer.writeheader()
         writer.writerows(rows)
-    return beside
+    return path

@@ -113,6 +113,18 @@ _SENTENCES = Batch(32, 34)
 _LONG = Batch(16, 256)
 SHAPES = {
     "tiny": Shape(_bert(128, layers=3, hidden=32, intermediate=64), Batch(4, 8), Batch(4, 8)),
+    "opt-tiny": Shape(
+        _opt(
+            vocab_size=128,
+            hidden_size=32,
+            ffn_dim=64,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            word_embed_proj_dim=32,
+        ),
+        Batch(4, 8),
+        Batch(4, 8),
+    ),
     "minilm": Shape(_bert(_VOCABULARY_OF_BERT, layers=6, hidden=384, intermediate=1536), _SENTENCES, _SENTENCES),
     "opt-125m": Shape(_opt(), Batch(8, 64), _LONG),  # the defaults of OPTConfig
     # From the config.json of facebook/opt-1.3b, facebook/opt-13b and huggyllama/llama-7b.

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 _WIDTH = 240  # of a file or a pipe
-_LEFT = ("case", "against", "target", "GPU", "bound", "operation")
+_LEFT = ("case", "against", "target", "GPU", "bound", "operation", "stage", "status", "headline", "command")
 
 
 class Terminal(Protocol):

@@ -19,6 +19,8 @@ from benchmarks import cases_kernels, registry, room, rows
 from benchmarks.__main__ import main, parser
 from benchmarks.baseline_steps import Baseline
 from benchmarks.baselines import EagerPass, published_pass
+from benchmarks.gpu import headlines
+from benchmarks.gpu.tables import TABLES
 from benchmarks.kernel_call import KernelCall, Kind, weights
 from benchmarks.registry import Target
 from benchmarks.shapes import SHAPES
@@ -238,6 +240,7 @@ def test_steps_of_a_tiny_model(tmp_path):
             assert counted[0] > 0 and counted[1] >= 0
         assert row["baseline"] != "in place" or row["perturb"] == "in_forward"
     assert {row["baseline"] for row in found} == {"published passes", "eager passes", "MeZO", "in place"}
+    assert len(headlines.of("step", found)) == len(some) and len(TABLES["gpu-steps"](found)[1]) == len(found)
 
 
 def test_weights_that_are_copied_to_where_they_run(tmp_path):
@@ -246,6 +249,7 @@ def test_weights_that_are_copied_to_where_they_run(tmp_path):
     assert status == 0 and row["correct"] is True and row["ratio"] > 0
     assert row["copied_gb_per_step"] == pytest.approx(2 * row["weights_gb"])
     assert row["weights_on_device_gb"] == row["weights_on_device_told_gb"] < row["weights_gb"]
+    assert headlines.of("offload", [row])[0].startswith("tiny: ") and len(TABLES["gpu-offload"]([row])[1]) == 1
 
 
 def test_copied_weights_with_wrong_bits_have_no_time(tmp_path, wrong_passes):

@@ -223,6 +223,21 @@ def test_runs_are_noted_ten_times_and_hopeless_ones_end():
     assert up.losses[:2] == (4.0, pytest.approx(4.5, abs=1e-4)) and up.losses[2:] == (math.inf,) * 9 and up.test == {}
 
 
+@pytest.mark.parametrize("diverges", [False, True])
+def test_a_rate_is_chosen_by_the_mean_of_its_seeds(diverges):
+    """The first of two seeds goes down, the other goes down half as fast or away."""
+    seeds = []
+
+    def make(model, lr, seed):
+        seeds.append(seed)
+        return Descent(model, lr if seed == seeds[0] else -1e9 if diverges else lr / 2, seed)
+
+    study = Study(Line, 10, SEEDS, 1e-3, tuning_seeds=2)
+    found = study._tuning_loss(Arm("mixed", make, lambda *_: None), 0.01)
+    alone = [run(Line(), arm_of("alone", factor), 0.01, 0, 10).losses[-1] for factor in (1.0, 0.5)]
+    assert found == (math.inf if diverges else pytest.approx(sum(alone) / 2)) and len(set(seeds)) == 2
+
+
 def test_rows_are_of_each_seed_and_of_all_against_the_baseline():
     study = Study(Line, 10, SEEDS, 1e-3)
     slow, fast = (study.result(arm) for arm in (arm_of("slow"), arm_of("fast", 2.0)))
@@ -305,16 +320,17 @@ def test_bad_options_are_refused(arguments, told, capsys):
 
 
 @pytest.mark.parametrize(
-    "only, columns",
+    "only, tuning, columns",
     [
-        ("^perturbation-dominates/step/tiny/1x8", ("passes_share", "baseline_passes_share", "ratio")),
-        ("^lezo/capitals/drop-0.5", ("ours_time_to_loss_ratio", "published_step_time_ratio", "dev_loss_difference")),
-        ("^16-bits/bf16/in_place/stochastic", ("dev_loss", "test_loss", "dev_loss_difference")),
+        ("^perturbation-dominates/step/tiny/1x8", 1, ("passes_share", "baseline_passes_share", "ratio")),
+        ("^lezo/capitals/drop-0.5", 1, ("ours_time_to_loss_ratio", "published_step_time_ratio", "dev_loss_difference")),
+        ("^16-bits/bf16/in_place/stochastic", 2, ("dev_loss", "test_loss", "dev_loss_difference")),
     ],
 )
-def test_claims_run(only, columns, cache, tmp_path):
+def test_claims_run(only, tuning, columns, cache, tmp_path):
     file = tmp_path / "rows.json"
-    arguments = ["--fast", "--seeds", "0", "1", "--steps", "10", "--rounds", "1", "--seconds", "0", "--threads", "1"]
+    arguments = ["--fast", "--seeds", "0", "1", "--steps", "5", "--rounds", "1", "--seconds", "0", "--threads", "1"]
+    arguments += ["--tuning-seeds", str(tuning)]
     assert main(["claims", "--only", only, "--cache", str(cache), *arguments, "--json", str(file)]) == 0
     found = json.loads(file.read_text())
     assert all(row["correct"] is True and row["claim"] for row in found)

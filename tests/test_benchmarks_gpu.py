@@ -1,6 +1,7 @@
-"""What runs on a GPU, as far as a machine without one can tell: traces, batches, the order and limits of the parts."""
+"""What runs on a GPU, as far as a machine without one can tell: traces, batches, graphed steps, ncu."""
 
 import json
+import os
 import sys
 from argparse import Namespace
 from functools import partial
@@ -11,9 +12,12 @@ import torch
 from torch import nn
 
 import zo_kernels as zo
-from benchmarks import cases_profile, everything, launches, whole_suite
-from benchmarks.__main__ import main, parser
+from benchmarks import cases_profile, launches, ncu_target
+from benchmarks.__main__ import main
+from benchmarks.gpu import headlines
+from benchmarks.gpu.tables import TABLES
 from benchmarks.graphed import graphed
+from benchmarks.kernel_call import KernelCall
 from benchmarks.step_check import WrongWeights
 from benchmarks.step_methods import Method
 from benchmarks.timing import Call, Timer
@@ -143,78 +147,20 @@ def test_repeated_steps_are_checked(model, monkeypatch, dtype, sparsity, wrong):
         make()()
 
 
-def test_the_summary_s_skipped_tests_are_counted():
-    summary = [
-        "SKIPPED [3] tests/test_cuda.py:12: PyTorch sees no GPU here\n",
-        "SKIPPED [1] tests/test_gpu.py:9: peft is not installed\n",
-        "SKIPPED [2] tests/test_a.py: needs CUDA\n",
-        "1 passed, 6 skipped in 3s\n",
-    ]
-    assert whole_suite.skipped(summary) == (6, 5)
-    without = whole_suite.verdict(summary, None)
-    assert without == "PyTorch sees no CUDA GPU here: 5 tests that need one were skipped, 6 in all."
-    assert whole_suite.verdict(summary, "a GPU").startswith("On a GPU: 6 tests were skipped")
-
-
-def test_the_whole_suite_s_status_is_passed_on(tmp_path, capfd):
-    (tmp_path / "test_here.py").write_text(
-        "import pytest\ndef test_a(): pytest.skip('PyTorch sees no GPU here')\ndef test_b(): assert 0\n"
-    )
-    assert whole_suite.main([str(tmp_path), "-p", "no:cacheprovider", "-n", "0"]) == 1
-    assert "1 tests" in capfd.readouterr().out.splitlines()[-1]
-
-
-STUB = """
-import json, pathlib, sys, time
-suite, arguments = sys.argv[1], sys.argv[2:]
-if suite == "static": time.sleep(60)
-if suite == "step": sys.exit(5)
-if "--json" in arguments:
-    file = pathlib.Path(arguments[arguments.index("--json") + 1])
-    file.write_text(json.dumps([{"case": suite + "/x", "correct": %s}]))
-"""
-
-
-@pytest.mark.parametrize(
-    ("gpu", "wrong", "status"),
-    [(None, None, 3), (None, "kernels/x, profile/x", 1), ("a GPU", "kernels/x, offload/x, profile/x", 1)],
-)
-def test_parts_fail_alone_and_wrong_results_are_told(tmp_path, monkeypatch, capfd, gpu, wrong, status):
-    correct = wrong is None
-    monkeypatch.setattr(everything, "_gpu", lambda: gpu)
-    monkeypatch.setattr(everything, "_command", lambda suite: [sys.executable, "-c", STUB % correct, suite])
-    (tmp_path / "static.json").write_text('[{"case": "of an earlier run", "correct": false}]')
-    assert main(["all", "--out", str(tmp_path), "--minutes", "0.4", "--shape", "tiny", "--elements", "1K"]) == status
-    assert not (tmp_path / "static.json").exists() and not (tmp_path / "step.json").exists()
-    assert json.loads((tmp_path / "profile.json").read_text())[0]["correct"] is correct
-    told = [line for line in capfd.readouterr().out.splitlines() if line.startswith("WRONG")]
-    assert told == ([] if correct else [f"WRONG: {wrong}"])
-
-
-def test_all_parts_end_in_time():
-    options = parser().parse_args(["all"])
-    for on_gpu in (True, False):
-        parts = everything.parts(options, Path("out"), on_gpu=on_gpu)
-        offload = ["offload"] if on_gpu else []
-        assert [part.suite for part in parts] == ["static", "kernels", "step", *offload, "profile"]
-        seconds = 60 * options.minutes
-        running = sum(part.share for part in parts) * everything._SLACK + everything._PLOT_SHARE
-        assert running * seconds + everything._TO_WRITE_SECONDS * (len(parts) + 1) < 9 * 60
-        for part in parts:  # what they are told is what the suites take
-            parser().parse_args([part.suite, *part.arguments])
-    assert everything._folder("NVIDIA H100 80GB HBM3").parts[-3:] == ("docs", "gpu", "NVIDIA-H100-80GB-HBM3")
-
-
 def test_profile_saves_traces_and_tables(tmp_path):
     pytest.importorskip("transformers")
     file = tmp_path / "rows" / "profile.json"
     arguments = ["--shape", "tiny", "--elements", "1K", "--threads", "1", "--device", "cpu", "--out", str(tmp_path)]
-    assert main(["profile", *arguments, "--json", str(file)]) == 0
+    kinds = "^(plain|mask=threshold|dropped=0.75)$"
+    assert main(["profile", *arguments, "--kinds", kinds, "--json", str(file)]) == 0
     found = json.loads(file.read_text())
     of = {name: [row for row in found if row["case"] == name] for name in ("kernels", "step", "ncu")}
-    assert {"plain", "mask=threshold", "dropped=0.75"} <= {row["operation"] for row in of["kernels"]}
+    operations = {row["operation"] for row in of["kernels"]}
+    assert {"plain", "mask=threshold", "dropped=0.75"} <= operations and "mask=bits" not in operations
     assert {"benchmark: forwards", "benchmark: passes"} <= {row["operation"] for row in of["step"]}
     assert [row["skipped"] for row in of["ncu"]] == ["ncu needs a GPU"]
+    assert headlines.of("profile", of["step"])[0].startswith(f"{len(of['step'])} operations, the longest ")
+    assert 10 <= len(TABLES["gpu-profile"](of["step"])[1]) < len(of["step"])
     for name in ("kernels", "step"):
         trace = json.loads((tmp_path / f"{name}_trace.json").read_text())["traceEvents"]
         assert {row["operation"] for row in of[name]} & {e["name"] for e in trace}
@@ -245,6 +191,9 @@ NCU = """"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
 "0","axpy","Duration","us","1,234.5"
 "0","axpy","Memory Throughput","%","88.5"
 "0","axpy","Memory Throughput","Tbyte/s","2.5"
+"0","axpy","Achieved Occupancy","%","61.2"
+"0","axpy","smsp__average_warps_issue_stalled_wait_per_issue_active.ratio","inst","0.5"
+"0","axpy","Stall Long Scoreboard","inst","3.25"
 "1","other","Registers Per Thread","register/thread","64"
 """
 
@@ -253,6 +202,8 @@ def test_ncu_s_table_is_read():
     first, second = cases_profile._ncu_rows(NCU.splitlines(), Path("table.csv"))
     assert first["operation"] == "axpy" and first["self_device_seconds"] == pytest.approx(1.2345e-3)
     assert first["ncu_memory_percent"] == 88.5 and second["ncu_registers"] == 64
+    assert first["ncu_occupancy_percent"] == 61.2 and second["ncu_stalls"] is None
+    assert first["ncu_stalls"] == "long_scoreboard 3.25, wait 0.50"
 
 
 REFUSED = "==ERROR== ERR_NVGPUCTRPERM - no permission"
@@ -269,10 +220,40 @@ REFUSED = "==ERROR== ERR_NVGPUCTRPERM - no permission"
 def test_ncu_is_run_and_its_refusal_is_a_reason(tmp_path, monkeypatch, status, out, expected):
     done = Namespace(returncode=status, stdout=out, stderr="")
     monkeypatch.setattr(cases_profile.subprocess, "run", lambda *a, **k: done)
-    options = Namespace(out=str(tmp_path), elements=64, dtype="bf16", backend=None)
+    options = Namespace(out=str(tmp_path), elements=64, dtype="bf16", backend=None, kinds="")
     rows = cases_profile._ncu(options)
     assert {name: rows[0][name] for name in expected} == expected
-    assert (tmp_path / "ncu_table.csv").exists() == (status == 0)
+    assert (tmp_path / "ncu_triton_table.csv").exists() == (status == 0)
+
+
+STAND_IN = f"""#!{sys.executable} -IS
+import sys
+at = sys.argv.index("benchmarks.ncu_target")
+assert sys.argv[at - 1] == "-m" and {{"WarpStateStats", "SpeedOfLight", "Occupancy"}} <= set(sys.argv)
+open(__file__ + ".txt", "w").write("\\n".join(sys.argv[at + 1 :]))
+print({NCU!r})
+"""
+
+
+def test_ncu_runs_the_passes_that_are_asked_for(tmp_path, monkeypatch):
+    """With a stand-in for ncu; what it is told to run is run here, on the CPU."""
+    (tmp_path / "ncu").write_text(STAND_IN)
+    (tmp_path / "ncu").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    given = Namespace(out=str(tmp_path), elements=64, dtype="bf16", backend="native:scalar")
+    rows = cases_profile._ncu(Namespace(**vars(given), kinds="^(plain|mask=bits)$"))
+    assert [(row["kind"], row["correct"]) for row in rows] == [("plain", True), ("mask=bits", True)]
+    assert headlines.of("ncu-cuda", rows)[0].startswith(
+        "plain: memory 88 %, compute unknown, occupancy 61 %, stalls long"
+    )
+    assert len(TABLES["gpu-ncu"]([{**row, "backend": "cuda"} for row in rows])[1]) == 2
+    ran = []
+    run = KernelCall.run
+    monkeypatch.setattr(KernelCall, "run", lambda call: ran.append(call.entries[0].mask.name) or run(call))
+    assert ncu_target.main(*(tmp_path / "ncu.txt").read_text().split("\n")) == 0
+    assert ran == ["NONE", "NONE", "BITS", "BITS", "NONE", "BITS"]  # twice for the check of each, then once
+    with pytest.raises(ValueError, match="expected what is found in one of plain, mask=threshold"):
+        cases_profile._ncu(Namespace(**vars(given), kinds="none such"))
 
 
 def test_the_host_s_microseconds_stand_beside_a_check(tmp_path, monkeypatch):

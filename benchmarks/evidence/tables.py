@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ..gpu.tables import TABLES as GPU_TABLES
 from ..registry import Row
 from . import claims, noise, peers, svrg
 
@@ -22,4 +23,5 @@ TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "moments": noise.moments,
     "correlations": noise.correlations,
     "battery": noise.battery,
+    **GPU_TABLES,
 }

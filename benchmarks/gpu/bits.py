@@ -1,0 +1,155 @@
+"""`bits`: the noise and the passes of the fast backends against the CPU's, bit for bit.
+
+AVX-512 first, which any machine with such a processor can tell, then each backend of GPUs. The tests compare with the
+reference, on few elements since it takes its time; here are many, compared with kernels that the tests hold to it.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from zo_kernels import backends
+from zo_kernels.backends.types import Entry, MaskKind, Pass
+from zo_kernels.ops import Table, noise
+
+from ..cases_kernels import DTYPES
+from ..registry import Case, Row
+
+COLUMNS = (
+    "case", "backend", "compared_with", "device", "dtype", "elements", "correct", "wrong", "skipped",
+    "device_name", "torch_version", "zo_kernels_version", "commit", "date_utc",
+)  # fmt: skip
+_COMPARED = ("native:avx512", "triton", "cuda")
+_TRUSTED = ("native:avx2", "native:scalar", "reference")  # the first that is here
+_SEED, _PARAM_ID = 2**63 + 5, 7
+_NOISE, _PASSES = 20_005, 2**18  # elements, if as many are asked for
+# Where a counter's high half changes, and where a range begins within a counter.
+_OFFSETS = (0, 2**34 - 4096, 5)
+_SHORT = (4099, 8, 1, 2048 * 3 + 8)  # lengths of the other tensors of a pass
+_STD, _THRESHOLD = 0.02, 0.01
+_BITS = {4: torch.int32, 2: torch.int16, 1: torch.uint8}
+_CPU = torch.device("cpu")
+
+
+def cases(options: Namespace) -> list[Case]:
+    return list(_cases(options))
+
+
+def _cases(options: Namespace) -> Iterator[Case]:
+    trusted = next(name for name in _TRUSTED if name in backends.available(_CPU))
+    for backend in _COMPARED:
+        device = _CPU if backend.startswith("native") else torch.device(options.device)
+        for dtype in DTYPES:
+            n = min(_NOISE, options.elements)
+            yield _case(options, f"{backend}/noise/{dtype}", backend, trusted, device, dtype, n, _noise)
+        for dtype in DTYPES:
+            n = min(_PASSES, options.elements)
+            yield _case(options, f"{backend}/passes/{dtype}", backend, trusted, device, dtype, n, _passes)
+        yield _case(options, f"{backend}/long", backend, trusted, device, "fp32", options.elements, _long)
+
+
+_Compare = Callable[[str, str, torch.device, torch.dtype, int], str | None]
+
+
+def _case(
+    options: Namespace,
+    name: str,
+    backend: str,
+    trusted: str,
+    device: torch.device,
+    dtype: str,
+    elements: int,
+    compare: _Compare,
+) -> Case:
+    facts = {
+        "backend": backend,
+        "compared_with": trusted,
+        "device": str(device),
+        "dtype": str(DTYPES[dtype]).removeprefix("torch."),
+        "elements": elements,
+    }
+
+    def measure() -> list[Row]:
+        torch.set_num_threads(options.threads)
+        wrong = compare(backend, trusted, device, DTYPES[dtype], elements)
+        return [{"correct": not wrong, "wrong": wrong}]
+
+    too_long = compare is _long and trusted == "reference"
+    skipped = "the reference would take minutes" if too_long else _unusable(backend, device)
+    return Case(name, facts, measure, skipped)
+
+
+def _unusable(backend: str, device: torch.device) -> str | None:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return "PyTorch sees no GPU here"
+    try:
+        backends.resolve(backend, device)
+    except ValueError as error:
+        return str(error).rpartition("cannot run here: ")[2]
+    return None
+
+
+def _noise(backend: str, trusted: str, device: torch.device, dtype: torch.dtype, n: int) -> str | None:
+    """Ranges of the noise that begin at various indices."""
+    for offset in _OFFSETS:
+        make = partial(noise, n, seed=_SEED, param_id=_PARAM_ID, offset=offset, dtype=dtype)
+        if wrong := _differing(make(device=device, backend=backend), make(backend=trusted)):
+            return f"{wrong}, of the noise from {offset} on"
+    return None
+
+
+def _long(backend: str, trusted: str, device: torch.device, dtype: torch.dtype, n: int) -> str | None:
+    """One long range."""
+    make = partial(noise, n, seed=1, dtype=dtype)
+    return _differing(make(device=device, backend=backend), make(backend=trusted))
+
+
+def _passes(backend: str, trusted: str, device: torch.device, dtype: torch.dtype, n: int) -> str | None:
+    """Passes of two directions with decay, of every mask and rounding, one after the other on the same weights."""
+    here, there = _tensors(dtype, n, device), _tensors(dtype, n, _CPU)
+    for rounding in ("nearest", "stochastic"):
+        for kind in MaskKind:
+            for (weights, masks), name in ((here, backend), (there, trusted)):
+                _pass(weights, masks, kind, rounding, name)
+            for what, got, want in zip(("weights", "masks"), here, there, strict=True):
+                for i, (a, b) in enumerate(zip(got, want, strict=True)):
+                    if wrong := _differing(a, b):
+                        return f"{wrong}, of the {what} of tensor {i} after {kind.name.lower()}, {rounding}"
+    return None
+
+
+def _tensors(dtype: torch.dtype, n: int, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights, and a mask for each: bytes whose lowest bits are bools to one kind, all of whose bits serve others."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = (n, *_SHORT)
+    weights = [torch.randn(length, generator=generator).mul(_STD).to(dtype) for length in lengths]
+    masks = [torch.randint(0, 256, (length,), dtype=torch.uint8, generator=generator) for length in lengths]
+    return [w.to(device) for w in weights], [mask.to(device) for mask in masks]
+
+
+def _pass(weights: list[Tensor], masks: list[Tensor], kind: MaskKind, rounding: str, backend: str) -> None:
+    entries = []
+    for i, (w, mask) in enumerate(zip(weights, masks, strict=True)):
+        own = None
+        if kind is MaskKind.BOOL:
+            own = (mask & 1).bool()
+        elif kind in (MaskKind.BITS, MaskKind.RECORD):
+            own = mask[: (w.numel() + 7) // 8]
+        entries.append(Entry(w, w, 3 + i, 0, i % 2, kind, _THRESHOLD, own))
+    do = Pass([5, 6], [[1e-3, -2e-3], [0.5, 1e-4]], [0.999, 1.0], rounding == "stochastic")
+    Table(entries, [str(i) for i in range(len(entries))], backend).apply(do)
+
+
+def _differing(got: Tensor, want: Tensor) -> str | None:
+    bits = _BITS[want.element_size()]
+    off = (got.cpu().view(bits) != want.view(bits)).nonzero().flatten()
+    return f"{off.numel()} of {want.numel()} elements differ, first {int(off[0])}" if off.numel() else None
+
+
+def cells(row: Row) -> dict[str, str]:
+    return {"against": row["compared_with"]}

@@ -1,0 +1,89 @@
+"""`machine`: what ran, as one row: the GPU and its driver, the processor, versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from argparse import Namespace
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from zo_kernels.backends.native import instruction_sets
+
+from ..registry import Case, Row
+from ..rows import cpu_model
+
+COLUMNS = (
+    "case", "device", "correct", "wrong", "skipped", "driver", "compute_capability", "multiprocessors",
+    "memory_gib", "clock_mhz", "memory_clock_mhz", "power_limit_w", "processor", "cores", "instruction_sets",
+    "python_version", "triton_version", "transformers_version", "cuda_version", "nvcc_version", "ncu_version",
+    "device_name", "torch_version", "zo_kernels_version", "commit", "date_utc",
+)  # fmt: skip
+# As nvidia-smi calls them: the most that the GPU is allowed.
+_ASKED = {
+    "driver": "driver_version",
+    "clock_mhz": "clocks.max.sm",
+    "memory_clock_mhz": "clocks.max.mem",
+    "power_limit_w": "power.limit",
+}
+_AS_CSV = "--format=csv,noheader,nounits"
+_PATIENCE_SECONDS = 8.0
+
+
+def cases(options: Namespace) -> list[Case]:
+    no_gpu = options.device == "cuda" and not torch.cuda.is_available()
+    skipped = "PyTorch sees no GPU here" if no_gpu else None
+    return [Case("machine", {"device": options.device}, lambda: [_facts(options.device)], skipped)]
+
+
+def _facts(device: str) -> Row:
+    return {
+        "correct": True,
+        **(_gpu() if device == "cuda" else {}),
+        "processor": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "instruction_sets": " ".join(instruction_sets()),
+        "python_version": platform.python_version(),
+        "triton_version": _version("triton"),
+        "transformers_version": _version("transformers"),
+        "cuda_version": torch.version.cuda,
+        "nvcc_version": _said(r"release ([\d.]+)", "nvcc", "--version"),
+        "ncu_version": _said(r"Version ([\d.]+)", "ncu", "--version"),
+    }
+
+
+def _gpu() -> Row:
+    seen = torch.cuda.get_device_properties(0)
+    told = _said(r"(.+)", "nvidia-smi", "-i", "0", f"--query-gpu={','.join(_ASKED.values())}", _AS_CSV)
+    values = told.split(", ") if told else []
+    return {
+        "compute_capability": f"{seen.major}.{seen.minor}",
+        "multiprocessors": seen.multi_processor_count,
+        "memory_gib": round(seen.total_memory / 2**30, 1),
+        **(dict(zip(_ASKED, values, strict=True)) if len(values) == len(_ASKED) else {}),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _said(pattern: str, *command: str) -> str | None:
+    """What the pattern's group matches of what a program prints; None if it cannot be asked or says another thing."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PATIENCE_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(pattern, done.stdout)
+    return found[1] if found and not done.returncode else None
+
+
+def cells(row: Row) -> dict[str, str]:
+    shown = ("driver", "compute_capability", "memory_gib", "processor", "cores", "python_version", "triton_version")
+    return {name.replace("_", " "): str(row[name]) for name in shown if row.get(name) is not None}
