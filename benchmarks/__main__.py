@@ -73,6 +73,7 @@ def _offload(parser: argparse.ArgumentParser) -> None:
 
 def _host(parser: argparse.ArgumentParser) -> None:
     timed(parser, rounds=20, seconds=5.0)
+    parser.add_argument("--layers", type=positive, default=24, help="of the model (default %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
 
 

@@ -43,6 +43,7 @@ TUNED = {
     "fp32": (PLAIN,),
     "bf16": (PLAIN, replace(PLAIN, rounding="stochastic"), replace(PLAIN, mask="bits")),
 }
+_PLAIN_ONLY = "warps=16"
 
 # What is to be reached, on a tensor too large for any cache.
 _STATED_FOR = 64_000_000
@@ -81,7 +82,7 @@ def _cases(options: Namespace) -> Iterator[Case]:
                     yield _case(f"{stem}/{label(kind)}{size}", options, dtype, backend, elements, kind)
                 for kind in TUNED.get(dtype, ()):
                     for name, (whose, tuning) in TUNINGS.items():
-                        if backend in whose:
+                        if backend in whose and (kind == PLAIN or name != _PLAIN_ONLY):
                             case = "/".join(filter(None, (stem, f"tuning:{name}", label(kind))))
                             yield _case(case + size, options, dtype, backend, elements, kind, tuning=tuning)
                 if backend.startswith("native"):

@@ -258,12 +258,25 @@ def test_ncu_runs_the_passes_that_are_asked_for(tmp_path, monkeypatch):
 
 def test_the_host_s_microseconds_stand_beside_a_check(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
-    from benchmarks.host import cases, stand_ins
+    from benchmarks.host import stand_ins
 
-    monkeypatch.setattr(cases, "_LAYERS", 2)
     file = tmp_path / "host.json"
     only = "^(nothing|cuda)/in_forward|^native/in_place"
-    arguments = ["host", "--device", "cpu", "--only", only, "--rounds", "2", "--seconds", "0", "--json", str(file)]
+    arguments = [
+        "host",
+        "--layers",
+        "2",
+        "--device",
+        "cpu",
+        "--only",
+        only,
+        "--rounds",
+        "2",
+        "--seconds",
+        "0",
+        "--json",
+        str(file),
+    ]
     assert main(arguments) == 0
     found = {row["case"]: row for row in json.loads(file.read_text())}
     assert len(found) == 5
@@ -277,5 +290,5 @@ def test_the_host_s_microseconds_stand_beside_a_check(tmp_path, monkeypatch):
     assert passes["nothing/in_forward/together"] == 2 * 6 + 1  # embeddings, two blocks, the last norm, the head
 
     monkeypatch.setattr(stand_ins._Extension, "axpy", lambda *_: None)
-    assert main(["host", "--device", "cpu", "--only", "^cuda/in_place", "--json", str(file)]) == 1
+    assert main([*arguments[:6], "^cuda/in_place", *arguments[7:]]) == 1
     assert json.loads(file.read_text())[0]["wrong"] == "3 passes made 0 launches"

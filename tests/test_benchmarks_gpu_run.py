@@ -161,9 +161,7 @@ def test_stages_without_a_case_to_run_fail_where_there_is_a_gpu(run):
     skipped = stage("skipped", rows("skipped", skipped="no nvcc"))
     empty = "print('no case of kernels matches'); exit(2)"
     assert run(skipped)[0] == 0 and run(skipped, options=())[0] == 3
-    assert run(stage("empty", empty, may_be_empty=True), options=())[0] == 0
-    assert run(stage("empty", empty), options=())[0] == 3
-    assert run(stage("empty", "exit(2)", may_be_empty=True), options=())[0] == 3
+    assert run(stage("empty", empty))[0] == 3
     silent = Stage("silent", ("-c", "", "--json", "nothing is written"), 30.0, 1.0)
     status, ended, _ = run(silent)
     assert status == 3 and ended["silent"]["lines"] == ["it has written no rows"]

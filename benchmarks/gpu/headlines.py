@@ -11,8 +11,6 @@ from ..registry import Row
 
 Rows = Sequence[Row]
 TUNING = "/tuning:"  # in the name of a case: what is changed, against the default
-# Suites that time the host tell microseconds; their columns are told apart by the unit.
-_MICROSECONDS = re.compile(r"(^|_)(us|microseconds)(_|$)")
 _SUMMARY = re.compile(r"^(?:=+ )?(\d+ \w+.* in [\d.]+s)", re.MULTILINE)  # pytest's last line
 _WORDS = (r"FAILED (\S+)", r"ERROR (\S+)", r"SKIPPED (\[\d+\] .*)")
 _FEW = 4
@@ -74,11 +72,6 @@ def best_variants(rows: Rows) -> dict[str, Row]:
     return best
 
 
-def microseconds(row: Row) -> dict[str, float]:
-    """The columns of a row that are microseconds."""
-    return {name: value for name, value in row.items() if _MICROSECONDS.search(name) and value is not None}
-
-
 def _machine(rows: Rows) -> list[str]:
     row = rows[0]
     parts = [row["device_name"], row["driver"] and f"driver {row['driver']}", f"PyTorch {row['torch_version']}"]
@@ -114,13 +107,11 @@ def _tuning(rows: Rows) -> list[str]:
 
 
 def _host(rows: Rows) -> list[str]:
-    told = [(row["case"], microseconds(row)) for row in by_case(rows)]
-    lines = [
-        f"{case}: {', '.join(f'{name} {value:.1f}' for name, value in columns.items())}"
-        for case, columns in told
-        if columns
-    ]
-    return lines[:_FEW]
+    told = (
+        f"{row['case']} {row['ours_us_per_module']:.1f} (a step {row['ours_us_per_step']:,.0f})"
+        for row in by_case(rows)
+    )
+    return [f"µs of the host a module and forward: {', '.join(told)}"]
 
 
 def _steps(rows: Rows) -> list[str]:

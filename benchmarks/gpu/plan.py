@@ -6,8 +6,6 @@ import importlib.util
 import re
 from dataclasses import dataclass
 
-from ..registry import SUITES
-
 # In a stage's command: how long its suite may begin cases, and the folder of what it writes.
 LIMIT, FOLDER = "{limit}", "{folder}"
 
@@ -22,7 +20,6 @@ class Stage:
         limit: seconds, after which it is stopped.
         expected: seconds that it takes on an H100 with 16 cores.
         vital: without it the others have no sense.
-        may_be_empty: that no case matches is no failure.
     """
 
     name: str
@@ -30,7 +27,6 @@ class Stage:
     limit: float
     expected: float
     vital: bool = False
-    may_be_empty: bool = False
 
     @property
     def is_tests(self) -> bool:
@@ -63,6 +59,7 @@ class Sizes:
         backends: of the kernels that are timed, a regular expression.
         step_backend: of a step that is not the CUDA backend's.
         calls: rounds and seconds of passes, the same of steps.
+        layers: of the model whose steps are the host's.
         threads: of the CPU.
         workers: processes of tests.
         matrix, steps, large: pytest's expressions, the last for a backend.
@@ -79,6 +76,7 @@ class Sizes:
     backends: str
     step_backend: str
     calls: tuple[str, str, str, str]
+    layers: int
     threads: int
     workers: int
     matrix: str
@@ -107,6 +105,7 @@ def of_gpu(cores: int) -> Sizes:
         backends="triton|cuda",
         step_backend="triton",
         calls=("5", "0.3", "3", "1"),
+        layers=24,
         threads=cores,
         workers=max(1, cores - 2),
         matrix="triton or cuda",
@@ -130,6 +129,7 @@ def toy() -> Sizes:
         backends="triton|cuda|native:scalar",
         step_backend="native",
         calls=("2", "0", "1", "0"),
+        layers=1,
         threads=1,
         workers=0,
         matrix="test_matrix and nearest and none and float32 and (triton or scalar)",
@@ -146,7 +146,7 @@ def stages(sizes: Sizes) -> list[Stage]:
     step = (*shape, *device, *threads, *sizes.per_step)
     ncu = (*device, "--only", "^ncu$", "--elements", sizes.profiled, "--dtype", "bf16")
     ncu += ("--kinds", f"^(plain|{'|'.join(_HARDER)})$", "--out", f"{FOLDER}/profile")
-    found = [
+    return [
         _suite("machine", "machine", *device, limit=40, expected=8, vital=True),
         Stage("build", ("-m", "benchmarks.gpu.build", *sizes.extensions), 120, 50),  # 5 if they came along
         _suite("bits", "bits", *device, "--elements", sizes.compared, *threads, limit=60, expected=25),
@@ -157,11 +157,10 @@ def stages(sizes: Sizes) -> list[Stage]:
         ),
         _suite(
             *("tuning", "kernels", "--elements", sizes.tuned, "--only", "tuning:", *sizes.per_pass),
-            limit=50,
-            expected=25,
-            may_be_empty=True,
+            limit=55,
+            expected=32,
         ),
-        _suite("host", "host", limit=30, expected=15),
+        _suite("host", "host", *device, "--layers", str(sizes.layers), *sizes.per_pass, limit=30, expected=12),
         _suite(
             *("step", "step", *step, "--backend", sizes.step_backend, "--graphed"),
             *("--only", f"{of_shape}(MeZO|MeZO/in_forward|SparseMeZO)$"),
@@ -198,7 +197,6 @@ def stages(sizes: Sizes) -> list[Stage]:
             for b in ("triton", "cuda")
         ),
     ]
-    return [stage for stage in found if stage.command[:2] != ("-m", "benchmarks") or stage.command[2] in SUITES]
 
 
 def _suite(name: str, suite: str, *arguments: str, limit: float, expected: float, **more: bool) -> Stage:

@@ -27,7 +27,6 @@ OK, WRONG, FAILED, CUT, LATE, NOTHING = "ok", "wrong", "failed", "cut", "late", 
 _SHORTEST = 0.5  # of the time that a stage is expected to take; with less it is not begun
 _SAID_LAST = 5  # lines of a stage that has not ended well
 _WIDTH, _FEW = 90, 8  # characters of a headline in the table, headlines of a stage
-_NO_CASE = "no case of "
 
 
 def run(options: Namespace) -> int:
@@ -157,8 +156,6 @@ class Run:
             return WRONG, lines
         if ended.status is None:
             return CUT, [*lines, f"stopped after {ended.seconds:.0f} s"]
-        if stage.may_be_empty and ended.status and _NO_CASE in printed:
-            return OK, ["there is no such case"]
         if ended.status:
             return FAILED, [f"exit status {ended.status}", *printed.strip().splitlines()[-_SAID_LAST:]]
         if stage.writes_rows and not found:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ..evidence.cells import number
 from ..registry import Row
-from .headlines import TUNING, best_variants, by_case, good, microseconds
+from .headlines import TUNING, best_variants, by_case, good
 
 Table = tuple[Sequence[str], list[list[str]]]
 _MACHINE = {
@@ -95,9 +95,26 @@ def _tuning(rows: Sequence[Row]) -> Table:
 
 
 def _host(rows: Sequence[Row]) -> Table:
-    found = by_case(good(rows))
-    columns = list(dict.fromkeys(name for row in found for name in microseconds(row)))
-    return ("case", *columns), [[row["case"], *(number(row, name, ",.1f") for name in columns)] for row in found]
+    lines = [
+        [
+            row["case"],
+            row["launches"],
+            str(row["passes_per_step"]),
+            *(number(row, name, ",.0f") for name in ("forwards_us", "step_us", "ours_us_per_step")),
+            number(row, "ours_us_per_module", ".1f"),
+        ]
+        for row in by_case(good(rows))
+    ]
+    headings = (
+        "case",
+        "launches",
+        "passes",
+        "two forwards, µs",
+        "step, µs",
+        "ours, µs",
+        "ours, µs a module and forward",
+    )
+    return headings, lines
 
 
 def _steps(rows: Sequence[Row]) -> Table:

@@ -33,17 +33,17 @@ from .stand_ins import Launches, standing_in
 # Of OPT. With its own vocabulary the embedding is larger than a block, whose weights are then perturbed together; with
 # a small one each module is perturbed by itself.
 VOCABULARIES = {"together": 50272, "one by one": 64}
-_LAYERS, _WIDTH, _TOKENS = 24, 16, 8
+_WIDTH, _TOKENS = 16, 8
 _WATCHED = 17  # steps, the last of those at first that look for reads elsewhere
 _MICRO = 1e6
 
 
 def cases(options: Namespace) -> list[Case]:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    on_device = ("native",) if device.type == "cpu" else ()
+    on_cpu = device.type == "cpu"
     return [
         _case(options, device, backend, where, size)
-        for backend in ("nothing", "triton", "cuda", *on_device)
+        for backend in (("nothing", "triton", "cuda", "native") if on_cpu else ("triton", "cuda"))
         for where in ("in_forward", "in_place")
         for size in (VOCABULARIES if where == "in_forward" else ("together",))
     ]
@@ -63,7 +63,7 @@ def _case(options: Namespace, device: torch.device, backend: str, where: str, si
         "backend": backend,
         "launches": "none" if stands_in else "real",
         "perturb": where,
-        "layers": _LAYERS,
+        "layers": options.layers,
         "width": _WIDTH,
         "vocabulary": VOCABULARIES[size],
     }
@@ -83,7 +83,7 @@ def _measure(
     options: Namespace, device: torch.device, backend: str, where: str, size: str, stands_in: bool
 ) -> list[Row]:
     torch.set_num_threads(1)
-    model, loss = _model(VOCABULARIES[size], device)
+    model, loss = _model(VOCABULARIES[size], options.layers, device)
     around: AbstractContextManager[Any] = standing_in(backend) if stands_in else nullcontext()
     with around as launched:
         opt = zo.MeZO(model, lr=LR, eps=EPS, perturb=where, backend=None if backend == "nothing" else backend)
@@ -96,7 +96,7 @@ def _measure(
         return [row | _told(row, opt, model, loss) if row["correct"] else row for row in rows]
 
 
-def _model(vocabulary: int, device: torch.device) -> tuple[nn.Module, Callable[[], Tensor]]:
+def _model(vocabulary: int, layers: int, device: torch.device) -> tuple[nn.Module, Callable[[], Tensor]]:
     from transformers import OPTConfig, OPTForCausalLM
 
     config = OPTConfig(
@@ -104,7 +104,7 @@ def _model(vocabulary: int, device: torch.device) -> tuple[nn.Module, Callable[[
         hidden_size=_WIDTH,
         word_embed_proj_dim=_WIDTH,
         ffn_dim=4 * _WIDTH,
-        num_hidden_layers=_LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=64,
     )
