@@ -199,7 +199,7 @@ def test_a_page_of_a_gpu_tells_what_is_right_and_what_is_not(tmp_path, monkeypat
     assert "| triton | 0 | 1 | 0 | 3 of 8 elements differ |" in text and "| cuda | 1 | 0 | 8 |  |" in text
     assert "## Steps" not in text and "ncu-triton.csv" not in text  # nothing of them is right
     assert text.count("**") == 2 and "| prefetch | **1.07" in text
-    assert "| module | 42.2 |" in text and "93.2" in text
+    assert "| triton/in_place | real | 3 | 900 | 1,322 | 422 | 42.2 |" in text and "93.2" in text
     assert {os.path.basename(f) for f in drawn} >= {"bandwidth.csv", "static.csv", "stages.csv"}
     assert "/tmp" not in (folder / "ncu-cuda.csv").read_text()
     assert not (folder / "of-an-earlier-run.csv").exists() and main(["evidence", "--check", f"{folder}/README.md"]) == 0
