@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ class Frame:
     swapped: Iterable[int] = ()
     originals: Sequence[tuple[Tensor, Tensor]] = ()  # (weight, its θ)
     place: Any = None  # of what stands in for them
-    others: list[Tensor] = field(default_factory=list)  # what is not trained, and was moved here too
+    others: Sequence[Tensor] = ()  # what is not trained, and was moved here too
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,8 @@ class InForward:
     Raises:
         ValueError: a weight is no module's own.
     """
+
+    _notes_all = False  # whether there is a frame also for modules that need nothing
 
     def __init__(self, module: nn.Module, weights: Weights):
         self._module, self._weights = module, weights
@@ -210,8 +212,10 @@ class InForward:
         wanted = self._wanted.get(module)
         if wanted is None:
             return
-        self._entered = self._entered or module in self._owners.owned
-        if self._needs_nothing(module, wanted):
+        if not self._entered:
+            self._entered = module in self._owners.owned
+        # All of it is perturbed already? But a module that runs within itself is to end by itself.
+        if wanted <= self._live and not self._notes_all and not self._has_frame(module):
             return
         frame = Frame(module)
         self._frames.append(frame)  # first: an interrupt may come at any line
@@ -222,11 +226,7 @@ class InForward:
         with nullcontext() if self._watch is None else self._watch.paused(), torch._C._DisableFuncTorch():
             self._swap(frame, wanted)
 
-    def _needs_nothing(self, module: nn.Module, wanted: frozenset[int]) -> bool:
-        """Whether all that a module reads is perturbed already. If it runs within itself, it is to end by itself."""
-        return wanted <= self._live and not self._runs(module)
-
-    def _runs(self, module: nn.Module) -> bool:
+    def _has_frame(self, module: nn.Module) -> bool:
         for frame in self._frames:  # noqa: SIM110 - `any` takes three times as long, for every module
             if frame.module is module:
                 return True
@@ -274,7 +274,7 @@ class InForward:
         if self._watch is not None and module in self._stack:
             while self._stack.pop() is not module:
                 pass
-        if not self._runs(module):
+        if not self._has_frame(module):
             return None
         replaced = self._without_aliases(output)
         while self._put_back() is not module:

@@ -40,6 +40,8 @@ class StreamedInForward(InForward):
             from where it is, and stays where it is if that is the same device, unless the weights are on it, too.
     """
 
+    _notes_all = True  # in their order
+
     def __init__(self, module: nn.Module, weights: Weights, where: device):
         self._where = where
         self._others: list[Tensor] = []  # as the module has them, and
@@ -84,9 +86,6 @@ class StreamedInForward(InForward):
     def _find_wanted(self, watch: bool) -> None:
         """Each module is given its own tensors, those that take no part in the pass, too."""
         self._wanted = {**dict.fromkeys(self._needs, frozenset[int]()), **self._owners.owned}
-
-    def _needs_nothing(self, module: nn.Module, wanted: frozenset[int]) -> bool:
-        return False  # all modules are noted in their order
 
     def _watched(self) -> list[Tensor]:
         return [*self._weights.theta, *self._origins]
