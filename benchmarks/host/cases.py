@@ -171,6 +171,8 @@ def _wrong_launches(
 
 def _told(row: Row, opt: zo.ZeroOrderOptimizer, model: nn.Module, loss: Callable[[], Tensor]) -> Row:
     owners = sum(any(True for _ in m.parameters(recurse=False)) for m in model.modules())
+    while opt._watches():  # a step that takes each module by itself
+        opt.step(loss)
     passes = len(_passes_of(opt, loss))
     ours = _MICRO * (row["cpu_seconds_median"] - row["baseline_cpu_seconds_median"])
     return {
