@@ -5,6 +5,8 @@ transformers is imported late, so that tests which do not need it run without it
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import torch
 from torch import Tensor, nn
 
@@ -192,3 +194,19 @@ def family_loss(family: str, model: nn.Module) -> Tensor:
     tokens = torch.arange(2, 18).view(2, 8)
     labels = torch.tensor([0, 1]) if family == "BERT" else tokens
     return model(input_ids=tokens, labels=labels).loss
+
+
+def four_dimensional(family: str, mask: Tensor) -> dict[str, Tensor]:
+    """As the README says: what a closure makes of a mask (examples, tokens), whatever is in it, so that it can be
+    captured.
+    """
+    wide, n = mask[:, None, None, :].bool(), mask.shape[1]
+    if family == "BERT":
+        return {"attention_mask": wide}
+    made = {"attention_mask": wide & torch.ones(n, n, dtype=torch.bool, device=mask.device).tril()}
+    return {**made, "position_ids": (mask.cumsum(1) * mask - 1).long()} if family == "OPT" else made
+
+
+def captures_without_mask() -> bool:
+    """Whether a model of transformers that is given no mask does the same when it is captured."""
+    return tuple(map(int, version("transformers").split(".")[:2])) >= (5, 18)

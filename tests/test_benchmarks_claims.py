@@ -329,7 +329,7 @@ def test_bad_options_are_refused(arguments, told, capsys):
 )
 def test_claims_run(only, tuning, columns, cache, tmp_path):
     file = tmp_path / "rows.json"
-    arguments = ["--fast", "--seeds", "0", "1", "--steps", "5", "--rounds", "1", "--seconds", "0", "--threads", "1"]
+    arguments = ["--fast", "--seeds", "0", "1", "--steps", "10", "--rounds", "1", "--seconds", "0", "--threads", "1"]
     arguments += ["--tuning-seeds", str(tuning)]
     assert main(["claims", "--only", only, "--cache", str(cache), *arguments, "--json", str(file)]) == 0
     found = json.loads(file.read_text())

@@ -128,7 +128,7 @@ def test_repeated_steps_are_checked(model, monkeypatch, dtype, sparsity, wrong):
     x = torch.randn(16, 20, dtype=dtype)
     made = zo.SparseMeZO if sparsity else zo.MeZO
 
-    def repeat(optimizer, closure, warmup):
+    def repeat(optimizer, closure, warmup, same_bits):
         """In place of a graph: a step, after which a weight of a wrong one is off."""
 
         def step():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import FAMILIES, block_mlp
+from models import FAMILIES, block_mlp, four_dimensional
 from scripted import METHODS, assert_same, script, snapshot, take_step
 from torch import Tensor, nn
 
@@ -121,27 +121,28 @@ def test_graphed_steps(backend: str, method: str, perturb: str) -> None:
 @pytest.mark.parametrize("perturb", PERTURB)
 @pytest.mark.parametrize("family", ["OPT", "Llama", "GPT-2", "BERT"])
 def test_graphed_transformers(family: str, perturb: str) -> None:
-    """Without a mask the bits of ordinary steps; with one of two dimensions transformers takes another path, and that
-    is refused.
+    """With a mask of four dimensions the bits of ordinary steps; with one of two transformers takes another path, and
+    that is refused.
     """
     pytest.importorskip("transformers")
     tokens = torch.arange(2, 18, device="cuda").view(2, 8)
     labels = torch.tensor([0, 1], device="cuda") if family == "BERT" else tokens
-    ends = []
+    ends, ones = [], torch.ones_like(tokens)
+    padded = torch.cat([ones[:, :6], torch.tensor([[0, 0], [1, 1]], device="cuda")], dim=1)
     for graph in (False, True):
         torch.manual_seed(3)
         model = FAMILIES[family][0](layers=2).eval().bfloat16().cuda()
         zero = optimizer("MeZO", model, perturb=perturb)
 
         def closure(mask: Tensor | None = None, model: nn.Module = model, labels: Tensor = labels) -> Tensor:
-            return model(input_ids=tokens, labels=labels, attention_mask=mask).loss
+            masks = four_dimensional(family, padded) if mask is None else {"attention_mask": mask}
+            return model(input_ids=tokens, labels=labels, **masks).loss
 
         step = zero.graphed(closure) if graph else lambda zero=zero, closure=closure: zero.step(closure)
         losses = [float(step()) for _ in range(6)]
         ends.append((snapshot(model), zero.trajectory.to_bytes(), losses))
     assert_same(ends[0][0], ends[1][0])
     assert ends[0][1:] == ends[1][1:]
-    ones = torch.ones_like(tokens)
     step, before = zero.graphed(lambda: closure(ones), warmup=1), zero.step_count
     step()
     with pytest.raises(ValueError, match=r"operations are others: .*masking_utils\.py"):

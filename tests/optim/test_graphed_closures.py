@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import FAMILIES, block_mlp, real_loss
+from models import FAMILIES, block_mlp, captures_without_mask, four_dimensional, real_loss
 from played import Graphs, capturing
 from scripted import assert_same, snapshot
 from torch import Tensor, nn
@@ -56,15 +56,6 @@ def built(family: str, implementation: str = "sdpa") -> nn.Module:
     return model
 
 
-def four_dimensional(family: str, mask: Tensor) -> dict[str, Tensor]:
-    """As the README says: what the closure makes of (examples, tokens), whatever is in it."""
-    wide, n = mask[:, None, None, :].bool(), mask.shape[1]
-    if family == "BERT":
-        return {"attention_mask": wide}
-    made = {"attention_mask": wide & torch.ones(n, n, dtype=torch.bool).tril()}
-    return {**made, "position_ids": (mask.cumsum(1) * mask - 1).long()} if family == "OPT" else made
-
-
 def loss_of(family: str, model: nn.Module, mask: Tensor | None, wide: bool, **options: Any) -> Callable[[], Tensor]:
     labels = torch.tensor([0, 1]) if family == "BERT" else TOKENS
 
@@ -97,6 +88,8 @@ def stepped(
 def test_the_same_when_captured(
     monkeypatch: pytest.MonkeyPatch, attention: list[tuple[bool, bool]], family: str, case: str, perturb: str
 ) -> None:
+    if case == "no mask" and not captures_without_mask():
+        pytest.skip("transformers before 5.18 makes a mask when it is captured, also where it is given none")
     mask = None if case == "no mask" else PADDED
     ends, paths = [], []
     for graph in (False, True):
