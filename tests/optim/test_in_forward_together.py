@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import BlockMLP, block_mlp, real_loss
+from models import Block, BlockMLP, block_mlp, real_loss
 from outright import losses_outright
 from scripted import assert_same, snapshot
 from torch import Tensor, nn
@@ -129,6 +129,24 @@ def test_blocks_that_run_later_are_taken_together_once_they_were_seen(passes: li
         else:
             opt.step(lambda: real_loss(model, 0))
         assert (block in passes[:-1]) == (step >= 4)  # of which the first evaluation is watched
+
+
+def test_dropped_blocks_of_a_module_that_would_be_taken_together() -> None:
+    """It is not in pieces: there are as many choices of blocks as steps."""
+    torch.manual_seed(0)
+    blocks = nn.Sequential(*(Block(4) for _ in range(6)))
+    model = nn.Sequential(blocks, nn.Linear(4, 400))
+    assert bytes_for(list(blocks.parameters())) < largest(model)
+    opt = zo.LeZO(model, lr=0.01, eps=EPS, seed=SEED, drop=0.5, blocks=list(blocks), perturb="in_forward")
+    twin = copy.deepcopy(model)
+    in_place = zo.LeZO(twin, lr=0.01, eps=EPS, seed=SEED, drop=0.5, blocks=list(twin[0]), perturb="in_place")
+    x = torch.linspace(-1, 1, 8).view(2, 4)
+    for step in range(40):
+        first = float(opt.step(lambda: model(x).square().mean()))
+        assert first == pytest.approx(float(in_place.step(lambda: twin(x).square().mean())), rel=1e-5), step
+    assert opt._in_forward is not None
+    owners = 1 + 3 * len(blocks)
+    assert len(opt._in_forward._tables) <= owners + len(blocks)  # each by itself while watched, and each block
 
 
 class Again(nn.Module):

@@ -128,7 +128,9 @@ class InForward:
             self._owners.look_again()
         wanted: Mapping[nn.Module, frozenset[int]] = self._owners.owned if watch else self._owners.together
         if (active := self._active) is not None:
-            wanted = {m: indices & active for m, indices in wanted.items()}
+            # A module with several blocks of which some are dropped would need a table for each choice of them.
+            owned, none = self._owners.owned, frozenset[int]()
+            wanted = {m: w if w <= active else owned.get(m, none) & active for m, w in wanted.items()}
         self._wanted = wanted
         if self._ready_for != (wanted, self._from_anchor):
             self._ready.clear()
