@@ -141,13 +141,14 @@ def _case(
         name,
         facts,
         measure,
-        _skipped(backend, device, threads),
+        unusable(backend, device, threads),
         str(device),
         lambda: _TENSORS * elements * DTYPES[dtype].itemsize,
     )
 
 
-def _skipped(backend: str, device: torch.device, threads: int) -> str | None:
+def unusable(backend: str, device: torch.device, threads: int = 1) -> str | None:
+    """Why passes of a backend cannot run on a device here, or None."""
     if device.type == "cuda" and not torch.cuda.is_available():
         return "PyTorch sees no GPU here"
     try:

@@ -17,7 +17,7 @@ from zo_kernels import backends
 from zo_kernels.backends.types import Entry, MaskKind, Pass
 from zo_kernels.ops import Table, noise
 
-from ..cases_kernels import DTYPES
+from ..cases_kernels import DTYPES, unusable
 from ..registry import Case, Row
 
 COLUMNS = (
@@ -80,18 +80,8 @@ def _case(
         return [{"correct": not wrong, "wrong": wrong}]
 
     too_long = compare is _long and trusted == "reference"
-    skipped = "the reference would take minutes" if too_long else _unusable(backend, device)
+    skipped = "the reference would take minutes" if too_long else unusable(backend, device)
     return Case(name, facts, measure, skipped)
-
-
-def _unusable(backend: str, device: torch.device) -> str | None:
-    if device.type == "cuda" and not torch.cuda.is_available():
-        return "PyTorch sees no GPU here"
-    try:
-        backends.resolve(backend, device)
-    except ValueError as error:
-        return str(error).rpartition("cannot run here: ")[2]
-    return None
 
 
 def _noise(backend: str, trusted: str, device: torch.device, dtype: torch.dtype, n: int) -> str | None:
