@@ -6,12 +6,15 @@ On a machine without a GPU a driver stands in that compiles for one and launches
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from zo_kernels.backends.triton import launch
 
 pytest.importorskip("triton", reason="triton is not installed")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: test_matrix.py runs the launches")
@@ -69,3 +72,13 @@ def test_later_launches_are_the_first_s():
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == "equal", done.stderr
+
+
+@pytest.mark.parametrize(("version", "reason"), [("3.2.0", "3.6 or later .*, got 3.2.0"), ("3.6.0", None)])
+def test_an_old_triton_is_told(monkeypatch, version, reason):
+    import triton
+
+    monkeypatch.setattr(triton, "__version__", version)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    told = launch.unavailable(torch.device("cuda", 0))
+    assert told is None if reason is None else re.search(reason, told)

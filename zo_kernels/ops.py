@@ -30,8 +30,8 @@ class Table:
         runs: for each entry the stretches that it falls into: the index of the first element of each in the whole
             parameter, all equally long; for shards that are no stretch of it, such as columns. None: each entry is one
             stretch, from its `offset` on. An entry of several has a whole number of mask bytes for each of them.
-        watched: whether `apply` is to refuse stale memory, and to tell autograd what it changed. False is for memory
-            that nobody else can replace and that no graph is made of, and costs nothing.
+        private: whether dst is memory that nobody else knows: it is not looked at again, and its changes are not
+            counted. That src is where it was is looked at in any case.
 
     Raises:
         TypeError, ValueError: as `add_noise_`.
@@ -44,7 +44,7 @@ class Table:
         backend: str | None = None,
         runs: Sequence[Sequence[int]] | None = None,
         *,
-        watched: bool = True,
+        private: bool = False,
     ):
         self.entries, self.names = tuple(entries), tuple(names)
         for name, e in zip(names, entries, strict=True):
@@ -65,8 +65,9 @@ class Table:
             self._run = backends.resolve(backend, where).prepare([piece for each in pieces for piece in each])
         elif backend is not None:
             backends.resolve(backend, torch.device("cpu"))
-        self._watched = watched
-        self._tensors = list(dict.fromkeys(t for e in self.entries for t in (e.dst, e.src)))
+        self._private = private
+        tensors = [e.src for e in self.entries] + ([] if private else [e.dst for e in self.entries])
+        self._tensors = list(dict.fromkeys(tensors))
         self._known = self._memory()
         self._counted = [e.dst for e in self.entries if not e.dst.is_inference()]
 
@@ -82,15 +83,14 @@ class Table:
         """
         if self._run is None:
             return
-        if not self._watched and do.active is None:
-            self._run(do)
-            return
         if self._memory() != self._known:
             raise RuntimeError("a tensor's memory was replaced since its table was built; nothing was changed")
         if do.active is not None and self._has_cuts:
             self._run(replace(do, active=[at for i in do.active for at in self._pieces[i]]))
         else:
             self._run(do)
+        if self._private:
+            return
         changed = self._counted
         if do.active is not None:
             changed = [e.dst for i in do.active if not (e := self.entries[i]).dst.is_inference()]

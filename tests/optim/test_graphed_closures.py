@@ -249,3 +249,16 @@ def test_operations() -> None:
     longer = first_difference(of(lambda: x + 1), of(lambda: (x + 1) * 2))
     assert longer is not None and longer[0] is None and longer[1] is not None and longer[1].name == "aten::mul.Tensor"
     assert [op.name for op in of(lambda: bool(x.sum() > 1))][-1] == "aten::_local_scalar_dense"
+
+
+def test_a_loss_that_becomes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = block_mlp()
+    monkeypatch.setattr(graphed, "captured", Graphs(model).captured)
+    opt = zo.MeZO(model, lr=0.05, eps=1e-2)
+    shape: list[int] = []
+    step = opt.graphed(lambda: real_loss(model, 0).expand(shape), warmup=1)
+    step()
+    shape.append(3)
+    with pytest.raises(ValueError, match=r"closure: expected a scalar loss, got a tensor of shape \(3,\); no step"):
+        step()
+    assert opt.step_count == 1

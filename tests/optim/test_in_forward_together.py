@@ -187,17 +187,85 @@ class Around(nn.Module):
         return self.wrap(self.gives()), self.lin(x)
 
 
-def test_outputs_do_not_lie_in_the_buffer_when_it_is_used_again() -> None:
-    for wrap in (lambda t: t, lambda t: {"it": [t]}):
-        torch.manual_seed(0)
-        model = nn.ModuleDict({"around": Around(wrap), "head": nn.Linear(5, 50)})
+class Opaque:
+    """Of which nobody can tell that it holds a tensor."""
 
-        def loss(m: Any, step: int) -> Tensor:
+    def __init__(self, held: Tensor):
+        self.held = held
+
+
+def test_outputs_do_not_lie_in_the_buffer_when_it_is_used_again() -> None:
+    """Whatever way they take: out of the module around, in whatever they are wrapped, or by a hook of its own."""
+    for wrap, unwrap in (
+        (lambda t: t, lambda given: given),
+        (lambda t: {"it": [t]}, lambda given: given["it"][0]),
+        (Opaque, lambda given: given.held),
+        (None, None),
+    ):
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"around": Around(wrap or (lambda t: None)), "head": nn.Linear(5, 50)})
+
+        def loss(m: Any, step: int, unwrap: Any = unwrap) -> Tensor:
+            kept: list[Tensor] = []
+            hook = m["around"].gives.register_forward_hook(lambda module, args, output: kept.append(output))
             given, x = m["around"](torch.ones(5))
+            hook.remove()
             y = m["head"](x)  # overwrites the buffer
-            return y.square().mean() + (given if isinstance(given, Tensor) else given["it"][0]).sum()
+            return y.square().mean() + (kept[0] if unwrap is None else unwrap(given)).sum()
 
         check_losses(model, loss)
+
+
+def test_memory_that_moves_while_the_closure_runs() -> None:
+    """Its old address may be anybody's: nothing is read there."""
+    model = roomy()
+    opt, start = optimizer(model), snapshot(model)
+    for step in range(5):
+
+        def closure(step: int = step) -> Tensor:
+            if step == 3:
+                model.share_memory()
+            return real_loss(model, 0)
+
+        if step == 3:
+            with pytest.raises(RuntimeError, match="memory was replaced since its table was built"):
+                opt.step(closure)
+        else:
+            opt.step(closure)
+        assert_same(start, snapshot(model))
+
+
+def test_what_never_runs_takes_no_room() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"unused": nn.Linear(50, 50), "blocks": nn.Sequential(Block(4), Block(4))})
+    opt = check_losses(model, lambda m, step: m["blocks"](torch.ones(2, 4)).square().mean())
+    assert buffer_bytes(opt) == largest(model["blocks"]) < largest(model)
+
+
+def test_a_module_that_has_other_parameters_than_the_optimizer() -> None:
+    model = roomy()
+    opt = optimizer(model)
+    for _ in range(3):
+        opt.step(lambda: real_loss(model, 0))
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="expected it to run the module that the optimizer was given"):
+            opt.step(lambda: real_loss(model, 0))
+
+
+def test_an_interrupt_while_owners_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = roomy()
+    opt = optimizer(model)
+    opt.step(lambda: real_loss(model, 0))
+    old, new = model.blocks[0].up, nn.Linear(1, 1)
+    new.weight, new.bias = old.weight, old.bias
+    model.blocks[0].up = new
+    with monkeypatch.context() as patch:
+        patch.setattr(Owners, "_find_again", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            opt.step(lambda: real_loss(model, 0))
+    opt.step(lambda: real_loss(model, 0))
+    assert opt._in_forward is not None and new in opt._in_forward._owners.owned
 
 
 class Chosen(nn.Module):

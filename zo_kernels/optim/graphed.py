@@ -11,7 +11,7 @@ from torch import Tensor, device
 from ..backends.transfer import on_device, signed
 from ..trajectory import Kind
 from .interrupts import interrupts_held
-from .losses import Closure, call, value_of
+from .losses import Closure, Refused, call, value_of
 from .numbers import Numbers, Pair, Row, spsa_update
 from .operations import Operation, Operations, first_difference
 from .weights import Weights
@@ -122,8 +122,11 @@ class GraphedStep:
     def _check(self, where: device) -> None:
         if not self._same_bits:
             return
-        with torch.no_grad():
-            difference = differs_when_captured(self._closure, where)
+        try:
+            with torch.no_grad():
+                difference = differs_when_captured(self._closure, where)
+        except Refused as error:
+            raise error.error(f"closure: {error}; no step was taken") from None
         if difference is not None:
             raise ValueError(
                 f"graphed: expected a closure that is the same when it is captured, but {difference}; or take the "

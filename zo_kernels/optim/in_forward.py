@@ -267,7 +267,7 @@ class InForward:
         entries = [weights.entry(i, c, sources[i], kind) for i, c in zip(wanted, copies, strict=True)]
         names = [weights.weights[i].name for i in wanted]
         return Copies(
-            Table(entries, names, weights.backend, watched=False),
+            Table(entries, names, weights.backend, private=True),
             [(self._tensors[i], copy) for i, copy in zip(wanted, copies, strict=True)],
             [(self._tensors[i], weights.theta[i]) for i in wanted],
         )
@@ -276,8 +276,8 @@ class InForward:
         if self._watch is not None and module in self._stack:
             while self._stack.pop() is not module:
                 pass
-        if not self._has_frame(module):
-            return None
+        if not self._has_frame(module):  # a module around it has: its memory is soon another's all the same
+            return self._without_aliases(output) if module in self._owners.owned else None
         replaced = self._without_aliases(output)
         while self._put_back() is not module:
             pass

@@ -25,7 +25,7 @@ class Owners:
         self._module, self._bytes_for = module, bytes_for
         self._index = {id(t): i for i, t in enumerate(weights)}
         self._borrowed: dict[nn.Module, set[int]] = {}
-        self._together: dict[nn.Module, frozenset[int]] = {}
+        self._together: dict[nn.Module, frozenset[int]] | None = None
         # The modules and their parameters as they were met, by their ids: `members` and whoever made the weights keep
         # all that count alive.
         self._seen: list[int] = []
@@ -55,8 +55,9 @@ class Owners:
                     members.add(child)
                     todo.append(child)
         if seen != self._seen:
-            self._seen, self.members = seen, members
+            self.members = members
             self._find_again()
+            self._seen = seen  # last: an interrupt may come at any line
 
     def _find_again(self) -> None:
         owned = {m: set(indices) for m, indices in self._borrowed.items()}
@@ -69,18 +70,18 @@ class Owners:
 
     def look_again(self) -> None:
         """What `together` says may have changed: modules have run that had not."""
-        self._together = {}
+        self._together = None
 
     @property
     def together(self) -> Mapping[nn.Module, frozenset[int]]:
         """As `owned`, but with the weights of all modules within, as far up as they take no more memory than those of
-        the largest owner do. Only modules that were seen to run with all that is within them: an expert that few tokens
-        reach should cost nothing where it is not run.
+        the largest owner that runs do. Only modules that were seen to run with all that is within them: an expert that
+        few tokens reach should cost nothing where it is not run.
         """
-        if not self._together:
+        if self._together is None:
             self.ran &= self.members
             within: dict[nn.Module, frozenset[int] | None] = {}
-            room = max(map(self._bytes_for, self.owned.values()))
+            room = max((self._bytes_for(indices) for m, indices in self.owned.items() if m in self.ran), default=0)
             every = {m: self._within(m, room, within) for m in self.members if m in self.ran}
             self._together = {**self.owned, **{m: indices for m, indices in every.items() if indices}}
         return self._together

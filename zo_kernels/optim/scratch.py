@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, device
 
+from .interrupts import interrupts_held
+
 ALIGNMENT = 64  # bytes; of a cache line, and more than any kernel asks for
 
 
@@ -77,15 +79,17 @@ class Scratch:
         if at == len(self._chunks):
             return
         self._on_drop()
-        del self._chunks[at:], self._used[at:], self._spans[at:]
+        with interrupts_held():
+            del self._chunks[at:], self._used[at:], self._spans[at:]
 
     def _add(self, size: int) -> None:
         # Whether the step runs in inference mode or not.
         with torch.inference_mode(self._inference):
             chunk = torch.empty(size, dtype=torch.uint8, device=self._where)
-        self._chunks.append(chunk)
-        self._used.append(0)
-        self._spans.append((chunk.data_ptr(), chunk.data_ptr() + size))
+        with interrupts_held():
+            self._chunks.append(chunk)
+            self._used.append(0)
+            self._spans.append((chunk.data_ptr(), chunk.data_ptr() + size))
 
     def give_back(self, place: tuple[int, int]) -> None:
         """Free what was taken from there on."""

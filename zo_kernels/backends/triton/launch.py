@@ -31,13 +31,18 @@ def unavailable(where: device) -> str | None:
         return "triton is not installed: pip install triton"
     except ImportError as error:
         return f"triton cannot be imported: {error}"
+    version = tuple(map(int, triton.__version__.split(".")[:2]))
     if where.type == "cuda":
-        return None if torch.cuda.is_available() else "torch sees no CUDA or ROCm device"
+        if not torch.cuda.is_available():
+            return "torch sees no CUDA or ROCm device"
+        if version < (3, 6):
+            return f"on a GPU Triton is needed in version 3.6 or later (PyTorch 2.11 has it), got {triton.__version__}"
+        return None
     if where.type != "cpu":
         return f"Triton needs a CUDA or ROCm tensor, got one on {where.type}"
     if target() != "interpreter":
         return "Triton needs a GPU tensor; on a CPU set TRITON_INTERPRET=1 before importing zo_kernels"
-    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):  # loops of the older one fail with numpy 2.4
+    if version < (3, 7):  # loops of the older one fail with numpy 2.4
         return f"Triton's interpreter is needed in version 3.7 or later, got {triton.__version__}"
     return None
 
