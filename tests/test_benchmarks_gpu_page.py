@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 import tarfile
 from argparse import Namespace
 from dataclasses import replace
@@ -85,25 +87,53 @@ def test_stages_ask_pytest_for_tests_that_there_are(capsys, monkeypatch):
         assert backend in name and name not in found["gpu", "steps"]
 
 
-def test_suites_of_a_dry_run(tmp_path, capsys):
-    """In this process, which has PyTorch already. Those that need transformers have tests of their own, which make
-    headlines and tables of their rows, too.
-    """
-    few = {"bits": ["--only", "^native|/noise/bf16"]}  # Triton's passes, interpreted, are in test_matrix.py
+def dry_run(tmp_path, names, more=()):
+    """The headlines of suites' stages, in this process, which has PyTorch already."""
     told = {}
     for stage in suites(plan.stages(replace(plan.toy(), compared="16"))):
-        if stage.command[2] not in ("step", "offload") and stage.name != "profile":
-            status = main(stage.arguments(60.0, str(tmp_path))[2:] + few.get(stage.name, []))
-            assert status == 0, stage.name
+        if stage.name in names:
+            assert main([*stage.arguments(60.0, str(tmp_path))[2:], *more]) == 0, stage.name
             found = json.loads((tmp_path / f"{stage.name}.json").read_text())
             assert all(row["device_name"] for row in found if row["correct"])
             told[stage.name] = headlines.of(stage.name, found)
+    return told
+
+
+def test_suites_of_a_dry_run(tmp_path, capsys):
+    told = dry_run(tmp_path, {"bits"}, ["--only", "^native|/noise/bf16"])  # Triton's passes are in test_matrix.py
+    told |= dry_run(tmp_path, {stage.name for stage in suites(TOY)} - {"bits"} - OF_MODELS)
     assert told["machine"]
     compared = "triton in 1 comparisons" if INTERPRETS else "comparisons" if "avx512" in instruction_sets() else ""
     assert re.match(rf"bits equal to native:\w+'s: .*{compared}", told["bits"][0]) or not compared
     assert told["bandwidth"][0].startswith("of a copy: native:scalar fp32 ")
     assert told["ncu-cuda"] == ["1 of 1 skipped: ncu needs a GPU"]
     assert told["tuning"] == ["26 of 26 skipped: PyTorch sees no GPU here"]
+
+
+OF_MODELS = {"host", "step", "step-cuda", "profile", "offload"}
+
+
+def test_steps_of_a_dry_run(tmp_path, capsys):
+    pytest.importorskip("transformers")
+    told = dry_run(tmp_path, OF_MODELS)
+    assert set(told) == OF_MODELS
+    assert told["host"][0].startswith("µs of the host a module and forward: nothing/in_forward/together ")
+    methods = ("MeZO", "SparseMeZO", "MeZO/in_forward")
+    assert [line.partition(":")[0] for line in told["step"]] == [f"opt-tiny/{name}" for name in methods]
+    assert "operations, the longest" in told["profile"][0] and told["offload"][0].startswith("opt-tiny: ")
+    assert re.match("2 of 2 skipped: .*'cuda' cannot run here", told["step-cuda"][0])
+
+
+def test_tests_of_a_dry_run(tmp_path):
+    """As the run has them, in processes: all pass, or are skipped for want of a GPU."""
+    for stage in TOY:
+        if stage.is_tests and stage.name != "large-cuda":  # as large-triton
+            command = [sys.executable, *stage.arguments(60.0, str(tmp_path))]
+            env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
+            done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+            tested = headlines.tested(done.stdout)
+            assert done.returncode == 0 and tested.summary and not tested.failed, done.stdout + done.stderr
+            assert tested.none_ran == (stage.name != "matrix")
 
 
 # What the machine with the GPU may not have: hidden from every process whose path this file is on.

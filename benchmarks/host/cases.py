@@ -74,6 +74,8 @@ def _case(options: Namespace, device: torch.device, backend: str, where: str, si
 def _no_compiler() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
+    if torch.cuda.is_available():  # kernels that were compiled for the stand-in would stay in Triton's cache
+        return "there is a GPU: --device cuda launches on it"
     from zo_kernels.backends.triton.launch import target
 
     return "this process runs Triton's interpreter" if target() == "interpreter" else None
