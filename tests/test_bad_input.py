@@ -202,7 +202,12 @@ NOISE: dict[str, Row] = {
     "noise(seed=None)": (making(zo.noise, seed=None), TypeError, r"seed: .*got NoneType"),
     "noise(param_id=2**32)": (making(zo.noise, param_id=2**32), ValueError, r"param_id: .*got 4294967296"),
     "noise(offset=2**63)": (making(zo.noise, offset=2**63), ValueError, r"offset: .*got 9223372036854775808"),
-    "noise(device='meta')": (making(zo.noise, device="meta"), ValueError, r"meta"),
+    "noise(device='meta')": (making(zo.noise, device="meta"), ValueError, r"device: expected a device with memory"),
+    "noise(device='gpu')": (
+        making(zo.noise, device="gpu"),
+        ValueError,
+        r"^device: expected .* got 'gpu': .+$",
+    ),
     "noise(backend='gpu')": (making(zo.noise, backend="gpu"), ValueError, r"backend: .*got 'gpu'"),
 }
 

@@ -28,6 +28,7 @@ from benchmarks.timing import Call, Plan, Timer, Watch, alternate, quantile
 from benchmarks.upcast import upcast
 from zo_kernels import ops
 from zo_kernels.backends.native import instruction_sets
+from zo_kernels.optim import recorded
 
 CPU = torch.device("cpu")
 QUICK = ["--rounds", "2", "--seconds", "0"]
@@ -241,6 +242,16 @@ def test_steps_of_a_tiny_model(tmp_path):
         assert row["baseline"] != "in place" or row["perturb"] == "in_forward"
     assert {row["baseline"] for row in found} == {"published passes", "eager passes", "MeZO", "in place"}
     assert len(headlines.of("step", found)) == len(some) and len(TABLES["gpu-steps"](found)[1]) == len(found)
+
+
+@pytest.mark.parametrize("case", ["MeZO", "MeZO/in_forward", "LeZO", "LeZO/in_forward"])
+def test_no_timed_step_pays_for_another_s_weights(tmp_path, monkeypatch, case):
+    """An optimizer whose weights somebody else has changed takes fingerprints: each that is timed has its own."""
+    pytest.importorskip("transformers")
+    taken, fingerprints = [], recorded.weight_setups
+    monkeypatch.setattr(recorded, "weight_setups", lambda *a: taken.append(1) or fingerprints(*a))
+    status, _, _ = rows_of(tmp_path, "step", "--shape", "tiny", "--threads", "1", "--only", f"tiny/{case}$")
+    assert status == 0 and len(taken) <= 8  # of each optimizer when it begins, of copies that measure memory, too
 
 
 def test_weights_that_are_copied_to_where_they_run(tmp_path):

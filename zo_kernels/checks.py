@@ -121,3 +121,19 @@ def mask(name: str, value: Any, t: Tensor) -> float | Tensor | None:
     if value.layout != torch.strided or not value.is_contiguous():
         raise ValueError(f"{name}: expected a contiguous mask, got strides {value.stride()}")
     return value
+
+
+def usable_device(name: str, where: Any) -> torch.device:
+    """A device that tensors can be on here, with its index.
+
+    Raises:
+        ValueError: PyTorch cannot use it, or it has no memory.
+    """
+    try:
+        found = torch.empty(0, device=where).device
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]  # some list every operation that there is
+        raise ValueError(f"{name}: expected a device that PyTorch can use here, got {where!r}: {reason}") from error
+    if found.type == "meta":
+        raise ValueError(f"{name}: expected a device with memory, got {where!r}")
+    return found

@@ -214,6 +214,6 @@ def noise(
     seed = checks.integer("seed", seed, 0, checks.MAX_SEED)
     sizes = checks.sequence("shape", shape) if isinstance(shape, Sequence) else [shape]
     sizes = [checks.integer(f"shape[{i}]", n, 0) for i, n in enumerate(sizes)]
-    z = torch.zeros(sizes, dtype=dtype, device=device)
+    z = torch.zeros(sizes, dtype=dtype, device=checks.usable_device("device", device))
     Table([Entry(z, z, param_id, offset)], ["noise"], backend).apply(Pass([seed], [[1.0]], [1.0]))
     return z

@@ -14,13 +14,17 @@ _IMPORT = """
 import sys
 from importlib import import_module
 module = import_module(f"zo_kernels.{sys.argv[1]}")
+if not module.__file__.startswith(sys.argv[2]):  # an editable install fills in what this checkout lacks
+    sys.exit(f"{module.__file__} is another checkout's")
 sys.exit(module.device_error() if sys.argv[1] == "_cuda" else None)
 """
 
 
 def missing(extension: str) -> str | None:
     """Why an extension cannot be used by this Python, or None. It is asked in a process of its own, which may crash."""
-    done = subprocess.run([sys.executable, "-c", _IMPORT, extension], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _IMPORT, extension, str(ROOT)], cwd=ROOT, capture_output=True, text=True
+    )
     said = done.stderr.strip().splitlines()
     return (said[-1] if said else f"exit status {done.returncode}") if done.returncode else None
 

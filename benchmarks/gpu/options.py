@@ -12,7 +12,7 @@ SECONDS = 480.0
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FOLDER", help="where gpu.tgz goes, all that was found")
     parser.add_argument(
-        "--seconds", type=float, default=SECONDS, help="for everything; what no longer fits is left (default 480)"
+        "--seconds", type=positive, default=SECONDS, help="for everything; what no longer fits is left (default 480)"
     )
     parser.add_argument("--only", type=regex, metavar="REGEX", help="machine, and stages in whose name it is found")
     parser.add_argument("--plan", action="store_true", help="show the stages and what they may take, and stop")

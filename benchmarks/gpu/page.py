@@ -17,7 +17,7 @@ _SECTIONS: Sequence[tuple[str, str, Sequence[str], str]] = (
         "gpu-bits",
         ("bits",),
         "The noise and the passes, compared bit for bit with those of the processor's kernels. The tests of the stages "
-        "`matrix`, `steps` and `large` compare with the reference.",
+        "`matrix`, `steps` and `large-…` compare with the reference.",
     ),
     (
         "Passes",
@@ -60,6 +60,7 @@ def made(machine: Row, told: Mapping[str, Any], found: Mapping[str, Sequence[Row
     fine = ("ok", "nothing") if told["dry_run"] else ("ok",)
     bad = [s["name"] for s in told["stages"] if s["status"] not in fine]
     bad += [name for name in told["planned"] if name not in {s["name"] for s in told["stages"]}]
+    idle = "; those with *nothing* would need a GPU" if any(s["status"] == "nothing" for s in told["stages"]) else ""
     parts = [
         f"# {machine['device_name']}\n\n",
         _DRY if told["dry_run"] else "",
@@ -67,7 +68,9 @@ def made(machine: Row, told: Mapping[str, Any], found: Mapping[str, Sequence[Row
         "`python -m benchmarks gpu --read gpu.tgz` of the rows beside this page.\n\n",
         _table("gpu-machine", ["machine"], folder),
         "\n## Stages\n\n",
-        f"Not as they should: {', '.join(bad)}.\n\n" if bad else "Every stage that was asked for ran to its end.\n\n",
+        f"Not as they should: {', '.join(bad)}.\n\n"
+        if bad
+        else f"Every stage that was asked for ran to its end{idle}.\n\n",
         _table("gpu-stages", ["stages"], folder),
     ]
     for heading, table, stages, text in _SECTIONS:

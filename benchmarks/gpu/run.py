@@ -100,7 +100,10 @@ class Run:
                 for stage in self._stages:
                     self._stage(stage)
                     if stage.vital and self._ended[-1]["status"] != OK:
-                        print(f"Without {stage.name} nothing else is run.")
+                        print(
+                            f"Without {stage.name} nothing else is run by {sys.executable} (make gpu PYTHON=... takes "
+                            "another); python -m benchmarks gpu --dry-run tries all stages without a GPU."
+                        )
                         break
         except KeyboardInterrupt:
             print("interrupted")
@@ -151,6 +154,8 @@ class Run:
         else:
             wrong = [f"WRONG {row['case']}: {row['wrong']}" for row in found if row.get("correct") is False]
             lines = wrong + headlines.of(stage.name, found)
+            if not stage.writes_rows:
+                lines = printed.strip().splitlines()[-1:]
             nothing = bool(found) and all(row.get("skipped") is not None for row in found)
         if wrong:
             return WRONG, lines

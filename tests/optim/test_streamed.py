@@ -236,5 +236,10 @@ def test_arguments_that_do_not_fit() -> None:
         ValueError, match="execution_device: expected a device that PyTorch can use here, got 'cuda:99'"
     ):
         zo.MeZO(model, lr=0.1, execution_device="cuda:99")
-    with pytest.raises(ValueError, match="with execution_device, the weights are not where the forward runs"):
+    with pytest.raises(ValueError, match="execution_device: expected a device with memory, got 'meta'"):
+        zo.MeZO(model, lr=0.1, execution_device="meta")
+    with pytest.raises(
+        ValueError,
+        match=r"weights are copied to where the forward runs in every step; use opt\.step",
+    ):
         zo.MeZO(model, lr=0.1, execution_device="cpu").graphed(lambda: 0.0)

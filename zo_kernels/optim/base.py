@@ -158,13 +158,7 @@ class ZeroOrderOptimizer(RecordedSteps):
                 if not reason
                 else f"execution_device: it needs perturb='in_forward', which cannot be: {reason}"
             )
-        try:
-            where = torch.empty(0, device=where).device  # with its index
-        except (RuntimeError, AssertionError, TypeError) as error:
-            raise ValueError(
-                f"execution_device: expected a device that PyTorch can use here, got {where!r}: {error}"
-            ) from error
-        return where
+        return checks.usable_device("execution_device", where)
 
     def _choose_perturb(self, asked: str) -> str:
         """What was asked for, or what "auto" comes to."""
@@ -284,7 +278,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         if not isinstance(same_bits, bool):
             raise TypeError(f"same_bits: expected a bool, got {type(same_bits).__name__}")
         if (reason := self._steps_differ() or cannot_be_graphed(self._prepare().theta[0].device)) is not None:
-            raise ValueError(f"graphed: expected an optimizer whose steps can be captured, but {reason}")
+            raise ValueError(f"graphed: expected an optimizer whose steps can be captured, but {reason}; use opt.step")
         return GraphedStep(self, closure, warmup, same_bits)
 
     def _steps_differ(self) -> str | None:
@@ -292,7 +286,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         if self._ranks is not None:
             return "ranks exchange their losses in every step"
         if self._execution_device is not None:
-            return "with execution_device, the weights are not where the forward runs"
+            return "with execution_device, weights are copied to where the forward runs in every step"
         return "with drop, every step changes other weights" if self.drop else None
 
     def _launches_depend_on(self) -> tuple[Any, ...]:

@@ -148,7 +148,8 @@ class GraphedStep:
             seen: list[Any] = []
             pairs = optimizer._evaluate(probes, self._closure, seeds, eps, seen, [])
             if not all(isinstance(value, Tensor) for pair in pairs for value in pair):
-                raise ValueError(f"closure: expected losses on {where}, for a graph, got {type(seen[0]).__name__}")
+                got = f"one on {seen[0].device}" if isinstance(seen[0], Tensor) else type(seen[0]).__name__
+                raise ValueError(f"closure: expected losses on {where}, for a graph, got {got}")
             numbers = Numbers.of([pairs], eps, self._rates, self._decays)
             probes.finish(spsa_update(seeds, numbers.gradients[0], numbers.rates), numbers.decays)
             return sum(seen) / len(seen), numbers, pairs

@@ -121,7 +121,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
         return [2 * lr if rate is None else rate for lr, rate in zip(self._rates(), given, strict=True)]
 
     def _steps_differ(self) -> str | None:
-        return "steps at an anchor and between anchors are not alike"
+        return "MeZO-SVRG's steps at an anchor and between anchors are not alike"
 
     def _svrg_setup(self) -> dict[str, bool]:
         return {"svrg": True, "shared_direction": self.shared_direction, "anchored": self._age is not None}
