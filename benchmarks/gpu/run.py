@@ -154,7 +154,7 @@ class Run:
         else:
             wrong = [f"WRONG {row['case']}: {row['wrong']}" for row in found if row.get("correct") is False]
             lines = wrong + headlines.of(stage.name, found)
-            if not stage.writes_rows:
+            if not lines and not stage.writes_rows:
                 lines = printed.strip().splitlines()[-1:]
             nothing = bool(found) and all(row.get("skipped") is not None for row in found)
         if wrong:
