@@ -33,6 +33,7 @@ VARIANTS = (
 
 # What might make a GPU's kernels faster, against what they are; other kinds of passes have other needs.
 TUNINGS = {
+    "warps=2": (("triton",), replace(DEFAULT, warps=2)),
     "warps=8": (("triton",), replace(DEFAULT, warps=8)),
     "warps=16": (("triton",), replace(DEFAULT, warps=16)),
     "prefetch": (("triton",), replace(DEFAULT, prefetch=True)),
@@ -43,7 +44,7 @@ TUNED = {
     "fp32": (PLAIN,),
     "bf16": (PLAIN, replace(PLAIN, rounding="stochastic"), replace(PLAIN, mask="bits")),
 }
-_PLAIN_ONLY = "warps=16"
+_FP32_ONLY = "warps=16"  # a thread would have half of an access of 16-bit weights
 
 # What is to be reached, on a tensor too large for any cache.
 _STATED_FOR = 64_000_000
@@ -82,7 +83,7 @@ def _cases(options: Namespace) -> Iterator[Case]:
                     yield _case(f"{stem}/{label(kind)}{size}", options, dtype, backend, elements, kind)
                 for kind in TUNED.get(dtype, ()):
                     for name, (whose, tuning) in TUNINGS.items():
-                        if backend in whose and (kind == PLAIN or name != _PLAIN_ONLY):
+                        if backend in whose and (dtype == "fp32" or name != _FP32_ONLY):
                             case = "/".join(filter(None, (stem, f"tuning:{name}", label(kind))))
                             yield _case(case + size, options, dtype, backend, elements, kind, tuning=tuning)
                 if backend.startswith("native"):

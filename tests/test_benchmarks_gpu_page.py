@@ -107,7 +107,7 @@ def test_suites_of_a_dry_run(tmp_path, capsys):
     assert re.match(rf"bits equal to native:\w+'s: .*{compared}", told["bits"][0]) or not compared
     assert told["bandwidth"][0].startswith("of a copy: native:scalar fp32 ")
     assert told["ncu-cuda"] == ["1 of 1 skipped: ncu needs a GPU"]
-    assert told["tuning"] == ["26 of 26 skipped: PyTorch sees no GPU here"]
+    assert told["tuning"] == ["29 of 29 skipped: PyTorch sees no GPU here"]
 
 
 OF_MODELS = {"host", "step", "step-cuda", "profile", "offload"}

@@ -123,6 +123,28 @@ def test_every_other_specialisation_compiles():
             assert set(static.float_operations) <= EXACT, key
 
 
+TUNED = """
+from benchmarks.triton_static import Variant, measure
+from zo_kernels.backends.tuning import Tuning
+from zo_kernels.backends.types import MaskKind
+for arch in (80, 90):
+    for key in (("fp32", MaskKind.NONE, False), ("bf16", MaskKind.NONE, True), ("bf16", MaskKind.BITS, False)):
+        usual = measure(Variant(arch, *key))
+        for tuning, more in ((Tuning(prefetch=True), 1.8), (Tuning(warps=8), 2.5), (Tuning(warps=2), 0.0)):
+            tuned = measure(Variant(arch, *key, tuning=tuning))
+            assert tuned.first <= usual.first + more, (arch, key, tuning, usual.first, tuned.first)
+            assert not tuned.count("STL") and not tuned.count("LDL"), (arch, key, tuning)
+"""
+
+
+@pytest.mark.slow
+def test_tunings_compile():
+    """What a GPU is to choose from: a few instructions more or less, no spills."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", TUNED], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 ROCM = """
 import re
 from benchmarks.triton_static import Variant, compile_kernel

@@ -158,7 +158,7 @@ def stages(sizes: Sizes) -> list[Stage]:
         _suite(
             *("tuning", "kernels", "--elements", sizes.tuned, "--only", "tuning:", *sizes.per_pass),
             limit=55,
-            expected=32,
+            expected=35,
         ),
         _suite("host", "host", *device, "--layers", str(sizes.layers), *sizes.per_pass, limit=30, expected=12),
         _suite(
