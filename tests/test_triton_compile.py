@@ -130,7 +130,7 @@ from zo_kernels.backends.types import MaskKind
 for arch in (80, 90):
     for key in (("fp32", MaskKind.NONE, False), ("bf16", MaskKind.NONE, True), ("bf16", MaskKind.BITS, False)):
         usual = measure(Variant(arch, *key))
-        for tuning, more in ((Tuning(prefetch=True), 1.8), (Tuning(warps=8), 2.5), (Tuning(warps=2), 0.0)):
+        for tuning, more in ((Tuning(prefetch=True), 2.2), (Tuning(warps=8), 2.5), (Tuning(warps=2), 0.0)):
             tuned = measure(Variant(arch, *key, tuning=tuning))
             assert tuned.first <= usual.first + more, (arch, key, tuning, usual.first, tuned.first)
             assert not tuned.count("STL") and not tuned.count("LDL"), (arch, key, tuning)

@@ -14,8 +14,8 @@ class Tuning:
     Args:
         most_blocks: that one program takes, a power of two, so that what it reads of the table is spread over them. It
             takes fewer if the table is so small that some processors would get nothing to do.
-        warps: of a program of Triton's; with 4, a thread has 16 elements of a block. Of 16-bit weights it needs 8, which is
-            one access.
+        warps: of a program of Triton's; with 4, a thread has 16 elements of a block. Of 16-bit weights it needs 8, one
+            access.
         prefetch: whether Triton's program loads a block while it makes the noise of the one before. CUDA C++ always
             does.
     """
