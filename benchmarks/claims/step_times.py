@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 
 import torch
@@ -45,7 +46,8 @@ class StepTimes:
         dtype = torch.bfloat16 if SHAPES[shape].large and device.type == "cuda" else torch.float32
         task = SHAPES[shape].build(Batch(examples, tokens), device, dtype)
         make = StepMaker(task, method, device, options)
-        dense = StepMaker(task, MEZO, device, options)
+        # A model of its own: an optimizer whose weights another has changed takes fingerprints of all of them.
+        dense = StepMaker(replace(task, model=copy.deepcopy(task.model)), MEZO, device, options)
         other = copy.deepcopy(task.model)  # the baselines replace the memory of the weights
         others: dict[str, Callable[[], Call]] = {
             OURS: lambda: dense.call(dense.first.run),
