@@ -52,7 +52,7 @@ class Frame:
     """A module that runs, and what stands in for its weights."""
 
     module: nn.Module
-    swapped: Iterable[int] = ()
+    swapped: Iterable[int] = ()  # weights, by index
     originals: Sequence[tuple[Tensor, Tensor]] = ()  # (weight, its θ)
     place: Any = None  # of what stands in for them
     others: Sequence[Tensor] = ()  # what is not trained, and was moved here too
@@ -276,7 +276,8 @@ class InForward:
         if self._watch is not None and module in self._stack:
             while self._stack.pop() is not module:
                 pass
-        if not self._has_frame(module):  # a module around it has: its memory is soon another's all the same
+        # Without a frame, its weights lie in the buffer for a module around it: soon for another one.
+        if not self._has_frame(module):
             return self._without_aliases(output) if module in self._owners.owned else None
         replaced = self._without_aliases(output)
         while self._put_back() is not module:
