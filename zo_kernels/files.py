@@ -1,0 +1,152 @@
+"""Files that a killed process or a power cut leaves whole, and that two processes do not write at the same time."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import shutil
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+_fcntl: Any
+_msvcrt: Any
+try:
+    import fcntl as _fcntl
+except ImportError:  # Windows
+    _fcntl = None
+try:
+    import msvcrt as _msvcrt
+except ImportError:
+    _msvcrt = None
+
+PART = ".part"  # ends the name of a file until it is whole
+_BEYOND = 2**62  # a byte that no file has: Windows keeps others from reading what is locked
+_made = itertools.count()
+
+
+def replace(path: str | Path, data: bytes | bytearray | memoryview) -> None:
+    """Write a file, or another one in its place: whenever the process is killed or the power is cut, there is the old
+    one or the new one, whole. A link stays one, and its target is written. If it fails, nothing has changed.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    part = target.with_name(f"{target.name}.{os.getpid()}-{next(_made)}{PART}")
+    try:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            shutil.copymode(target, part)
+        os.replace(part, target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync_folder(target.parent)
+
+
+def sync(path: str | Path) -> None:
+    """Force a file's contents to the disk."""
+    file = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def sync_folder(path: str | Path) -> None:
+    """Force the names of its files to the disk; Windows has no such call."""
+    if os.name == "posix":
+        sync(path)
+
+
+def unused(path: str | Path, word: str) -> Path:
+    """`path` with "." + word + "-1" behind it, or the first number that no file has."""
+    return next(p for n in itertools.count(1) if not os.path.lexists(p := Path(f"{path}.{word}-{n}")))
+
+
+def lock(file: int) -> bool:
+    """Keep other processes from locking an open file; False if one has it. The system gives the lock up when the
+    process ends, however it ends: there are no stale ones. In one process it can be had again and again, and is given
+    up when any descriptor of that file is closed.
+    """
+    try:
+        if _fcntl is not None:
+            _fcntl.lockf(file, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+        elif _msvcrt is not None:
+            at = os.lseek(file, 0, os.SEEK_CUR)
+            os.lseek(file, _BEYOND, os.SEEK_SET)
+            try:
+                _msvcrt.locking(file, _msvcrt.LK_NBLCK, 1)
+            finally:
+                os.lseek(file, at, os.SEEK_SET)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            return False
+        warnings.warn(
+            f"this file system has no locks ({error.strerror}): two processes that write one run are not kept apart",
+            stacklevel=2,
+        )
+    return True
+
+
+class Locked:
+    """That no other process, and nobody else in this one, holds the same file; a context manager.
+
+    The file is made if need be, holds the number of the process, and is gone again at the end. One that a killed
+    process left behind keeps nobody out.
+
+    Args:
+        path: of the lock's own file.
+        told: what to say to the second, before the number of the process that has it.
+
+    Raises:
+        BlockingIOError: it is held.
+        OSError: the file cannot be made.
+    """
+
+    _held: set[str] = set()
+
+    def __init__(self, path: str | Path, told: str):
+        self._path = os.path.realpath(path)
+        if self._path in self._held:
+            raise BlockingIOError(f"{told}: process {os.getpid()}, this one")
+        while True:
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            if not lock(self._file):
+                owner = os.read(self._file, 32).decode(errors="replace").strip()
+                os.close(self._file)
+                raise BlockingIOError(f"{told}: process {owner or 'unknown'}")
+            if self._is_there():
+                break
+            os.close(self._file)  # whoever had it has just taken it away
+        self._held.add(self._path)
+        os.ftruncate(self._file, 0)
+        os.write(self._file, f"{os.getpid()}\n".encode())
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._file), os.stat(self._path))
+        except FileNotFoundError:
+            return False
+
+    def release(self) -> None:
+        """Give it up."""
+        if self._path in self._held:
+            self._held.discard(self._path)
+            if os.name == "posix":  # Windows removes no open file
+                Path(self._path).unlink(missing_ok=True)
+            os.close(self._file)
+
+    def __enter__(self) -> Locked:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
