@@ -41,7 +41,9 @@ def replace(path: str | Path, data: bytes | bytearray | memoryview) -> None:
     # Not by the number of the process, which another one on another machine, or in another container, may have, too.
     part = target.with_name(f"{target.name[:40]}.{secrets.token_hex(4)}{PART}")
     try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666), "wb") as file:
+        with open(
+            os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666), "wb"
+        ) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

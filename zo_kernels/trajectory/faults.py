@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from json import JSONDecodeError
 from typing import Any, Literal
 
-from .further import SETUP_BEGINS, Further, further, length_of_text
+from .further import SETUP_BEGINS, Further, ends_within, further, length_of_text
 from .order import Order
 from .record import HEAD, LENGTH, MAGIC, RATE_EACH, Damaged, Kind, Unknown, size_of
 from .setups import MAX_TEXT, loaded
@@ -19,7 +19,6 @@ _LEAST_TEXT = 200  # bytes of a setup; a shorter one lacks fields
 _PRINTABLE = re.compile(rb"[ -~]*")
 _UNSEEN = 1 << 16  # bytes of a record of a kind that this version does not know, within which its end is looked for
 _TOLD = 300  # characters of a reason
-_LONGEST_NUMBER = 24
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,9 @@ def beginning(data: bytes | bytearray) -> Fault | None:
     if first == MAGIC:
         return None
     if MAGIC.startswith(first):
-        return Fault(0, 0, f"cut off: {len(first)} of the {len(MAGIC)} bytes that a trajectory begins with", "incomplete")
+        return Fault(
+            0, 0, f"cut off: {len(first)} of the {len(MAGIC)} bytes that a trajectory begins with", "incomplete"
+        )
     at = len(MAGIC)
     if any(_sealed(data, at, zlib.crc32(MAGIC), head, 1) for head in Order().heads()):
         lost = further(data, at, None)
@@ -115,7 +116,9 @@ def found(data: bytes | bytearray, at: int, crc: int, order: Order, record: int,
     if any(_sealed(data, at, crc, head, groups) for head in heads):
         return _fault(at, record, "it is damaged in its first bytes", "damaged", replace(lost, exact=False))
     if not lost.sound and _may_be_cut(bytes(data[at:]), order, heads, groups):
-        return _fault(at, record, f"cut off: {len(data) - at} bytes of it are there", "incomplete", Further(False, 0, True))
+        return _fault(
+            at, record, f"cut off: {len(data) - at} bytes of it are there", "incomplete", Further(False, 0, True)
+        )
     if data[at + 4 : at + HEAD.size] not in heads and _sealed_somewhere(data, at, crc):
         kind, flags, count = struct.unpack_from("<BBH", data, at + 4)
         reason = f"its checksum is right, but kind {kind} with flags {flags} and count {count} is not known"
@@ -196,7 +199,7 @@ def _may_be_cut_setup(body: bytes) -> bool:
     try:
         loaded(text, whole=False)
     except JSONDecodeError as error:
-        return error.msg.startswith("Unterminated string") or len(text) - error.pos <= _LONGEST_NUMBER
+        return ends_within(text, error)
     except ValueError:
         return False
     return False  # a whole one, before its length says so
