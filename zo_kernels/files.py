@@ -11,7 +11,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 _fcntl: Any
 _msvcrt: Any
@@ -125,7 +125,7 @@ class Locked:
         OSError: the file cannot be made.
     """
 
-    _held: set[tuple[int, str]] = set()  # the process, since one that is forked off it holds none, and the path
+    _held: ClassVar[set[tuple[int, str]]] = set()  # process, since one that is forked off it holds none, and path
 
     def __init__(self, path: str | Path, told: str):
         self._path = os.path.realpath(path)

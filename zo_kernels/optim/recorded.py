@@ -219,7 +219,7 @@ class RecordedSteps(TrainedWeights):
                 self._ranks.check_directions(last.directions)
             self._warn_of_other_options(last)
             replay = Replay(self._names, trajectory, self.backend, check_values=weights == "first")
-        self._by_first(lambda: [file.set_aside() for file in found])
+        self._by_first(lambda: found[0].set_aside())
         if replay is not None and weights == "first":
             replay.run()
             self._go_on_from(replay, last)

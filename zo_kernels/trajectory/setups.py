@@ -205,7 +205,7 @@ def _check_weight(at: str, w: WeightSetup, setup: Setup) -> None:
         wanted = f"{at}.threshold: expected None or a number of at least 0"
         if isinstance(w.threshold, bool) or not isinstance(w.threshold, (int, float)):
             raise TypeError(f"{wanted}, got {type(w.threshold).__name__}")
-        if not (math.isnan(w.threshold) or 0 <= w.threshold):
+        if not (math.isnan(w.threshold) or w.threshold >= 0):
             raise ValueError(f"{wanted}, got {w.threshold}")
     _text(f"{at}.fingerprint", w.fingerprint)
     if not _FINGERPRINT.fullmatch(w.fingerprint):
