@@ -53,6 +53,18 @@ def test_an_incomplete_record_and_damage_are_told_apart(run: int) -> None:
             assert sound == end and fault is not None and fault.kind == "damaged"
 
 
+def test_a_record_that_seems_cut_off_before_a_sound_one_is_damaged() -> None:
+    """Two bits of it, of which one makes it longer than the file."""
+    parts = records(a_run(groups=True, directions=3))
+    data = bytearray(sealed([*parts[:2], _probes(1)]))
+    at = ends(bytes(data))[1]
+    data[at + 5] ^= 2  # losses of twice the size
+    data[at + 30] ^= 1
+    _, sound, fault = read(bytes(data))
+    assert sound == at and fault is not None and (fault.kind, fault.steps) == ("damaged", 2)
+    assert read(bytes(data[: at + 40]))[2].kind == "incomplete"  # nobody can tell
+
+
 def test_faults_are_told_with_what_to_do() -> None:
     data = a_run()
     end = ends(data)[5]

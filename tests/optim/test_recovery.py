@@ -22,6 +22,7 @@ from torch import nn
 
 import zo_kernels as zo
 from zo_kernels import files
+from zo_kernels.optim.replay import Replay
 from zo_kernels.trajectory import FaultyTrajectory
 from zo_kernels.trajectory.file import TrajectoryFile
 
@@ -92,7 +93,7 @@ def test_files_that_are_not_ours_are_refused_in_any_case(saved, tmp_path: Path) 
         build("MeZO", start, sync="always")
 
 
-@pytest.mark.parametrize("fails", ["write", "fsync", "the weights", "the cut"])
+@pytest.mark.parametrize("fails", ["write", "fsync", "the weights", "the replay", "the cut"])
 def test_a_recovery_that_fails_changes_nothing(saved, fails: str, tmp_path: Path, monkeypatch: Any) -> None:
     start, path, _ = saved
     damaged = flipped(path.read_bytes(), ends(path.read_bytes())[3] + 20)
@@ -109,6 +110,8 @@ def test_a_recovery_that_fails_changes_nothing(saved, fails: str, tmp_path: Path
             patched.setattr(files, "replace", full)
         if fails == "fsync":
             patched.setattr(os, "fsync", full)
+        if fails == "the replay":
+            patched.setattr(Replay, "run", full)
         if fails == "the cut":
             patched.setattr(os, "ftruncate", full)
         with pytest.raises((OSError, ValueError), match=r"No space|weights that the run started with"):
@@ -147,14 +150,15 @@ def test_files_that_cannot_be_written_are_told_before_anything_changes(saved, mo
 
 
 def forked(do: Callable[[], Any]) -> int:
-    """0, or 1 if it raised."""
+    """0, or if it raised 3 because it was forked, 2 because somebody else writes, else 1."""
     child = os.fork()
     if child == 0:
         try:
             with warnings.catch_warnings():
                 do()
         except BaseException as error:
-            os._exit(2 if isinstance(error, (BlockingIOError, RuntimeError)) else 1)
+            told = "forked off" in str(error), isinstance(error, (BlockingIOError, RuntimeError)), True
+            os._exit(3 - told.index(True))
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
@@ -168,7 +172,7 @@ def test_another_process_writes_nothing(tmp_path: Path) -> None:
     go(opt, model, 2)
     whole = opt.trajectory.to_bytes()  # to read the file would give its lock up until the next step
     resuming = build("MeZO", start)
-    assert forked(lambda opt=opt: go(opt, model, 1)) == 2  # steps were taken in vain, and it says so
+    assert forked(lambda opt=opt: go(opt, model, 1)) == 3  # steps were taken in vain, and it says so
     assert forked(lambda: resuming.resume(path)) == 2
     assert path.read_bytes() == whole
     go(opt, model, 1)
@@ -191,10 +195,12 @@ def test_a_lock_that_was_lost_is_noticed(tmp_path: Path) -> None:
         signal.pause()
         held.close()
     os.read(told, 1)
-    with pytest.raises(RuntimeError, match="another process writes to the same trajectory, and has locked it"):
-        go(opt, model, 1)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    try:
+        with pytest.raises(RuntimeError, match="another process writes to the same trajectory, and has locked it"):
+            go(opt, model, 1)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
     go(opt, model, 1)
     assert zo.Trajectory.load(path).steps == 3
 

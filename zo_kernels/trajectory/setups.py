@@ -122,7 +122,8 @@ def loaded(text: bytes, *, whole: bool = True) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Objects of few fields, of which there may be very many, are seen before they take memory."""
     if len(pairs) < _LEAST_FIELDS:
-        raise ValueError(f"expected objects of {_LEAST_FIELDS} fields or more, got {str(pairs)[:100]}")
+        names = ", ".join(name[:40] for name, _ in pairs)
+        raise ValueError(f"expected objects of {_LEAST_FIELDS} fields or more, got one of {names}")
     return dict(pairs)
 
 
