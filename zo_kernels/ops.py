@@ -5,15 +5,16 @@ w <- round( decay * w + m . sum_k scale_k * z(seed_k) )        (docs/noise.md)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
 from . import backends, checks
-from .backends.types import Entry, MaskKind, Pass
+from .backends.types import Entry, InC, MaskKind, Pass
 
 ROUNDINGS = ("nearest", "stochastic")
 
@@ -53,7 +54,7 @@ class Table:
             checks.integer(f"{name}: param_id", e.param_id, 0, checks.MAX_PARAM_ID)
             checks.integer(f"{name}: offset", e.offset, 0, checks.MAX_INDEX - e.dst.numel())
         tensors = [e.dst for e in entries]
-        self._run = None
+        self._run: Callable[[Pass], None] | None = None
         if tensors:
             where = checks.one_device(names, tensors)
             checks.disjoint(names, tensors)
@@ -81,20 +82,31 @@ class Table:
         Raises:
             RuntimeError: a tensor's memory was replaced since the table was built.
         """
+        self.call(do)()
+
+    def call(self, do: Pass) -> Callable[[], object]:
+        """What makes the pass, a call of a C function alone if `in_c`. It is counted as a change already.
+
+        Raises:
+            RuntimeError: as `apply`.
+        """
         if self._run is None:
-            return
+            return bool  # of nothing
         if self._memory() != self._known:
             raise RuntimeError("a tensor's memory was replaced since its table was built; nothing was changed")
+        if not self._private:
+            changed = self._counted
+            if do.active is not None:
+                changed = [e.dst for i in do.active if not (e := self.entries[i]).dst.is_inference()]
+            torch.autograd.graph.increment_version(changed)
         if do.active is not None and self._has_cuts:
-            self._run(replace(do, active=[at for i in do.active for at in self._pieces[i]]))
-        else:
-            self._run(do)
-        if self._private:
-            return
-        changed = self._counted
-        if do.active is not None:
-            changed = [e.dst for i in do.active if not (e := self.entries[i]).dst.is_inference()]
-        torch.autograd.graph.increment_version(changed)
+            do = replace(do, active=[at for i in do.active for at in self._pieces[i]])
+        return self._run.bound(do) if isinstance(self._run, InC) else partial(self._run, do)
+
+    @property
+    def in_c(self) -> bool:
+        """Whether no exception from outside can come in the middle of a pass."""
+        return self._run is None or isinstance(self._run, InC)
 
 
 def _cut(entry: Entry, offsets: Sequence[int]) -> list[Entry]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import device
 
-from .types import Entry, Pass
+from .types import Entry, InC, Pass
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/axpy.h: DType
 
@@ -59,11 +60,16 @@ class Native:
                 for e in entries
             ]
         )
+        return _Run(table, chosen)
 
-        def run(do: Pass) -> None:
-            table.run(*do.once("native", _numbers), do.stochastic, do.active, torch.get_num_threads(), chosen)
 
-        return run
+class _Run(InC):
+    def __init__(self, table: Any, instruction_set: str):
+        self._table, self._instruction_set = table, instruction_set
+
+    def bound(self, do: Pass) -> Callable[[], object]:
+        numbers, threads = do.once("native", _numbers), torch.get_num_threads()
+        return partial(self._table.run, *numbers, do.stochastic, do.active, threads, self._instruction_set)
 
 
 def _numbers(do: Pass) -> tuple[list[int], list[float], list[float]]:

@@ -14,12 +14,12 @@ from torch import Tensor, device, nn
 from .. import checks
 from ..ops import ROUNDINGS
 from ..trajectory import Kind
+from .attempt import attempted
 from .blocks import block_of_parameters
 from .draws import FIRST_SLOT, blocks_to_drop, direction_seeds
 from .graphed import GraphedStep, cannot_be_graphed
 from .groups import check_group, given_blocks, norm_parameters
 from .in_forward import InForwardProbes, cannot_perturb_in_forward
-from .interrupts import interrupts_held
 from .losses import Closure, Refused, check_closure, check_pair, decay_factors, value_of
 from .numbers import Numbers, Pair, Seed, spsa_update
 from .parallel import Parallel, Ranks, ranks_of
@@ -122,6 +122,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         self._gradients = []
         self._weights = self._built_for = self._in_forward = None
         self._builds = self._steps_since_built = 0  # of the tables
+        self._torn = False
 
         module = params if isinstance(params, nn.Module) else None
         if (reshard := resharding(module)) is not None:
@@ -202,7 +203,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         n = self._steps_since_built
         return n & (n - 1) == 0
 
-    @torch.no_grad()
+    @attempted
     def step(self, closure: Closure) -> Tensor | float:  # type: ignore[override]
         """One step: two evaluations of the loss a direction, then the update.
 
@@ -225,15 +226,16 @@ class ZeroOrderOptimizer(RecordedSteps):
             ValueError: perturbation in the forward cannot reach a weight; the message names it.
             OSError: the trajectory's file cannot be written. The step was taken; the next one writes what is missing.
         """
+        attempt = self._attempt
         check_closure("closure", closure)
         eps, rates, decays, weights = self._begin()
-        probes = self._probes(weights, weights.active(self._draw_dropped()), watch=self._watches())
+        attempt.probes = probes = self._probes(weights, weights.active(self._draw_dropped()), watch=self._watches())
         seeds, seen = self._seeds(), list[Any]()
         pairs = self._probe(probes, closure, seeds, eps, seen)
         numbers = Numbers.of([pairs], eps, rates, decays)
-        with interrupts_held():
-            probes.finish(spsa_update(seeds, numbers.gradients[0], numbers.rates), numbers.decays)
-            self._took(weights, Kind.STEP, rates, eps, numbers, pairs)
+        taking = self._taking(attempt, weights, Kind.STEP, rates, eps, numbers, pairs)
+        probes.finish(spsa_update(seeds, numbers.gradients[0], numbers.rates), numbers.decays, taking)
+        self._taken(attempt, weights)
         return self._mean_loss(seen, pairs)
 
     @contextmanager
@@ -304,50 +306,27 @@ class ZeroOrderOptimizer(RecordedSteps):
         eps, rates = self._eps(), self._rates()
         decays = decay_factors(rates, self._weight_decays())
         weights = self._prepare()
+        self._check_whole(weights)
         self._begin_record(weights, eps)
         return eps, rates, decays, weights
 
     def _probe(
         self, probes: Probes, closure: Closure, seeds: Sequence[Seed], eps: float, seen: list[Any]
     ) -> list[Pair]:
-        """As `_evaluate`, of the directions of all ranks; on any failure θ is restored, and the step is recorded."""
-        moves: list[float] = []
-        try:
-            if self._ranks is None:
-                return self._evaluate(probes, closure, seeds, eps, seen, moves)
-            return self._evaluate_together(self._ranks, probes, closure, seeds, eps, seen, moves)
-        except BaseException as error:
-            with interrupts_held():
-                probes.to({})
-                self._failed(Kind.REFUSED if isinstance(error, Refused) else Kind.INTERRUPTED, len(moves))
-            if not isinstance(error, Refused):
-                raise
-            raise error.error(f"closure: {error}; the step is refused, the weights are restored") from None
-
-    def _evaluate_together(
-        self,
-        ranks: Ranks,
-        probes: Probes,
-        closure: Closure,
-        seeds: Sequence[Seed],
-        eps: float,
-        seen: list[Any],
-        moves: list[float],
-    ) -> list[Pair]:
-        """As `_evaluate`, each rank doing its part."""
+        """As `_evaluate`, of the directions of all ranks, each of which does its part."""
+        if self._ranks is None:
+            return self._evaluate(probes, closure, seeds, eps, seen)
         assert self._weights is not None
-        own, known = ranks.own(seeds), (self.step_count, self._agreed(), self._weights.shards)
+        own, known = self._ranks.own(seeds), (self.step_count, self._agreed(), self._weights.shards)
         try:
-            pairs = self._evaluate(probes, closure, own, eps, seen, moves)
+            pairs = self._evaluate(probes, closure, own, eps, seen)
         except Exception as error:
-            with interrupts_held():
-                # To the end, as where nothing is wrong: weights that went another way would be rounded otherwise.
-                for seed, signed in [(s, e) for s in own for e in (eps, -eps)][len(moves) :]:
-                    probes.to({seed: signed})
-                    moves.append(signed)
-            ranks.tell(error, len(own), *known)
+            # To the end, as where nothing is wrong: weights that went another way would be rounded otherwise.
+            for seed, signed in [(s, e) for s in own for e in (eps, -eps)][probes.moves :]:
+                probes.to({seed: signed})
+            self._ranks.tell(error, len(own), *known)
             raise
-        return ranks.exchange(pairs, *known)
+        return self._ranks.exchange(pairs, *known)
 
     def _mean_loss(self, seen: Sequence[Any], pairs: Sequence[Pair]) -> Tensor | float:
         """Of the losses that the closure returned, here and on the other ranks."""
@@ -367,16 +346,13 @@ class ZeroOrderOptimizer(RecordedSteps):
         seeds: Sequence[Seed],
         eps: float,
         seen: list[Any],
-        moves: list[float],
     ) -> list[Pair]:
-        """(L+, L-) of each seed; what the closure returned is added to `seen`, each move of the weights to `moves`."""
+        """(L+, L-) of each seed; what the closure returned is added to `seen`."""
         pairs: list[Pair] = []
         for seed in seeds:
             values = []
             for signed in (eps, -eps):
-                with interrupts_held():
-                    probes.to({seed: signed})
-                    moves.append(signed)
+                probes.to({seed: signed})
                 loss, value = value_of(probes.evaluate(closure))
                 seen.append(loss)
                 values.append(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor, device
 
 from ..backends.transfer import on_device, signed
 from ..trajectory import Kind
-from .interrupts import interrupts_held
+from .attempt import Attempt
+from .interrupts import at_once, signals_held
 from .losses import Closure, Refused, call, value_of
 from .numbers import Numbers, Pair, Row, spsa_update
 from .operations import Operation, Operations, first_difference
@@ -104,27 +106,31 @@ class GraphedStep:
             self._ordinary_steps += 1
             self._warm_for = key
             return optimizer.step(self._closure)
-        eps, rates, decays, weights = optimizer._begin()
-        if key != self._captured_for:
-            self._check(weights.theta[0].device)
-            self._capture(weights, eps, rates, decays)
-            self._captured_for = key
-        with torch.no_grad(), interrupts_held():
+        with Attempt(optimizer) as attempt:
+            eps, rates, decays, weights = optimizer._begin()
+            if key != self._captured_for:
+                self._check(weights.theta[0].device)
+                self._capture(weights, eps, rates, decays)
+                self._captured_for = key
             self._seeds.copy_(self._on_device([signed(s) for s in optimizer._seeds()], torch.int64))
             self._rates.copy_(self._on_device(rates, torch.float64))
             if isinstance(self._decays, Tensor):
                 self._decays.copy_(self._on_device(decays, torch.float64))
-            self._replay()
-            torch.autograd.graph.increment_version([w for w in weights.theta if not w.is_inference()])
-            optimizer._took(weights, Kind.STEP, rates, eps, self._numbers, self._pairs)
+            attempt.probes = optimizer._probes(weights, None, watch=False)
+            with signals_held():
+                weights.torn = True
+                self._replay()
+                torch.autograd.graph.increment_version([w for w in weights.theta if not w.is_inference()])
+                taking = optimizer._taking(attempt, weights, Kind.STEP, rates, eps, self._numbers, self._pairs)
+                at_once([*taking, partial(setattr, weights, "torn", False)])
+            optimizer._taken(attempt, weights)
             return self._loss.clone()
 
     def _check(self, where: device) -> None:
         if not self._same_bits:
             return
         try:
-            with torch.no_grad():
-                difference = differs_when_captured(self._closure, where)
+            difference = differs_when_captured(self._closure, where)
         except Refused as error:
             raise error.error(f"closure: {error}; no step was taken") from None
         if difference is not None:
@@ -146,14 +152,16 @@ class GraphedStep:
             seeds = list(self._seeds.unbind())
             probes = optimizer._probes(weights, None, watch=False)
             seen: list[Any] = []
-            pairs = optimizer._evaluate(probes, self._closure, seeds, eps, seen, [])
+            pairs = optimizer._evaluate(probes, self._closure, seeds, eps, seen)
             if not all(isinstance(value, Tensor) for pair in pairs for value in pair):
                 got = f"one on {seen[0].device}" if isinstance(seen[0], Tensor) else type(seen[0]).__name__
                 raise ValueError(f"closure: expected losses on {where}, for a graph, got {got}")
             numbers = Numbers.of([pairs], eps, self._rates, self._decays)
-            probes.finish(spsa_update(seeds, numbers.gradients[0], numbers.rates), numbers.decays)
+            probes.finish(spsa_update(seeds, numbers.gradients[0], numbers.rates), numbers.decays, [])
             return sum(seen) / len(seen), numbers, pairs
 
-        with torch.no_grad():
+        try:
             self._replay, (self._loss, self._numbers, self._pairs) = captured(body)
+        except Refused as error:
+            raise error.error(f"closure: {error}; no step was taken") from None
         self._in_use = optimizer._memory_in_use()

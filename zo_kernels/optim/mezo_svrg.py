@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..trajectory import Kind, Setup
+from .attempt import Attempt, attempted
 from .base import ZeroOrderOptimizer
 from .draws import ANCHOR_SLOT, SEPARATE_SLOT
 from .in_forward import InForwardProbes
-from .interrupts import interrupts_held
+from .interrupts import Call
 from .losses import Closure, check_closure, decay_factors
 from .numbers import Numbers, Row, on_host
 from .path import Path
@@ -73,9 +75,9 @@ class MeZOSVRG(ZeroOrderOptimizer):
 
     def _forget(self) -> None:
         """No anchor: the next step takes one."""
+        self._age: int | None = None  # steps since the anchor; first, since the rest means nothing without
         self._path: Path | None = None
         self._dropped: frozenset[int] = frozenset()
-        self._age: int | None = None  # steps since the anchor
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         if isinstance(param_group, dict):  # torch refuses anything else, and says so
@@ -100,8 +102,10 @@ class MeZOSVRG(ZeroOrderOptimizer):
     def _prepare(self) -> Weights:
         known = self._weights
         weights = super()._prepare()
-        if weights is not known and self._path is not None and not self._recording.changed_by_others(weights):
+        if weights is not known and self._age is not None and not self._recording.changed_by_others(weights):
+            self._weights = None  # until this is done, too
             # Tables built in the middle of a period: groups may have been added, and the masks must be taken again.
+            assert self._path is not None
             self._path.extend(weights.rows)
             with torch.no_grad():
                 for w in weights.weights:
@@ -109,6 +113,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
                         w.tensor.copy_(self._anchor(w))
                 self._write(weights, record=True)
             self._recording.note_versions(weights)
+            self._weights = weights
         return weights
 
     def _agreed(self) -> list[str]:
@@ -134,7 +139,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
         self.shared_direction = setup.shared_direction
         super()._go_on_from(replay, setup)
 
-    @torch.no_grad()
+    @attempted
     def step(self, closure: Closure, full_closure: Closure | None = None) -> Tensor | float:  # type: ignore[override]
         """One step; every `anchor_every`-th is a full-batch step.
 
@@ -146,53 +151,61 @@ class MeZOSVRG(ZeroOrderOptimizer):
         Returns, Raises:
             As `ZeroOrderOptimizer.step`. Weights are restored exactly, from the anchor.
         """
+        attempt = self._attempt
         check_closure("closure", closure)
         check_closure("full_closure", full_closure)
         assert full_closure is not None
         eps, rates, anchor_rates = self._eps(), self._rates(), self._anchor_rates()
         weights = self._prepare()
+        self._check_whole(weights)
         if self._age is None or self._age >= self.anchor_every or self._recording.changed_by_others(weights):
             self._forget()
             self._begin_record(weights, eps)
-            return self._anchor_step(weights, full_closure, eps, anchor_rates)
+            return self._anchor_step(attempt, weights, full_closure, eps, anchor_rates)
         self._begin_record(weights, eps)
-        return self._inner_step(weights, closure, eps, rates)
+        return self._inner_step(attempt, weights, closure, eps, rates)
 
-    def _anchor_step(self, weights: Weights, closure: Closure, eps: float, rates: Sequence[float]) -> Tensor | float:
+    def _anchor_step(
+        self, attempt: Attempt, weights: Weights, closure: Closure, eps: float, rates: Sequence[float]
+    ) -> Tensor | float:
         for w in weights.weights:
             self._anchor(w).copy_(w.tensor)
         self._dropped = self._draw_dropped()
         seeds, seen = self._seeds(ANCHOR_SLOT), list[Any]()
-        self._path = path = Path(weights.rows)
-        try:
-            pairs = self._probe(self._probes_from_anchor(weights), closure, seeds, eps, seen)
-        except BaseException:
-            self._forget()
-            raise
+        self._path = Path(weights.rows)
+        attempt.probes = probes = self._probes_from_anchor(weights)
+        pairs = self._probe(probes, closure, seeds, eps, seen)
         numbers = Numbers.of([pairs], eps, rates, decay_factors(rates, self._weight_decays()))
-        with interrupts_held():
-            path.ok = numbers.ok
-            path.advance(path.start(seeds, numbers.gradients[0]), numbers.rates, numbers.decays)
-            self._write(weights, record=True)
-            self._age = 1
-            self._took(weights, Kind.ANCHOR, rates, eps, numbers, pairs)
+        path = Path.started(weights.rows, seeds, numbers)
+        taking = self._taking(attempt, weights, Kind.ANCHOR, rates, eps, numbers, pairs)
+        self._write(weights, path, record=True, then=[partial(setattr, self, "_age", 1), *taking])
+        self._taken(attempt, weights)
         return self._mean_loss(seen, pairs)
 
-    def _inner_step(self, weights: Weights, closure: Closure, eps: float, rates: Sequence[float]) -> Tensor | float:
+    def _inner_step(
+        self, attempt: Attempt, weights: Weights, closure: Closure, eps: float, rates: Sequence[float]
+    ) -> Tensor | float:
         assert self._age is not None and self._path is not None
         seeds, seen = self._seeds(), list[Any]()
         anchor_seeds = seeds if self.shared_direction else self._seeds(SEPARATE_SLOT)
-        here = self._probe(self._probes_at_theta(weights), closure, seeds, eps, seen)
-        there = self._probe(self._probes_from_anchor(weights), closure, anchor_seeds, eps, [])
+        attempt.probes = probes = self._probes_at_theta(weights)
+        here = self._probe(probes, closure, seeds, eps, seen)
+        attempt.probes = probes = self._probes_from_anchor(weights)
+        there = self._probe(probes, closure, anchor_seeds, eps, [])
         decays = decay_factors(rates, self._weight_decays())
         numbers = Numbers.of([here, there], eps, rates, decays, self._path.ok)
         estimate = self._path.estimate(seeds, numbers.gradients[0], anchor_seeds, numbers.gradients[1])
-        with interrupts_held():
-            self._path.advance(estimate, numbers.rates, numbers.decays)
-            self._write(weights)
-            self._age += 1
-            self._took(weights, Kind.BETWEEN, rates, eps, numbers, here, there)
+        path = self._path.advanced(estimate, numbers)
+        taking = self._taking(attempt, weights, Kind.BETWEEN, rates, eps, numbers, here, there)
+        self._write(weights, path, then=[partial(setattr, self, "_age", self._age + 1), *taking])
+        self._taken(attempt, weights)
         return self._mean_loss(seen, here)
+
+    def _restore(self, probes: Probes, weights: Weights) -> bool:
+        probes.to({})
+        if weights.torn:
+            self._write(weights)  # all of it, from the anchor
+        return True
 
     def _probes_at_theta(self, weights: Weights) -> Probes:
         active = weights.active(self._dropped)
@@ -207,10 +220,14 @@ class MeZOSVRG(ZeroOrderOptimizer):
             return InForwardProbes(self._in_forward, weights, active, from_anchor=True, watch=watch)
         return InPlaceFromAnchor(weights, active, lambda: self._write(weights))
 
-    def _write(self, weights: Weights, *, record: bool = False) -> None:
-        """θ from the anchor and the path. Dropped blocks are at the anchor."""
-        assert self._path is not None
-        self._path.write(weights, weights.active(self._dropped), record=record)
+    def _write(
+        self, weights: Weights, path: Path | None = None, *, record: bool = False, then: Sequence[Call] = ()
+    ) -> None:
+        """θ from the anchor and the path, or from another one that takes its place. Dropped blocks are at the anchor."""
+        path = path or self._path
+        assert path is not None
+        then = [partial(setattr, self, "_path", path), *then]
+        path.write(weights, weights.active(self._dropped), record=record, then=then)
 
     def _zo_state(self) -> dict[str, Any]:
         path = self._path

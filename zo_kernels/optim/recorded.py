@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Any
 
 from .. import checks, names, spec
 from ..trajectory import Kind, Record, Setup, Trajectory
+from .attempt import Attempt
+from .interrupts import Call, at_once, signals_held
+from .losses import Refused
 from .numbers import Numbers, Pair, Value, device_of, stacked
 from .parallel import Ranks
+from .probes import Probes
 from .recording import Recording, weight_setups
 from .replay import Replay
 from .trained import TrainedWeights
@@ -30,9 +36,12 @@ class RecordedSteps(TrainedWeights):
     _gradients: list[Value]
     _recording: Recording
     _ranks: Ranks | None
+    _attempt: Attempt
+    _torn: bool  # whether a pass did not end, so that nobody knows the weights
 
-    def _took(
+    def _taking(
         self,
+        attempt: Attempt,
         weights: Weights,
         kind: Kind,
         rates: Sequence[float],
@@ -40,17 +49,25 @@ class RecordedSteps(TrainedWeights):
         numbers: Numbers,
         pairs: Sequence[Pair],
         anchor_pairs: Sequence[Pair] = (),
-    ) -> None:
-        """Count a step that has been taken."""
+    ) -> list[Call]:
+        """What counts and records a step, to be called with the pass that takes it; `_taken` is to follow."""
         here: Any = tuple(pairs)
         there: Any = tuple(anchor_pairs)
         record = Record(self.step_count, kind, tuple(rates[::2]), here, there, eps=eps)
-        self._gradients = numbers.gradients[0]
-        self.step_count += 1
-        self._steps_since_built += 1
         flat = [value for pair in (*pairs, *anchor_pairs) for value in pair]
         where = device_of(*flat)
-        self._recording.took(record, weights, None if where is None else stacked(flat, where))
+        return [
+            *self._recording.adding(record, None if where is None else stacked(flat, where)),
+            partial(setattr, self, "_gradients", numbers.gradients[0]),
+            partial(setattr, self, "step_count", self.step_count + 1),
+            partial(setattr, self, "_steps_since_built", self._steps_since_built + 1),
+            partial(setattr, attempt, "recorded", record),
+        ]
+
+    def _taken(self, attempt: Attempt, weights: Weights) -> None:
+        """Write down a step that was taken, refused or interrupted, and recorded."""
+        assert attempt.recorded is not None
+        self._recording.added(attempt.recorded, weights)
 
     @property
     def projected_gradients(self) -> list[float]:
@@ -66,17 +83,68 @@ class RecordedSteps(TrainedWeights):
     def refused_steps(self, n: int) -> None:
         self._refused_steps = n - self._recording.refused_unseen
 
-    def _failed(self, kind: Kind, reached: int) -> None:
-        """Count a step that ended without an update; after a refusal the next one draws other directions, since these
-        might fail for ever.
+    def _mend(self, attempt: Attempt, error: BaseException) -> None:
+        """After whatever exception, and whenever it came in a step: restore the weights and record that, unless the
+        step was taken whole.
         """
-        assert self._weights is not None
-        record = Record(self.step_count, kind, probes=reached)
-        if kind is Kind.REFUSED:
-            self._gradients = [0.0] * self.directions
-            self.step_count += 1
-            self.refused_steps += 1
-        self._recording.took(record, self._weights)
+        with signals_held():
+            for again in (True, True, False):
+                try:
+                    self._put_right(attempt, error)
+                    return
+                except BaseException:  # another one from outside: what is done already is not done twice
+                    if not again:
+                        raise
+
+    def _put_right(self, attempt: Attempt, error: BaseException) -> None:
+        weights, probes = self._weights, attempt.probes
+        if attempt.recorded is not None:
+            if weights is not None:
+                weights.written()
+                with suppress(OSError, RuntimeError):  # it is told already, and the next step writes it
+                    self._taken(attempt, weights)
+            return
+        if probes is None:
+            # Nothing has moved. An argument that is wrong is no step that was interrupted.
+            if isinstance(error, (ValueError, TypeError)) or not self._recording.has_setup or weights is None:
+                return
+        else:
+            assert weights is not None
+            if not self._restore(probes, weights):
+                self._torn = True
+                self._recording.note_versions(weights)
+                return
+            weights.written()
+        kind = Kind.REFUSED if isinstance(error, Refused) else Kind.INTERRUPTED
+        record = Record(self.step_count, kind, probes=0 if probes is None else probes.moves)
+        calls = [*self._recording.adding(record), partial(setattr, attempt, "recorded", record)]
+        if kind is Kind.REFUSED:  # the next step draws other directions: these might fail for ever
+            calls += [
+                partial(setattr, self, "_gradients", [0.0] * self.directions),
+                partial(setattr, self, "step_count", self.step_count + 1),
+                partial(setattr, self, "_refused_steps", self._refused_steps + 1),
+            ]
+        at_once(calls)
+        self._taken(attempt, weights)
+
+    def _restore(self, probes: Probes, weights: Weights) -> bool:
+        """Whether θ is where it was before the step; it may be called again and again."""
+        if weights.torn:
+            return False
+        probes.to({})
+        return True
+
+    def _check_whole(self, weights: Weights) -> None:
+        """Raise RuntimeError if the weights are not known to be those of a step."""
+        if not self._torn:
+            return
+        if not self._recording.changed_by_others(weights):
+            raise RuntimeError(
+                "weights: expected those of a whole step, but a pass over them did not end: the backend failed in the "
+                "middle of it, or another thread raised an exception there; load them anew, from a checkpoint or by "
+                "resuming the trajectory"
+            )
+        self._torn = weights.torn = False
 
     @property
     def trajectory(self) -> Trajectory:
@@ -257,5 +325,5 @@ class RecordedSteps(TrainedWeights):
 
     def __getstate__(self) -> dict[str, Any]:
         # The tables hold addresses, so a copy builds its own; a scheduler's wrapper of `step` is bound to the original.
-        own = {k: v for k, v in self.__dict__.items() if k != "step"}
+        own = {k: v for k, v in self.__dict__.items() if k not in ("step", "_attempt")}
         return {**own, "_weights": None, "_built_for": None, "_in_forward": None}

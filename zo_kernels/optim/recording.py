@@ -6,6 +6,7 @@ import hashlib
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..trajectory import Kind, Record, Setup, Trajectory
 from ..trajectory.fingerprint import as_text
 from ..trajectory.record import RefusedSteps, WeightSetup
 from ..trajectory.recorder import Recorder
+from .interrupts import Call, at_once
 from .pending import Pending
 from .weights import Weights
 from .whole import combined_fingerprint, fingerprints
@@ -30,52 +32,52 @@ class _Log:
         self.steps = recorder.trajectory.steps  # pending ones included
         self.unseen = RefusedSteps()  # of the steps of which only their losses tell it
 
-    def add(self, record: Record, losses: Tensor | None) -> None:
-        self.steps += record.kind is not Kind.INTERRUPTED
+    def adding(self, record: Record, losses: Tensor | None) -> list[Call]:
+        """What appends a step."""
+        counted = partial(setattr, self, "steps", self.steps + (record.kind is not Kind.INTERRUPTED))
         if losses is None:
             self.settle()
-            self.recorder.add(record)
-            return
+            return [*self.recorder.trajectory.adding(record), counted]
         n = len(record.losses)
 
-        def then(flat: list[float]) -> None:
+        def then(flat: list[float]) -> list[Call]:
             pairs = tuple(zip(flat[::2], flat[1::2], strict=True))
             whole = replace(record, losses=pairs[:n], anchor_losses=pairs[n:])
-            self.unseen.add(whole)
-            self.recorder.add(whole)
+            unseen = partial(setattr, self, "unseen", self.unseen.after(whole))
+            return [*self.recorder.trajectory.adding(whole), unseen]
 
-        self.pending.put(losses, then)
-        self.pending.work_off(wait=False)
+        return [self.pending.putting(losses, then), counted]
 
-    def settle(self) -> None:
-        self.pending.work_off(wait=True)
+    def settle(self, *, wait: bool = True) -> None:
+        """Write down what is known; with `wait`, all."""
+        self.pending.work_off(wait=wait)
+        self.recorder.write()
 
 
 class _Versions:
     """A count of the changes of each weight, as it was last noted; tensors made in inference mode have none."""
 
     def __init__(self) -> None:
-        self._weights: Weights | None = None  # of whose tensors these are
-        self._noted: list[int] = []
+        self._now: tuple[Weights, list[int]] | None = None
         self._before: dict[Tensor, int] = {}  # of tensors that others had
 
     def note(self, weights: Weights) -> None:
-        if weights is not self._weights:
+        if self._now is not None and weights is not self._now[0]:
             self._before = self._all()
-            self._weights = weights
-        self._noted = weights.versions()
+        self._now = weights, weights.versions()
 
     def differ(self, weights: Weights) -> bool:
         """Whether one of its tensors was changed since it was noted."""
-        if weights is self._weights:
-            return self._noted != weights.versions()
+        if self._now is not None and weights is self._now[0]:
+            return self._now[1] != weights.versions()
         known = self._all()
         return any(known.get(t, v) != v for t, v in zip(weights.counted, weights.versions(), strict=True))
 
     def _all(self) -> dict[Tensor, int]:
-        if self._weights is None:
+        if self._now is None:
             return self._before
-        return {**self._before, **dict(zip(self._weights.counted, self._noted, strict=True))}
+        weights, noted = self._now
+        return {**self._before, **dict(zip(weights.counted, noted, strict=True))}
 
 
 class Recording:
@@ -108,6 +110,11 @@ class Recording:
         return self._log.recorder.path
 
     @property
+    def has_setup(self) -> bool:
+        """Whether steps can be appended."""
+        return bool(self._log.recorder.trajectory.setups)
+
+    @property
     def refused_unseen(self) -> int:
         """Steps that were refused without anybody having been told."""
         self._log.settle()
@@ -134,24 +141,30 @@ class Recording:
         if self._key != key or not continues:
             self._log.settle()
             due = setup(continues or not len(self.trajectory))
-            self._log.recorder.add_setup(due)
+            at_once(self._log.recorder.trajectory.adding_setup(due))
+            self._log.recorder.write()
             self.setup_told = _told(due)
             self._key = key
 
-    def took(self, record: Record, weights: Weights, losses: Tensor | None = None) -> None:
-        """Append a step that was taken, refused or interrupted.
+    def adding(self, record: Record, losses: Tensor | None = None) -> list[Call]:
+        """What appends a step that was taken, refused or interrupted; to be called with the pass that takes it.
+        `added` is to follow, and may follow more than once.
 
         Args:
             losses: the record's, (L+, L-) of each pair one after the other, if they are on a device; the record's own
                 are then not looked at.
         """
+        return self._log.adding(record, losses)
+
+    def added(self, record: Record, weights: Weights) -> None:
+        """Write down what is known, and from time to time what the weights are."""
         self.note_versions(weights)
-        self._log.add(record, losses)
-        if self._log.steps % CHECK_EVERY == 0 and record.losses:
-            total = combined_fingerprint(weights.shards)
-            recorder = self._log.recorder
-            self._log.pending.put(total.reshape(1), lambda value: recorder.add_check(as_text(value[0])))
-            self._log.pending.work_off(wait=False)
+        log = self._log
+        log.settle(wait=False)
+        if record.losses and log.steps % CHECK_EVERY == 0 and log.steps == record.step + 1:
+            total = combined_fingerprint(weights.shards).reshape(1)
+            at_once([log.pending.putting(total, lambda v: log.recorder.trajectory.adding_check(as_text(v[0])))])
+            log.settle(wait=False)
 
     def note_versions(self, weights: Weights) -> None:
         """What was changed up to now was changed by the optimizer."""

@@ -14,6 +14,7 @@ from ..backends.types import Pass
 from ..trajectory import Kind, Record, Setup, Trajectory
 from ..trajectory.fingerprint import as_text
 from .draws import ANCHOR_SLOT, SEPARATE_SLOT, blocks_to_drop, direction_seeds
+from .interrupts import Call, at_once
 from .losses import decay_factors
 from .numbers import Numbers, spsa_update
 from .path import Path
@@ -219,11 +220,8 @@ class Replay:
                 for w, anchor in zip(weights.weights, weights.anchors, strict=True):
                     anchor.copy_(w.tensor)
                 self.dropped = blocks_to_drop(setup.seed, record.step, setup.blocks, setup.drop)
-                self.path, self.age = Path(weights.rows), 1
                 n = Numbers.of([record.losses], record.eps, rates, decay_factors(rates, rows))
-                self.path.ok = n.ok
-                estimate = self.path.start(self._seeds(record, ANCHOR_SLOT), n.gradients[0])
-                self.path.advance(estimate, n.rates, n.decays)
+                self.path, self.age = Path.started(weights.rows, self._seeds(record, ANCHOR_SLOT), n), 1
                 self._stale = True
             case Kind.BETWEEN:
                 assert self.path is not None and self.age is not None
@@ -232,7 +230,7 @@ class Replay:
                 losses = [record.losses, record.anchor_losses]
                 n = Numbers.of(losses, record.eps, rates, decay_factors(rates, rows), self.path.ok)
                 estimate = self.path.estimate(seeds, n.gradients[0], anchor_seeds, n.gradients[1])
-                self.path.advance(estimate, n.rates, n.decays)
+                self.path = self.path.advanced(estimate, n)
                 self.age += 1
                 self._stale = True
 
@@ -276,11 +274,12 @@ class _Queue:
         self._waiting: Pass | None = None
         self.describe = weights.describe
 
-    def run(self, do: Pass, *, record: bool = False) -> None:
-        """Make a pass, now or later."""
+    def run(self, do: Pass, *, record: bool = False, then: Sequence[Call] = ()) -> None:
+        """Make a pass, now or later; what it is noted to have done is true now."""
         if not self._chains:
-            self._weights.run(do, record=record)
+            self._weights.run(do, record=record, then=then)
             return
+        at_once(then)
         waiting = self._waiting
         if waiting is None:
             self._waiting = do

@@ -87,6 +87,8 @@ class TrainedWeights(torch.optim.Optimizer):
         anchors = self._anchors(found)
         keep_masks = self.perturb == "in_place" or anchors is not None
         rows, stochastic = 2 * len(self.param_groups), self.rounding != "nearest"
+        self._weights = None  # an exception from outside may come at any line
+        self._builds += 1
         weights = Weights(
             found, rows, stochastic, anchors, keep_masks, self.backend, self._reshard, self._execution_device
         )
@@ -96,9 +98,9 @@ class TrainedWeights(torch.optim.Optimizer):
                 self._in_forward = InForward(self._module, weights)
             else:
                 self._in_forward = StreamedInForward(self._module, weights, self._execution_device)
-        self._weights, self._built_for, self._steps_since_built = weights, signature, 0
-        self._builds += 1
-        return self._weights
+        self._built_for, self._steps_since_built = signature, 0
+        self._weights = weights
+        return weights
 
     def _signature(self, parameters: Sequence[Tensor], here: Sequence[Tensor]) -> tuple[list[Any], int]:
         """What the tables are valid for: parameters, and what of each is here."""

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .record import Record, Setup
 from .trajectory import Trajectory
 
 
@@ -41,7 +40,7 @@ class Recorder:
             )
         self._path, self._written, self._fresh = Path(path), 0, True
         if self.trajectory.setups:
-            self._write()
+            self.write()
 
     @property
     def path(self) -> Path | None:
@@ -62,24 +61,9 @@ class Recorder:
         os.truncate(path, recorder._written)
         return recorder
 
-    def add_setup(self, setup: Setup) -> None:
-        """Append a setup."""
-        self.trajectory.add_setup(setup)
-        self._write()
-
-    def add_check(self, fingerprint: str) -> None:
-        """Append a fingerprint of the weights."""
-        self.trajectory.add_check(fingerprint)
-        self._write()
-
-    def add(self, record: Record) -> None:
-        """Append a step."""
-        self.trajectory.add(record)
-        self._write()
-
-    def _write(self) -> None:
+    def write(self) -> None:
         """Write what the file lacks; what a full disk left out comes with the next record."""
-        if self._path is None:
+        if self._path is None or self._written == self.trajectory.nbytes:
             return
         flags = os.O_WRONLY | os.O_APPEND | (os.O_CREAT | os.O_EXCL if self._fresh else 0)
         file = os.open(self._path, flags | getattr(os, "O_BINARY", 0), 0o666)
