@@ -32,17 +32,20 @@ class Attempt:
         self._optimizer, self._gradients = optimizer, torch.is_grad_enabled()
 
     def __enter__(self) -> Attempt:
-        torch.set_grad_enabled(False)
         return self
+
+    def begin(self) -> None:
+        """No gradients from here on to the end."""
+        torch.set_grad_enabled(False)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        torch.set_grad_enabled(self._gradients)
-        if error is None:
-            return
-        with torch.no_grad():
-            self._optimizer._mend(self, error)
+        try:
+            if error is not None:
+                self._optimizer._mend(self, error)
+        finally:
+            torch.set_grad_enabled(self._gradients)
         if isinstance(error, Refused):
             raise error.error(f"closure: {error}; the step is refused, the weights are restored") from None
 
@@ -56,6 +59,7 @@ def attempted(step: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(step)
     def outermost(self: Any, *closures: Any, **named: Any) -> Any:
         with Attempt(self) as attempt:
+            attempt.begin()
             self._attempt = attempt
             overridden = type(self).step is not outermost  # by a step for which PyTorch calls them
             try:

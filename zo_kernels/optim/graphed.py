@@ -107,6 +107,7 @@ class GraphedStep:
             self._warm_for = key
             return optimizer.step(self._closure)
         with Attempt(optimizer) as attempt:
+            attempt.begin()
             eps, rates, decays, weights = optimizer._begin()
             if key != self._captured_for:
                 self._check(weights.theta[0].device)

@@ -24,6 +24,9 @@ from .trained import TrainedWeights
 from .weights import Weights
 
 
+_TRIES = 3  # to restore the weights, while exceptions come from outside
+
+
 class RecordedSteps(TrainedWeights):
     """Steps that are counted and recorded as they are taken, and can be gone on from."""
 
@@ -85,16 +88,18 @@ class RecordedSteps(TrainedWeights):
 
     def _mend(self, attempt: Attempt, error: BaseException) -> None:
         """After whatever exception, and whenever it came in a step: restore the weights and record that, unless the
-        step was taken whole.
+        step was taken whole. Should another one come meanwhile, it is raised when that is done.
         """
-        with signals_held():
-            for again in (True, True, False):
-                try:
+        another: BaseException | None = None
+        for _ in range(_TRIES):
+            try:
+                with signals_held():
                     self._put_right(attempt, error)
-                    return
-                except BaseException:  # another one from outside: what is done already is not done twice
-                    if not again:
-                        raise
+                break
+            except BaseException as later:  # what is done already is not done twice
+                another = later
+        if another is not None:
+            raise another
 
     def _put_right(self, attempt: Attempt, error: BaseException) -> None:
         weights, probes = self._weights, attempt.probes
