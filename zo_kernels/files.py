@@ -37,7 +37,9 @@ def replace(path: str | Path, data: bytes | bytearray | memoryview) -> None:
     target = Path(os.path.realpath(path))
     part = target.with_name(f"{target.name}.{os.getpid()}-{next(_made)}{PART}")
     try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666), "wb") as file:
+        with open(
+            os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666), "wb"
+        ) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

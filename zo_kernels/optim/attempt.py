@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -15,6 +15,8 @@ from .probes import Probes
 
 if TYPE_CHECKING:
     from .recorded import RecordedSteps
+
+Step = TypeVar("Step", bound=Callable[..., Any])
 
 
 class Attempt:
@@ -37,6 +39,10 @@ class Attempt:
     def begin(self) -> None:
         """No gradients from here on to the end."""
         torch.set_grad_enabled(False)
+        optimizer = self._optimizer
+        if optimizer._attempt is not None:  # two exceptions at once, of which the second kept its step from being ended
+            optimizer._mend(optimizer._attempt, InterruptedError())
+        optimizer._attempt = self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -44,13 +50,14 @@ class Attempt:
         try:
             if error is not None:
                 self._optimizer._mend(self, error)
+            self._optimizer._attempt = None  # which knows it: they would keep each other alive
         finally:
             torch.set_grad_enabled(self._gradients)
         if isinstance(error, Refused):
             raise error.error(f"closure: {error}; the step is refused, the weights are restored") from None
 
 
-def attempted(step: Callable[..., Any]) -> Callable[..., Any]:
+def attempted(step: Step) -> Step:
     """Of an optimizer's `step`, to which its `Attempt` comes as `optimizer._attempt`: all of it is within, PyTorch's own
     wrapper and the hooks that it calls, too.
     """
@@ -60,12 +67,9 @@ def attempted(step: Callable[..., Any]) -> Callable[..., Any]:
     def outermost(self: Any, *closures: Any, **named: Any) -> Any:
         with Attempt(self) as attempt:
             attempt.begin()
-            self._attempt = attempt
             overridden = type(self).step is not outermost  # by a step for which PyTorch calls them
-            try:
-                return (step if overridden else within)(self, *closures, **named)
-            finally:
-                del self._attempt  # which knows the optimizer: they would keep each other alive
+            return (step if overridden else within)(self, *closures, **named)
 
-    outermost.hooked = True  # type: ignore[attr-defined] - PyTorch puts its wrapper around what has not this
-    return outermost
+    result: Any = outermost
+    result.hooked = True  # PyTorch puts its wrapper around what has not this
+    return result

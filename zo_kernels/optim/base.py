@@ -20,9 +20,9 @@ from .draws import FIRST_SLOT, blocks_to_drop, direction_seeds
 from .graphed import GraphedStep, cannot_be_graphed
 from .groups import check_group, given_blocks, norm_parameters
 from .in_forward import InForwardProbes, cannot_perturb_in_forward
-from .losses import Closure, Refused, check_closure, check_pair, decay_factors, value_of
+from .losses import Closure, check_closure, check_pair, decay_factors, value_of
 from .numbers import Numbers, Pair, Seed, spsa_update
-from .parallel import Parallel, Ranks, ranks_of
+from .parallel import Parallel, ranks_of
 from .probes import InPlace, Probes
 from .recorded import RecordedSteps
 from .recording import Recording
@@ -227,6 +227,7 @@ class ZeroOrderOptimizer(RecordedSteps):
             OSError: the trajectory's file cannot be written. The step was taken; the next one writes what is missing.
         """
         attempt = self._attempt
+        assert attempt is not None
         check_closure("closure", closure)
         eps, rates, decays, weights = self._begin()
         attempt.probes = probes = self._probes(weights, weights.active(self._draw_dropped()), watch=self._watches())

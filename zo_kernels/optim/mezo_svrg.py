@@ -152,6 +152,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
             As `ZeroOrderOptimizer.step`. Weights are restored exactly, from the anchor.
         """
         attempt = self._attempt
+        assert attempt is not None
         check_closure("closure", closure)
         check_closure("full_closure", full_closure)
         assert full_closure is not None

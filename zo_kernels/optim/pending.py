@@ -33,6 +33,15 @@ class Pending:
             event = torch.cuda.current_stream(there.device).record_event()
         return partial(self._queue.append, (values, event, then))
 
+    def put(self, values: Tensor, then: Callable[[list[Any]], None]) -> None:
+        """As `putting`, at once, and `then` is called with what is known."""
+
+        def called(known: list[Any]) -> tuple[Call, ...]:
+            then(known)
+            return ()
+
+        self.putting(values, called)()
+
     def work_off(self, *, wait: bool) -> None:
         """Do what can be done: all of it, or with `wait` False only what needs no waiting."""
         while self._queue:

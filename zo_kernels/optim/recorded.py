@@ -23,7 +23,6 @@ from .replay import Replay
 from .trained import TrainedWeights
 from .weights import Weights
 
-
 _TRIES = 3  # to restore the weights, while exceptions come from outside
 
 
@@ -39,7 +38,7 @@ class RecordedSteps(TrainedWeights):
     _gradients: list[Value]
     _recording: Recording
     _ranks: Ranks | None
-    _attempt: Attempt
+    _attempt: Attempt | None = None  # at the step that is being taken
     _torn: bool  # whether a pass did not end, so that nobody knows the weights
 
     def _taking(
@@ -122,7 +121,7 @@ class RecordedSteps(TrainedWeights):
             weights.written()
         kind = Kind.REFUSED if isinstance(error, Refused) else Kind.INTERRUPTED
         record = Record(self.step_count, kind, probes=0 if probes is None else probes.moves)
-        calls = [*self._recording.adding(record), partial(setattr, attempt, "recorded", record)]
+        calls: list[Call] = [*self._recording.adding(record), partial(setattr, attempt, "recorded", record)]
         if kind is Kind.REFUSED:  # the next step draws other directions: these might fail for ever
             calls += [
                 partial(setattr, self, "_gradients", [0.0] * self.directions),

@@ -81,7 +81,7 @@ class Scratch:
             return
         self._on_drop()
         kept = self._chunks, self._used, self._spans
-        at_once([partial(each.__delitem__, slice(at, None)) for each in kept])  # type: ignore[attr-defined]
+        at_once([partial(each.__delitem__, slice(at, None)) for each in kept])
 
     def _add(self, size: int) -> None:
         # Whether the step runs in inference mode or not.

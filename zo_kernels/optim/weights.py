@@ -165,9 +165,7 @@ class Weights:
         """
         self.run(self.describe(deltas, decays, active), record=record, from_anchor=from_anchor, then=then)
 
-    def run(
-        self, do: Pass, *, record: bool = False, from_anchor: bool = False, then: Sequence[Call] = ()
-    ) -> None:
+    def run(self, do: Pass, *, record: bool = False, from_anchor: bool = False, then: Sequence[Call] = ()) -> None:
         """As `move`, the pass being described already."""
         if from_anchor:
             table = self._from_anchor_recording if record else self._from_anchor
