@@ -9,7 +9,7 @@ import shutil
 import warnings
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 _fcntl: Any
 _msvcrt: Any
@@ -112,7 +112,7 @@ class Locked:
         OSError: the file cannot be made.
     """
 
-    _held: set[str] = set()
+    _held: ClassVar[set[str]] = set()
 
     def __init__(self, path: str | Path, told: str):
         self._path = os.path.realpath(path)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import backends, checks
 from .backends.types import Entry, InC, MaskKind, Pass
+from .interrupts import Call, at_once, signals_held
 
 ROUNDINGS = ("nearest", "stochastic")
 
@@ -76,22 +77,20 @@ class Table:
         """Where the tensors are, and how large: of hundreds, in every pass."""
         return [*map(Tensor.data_ptr, self._tensors)], [*map(Tensor.numel, self._tensors)]
 
-    def apply(self, do: Pass) -> None:
+    def apply(self, do: Pass, then: Sequence[Call] = ()) -> None:
         """One pass over the active entries; seeds, scales and decays are taken as checked.
+
+        Args:
+            do: the pass.
+            then: C functions that note what it did: they are called with it, or neither it nor they are, whatever
+                exception comes from outside, if the pass is `in_c`; if not, signals wait for their end.
 
         Raises:
             RuntimeError: a tensor's memory was replaced since the table was built.
         """
-        self.call(do)()
-
-    def call(self, do: Pass) -> Callable[[], object]:
-        """What makes the pass, a call of a C function alone if `in_c`. It is counted as a change already.
-
-        Raises:
-            RuntimeError: as `apply`.
-        """
         if self._run is None:
-            return bool  # of nothing
+            at_once(then)
+            return
         if self._memory() != self._known:
             raise RuntimeError("a tensor's memory was replaced since its table was built; nothing was changed")
         if not self._private:
@@ -101,7 +100,13 @@ class Table:
             torch.autograd.graph.increment_version(changed)
         if do.active is not None and self._has_cuts:
             do = replace(do, active=[at for i in do.active for at in self._pieces[i]])
-        return self._run.bound(do) if isinstance(self._run, InC) else partial(self._run, do)
+        if not then:
+            self._run(do)
+        elif isinstance(self._run, InC):
+            at_once([self._run.bound(do), *then])
+        else:
+            with signals_held():
+                at_once([partial(self._run, do), *then])
 
     @property
     def in_c(self) -> bool:

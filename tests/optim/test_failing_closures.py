@@ -30,7 +30,8 @@ from tolerances import step_in_place
 from torch import nn
 
 import zo_kernels as zo
-from zo_kernels.optim import weights
+from zo_kernels.backends.types import Pass
+from zo_kernels.ops import Table
 from zo_kernels.trajectory import Kind
 
 CALLS = {"MeZO": 4, "SparseMeZO": 4, "LeZO": 4, "MeZOSVRG": 8}  # of the closure, in a step of two directions
@@ -128,15 +129,15 @@ def test_an_interrupt_after_a_pass_finds_it_noted(
     opt = METHODS[method](model, lr=LR, eps=EPS, seed=SEED, perturb=perturb)
     for _ in range(2):
         take_step(opt, lambda: real_loss(model, opt.step_count))
-    at_once, passes = weights.at_once, itertools.count()
+    apply, passes = Table.apply, itertools.count()
 
-    def interrupting(calls: Any) -> None:
-        at_once(calls)
+    def interrupting(table: Table, do: Pass, *then: Any) -> None:
+        apply(table, do, *then)
         if next(passes) == interrupted:
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(weights, "at_once", interrupting)
+        patched.setattr(Table, "apply", interrupting)
         for _ in range(9):
             before = snapshot(model)
             take_step(opt, lambda: real_loss(model, opt.step_count))

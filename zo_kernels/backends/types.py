@@ -79,7 +79,9 @@ class Backend(Protocol):
         """Why it cannot run on that device here, or None if it can."""
 
     def prepare(self, entries: Sequence[Entry]) -> Callable[[Pass], None]:
-        """Build the table once; the result applies a pass to it. The tensors must outlive it. It is an `InC` if it can."""
+        """Build the table once; the result applies a pass to it. The tensors must outlive it.
+        It is an `InC`, if that can be.
+        """
 
 
 class InC(ABC):

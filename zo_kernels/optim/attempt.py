@@ -58,8 +58,8 @@ class Attempt:
 
 
 def attempted(step: Step) -> Step:
-    """Of an optimizer's `step`, to which its `Attempt` comes as `optimizer._attempt`: all of it is within, PyTorch's own
-    wrapper and the hooks that it calls, too.
+    """An optimizer's `step` with all of it within an `Attempt`, PyTorch's own wrapper and the hooks that it calls, too.
+    It finds that as `self._attempt`.
     """
     within = torch.optim.Optimizer.profile_hook_step(step)
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, device
 
 from ..backends.transfer import on_device, signed
+from ..interrupts import at_once, signals_held
 from ..trajectory import Kind
 from .attempt import Attempt
-from .interrupts import at_once, signals_held
 from .losses import Closure, Refused, call, value_of
 from .numbers import Numbers, Pair, Row, spsa_update
 from .operations import Operation, Operations, first_difference

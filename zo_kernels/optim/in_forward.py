@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 from ..backends.types import MaskKind, Pass
+from ..interrupts import Call
 from ..ops import Table
 from .foreign_reads import Watch
 from .hooks import remove_forward_hooks
-from .interrupts import Call
 from .losses import call
 from .numbers import Row, Seed
 from .owners import Owners

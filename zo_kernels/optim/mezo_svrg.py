@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
+from ..interrupts import Call
 from ..trajectory import Kind, Setup
 from .attempt import Attempt, attempted
 from .base import ZeroOrderOptimizer
 from .draws import ANCHOR_SLOT, SEPARATE_SLOT
 from .in_forward import InForwardProbes
-from .interrupts import Call
 from .losses import Closure, check_closure, decay_factors
 from .numbers import Numbers, Row, on_host
 from .path import Path
@@ -224,7 +224,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
     def _write(
         self, weights: Weights, path: Path | None = None, *, record: bool = False, then: Sequence[Call] = ()
     ) -> None:
-        """θ from the anchor and the path, or from another one that takes its place. Dropped blocks are at the anchor."""
+        """θ from the anchor and the path, or from another that takes its place. Dropped blocks are at the anchor."""
         path = path or self._path
         assert path is not None
         then = [partial(setattr, self, "_path", path), *then]

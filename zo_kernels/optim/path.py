@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .interrupts import Call
+from ..interrupts import Call
 from .numbers import Numbers, Row, Value, divided, minus, times
 from .weights import Weights
 

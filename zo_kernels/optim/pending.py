@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .interrupts import Call, at_once
+from ..interrupts import Call, at_once
 
 
 class Pending:

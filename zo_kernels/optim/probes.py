@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from ..backends.types import Pass
-from .interrupts import Call, at_once
+from ..interrupts import Call, at_once
 from .losses import call
 from .numbers import Row, Seed, Value, minus
 from .weights import Weights

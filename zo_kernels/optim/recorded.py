@@ -11,9 +11,9 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from .. import checks, names, spec
+from ..interrupts import Call, at_once, signals_held
 from ..trajectory import Kind, Record, Setup, Trajectory
 from .attempt import Attempt
-from .interrupts import Call, at_once, signals_held
 from .losses import Refused
 from .numbers import Numbers, Pair, Value, device_of, stacked
 from .parallel import Ranks

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ..interrupts import Call, at_once
 from ..trajectory import Kind, Record, Setup, Trajectory
 from ..trajectory.fingerprint import as_text
 from ..trajectory.record import RefusedSteps, WeightSetup
 from ..trajectory.recorder import Recorder
-from .interrupts import Call, at_once
 from .pending import Pending
 from .weights import Weights
 from .whole import combined_fingerprint, fingerprints

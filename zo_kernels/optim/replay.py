@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from .. import checks, names, spec
 from ..backends.types import Pass
+from ..interrupts import Call, at_once
 from ..trajectory import Kind, Record, Setup, Trajectory
 from ..trajectory.fingerprint import as_text
 from .draws import ANCHOR_SLOT, SEPARATE_SLOT, blocks_to_drop, direction_seeds
-from .interrupts import Call, at_once
 from .losses import decay_factors
 from .numbers import Numbers, spsa_update
 from .path import Path

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, device
 
-from .interrupts import at_once
+from ..interrupts import at_once
 
 ALIGNMENT = 64  # bytes; of a cache line, and more than any kernel asks for
 

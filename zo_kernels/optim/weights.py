@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, device
 
 from ..backends.types import Entry, MaskKind, Pass
+from ..interrupts import Call
 from ..ops import Table
-from .interrupts import Call, at_once, signals_held
 from .numbers import Row, Value, device_of, vector
 from .pinned import pin
 from .shards import Shard
@@ -172,13 +172,9 @@ class Weights:
         else:
             table = self._in_place_recording if record else self._in_place
         assert table is not None
-        call = table.call(do)
-        if table.in_c:
-            at_once([call, *then])
-        else:
-            with signals_held():
-                self.torn = True
-                at_once([call, *then, partial(setattr, self, "torn", False)])
+        if then and not table.in_c:
+            self.torn, then = True, [*then, partial(setattr, self, "torn", False)]
+        table.apply(do, then)
         self.written()
 
     def written(self) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from zo_kernels.optim import interrupts
-from zo_kernels.optim.interrupts import signals_held
+from zo_kernels import interrupts
+from zo_kernels.interrupts import signals_held
 
 
 @pytest.fixture(params=["the interpreter's own functions", "those of the library"], autouse=True)
