@@ -38,7 +38,7 @@ gpu:
 
 # The AVX-512 kernels on a processor without AVX-512: every intrinsic emulated by SIMDe (Debian: libsimde-dev).
 EMULATED := build/emulated
-EMULATED_OBJECTS := $(addprefix $(EMULATED)/,bindings.o cpu.o cpu_scalar.o cpu_avx2.o avx512.o)
+EMULATED_OBJECTS := $(addprefix $(EMULATED)/,bindings.o cpu.o cpu_table.o cpu_scalar.o cpu_avx2.o avx512.o)
 EMULATED_FLAGS := -std=c++17 -O1 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -w -Icsrc
 
 $(EMULATED)/%.o: csrc/%.cpp $(wildcard csrc/*.h) $(VENV)/.installed

@@ -55,6 +55,9 @@ class Native:
                     int(e.mask),
                     e.threshold,
                     0 if e.mask_tensor is None else e.mask_tensor.data_ptr(),
+                    e.dst.nbytes,
+                    e.src.nbytes,
+                    0 if e.mask_tensor is None else e.mask_tensor.nbytes,
                 )
                 for e in entries
             ]
