@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import device
 
+from .fits import Fits, rows_of
 from .types import Entry, Pass
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/axpy.h: DType
@@ -41,6 +42,7 @@ class Native:
         return None
 
     def prepare(self, entries: Sequence[Entry]) -> Callable[[Pass], None]:
+        Fits(entries)
         chosen = self.instruction_set or instruction_sets()[0]
         table = _native.Table(
             [
@@ -63,7 +65,7 @@ class Native:
             ]
         )
 
-        def run(do: Pass) -> None:
+        def run(do: Pass, kept: Sequence[Entry] = entries) -> None:  # since the table has only their addresses
             table.run(*do.once("native", _numbers), do.stochastic, do.active, torch.get_num_threads(), chosen)
 
         return run
@@ -72,4 +74,5 @@ class Native:
 def _numbers(do: Pass) -> tuple[list[int], list[float], list[float]]:
     """Seeds, scales (groups * directions) and decays (groups)."""
     do = do.on_host()
+    rows_of(do)
     return do.host_seeds, [s for row in do.scales for s in row], list(do.decays)
