@@ -82,12 +82,12 @@ def rows_of(do: Pass) -> int:
         if isinstance(value, Tensor) and (value.dim() != dim or not value.is_floating_point()):
             raise ValueError(f"{name}: expected a float tensor of {dim} dimensions, got {value.dtype} {value.shape}")
     rows = len(decays)
-    lengths = [scales.shape[1]] * len(scales) if isinstance(scales, Tensor) else [len(row) for row in scales]
-    if len(lengths) != rows:
-        raise ValueError(f"scales: expected a row for each of {rows} decays, got {len(lengths)}")
-    for g, length in enumerate(lengths):
-        if length != n:
-            raise ValueError(f"scales[{g}]: expected a number for each of {n} seeds, got {length}")
+    if len(scales) != rows:
+        raise ValueError(f"scales: expected a row for each of {rows} decays, got {len(scales)}")
+    for g, row in enumerate(scales[:1] if isinstance(scales, Tensor) else scales):
+        if not isinstance(row, (Sequence, Tensor)) or len(row) != n:
+            got = len(row) if isinstance(row, (Sequence, Tensor)) else type(row).__name__
+            raise ValueError(f"scales[{g}]: expected a number for each of {n} seeds, got {got}")
     return rows
 
 

@@ -73,6 +73,6 @@ class Native:
 
 def _numbers(do: Pass) -> tuple[list[int], list[float], list[float]]:
     """Seeds, scales (groups * directions) and decays (groups)."""
+    do.once("rows", rows_of)
     do = do.on_host()
-    rows_of(do)
     return do.host_seeds, [s for row in do.scales for s in row], list(do.decays)
