@@ -57,9 +57,8 @@ class Fits:
         self._entries, self._groups = len(entries), max((e.group + 1 for e in entries), default=0)
 
     def check(self, do: Pass) -> None:
-        """
-        Raises:
-            ValueError: the pass does not fit the table.
+        """Raises:
+        ValueError: the pass does not fit the table.
         """
         if (rows := do.once("rows", rows_of)) < self._groups:
             raise ValueError(f"decays: expected one for each of the table's {self._groups} groups, got {rows}")
@@ -184,7 +183,9 @@ def check_apart(names: Sequence[str], entries: Sequence[Entry]) -> None:
     for begin, end, name, writes in sorted(chain(((*s, True) for s in written), ((*s, False) for s in read))):
         before, other = (far, reader) if writes else (reach, writer)
         if begin < before:
-            raise ValueError(f"{name}: expected memory that no entry writes while it is read, got some that {other} has")
+            raise ValueError(
+                f"{name}: expected memory that no entry writes while it is read, got some that {other} has"
+            )
         if writes:
             reach, writer = end, name
         elif end > far:
