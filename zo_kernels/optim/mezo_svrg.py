@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..trajectory import Kind, Setup
+from .alone import alone
 from .base import ZeroOrderOptimizer
 from .draws import ANCHOR_SLOT, SEPARATE_SLOT
 from .in_forward import InForwardProbes
@@ -134,6 +135,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
         self.shared_direction = setup.shared_direction
         super()._go_on_from(replay, setup)
 
+    @alone("step")
     @torch.no_grad()
     def step(self, closure: Closure, full_closure: Closure | None = None) -> Tensor | float:  # type: ignore[override]
         """One step; every `anchor_every`-th is a full-batch step.
@@ -151,6 +153,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
         assert full_closure is not None
         eps, rates, anchor_rates = self._eps(), self._rates(), self._anchor_rates()
         weights = self._prepare()
+        weights.reach.check_eps(eps)
         if self._age is None or self._age >= self.anchor_every or self._recording.changed_by_others(weights):
             self._forget()
             self._begin_record(weights, eps)
@@ -164,12 +167,16 @@ class MeZOSVRG(ZeroOrderOptimizer):
         self._dropped = self._draw_dropped()
         seeds, seen = self._seeds(ANCHOR_SLOT), list[Any]()
         self._path = path = Path(weights.rows)
+        probes = self._probes_from_anchor(weights)
         try:
-            pairs = self._probe(self._probes_from_anchor(weights), closure, seeds, eps, seen)
+            pairs = self._probe(probes, closure, seeds, eps, seen)
+            decays = decay_factors(rates, self._weight_decays())
+            numbers = Numbers.of([pairs], eps, rates, decays, reach=weights.reach)
+            if numbers.refusal is not None:
+                self._refuse(probes, 2 * len(seeds), numbers.refusal)
         except BaseException:
             self._forget()
             raise
-        numbers = Numbers.of([pairs], eps, rates, decay_factors(rates, self._weight_decays()))
         with interrupts_held():
             path.ok = numbers.ok
             path.advance(path.start(seeds, numbers.gradients[0]), numbers.rates, numbers.decays)
@@ -183,9 +190,14 @@ class MeZOSVRG(ZeroOrderOptimizer):
         seeds, seen = self._seeds(), list[Any]()
         anchor_seeds = seeds if self.shared_direction else self._seeds(SEPARATE_SLOT)
         here = self._probe(self._probes_at_theta(weights), closure, seeds, eps, seen)
-        there = self._probe(self._probes_from_anchor(weights), closure, anchor_seeds, eps, [])
-        decays = decay_factors(rates, self._weight_decays())
-        numbers = Numbers.of([here, there], eps, rates, decays, self._path.ok)
+        probes = self._probes_from_anchor(weights)
+        there = self._probe(probes, closure, anchor_seeds, eps, [])
+        decays, others = decay_factors(rates, self._weight_decays()), list(self._path.gradients.values())
+        numbers = Numbers.of(
+            [here, there], eps, rates, decays, self._path.ok, reach=weights.reach, others=others
+        )
+        if numbers.refusal is not None:
+            self._refuse(probes, 4 * len(seeds), numbers.refusal)
         estimate = self._path.estimate(seeds, numbers.gradients[0], anchor_seeds, numbers.gradients[1])
         with interrupts_held():
             self._path.advance(estimate, numbers.rates, numbers.decays)

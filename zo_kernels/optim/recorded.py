@@ -6,12 +6,15 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, NoReturn
 
 from .. import checks, names, spec
 from ..trajectory import Kind, Record, Setup, Trajectory
+from .alone import NOT_COPIED, alone
+from .interrupts import interrupts_held
 from .numbers import Numbers, Pair, Value, device_of, stacked
 from .parallel import Ranks
+from .probes import Probes
 from .recording import Recording, weight_setups
 from .replay import Replay
 from .trained import TrainedWeights
@@ -48,9 +51,7 @@ class RecordedSteps(TrainedWeights):
         self._gradients = numbers.gradients[0]
         self.step_count += 1
         self._steps_since_built += 1
-        flat = [value for pair in (*pairs, *anchor_pairs) for value in pair]
-        where = device_of(*flat)
-        self._recording.took(record, weights, None if where is None else stacked(flat, where))
+        self._recording.took(record, weights, numbers.losses)
 
     @property
     def projected_gradients(self) -> list[float]:
@@ -77,6 +78,14 @@ class RecordedSteps(TrainedWeights):
             self.step_count += 1
             self.refused_steps += 1
         self._recording.took(record, self._weights)
+
+    def _refuse(self, probes: Probes | None, reached: int, why: str) -> NoReturn:
+        """A step of which the losses are there already: θ is restored, the step counts."""
+        with interrupts_held():
+            if probes is not None:
+                probes.to({})
+            self._failed(Kind.REFUSED, reached)
+        raise ValueError(f"{why}; the step is refused, the weights are restored")
 
     @property
     def trajectory(self) -> Trajectory:
@@ -133,6 +142,7 @@ class RecordedSteps(TrainedWeights):
     def _writes_files(self) -> bool:
         return self._ranks is None or self._ranks.is_first
 
+    @alone("resume")
     def resume(self, path: str | FilePath, *, weights: str = "first", missing_ok: bool = False) -> None:
         """Go on with a run that was cut off, and append to its trajectory's file from now on. What is cut off or
         damaged at the file's end is dropped from it. Of several ranks that take steps together the first reads and
@@ -257,5 +267,5 @@ class RecordedSteps(TrainedWeights):
 
     def __getstate__(self) -> dict[str, Any]:
         # The tables hold addresses, so a copy builds its own; a scheduler's wrapper of `step` is bound to the original.
-        own = {k: v for k, v in self.__dict__.items() if k != "step"}
+        own = {k: v for k, v in self.__dict__.items() if k not in ("step", NOT_COPIED)}
         return {**own, "_weights": None, "_built_for": None, "_in_forward": None}
