@@ -25,6 +25,7 @@ def alone(what: str) -> Callable[[Method], Method]:
     Raises:
         RuntimeError: something is inside, in another thread or further up in this one. Nothing is changed.
     """
+
     def decorated(method: Method) -> Method:
         @functools.wraps(method)
         def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -16,7 +16,7 @@ from ..ops import ROUNDINGS
 from ..trajectory import Kind
 from .alone import alone
 from .blocks import block_of_parameters
-from .draws import FIRST_SLOT, blocks_to_drop, direction_seeds
+from .draws import FIRST_SLOT, MAX_DIRECTIONS, blocks_to_drop, direction_seeds
 from .graphed import GraphedStep, cannot_be_graphed
 from .groups import check_group, given_blocks, norm_parameters
 from .in_forward import InForward, InForwardProbes, cannot_perturb_in_forward
@@ -31,7 +31,6 @@ from .shards import resharding
 from .streamed import StreamedInForward
 from .weights import Weights
 
-MAX_DIRECTIONS = 2**16
 PERTURB = ("auto", "in_place", "in_forward")
 
 
