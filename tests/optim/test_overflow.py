@@ -57,7 +57,7 @@ def test_a_step_that_goes_too_far_is_refused(
     for name, (options, message) in TOO_FAR.items():
         if name == "lr 1e3" and dtype != torch.float16:
             continue
-        model = block_mlp(depth=1, width=4, dtype=dtype)
+        model = block_mlp(depth=2, width=4, dtype=dtype)
         start = copy.deepcopy(model)
         more = {"anchor_every": 3} if method == "MeZOSVRG" else {"directions": 1 + (method == "MeZO")}
         opt = METHODS[method](model, **{"lr": 1e-3, "eps": EPS, "perturb": perturb, **options, **more})
