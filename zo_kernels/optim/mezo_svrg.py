@@ -268,7 +268,14 @@ class MeZOSVRG(ZeroOrderOptimizer):
         for kept in self.state.values():  # torch keeps the caller's tensors; a snapshot must be our own
             if "anchor" in kept:
                 kept["anchor"] = kept["anchor"].clone().contiguous()
-        self._prepare()
+        theta = [] if self._path is None else [(t, t.detach().clone()) for t in map(local, self._trainable())]
+        try:
+            self._prepare()
+        except BaseException:
+            with torch.no_grad(), interrupts_held():
+                for t, kept_values in theta:
+                    t.copy_(kept_values)
+            raise
 
 
 def _checked(anchor_lr: Any, where: str = "") -> float | None:

@@ -270,7 +270,8 @@ class RecordedSteps(TrainedWeights):
                 given = changed
         run = self._check_run(state_dict["zo"])
         self._check_kept(state.check_torch(given, self.param_groups, self._check_more), run)
-        unseen = self._recording.refused_unseen
+        unseen, weights = self._recording.refused_unseen, self._weights
+        ours = weights is not None and not self._recording.changed_by_others(weights)
         versions = self._recording.forget_versions()
         try:
             self._optimizer_load_state_dict_pre_hooks = type(hooks)()
@@ -290,6 +291,8 @@ class RecordedSteps(TrainedWeights):
                     del self.__dict__[key]
                 self.__dict__.update(before)
                 self._recording.restore_versions(versions)
+                if weights is not None and versions is not None and ours:  # what was written was put back
+                    self._recording.note_versions(weights)
             raise
 
     def _check_run(self, zo: Any) -> dict[str, Any]:

@@ -151,9 +151,10 @@ class Recording:
         if changed and not due.continues and not self._warned:
             self._warned = True
             warn(
-                f"something else than the optimizer changed the weights after step {due.step} (clamp_, copy_, an average "
-                f"swapped in, weights loaded): the trajectory gives the weights up to there (upto={due.step}) and not of "
-                f"the steps to come. To note it took {len(encode_setup(due, 0))} bytes; later changes are not noted"
+                f"something else than the optimizer changed the weights after step {due.step} (clamp_, copy_, an "
+                f"average swapped in, weights loaded): the trajectory gives the weights up to there (upto={due.step}) "
+                "and not of the steps to come. To note it took "
+                f"{len(encode_setup(due, 0))} bytes; later changes are not noted"
                 + ("; MeZO-SVRG takes a new anchor after each" if due.svrg else "")
             )
 

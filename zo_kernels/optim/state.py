@@ -106,9 +106,11 @@ def check_svrg(zo: Mapping[str, Any], groups: int, blocks: int, steps: int) -> d
         checks.integer(f"{at}age", age, 0, steps)
         if not decays:
             raise ValueError(f"{at}path_decays: expected some, at age {age}, got none")
-        if not gradients or not gradients.keys() <= path.keys():
+        if not gradients:
+            raise ValueError(f"{at}anchor_gradients: expected some, at age {age}, got none")
+        if lacking := [seed for seed in gradients if seed not in path]:
             raise ValueError(
-                f"{at}anchor_gradients: expected some, at age {age}, of seeds in path, got {list(gradients)}"
+                f"{at}path: expected all seeds of anchor_gradients, at age {age}, got none of {lacking[0]}"
             )
     return {
         "anchor_every": checks.integer(f"{at}anchor_every", zo["anchor_every"], 1),
