@@ -46,11 +46,13 @@ def losses_of(model: nn.Module) -> Any:
 
 @pytest.mark.parametrize("on_device", [False, True], ids=["host", "device"])
 @pytest.mark.parametrize(
-    "perturb, dtype",
-    [("in_place", torch.float16), ("in_forward", torch.float16), ("in_place", torch.float32)],
-    ids=["in place, fp16", "in the forward, fp16", "in place, fp32"],
+    "method, perturb, dtype",
+    [
+        *((method, perturb, torch.float16) for method in METHODS for perturb in ("in_place", "in_forward")),
+        *((method, "in_place", torch.float32) for method in ("MeZO", "MeZOSVRG")),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("method", METHODS)
 def test_a_step_that_goes_too_far_is_refused(
     method: str, perturb: str, dtype: torch.dtype, on_device: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

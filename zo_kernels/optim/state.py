@@ -92,6 +92,10 @@ def check_svrg(zo: Mapping[str, Any], groups: int, blocks: int, steps: int) -> d
     decays = _numbers(f"{at}path_decays", zo["path_decays"])
     if len(decays) % 2 or len(decays) > 2 * groups:
         raise ValueError(f"{at}path_decays: expected two for each of {groups} groups, got {len(decays)}")
+    if (age := zo["age"]) is not None:
+        checks.integer(f"{at}age", age, 0, steps)
+        if not decays:
+            raise ValueError(f"{at}path_decays: expected some, at age {age}, got none")
     path = {seed: _numbers(f"{at}path[{i}]", row, len(decays)) for i, seed, row in _by_seed(f"{at}path", zo["path"])}
     gradients = {
         seed: _number(f"{at}anchor_gradients[{i}]", g)
@@ -101,11 +105,7 @@ def check_svrg(zo: Mapping[str, Any], groups: int, blocks: int, steps: int) -> d
     dropped = [checks.integer(f"{at}dropped[{i}]", block, 0, blocks - 1) for i, block in enumerate(dropped)]
     if len(set(dropped)) < len(dropped):
         raise ValueError(f"{at}dropped: expected each block once, got {dropped}")
-    age = zo["age"]
     if age is not None:
-        checks.integer(f"{at}age", age, 0, steps)
-        if not decays:
-            raise ValueError(f"{at}path_decays: expected some, at age {age}, got none")
         if not gradients:
             raise ValueError(f"{at}anchor_gradients: expected some, at age {age}, got none")
         if lacking := [seed for seed in gradients if seed not in path]:
