@@ -6,8 +6,8 @@ import copy
 import pickle
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -75,69 +75,95 @@ class Anything:
         return call()
 
 
-def test_an_exception_at_any_line_leaves_no_lock() -> None:
-    """Wherever it comes, in the guard or within, while its traceback is kept: the next visit is let in."""
-    code = Anything.visit.__code__
+@contextmanager
+def traced(come: Callable[[], None]) -> Iterator[None]:
+    """Call `come` before each instruction of the guard."""
+
+    def at_an_instruction(frame: FrameType, event: str, arg: Any) -> Any:
+        if frame.f_code.co_filename != alone.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            come()
+        return at_an_instruction
+
+    before = sys.gettrace()
+    sys.settrace(at_an_instruction)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def test_an_exception_at_any_instruction_leaves_no_lock() -> None:
+    """Wherever it comes, while its traceback is kept: the next visit is let in."""
     kept, at = [], 0
     while True:
-        it, left = Anything(), at
+        it, left = Anything(), [at]
         it.visit(int)
 
-        def at_a_line(frame: FrameType, event: str, arg: Any) -> Any:
-            nonlocal left
-            if frame.f_code is not code and frame.f_code.co_filename != alone.__file__:
-                return None
-            frame.f_trace_opcodes = True
-            if event == "opcode":
-                if left == 0:
-                    sys.settrace(None)
-                    raise KeyboardInterrupt
-                left -= 1
-            return at_a_line
+        def come(left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] == -1:
+                raise KeyboardInterrupt
 
-        before = sys.gettrace()
-        sys.settrace(at_a_line)
-        try:
-            it.visit(int)
-            ended = True
-        except KeyboardInterrupt as error:
-            kept.append(error)
-            ended = False
-        finally:
-            sys.settrace(before)
+        with traced(come):
+            try:
+                it.visit(int)
+            except KeyboardInterrupt as error:
+                kept.append(error)
         assert it.visit(lambda: 5) == 5, f"locked by an exception at opcode {at}"
-        if ended:
+        if left[0] >= 0:
             break
         at += 1
     assert len(kept) > 50
 
 
-def test_of_many_threads_one_is_inside() -> None:
-    it, inside, most, entered = Anything(), [], [0], [0] * 4
+def test_of_two_threads_one_is_inside_wherever_they_meet() -> None:
+    """At every instruction of one's entry the other comes, and stays if it is let in."""
+    met, at = set(), 0
+    while True:
+        it, left = Anything(), [at]
+        it.visit(int)
+        inside, here, tried, leave = [], [], threading.Event(), threading.Event()
 
-    def body() -> None:
-        inside.append(1)
-        most[0] = max(most[0], len(inside))
-        inside.pop()
+        def stay(inside: Any = inside, tried: Any = tried, leave: Any = leave) -> None:
+            inside.append("other")
+            tried.set()
+            leave.wait()
+            inside.remove("other")
 
-    def try_often(i: int) -> None:
-        for _ in range(500):
+        def other(it: Any = it, stay: Any = stay, tried: Any = tried) -> None:
             with suppress(RuntimeError):
-                it.visit(body)
-                entered[i] += 1
+                it.visit(stay)
+            tried.set()
 
-    interval = sys.getswitchinterval()
-    threads = [threading.Thread(target=try_often, args=(i,)) for i in range(len(entered))]
-    try:
-        sys.setswitchinterval(1e-5)
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert most[0] == 1 and sum(entered) > 100
-    it.visit(int)
+        thread = threading.Thread(target=other)
+
+        def come(thread: Any = thread, tried: Any = tried, left: Any = left) -> None:
+            left[0] -= 1
+            if left[0] == -1:
+                thread.start()
+                tried.wait()
+
+        def body(inside: Any = inside, here: Any = here) -> None:
+            here.append([*inside, "this"])
+
+        refused = False
+        with traced(come):
+            try:
+                it.visit(body)
+            except RuntimeError:
+                refused = True
+        leave.set()
+        if left[0] >= 0:
+            break
+        thread.join()
+        assert here == ([] if refused else [["this"]]), f"both are inside if they meet at opcode {at}"
+        met.add(refused)
+        it.visit(int)
+        at += 1
+    assert met == {True, False} and at > 50
 
 
 def test_a_thread_that_died_inside_locks_nobody_out() -> None:
