@@ -177,7 +177,8 @@ def check_apart(names: Sequence[str], entries: Sequence[Entry]) -> None:
             raise ValueError(f"{right}: expected tensors that do not overlap, got memory that {left} has too")
     if not read:
         return
-    # Of spans in order, one that is read overlaps one that is written if it does a neighbour, or all in between are read.
+    # Of spans in order, one that is read overlaps one that is written if it does so with a neighbour, or all in between
+    # are read.
     reach, writer = 0, ""
     far, reader = 0, ""
     for begin, end, name, writes in sorted(chain(((*s, True) for s in written), ((*s, False) for s in read))):

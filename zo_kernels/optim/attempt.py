@@ -54,7 +54,7 @@ class Attempt:
         finally:
             torch.set_grad_enabled(self._gradients)
         if isinstance(error, Refused):
-            raise error.error(f"closure: {error}; the step is refused, the weights are restored") from None
+            raise error.error(f"{error.of}{error}; the step is refused, the weights are restored") from None
 
 
 def attempted(step: Step) -> Step:
@@ -67,9 +67,10 @@ def attempted(step: Step) -> Step:
     def outermost(self: Any, *closures: Any, **named: Any) -> Any:
         with Attempt(self) as attempt:
             attempt.begin()
-            overridden = type(self).step is not outermost  # by a step for which PyTorch calls them
+            overridden = getattr(type(self).step, "attempted", None) is not step  # by one for which PyTorch calls them
             return (step if overridden else within)(self, *closures, **named)
 
     result: Any = outermost
+    result.attempted = step
     result.hooked = True  # PyTorch puts its wrapper around what has not this
     return result

@@ -15,13 +15,14 @@ from .. import checks
 from ..ops import ROUNDINGS
 from ..trajectory import Kind
 from ..trajectory.file import SYNC
+from .alone import alone
 from .attempt import attempted
 from .blocks import block_of_parameters
-from .draws import FIRST_SLOT, blocks_to_drop, direction_seeds
+from .draws import FIRST_SLOT, MAX_DIRECTIONS, blocks_to_drop, direction_seeds
 from .graphed import GraphedStep, cannot_be_graphed
 from .groups import check_group, given_blocks, norm_parameters
-from .in_forward import InForwardProbes, cannot_perturb_in_forward
-from .losses import Closure, check_closure, check_pair, decay_factors, value_of
+from .in_forward import InForward, InForwardProbes, cannot_perturb_in_forward
+from .losses import Closure, Refused, check_closure, check_pair, decay_factors, value_of
 from .numbers import Numbers, Pair, Seed, spsa_update
 from .parallel import Parallel, ranks_of
 from .probes import InPlace, Probes
@@ -31,7 +32,6 @@ from .shards import resharding
 from .streamed import StreamedInForward
 from .weights import Weights
 
-MAX_DIRECTIONS = 2**16
 PERTURB = ("auto", "in_place", "in_forward")
 
 
@@ -209,6 +209,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         n = self._steps_since_built
         return n & (n - 1) == 0
 
+    @alone("step")
     @attempted
     def step(self, closure: Closure) -> Tensor | float:  # type: ignore[override]
         """One step: two evaluations of the loss a direction, then the update.
@@ -229,7 +230,12 @@ class ZeroOrderOptimizer(RecordedSteps):
                 if it is not finite, the step is refused all the same, on the device, but nothing is raised. Whatever
                 the closure raises also leaves restored weights behind. Restored means up to float rounding of the
                 passes in place, and exactly in the forward.
+            ValueError: the update might make a weight infinite: lr |g| is above 1e30, or 1024 if there are float16
+                weights, or lr * weight_decay above 2. The step is refused, as above; where the losses stay on a GPU,
+                the former is refused there, without a word. The weights themselves are not looked at: those that are
+                above half of their dtype's largest number may still overflow.
             ValueError: perturbation in the forward cannot reach a weight; the message names it.
+            RuntimeError: another thread is in a step of this optimizer, or the closure calls this. Nothing is changed.
             OSError: the trajectory's file cannot be written. The step was taken; the next one writes what is missing.
         """
         attempt = self._attempt
@@ -239,7 +245,9 @@ class ZeroOrderOptimizer(RecordedSteps):
         attempt.probes = probes = self._probes(weights, weights.active(self._draw_dropped()), watch=self._watches())
         seeds, seen = self._seeds(), list[Any]()
         pairs = self._probe(probes, closure, seeds, eps, seen)
-        numbers = Numbers.of([pairs], eps, rates, decays)
+        numbers = Numbers.of([pairs], eps, rates, decays, reach=weights.reach)
+        if numbers.refusal is not None:
+            raise Refused(ValueError, numbers.refusal, of="")
         taking = self._taking(attempt, weights, Kind.STEP, rates, eps, numbers, pairs)
         probes.finish(spsa_update(seeds, numbers.gradients[0], numbers.rates), numbers.decays, taking)
         self._taken(attempt, weights)
@@ -253,11 +261,16 @@ class ZeroOrderOptimizer(RecordedSteps):
             with opt.streaming():
                 logits = model(**batch_on_the_device).logits
         """
-        self._prepare()
-        engine = self._in_forward
+        engine = self._ready_to_stream()
         with torch.no_grad(), engine.unperturbed() if isinstance(engine, StreamedInForward) else nullcontext():
             yield
 
+    @alone("streaming")
+    def _ready_to_stream(self) -> InForward | None:
+        self._prepare()
+        return self._in_forward
+
+    @alone("graphed")
     def graphed(self, closure: Closure, *, warmup: int = 3, same_bits: bool = True) -> GraphedStep:
         """Steps whose launches are captured in a CUDA graph, for models whose forward is a matter of launches.
 
@@ -314,6 +327,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         decays = decay_factors(rates, self._weight_decays())
         weights = self._prepare()
         self._check_whole(weights)
+        weights.reach.check_eps(eps)
         self._begin_record(weights, eps)
         return eps, rates, decays, weights
 

@@ -12,10 +12,12 @@ from torch import Tensor, device
 from ..backends.transfer import on_device, signed
 from ..interrupts import at_once, signals_held
 from ..trajectory import Kind
+from .alone import alone
 from .attempt import Attempt
 from .losses import Closure, Refused, call, value_of
 from .numbers import Numbers, Pair, Row, spsa_update
 from .operations import Operation, Operations, first_difference
+from .overflow import unusable
 from .weights import Weights
 
 if TYPE_CHECKING:
@@ -99,16 +101,24 @@ class GraphedStep:
             ValueError: the closure returns losses that are not on the device, or, with `same_bits`, is not the same
                 when it is captured. No step is taken.
         """
+        taken = self._captured_step()
+        return self._optimizer.step(self._closure) if taken is None else taken
+
+    @alone("graphed")
+    def _captured_step(self) -> Tensor | None:
+        """One step, or None if an ordinary one is due."""
         optimizer = self._optimizer
         optimizer._prepare()
         key = optimizer._launches_depend_on()
         if key != self._captured_for and (key != self._warm_for or self._ordinary_steps < self._warmup):
             self._ordinary_steps += 1
             self._warm_for = key
-            return optimizer.step(self._closure)
+            return None
         with Attempt(optimizer) as attempt:
             attempt.begin()
             eps, rates, decays, weights = optimizer._begin()
+            if (why := unusable(rates, decays)) is not None:
+                raise Refused(ValueError, why, of="")
             if key != self._captured_for:
                 self._check(weights.theta[0].device)
                 self._capture(weights, eps, rates, decays)
@@ -157,7 +167,7 @@ class GraphedStep:
             if not all(isinstance(value, Tensor) for pair in pairs for value in pair):
                 got = f"one on {seen[0].device}" if isinstance(seen[0], Tensor) else type(seen[0]).__name__
                 raise ValueError(f"closure: expected losses on {where}, for a graph, got {got}")
-            numbers = Numbers.of([pairs], eps, self._rates, self._decays)
+            numbers = Numbers.of([pairs], eps, self._rates, self._decays, reach=weights.reach)
             probes.finish(spsa_update(seeds, numbers.gradients[0], numbers.rates), numbers.decays, [])
             return sum(seen) / len(seen), numbers, pairs
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path as FilePath
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from .. import checks, names, spec
 from ..interrupts import Call, at_once, signals_held
 from ..trajectory import Kind, Record, Setup, Trajectory
 from ..trajectory.file import FoundFile
+from . import state
+from .alone import NOT_COPIED, alone
 from .attempt import Attempt
 from .losses import Refused
 from .numbers import Numbers, Pair, Value, device_of, stacked
@@ -22,6 +25,7 @@ from .probes import Probes
 from .recording import Recording, weight_setups
 from .replay import Replay
 from .trained import TrainedWeights
+from .warned import warn
 from .weights import Weights
 
 _TRIES = 3  # to restore the weights, while exceptions come from outside
@@ -58,10 +62,8 @@ class RecordedSteps(TrainedWeights):
         here: Any = tuple(pairs)
         there: Any = tuple(anchor_pairs)
         record = Record(self.step_count, kind, tuple(rates[::2]), here, there, eps=eps)
-        flat = [value for pair in (*pairs, *anchor_pairs) for value in pair]
-        where = device_of(*flat)
         return [
-            *self._recording.adding(record, None if where is None else stacked(flat, where)),
+            *self._recording.adding(record, numbers.losses),
             partial(setattr, self, "_gradients", numbers.gradients[0]),
             partial(setattr, self, "step_count", self.step_count + 1),
             partial(setattr, self, "_steps_since_built", self._steps_since_built + 1),
@@ -208,6 +210,7 @@ class RecordedSteps(TrainedWeights):
     def _writes_files(self) -> bool:
         return self._ranks is None or self._ranks.is_first
 
+    @alone("resume")
     def resume(
         self, path: str | FilePath, *, weights: str = "first", missing_ok: bool = False, recover: bool = False
     ) -> None:
@@ -267,7 +270,7 @@ class RecordedSteps(TrainedWeights):
                 file.close()
             raise
         for told in filter(None, (file.told() for file in found)):
-            warnings.warn(told, stacklevel=2)
+            warn(told)
 
     def _by_first(self, make: Callable[[], T]) -> T:
         return make() if self._ranks is None else self._ranks.from_first(make)
@@ -309,7 +312,7 @@ class RecordedSteps(TrainedWeights):
             names_of_others = [name for name, value in own.items() if value != getattr(setup, name)]
             if names_of_others:
                 told = ", ".join(f"{name} {getattr(setup, name)} (not {own[name]})" for name in names_of_others)
-                warnings.warn(f"resume: the run had {told}; {what}", stacklevel=4)
+                warn(f"resume: the run had {told}; {what}")
 
     def _go_on_from(self, replay: Replay, setup: Setup) -> None:
         trajectory = replay.trajectory
@@ -327,8 +330,9 @@ class RecordedSteps(TrainedWeights):
         return {**super().state_dict(), "zo": self._zo_state()}
 
     def _zo_state(self) -> dict[str, Any]:
-        parameters = [p for g in self.param_groups for p in g["params"]]
+        parameters = self._parameters()
         return {
+            "version": state.VERSION,
             "method": type(self).__name__,
             "noise": spec.VERSION,
             "seed": self.seed,
@@ -340,28 +344,71 @@ class RecordedSteps(TrainedWeights):
             "thresholds": [self._thresholds.get(p) for p in parameters],
         }
 
+    def _parameters(self) -> list[Tensor]:
+        return [p for g in self.param_groups for p in g["params"]]
+
+    @alone("load_state_dict")
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a run: the next step draws what it would have drawn.
 
         Raises:
-            ValueError: the state is of another kind of optimizer, or its parameters have other ids (names).
+            TypeError, ValueError: the state is of another kind of optimizer or of a newer zo_kernels, its parameters
+                have other ids (names), or a value in it cannot be, which the message names. Nothing is changed, nor is
+                anything if a hook raises.
         """
-        if "zo" not in state_dict:
+        if "zo" not in state.mapping("state_dict", state_dict):
             raise ValueError("state_dict: expected the state of a zeroth-order optimizer, got one without 'zo'")
-        zo = state_dict["zo"]
-        ours = self._zo_state()
-        for key in ("method", "noise", "param_ids"):
-            if zo.get(key) != ours[key]:
-                raise ValueError(f"state_dict: expected {key} {ours[key]!r}, got {zo.get(key)!r}")
-        super().load_state_dict({k: v for k, v in state_dict.items() if k != "zo"})
-        for key in ("seed", "step_count", "refused_steps", "directions", "drop"):
-            setattr(self, key, zo[key])
-        parameters = [p for g in self.param_groups for p in g["params"]]
-        self._thresholds = {p: h for p, h in zip(parameters, zo["thresholds"], strict=True) if h is not None}
-        self._weights = None
-        self._recording.forget_versions()
+        given: Any = {key: value for key, value in state_dict.items() if key != "zo"}
+        before = dict(self.__dict__)
+        hooks = before.get("_optimizer_load_state_dict_pre_hooks", {})
+        for hook in hooks.values():  # which torch calls when it is too late to check what they make of the state
+            if (changed := hook(self, given)) is not None:
+                given = changed
+        run = self._check_run(state_dict["zo"])
+        self._check_kept(state.check_torch(given, self.param_groups, self._check_more), run)
+        unseen, weights = self._recording.refused_unseen, self._weights
+        ours = weights is not None and not self._recording.changed_by_others(weights)
+        versions = self._recording.forget_versions()
+        try:
+            self._optimizer_load_state_dict_pre_hooks = type(hooks)()
+            super().load_state_dict(given)
+            self._optimizer_load_state_dict_pre_hooks = hooks
+            for key in ("seed", "step_count", "directions", "drop"):
+                setattr(self, key, run[key])
+            self._refused_steps = run["refused_steps"] - unseen
+            heights = zip(self._parameters(), run["thresholds"], strict=True)
+            self._thresholds = {p: h for p, h in heights if h is not None}
+            self._weights = None
+            self._take_state(run)
+            self._recording.forget_versions()  # the model may be loaded after its optimizer
+        except BaseException:
+            with signals_held():
+                for key in self.__dict__.keys() - before.keys():
+                    del self.__dict__[key]
+                self.__dict__.update(before)
+                self._recording.restore_versions(versions)
+                if weights is not None and versions is not None and ours:  # what was written was put back
+                    self._recording.note_versions(weights)
+            raise
+
+    def _check_run(self, zo: Any) -> dict[str, Any]:
+        """What `load_state_dict` takes of the run, of which all is checked."""
+        names_of_them = [self._names[p] for p in self._parameters()]
+        run = state.check_run(zo, self._zo_state(), names_of_them, self._n_blocks)
+        if self._ranks is not None:
+            self._ranks.check_directions(run["directions"])
+        return run
+
+    def _check_more(self, group: Mapping[str, Any], where: str) -> None:
+        """Of a parameter group in a state, what a method has besides."""
+
+    def _check_kept(self, kept: Mapping[Tensor, tuple[str, Mapping[Any, Any]]], run: dict[str, Any]) -> None:
+        """What a method keeps of each parameter: in a state, what to call it and the entry."""
+
+    def _take_state(self, run: dict[str, Any]) -> None:
+        """What a method has besides, which is checked."""
 
     def __getstate__(self) -> dict[str, Any]:
         # The tables hold addresses, so a copy builds its own; a scheduler's wrapper of `step` is bound to the original.
-        own = {k: v for k, v in self.__dict__.items() if k not in ("step", "_attempt")}
+        own = {k: v for k, v in self.__dict__.items() if k not in ("step", "_attempt", NOT_COPIED)}
         return {**own, "_weights": None, "_built_for": None, "_in_forward": None}

@@ -16,9 +16,10 @@ from ..interrupts import Call, at_once
 from ..trajectory import Kind, Record, Setup, Trajectory
 from ..trajectory.file import FoundFile
 from ..trajectory.fingerprint import as_text
-from ..trajectory.record import RefusedSteps, WeightSetup
+from ..trajectory.record import RefusedSteps, WeightSetup, encode_setup
 from ..trajectory.recorder import Recorder
 from .pending import Pending
+from .warned import warn
 from .weights import Weights
 from .whole import combined_fingerprint, fingerprints
 
@@ -99,6 +100,9 @@ class Recording:
         setup_told: the setup of the steps that are being taken, as texts.
     """
 
+    _cut = False  # whether a setup says that the weights are others than the records before it lead to
+    _warned = False
+
     def __init__(self, sync: str) -> None:
         self._sync = sync
         self._begin_log(Recorder(sync))
@@ -140,6 +144,7 @@ class Recording:
     def go_on(self, found: FoundFile | None, trajectory: Trajectory) -> None:
         """With a file of which `trajectory` is the sound beginning, or without one."""
         self._begin_log(Recorder.resumed(found, trajectory, self._sync))
+        self._cut = not all(setup.continues for _, setup in trajectory.setups)
 
     def sync(self) -> None:
         """Force what was recorded to the disk, unless that is never to be done."""
@@ -154,14 +159,29 @@ class Recording:
             setup: makes it, told whether the weights are those that the records before it lead to.
             weights: of the step.
         """
-        continues = self._versions is not None and not self.changed_by_others(weights)
-        if self._key != key or not continues:
-            self._log.settle()
-            due = setup(continues or not len(self.trajectory))
-            at_once(self._log.recorder.trajectory.adding_setup(due))
-            self._log.recorder.write()
-            self.setup_told = _told(due)
-            self._key = key
+        changed = self.changed_by_others(weights)
+        continues = self._versions is not None and not changed
+        if self._key == key and continues:
+            return
+        if self._key == key and changed and self._cut:  # a replay does not come here, so another setup serves nobody
+            self.setup_told = [*self.setup_told[:-1], _outside(True)]
+            return
+        self._log.settle()
+        due = setup(continues or not len(self.trajectory))
+        at_once(self._log.recorder.trajectory.adding_setup(due))
+        self._log.recorder.write()
+        self.setup_told = _told(due)
+        self._key = key
+        self._cut |= not due.continues
+        if changed and not due.continues and not self._warned:
+            self._warned = True
+            warn(
+                f"something else than the optimizer changed the weights after step {due.step} (clamp_, copy_, an "
+                f"average swapped in, weights loaded): the trajectory gives the weights up to there (upto={due.step}) "
+                "and not of the steps to come. To note it took "
+                f"{len(encode_setup(due, 0))} bytes; later changes are not noted"
+                + ("; MeZO-SVRG takes a new anchor after each" if due.svrg else "")
+            )
 
     def adding(self, record: Record, losses: Tensor | None = None) -> list[Call]:
         """What appends a step that was taken, refused or interrupted; to be called with the pass that takes it.
@@ -188,9 +208,14 @@ class Recording:
         self._versions = self._versions or _Versions()
         self._versions.note(weights)
 
-    def forget_versions(self) -> None:
-        """The weights may be others from now on."""
-        self._versions = None
+    def forget_versions(self) -> _Versions | None:
+        """The weights may be others from now on; returns what `restore_versions` takes."""
+        known, self._versions = self._versions, None
+        return known
+
+    def restore_versions(self, known: _Versions | None) -> None:
+        """They are not, after all."""
+        self._versions = known
 
     def changed_by_others(self, weights: Weights) -> bool:
         """Whether somebody has loaded or set weights since the last step."""
@@ -210,9 +235,13 @@ def _told(setup: Setup) -> list[str]:
     """What does not follow from the weights' values, which are compared by themselves."""
     told = {field.name: getattr(setup, field.name) for field in fields(setup) if field.name != "step"}
     trained = [replace(w, fingerprint="", threshold=None) for w in told.pop("weights")]
-    told["weights changed from outside"] = not told.pop("continues")
+    continues = told.pop("continues")
     told["names and shapes of the weights, as a digest:"] = hashlib.blake2s(repr(trained).encode()).hexdigest()[:16]
-    return [f"{name} {value}" for name, value in told.items()]
+    return [*(f"{name} {value}" for name, value in told.items()), _outside(not continues)]
+
+
+def _outside(changed: bool) -> str:
+    return f"weights changed from outside {changed}"
 
 
 def weight_setups(weights: Weights, names: Mapping[Tensor, str]) -> tuple[WeightSetup, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor, device, nn
 from .. import checks, names
 from .groups import check_eps, check_group, check_owned
 from .in_forward import InForward
+from .overflow import Reach
 from .shards import Shard, cannot_be_trained, local, shard_of
 from .streamed import StreamedInForward, settle
 from .thresholds import magnitude_threshold
@@ -84,6 +85,9 @@ class TrainedWeights(torch.optim.Optimizer):
                 found.append(Weight(name, p, shard, self._ids[p], row, self._block_of.get(p), threshold))
         if not found:
             raise ValueError("params: expected at least one parameter that requires grad, got none")
+        reach = Reach.of({w.tensor.dtype for w in found})
+        for group in self.param_groups:
+            reach.check_eps(check_eps("eps", group["eps"]))
         anchors = self._anchors(found)
         keep_masks = self.perturb == "in_place" or anchors is not None
         rows, stochastic = 2 * len(self.param_groups), self.rounding != "nearest"

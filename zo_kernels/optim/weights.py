@@ -14,6 +14,7 @@ from ..backends.types import Entry, MaskKind, Pass
 from ..interrupts import Call
 from ..ops import Table
 from .numbers import Row, Value, device_of, vector
+from .overflow import Reach
 from .pinned import pin
 from .shards import Shard
 
@@ -76,6 +77,7 @@ class Weights:
         self.theta = [w.tensor.detach() for w in weights]
         self.anchors = None if anchors is None else list(anchors)
         self.shards = [w.shard for w in weights]
+        self.reach = Reach.of({t.dtype for t in self.theta})
         self.counted = [w.tensor for w in weights if not w.tensor.is_inference()]  # changes of
         runs = [shard.runs for shard in self.shards]
         self._on_write = on_write

@@ -91,7 +91,15 @@ def cuda_refusals(cuda: Any) -> int:
                 sys.exit(f"cuda went through: {name} = {value}")
     w = Memory(16 * BYTES[0])
     right: dict[str, Any] = {"dtype": 0, "src": w.address, "mask": w.address, "threshold": 1.0, "numel": 1, "stream": 0}
-    for name, value in [("dtype", 3), ("src", 0), ("src", 2), ("mask", 0), ("numel", 0), ("numel", -1), ("numel", 2**42)]:
+    for name, value in [
+        ("dtype", 3),
+        ("src", 0),
+        ("src", 2),
+        ("mask", 0),
+        ("numel", 0),
+        ("numel", -1),
+        ("numel", 2**42),
+    ]:
         try:
             cuda.record(**{**right, name: value})
         except (ValueError, TypeError):

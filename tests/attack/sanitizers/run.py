@@ -97,7 +97,12 @@ def drive(name: str) -> tuple[list[str], list[int]]:
     }
     command = [sys.executable, str(HERE / "driver.py"), str(OUT / name)]
     if name == "thread" and shutil.which("setarch") and _may_fix_addresses():
-        command = ["setarch", platform.machine(), "-R", *command]  # which GCC 12's does not start without on some kernels
+        command = [
+            "setarch",
+            platform.machine(),
+            "-R",
+            *command,
+        ]  # which GCC 12's does not start without on some kernels
     done = call(*command, env=environment, timeout=900)
     if "Sanitizer" in done.stderr or "runtime error" in done.stderr:
         sys.exit(f"{done.stderr}\nsanitize: a report of the build {name!r}")
