@@ -136,8 +136,16 @@ TABLES: dict[str, tuple[Make, type[Exception], str]] = {
     "src of another dtype": (lambda w, v: [Entry(w, v.half(), 0)], ValueError, r"src: expected the dtype of dst"),
     "src that is nothing": (lambda w, v: [Entry(w, None, 0)], TypeError, r"src: expected a torch.Tensor, got NoneType"),
     "src elsewhere": (lambda w, v: [Entry(w, v.to("meta"), 0)], ValueError, r"src: .*meta"),
-    "src a part of dst": (lambda w, v: [Entry(w[:6], w[2:], 0)], ValueError, r"entries\[0\]: src: expected memory that no"),
-    "src another's dst": (lambda w, v: [Entry(w, v, 0), Entry(v, v, 1)], ValueError, r"no entry writes while it is read"),
+    "src a part of dst": (
+        lambda w, v: [Entry(w[:6], w[2:], 0)],
+        ValueError,
+        r"entries\[0\]: src: expected memory that no",
+    ),
+    "src another's dst": (
+        lambda w, v: [Entry(w, v, 0), Entry(v, v, 1)],
+        ValueError,
+        r"reads and another writes",
+    ),
     "dst twice": (lambda w, v: [Entry(w, w, 0), Entry(w[4:], w[4:], 1)], ValueError, r"do not overlap"),
     "a group of -1": (lambda w, v: [Entry(w, w, 0, group=-1)], ValueError, r"group: expected an integer .*got -1"),
     "a group of 2**31": (lambda w, v: [Entry(w, w, 0, group=2**31)], ValueError, r"group: .*got 2147483648"),
@@ -164,7 +172,9 @@ TABLES: dict[str, tuple[Make, type[Exception], str]] = {
         r"do not overlap",
     ),
     "memory at an odd address": (
-        lambda w, v: [Entry(w, torch.frombuffer(bytearray(64), dtype=torch.float32, count=8, offset=1).to(w.device), 0)],
+        lambda w, v: [
+            Entry(w, torch.frombuffer(bytearray(64), dtype=torch.float32, count=8, offset=1).to(w.device), 0)
+        ],
         ValueError,
         r"src: expected memory at a multiple of 4 bytes, got \d+; use a clone\(\)",
     ),
@@ -178,12 +188,18 @@ PASSES: dict[str, tuple[dict[str, Any], str]] = {
         {"seeds": [1, 2], "scales": [[1.0], [1.0] * 3]},
         r"scales\[0\]: expected a number for each of 2 seeds, got 1",
     ),
-    "a group too many": ({"scales": [[1.0]], "decays": [1.0]}, r"decays: expected one for each of the table's 2 groups"),
+    "a group too many": (
+        {"scales": [[1.0]], "decays": [1.0]},
+        r"decays: expected one for each of the table's 2 groups",
+    ),
     "no groups": ({"scales": [], "decays": []}, r"decays: expected one for each of the table's 2 groups, got 0"),
     "entry 2 of 2": ({"active": [0, 2]}, r"active: expected indices of the table's 2 entries, got 2"),
     "entry -1": ({"active": [-1]}, r"active: .*got -1"),
     "entry 0 twice": ({"active": [0, 1, 0]}, r"active: expected each entry once"),
-    "a tensor of too few scales": ({"scales": torch.ones(2, 1), "seeds": [1, 2]}, r"scales\[0\]: expected a number for"),
+    "a tensor of too few scales": (
+        {"scales": torch.ones(2, 1), "seeds": [1, 2]},
+        r"scales\[0\]: expected a number for",
+    ),
     "a tensor of too few rows": ({"scales": torch.ones(1, 1)}, r"scales: expected a row for each of 2 decays, got 1"),
     "scales without rows": ({"scales": [1.0, 1.0]}, r"scales\[0\]: expected a number for each of 1 seeds, got float"),
     "a flat tensor of scales": ({"scales": torch.ones(2)}, r"scales: expected a float tensor of 2 dimensions"),
@@ -316,7 +332,7 @@ def test_a_tensor_is_changed_by_one_pass_at_a_time(same: bool) -> None:
 @pytest.mark.filterwarnings("ignore:This process")
 def test_a_child_that_is_forked_in_a_pass_may_run_its_own() -> None:
     """The passes of the parent's threads are not under way in it."""
-    w, run = a_long_pass()
+    _, run = a_long_pass()
     ends = threading.Event()
 
     def work() -> None:
