@@ -75,7 +75,7 @@ def _numbers(do: Pass) -> tuple[list[int], list[float], list[float]]:
     """Seeds, scales (groups * directions) and decays (groups)."""
     given, do, n = do, do.on_host(), len(do.seeds)
     try:
-        even = len(do.scales) == len(do.decays) and all([len(row) == n for row in do.scales])
+        even = len(do.scales) == len(do.decays) and all(len(row) == n for row in do.scales)
     except TypeError:
         even = False
     if do is not given or not even:  # the rest is checked in C++
