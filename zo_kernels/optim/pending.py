@@ -25,6 +25,13 @@ class Pending:
             event = torch.cuda.current_stream(there.device).record_event()
         self._queue.append((values, event, then))
 
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def oldest(self) -> torch.cuda.Event | None:
+        """What its values wait for; None if they are known, or if there are none."""
+        return self._queue[0][1] if self._queue else None
+
     def work_off(self, *, wait: bool) -> None:
         """Do what can be done: all of it, or with `wait` False only what needs no waiting."""
         while self._queue:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +82,14 @@ class Recording:
     the latest when somebody asks, or the process ends.
 
     Attributes:
-        setup_told: the setup of the steps that are being taken, as texts.
+        changed_from_outside: whether the steps that are being taken began with weights that others had set.
     """
 
     def __init__(self) -> None:
         self._begin_log(Recorder())
         self._versions: _Versions | None = None  # after the last step that a weight took part in
         self._key: Any = None
-        self.setup_told: list[str] = []
+        self.changed_from_outside = False
 
     def _begin_log(self, recorder: Recorder) -> None:
         self._log = _Log(recorder)
@@ -135,7 +134,7 @@ class Recording:
             self._log.settle()
             due = setup(continues or not len(self.trajectory))
             self._log.recorder.add_setup(due)
-            self.setup_told = _told(due)
+            self.changed_from_outside = not due.continues
             self._key = key
 
     def took(self, record: Record, weights: Weights, losses: Tensor | None = None) -> None:
@@ -174,15 +173,6 @@ class Recording:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         weakref.finalize(self, self._log.settle)
-
-
-def _told(setup: Setup) -> list[str]:
-    """What does not follow from the weights' values, which are compared by themselves."""
-    told = {field.name: getattr(setup, field.name) for field in fields(setup) if field.name != "step"}
-    trained = [replace(w, fingerprint="", threshold=None) for w in told.pop("weights")]
-    told["weights changed from outside"] = not told.pop("continues")
-    told["names and shapes of the weights, as a digest:"] = hashlib.blake2s(repr(trained).encode()).hexdigest()[:16]
-    return [f"{name} {value}" for name, value in told.items()]
 
 
 def weight_setups(weights: Weights, names: Mapping[Tensor, str]) -> tuple[WeightSetup, ...]:
