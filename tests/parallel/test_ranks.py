@@ -85,7 +85,7 @@ def test_a_step_exchanges_a_few_bytes(ranks: Pool, split: str, directions: int, 
     """
     for counted in ranks.run(4, scenarios.count_bytes, split=split, directions=directions, steps=5):
         (first, size), *steps = counted["given"]
-        assert first == "all_gather" and steps == [("all_gather", 32 + 16 * own)] * 5
+        assert first == "allgather" and steps == [("allgather", 32 + 16 * own)] * 5
         assert counted["sent"] == size + 5 * (32 + 16 * own)
 
 

@@ -91,7 +91,8 @@ class Channel:
         """
         rows = message.new_empty(self.size, message.numel())
         self.exchanges += 1
-        self._collective(distributed.all_gather, list(rows.unbind()), message, when=when, timeout=timeout)
+        options = distributed.distributed_c10d.AllgatherOptions()
+        self._collective("allgather", [[*rows.unbind()]], [message], options, when, timeout)
         return rows
 
     def values(self, t: Tensor, when: str, timeout: float) -> Any:
@@ -103,8 +104,6 @@ class Channel:
 
     def from_first(self, data: bytes, n: int, when: str, timeout: float) -> bytes:
         """The first rank's `n` bytes; those that the others give are not looked at."""
-        group: Any = self._group()
-        source = distributed.get_global_rank(group, 0)
         pieces = []
         for begin in range(0, n, _PIECE):
             length = min(_PIECE, n - begin)
@@ -112,22 +111,30 @@ class Channel:
             if self.rank == 0:
                 piece.copy_(torch.frombuffer(bytearray(data[begin : begin + length]), dtype=torch.uint8))
             piece = piece.to(self.device())
-            self._collective(distributed.broadcast, piece, source, when=when, timeout=timeout)
+            options = distributed.distributed_c10d.BroadcastOptions()
+            options.rootRank = 0
+            self._collective("broadcast", [piece], options, when, timeout)
             self.values(piece[:1], when, timeout)
             pieces.append(bytes(piece.cpu().numpy()))
         return b"".join(pieces)
 
-    def _collective(self, call: Callable[..., Any], *args: Any, when: str, timeout: float) -> None:
+    def _collective(self, name: str, *args: Any) -> None:
+        """One of the process group's own, the last of whose arguments are options, `when` and a timeout. Unlike those of
+        torch.distributed they can be given a timeout, without which this process would not end for half an hour if a
+        rank did not come.
+        """
+        *tensors, options, when, timeout = args
         if self._lost is not None:
             raise RankLost(self._lost)
+        options.timeout = timedelta(seconds=timeout)
+        deadline = time.monotonic() + timeout
         try:
-            work = call(*args, group=self._group(), async_op=True)
+            work = getattr(self._group(), name)(*tensors, options)
         except RuntimeError as error:
-            self._lose(when, f"the connection failed: {error}")
-        if args[-1 if call is distributed.all_gather else 0].is_cuda:
+            self._failed(error, deadline, when, timeout)
+        if tensors[-1][0].is_cuda:
             work.wait()  # for its place in the stream, not for its end
             return
-        deadline = time.monotonic() + timeout
         while True:
             try:
                 work.wait(_SLICE)
@@ -138,8 +145,12 @@ class Channel:
                         work.wait()  # it may have come to its end just now
                         return
                     except RuntimeError as error:
-                        self._lose(when, f"the connection failed: {error}")
+                        self._failed(error, deadline, when, timeout)
             self._look_around(when, deadline, timeout)
+
+    def _failed(self, error: RuntimeError, deadline: float, when: str, timeout: float) -> NoReturn:
+        late = time.monotonic() > deadline - 0.1
+        self._lose(when, timeout, f"waited for {timeout:g} s" if late else f"the connection failed: {error}")
 
     def until(self, done: Callable[[], bool], when: str, timeout: float) -> None:
         """Wait for a device.
@@ -158,15 +169,15 @@ class Channel:
     def _look_around(self, when: str, deadline: float, timeout: float) -> None:
         """Raise RankLost if there is a reason not to wait any longer."""
         if time.monotonic() > deadline:
-            self._lose(when, f"waited for {timeout:g} s")
+            self._lose(when, timeout, f"waited for {timeout:g} s")
         if self._ended() or self._is_told("alarm"):
-            self._lose(when, "")
+            self._lose(when, timeout, "")
 
-    def _lose(self, when: str, why: str) -> NoReturn:
+    def _lose(self, when: str, timeout: float, why: str) -> NoReturn:
         """Find out together who is lost: who has ended, or else who does not answer."""
         self._tell("alarm", why)
         self._tell(f"here/{self.rank}", when)
-        deadline = time.monotonic() + _ANSWER
+        deadline = time.monotonic() + min(timeout, _ANSWER)
         others = [r for r in range(self.size) if r != self.rank]
         while (verdict := self._told("lost")) is None:
             ended = self._ended()

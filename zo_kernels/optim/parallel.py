@@ -25,7 +25,11 @@ from .wording import differences, named, odd_ones_out, packed, told_apart, unpac
 SPLITS = ("auto", "batch", "directions", "off")
 # Words of a message, before the losses: steps taken, place of the exchange in the step and what the sender does; digest
 # of what it has agreed to; place and sum of its weights. What the sender does:
-_DOES = ("it takes a step",) * 3 + ("it begins a step", "it cannot begin a step", "it resumes a trajectory")
+_DOES = ("it takes a step",) * 3 + (
+    "its optimizer is new, or has new options",
+    "it cannot begin a step",
+    "it resumes a trajectory",
+)
 _FINE, _REFUSED, _RAISED, _AGREE, _FAILED, _READ = range(6)
 _AHEAD = 64  # steps that a device may be behind
 _RESTART = "restart all ranks and resume the trajectory"
@@ -57,7 +61,7 @@ class Parallel:
     def __post_init__(self) -> None:
         checks.choice("parallel: split", self.split, SPLITS)
         checks.integer("parallel: check_every", self.check_every, 0)
-        checks.number("parallel: timeout", self.timeout, 0.0)
+        checks.number("parallel: timeout", self.timeout, 0.0, 1e8, open_low=True)
 
 
 def ranks_of(parallel: str | Parallel) -> Ranks | None:
@@ -152,7 +156,7 @@ class Ranks:
                 error = raised
         data = packed(made, error) if self.is_first else b""
         rows = self._told([_READ, 0, len(data), 0], "in resume")
-        self._understand(rows, [], "")
+        self._understand(rows, [], [], "")
         data = self._channel.from_first(data, rows[0][2], "in resume", self.how.timeout)
         if error is not None:
             raise error
@@ -180,7 +184,7 @@ class Ranks:
         digest, words = word(texts), HEAD + 2 * len(self.own(range(directions)))
         if digest != self._digest or words != self._channel.words:
             rows = self._told([step << 8 | _AGREE, digest, words, on_gpu], f"at the start of step {step + 1}")
-            self._understand(rows, texts, f"{self._channel.exchanges}")
+            self._understand(rows, texts, [], f"{self._channel.exchanges}")
             # Equal, since options are, of which all of it follows; but for where losses are.
             self._channel.words = words
             self._channel.on_gpu |= self._channel.has_gpus and any(row[3] for row in rows)
@@ -244,17 +248,17 @@ class Ranks:
         self.bytes_sent += rows[0].numel() * 8
         heads, everybodys = rows[:, :HEAD], rows[:, HEAD:].view(torch.float64)
         stays = device_of(*flat) == where
-        texts, event = [*self._options, *agreed], f"{self._channel.exchanges}"
+        texts, event = (self._options, agreed), f"{self._channel.exchanges}"
         if stays and not checking:
             # Nobody waits: ranks that differ change nothing, and are told when that is known.
             differ = (heads[:, :2] != heads[0, :2]).any() | (heads[0, 0] & 15 != _FINE)
-            self._pending.put(heads.flatten(), lambda flat: self._understand_late(_rows(flat), texts, event))
+            self._pending.put(heads.flatten(), lambda flat: self._understand_late(_rows(flat), *texts, event))
             self._pending.work_off(wait=False)
             if (behind := self._pending.oldest()) is not None and len(self._pending) > _AHEAD:
                 self._channel.until(behind.query, when, self.how.timeout)
             return self._pairs([list(row.unbind()) for row in torch.where(differ, math.nan, everybodys)])
         told = self._channel.values(heads, when, self.how.timeout)
-        self._understand(told, texts, event)
+        self._understand(told, *texts, event)
         if checking:
             self._compare_weights(told, shards, f"before step {step + 1}", event)
         outcomes = [row[0] & 15 for row in told]
@@ -276,12 +280,14 @@ class Ranks:
             every = [[divided(sum(of_rank[1:], of_rank[0]), self.size) for of_rank in zip(*losses, strict=True)]]
         return [pair for row in every for pair in zip(row[::2], row[1::2], strict=True)]
 
-    def _understand(self, rows: Sequence[Sequence[int]], texts: Sequence[str], event: str) -> None:
+    def _understand(
+        self, rows: Sequence[Sequence[int]], options: Sequence[str], agreed: Sequence[str], event: str
+    ) -> None:
         """Raise unless all ranks do the same, by the same options.
 
         Args:
             rows: heads of everybody's message.
-            texts: what they depend on, here.
+            options, agreed: texts of what they depend on, here.
             event: names this exchange, on all ranks alike.
         """
         kinds = [row[0] & 15 for row in rows]
@@ -300,18 +306,23 @@ class Ranks:
             raise RankRaised(f"step {steps[0] + 1}: it could not begin on {named(failed)}, which says why")
         places = [row[0] >> 4 & 15 for row in rows]
         if len({row[1] for row in rows}) > 1 or len(set(places)) > 1 or (_AGREE in kinds and set(kinds) != {_AGREE}):
-            others = self._texts(f"differ/{event}", texts)
-            which = differences(others) or [told_apart("evaluations before in this step: ", places)] * (
-                len(set(places)) > 1
-            )
+            # Ranks that have yet to agree on their options cannot tell more than these.
+            others = self._texts(f"differ/{event}", options if _AGREE in kinds else [*options, *agreed])
+            which = differences(others)
+            if not which and len(set(places)) > 1:
+                which = [told_apart("evaluations before in this step: ", places)]
+            if not which and len(set(kinds)) > 1:
+                which = [told_apart("", [_DOES[kind] for kind in kinds])]
             told = "; ".join(which) or f"other options on {named(odd_ones_out([row[:2] for row in rows]))}"
             raise RanksDiffer(
                 f"ranks: they differ before step {steps[0] + 1}: {told}; make the optimizer alike on all of them"
             )
 
-    def _understand_late(self, rows: Sequence[Sequence[int]], texts: Sequence[str], event: str) -> None:
+    def _understand_late(
+        self, rows: Sequence[Sequence[int]], options: Sequence[str], agreed: Sequence[str], event: str
+    ) -> None:
         """As `_understand`, of a step that was taken, or refused, in the meantime."""
-        self._understand(rows, texts, event)
+        self._understand(rows, options, agreed, event)
         if raised := [r for r, row in enumerate(rows) if row[0] & 15 == _RAISED]:
             raise RankRaised(
                 f"closure: it raised on {named(raised)} in step {(rows[0][0] >> 8) + 1}, which the other ranks have "
