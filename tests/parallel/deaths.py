@@ -105,11 +105,9 @@ def _rank(death: Death, rank: int, meet: str, folder: str, connection: Any) -> N
         again = f"{type(error).__name__}: {error}"
     zo.replay(start, opt.trajectory)
     whole = all(torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True))
-    recorded = (
-        rank
-        or death.when == "in resume"
-        or zo.Trajectory.load(Path(folder) / "run.zo").to_bytes() == opt.trajectory.to_bytes()
-    )
+    file = Path(folder) / "run.zo"
+    begun = opt.trajectory.setups and death.when != "in resume"
+    recorded = rank or not begun or zo.Trajectory.load(file).to_bytes() == opt.trajectory.to_bytes()
     connection.send({"ended": ended, "again": again, "took": took, "whole": whole, "recorded": bool(recorded)})
     distributed.destroy_process_group()
 
@@ -176,7 +174,10 @@ def _faults(death: Death, rank: int, end: dict[str, Any]) -> list[str]:
     said, wrong = end["ended"], []
     if not said.startswith("RankLost: ranks: lost "):
         wrong.append("another error")
-    elif f"lost rank {death.rank} " not in said:
+    # Whom to look at is told in the first exchange, and with the first rank its store may die.
+    early = death.met == "tcp" and death.rank == 0 and death.when in ("in the constructor", "in resume")
+    unknown = early and "lost one or more of ranks 0" in said
+    if not unknown and f"lost rank {death.rank} " not in said:
         wrong.append("another rank is named")
     if not end["whole"]:
         wrong.append("the weights are not those of the trajectory")

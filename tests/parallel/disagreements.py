@@ -12,6 +12,7 @@ from models import block_mlp
 from torch import distributed, nn
 
 import zo_kernels as zo
+from zo_kernels.optim.channel import word
 
 STEPS = 6
 ODD_STEP = 3  # steps taken before one rank changes its mind
@@ -153,3 +154,39 @@ def disagree(group: Any, when: str, name: str, odd: int) -> dict[str, Any]:
         zo.replay(start, opt.trajectory)
         whole = all(torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True))
     return {"said": said, "steps": opt.step_count - steps, "whole": whole, "failed": step}
+
+
+def crafted(group: Any, messages: int) -> list[str]:
+    """The last rank sends numbers at random, of the right size, in place of a step; what each leads to on this rank."""
+    random = torch.Generator().manual_seed(3)
+    bad = distributed.get_rank(group) == distributed.get_world_size(group) - 1
+    model = block_mlp(**scenarios.SHAPE)
+    opt = scenarios.build("MeZO", model, parallel=zo.Parallel("batch", group, check_every=0, timeout=20.0))
+    scenarios.take_step(opt, model, group, "batch")
+    before, said = scenarios.weights_of(model), []
+    ranks = opt._ranks
+    assert ranks is not None
+    for i in range(messages):
+        message = torch.randint(-(2**63), 2**63 - 1, (6,), generator=random)
+        if i % 2:  # the step, and something that may be done in it
+            message[0] = opt.step_count << 8 | int(message[0]) & 31
+        if i % 4 == 3:  # all is well but the losses
+            message[0] = opt.step_count << 8
+            message[4:] = (
+                torch.tensor([float("nan"), float("-inf"), 1e308][i // 4 % 3]).view(1).double().view(torch.int64)
+            )
+        if bad:
+            if i % 4 == 3:
+                message[1] = word([str(ranks._digest), *opt._agreed()])
+            ranks._channel.rows(message, "", 20.0)
+            opt.step_count += i % 4 == 3  # which is refused on the others
+            ranks._channel.texts(f"differ/{ranks._channel.exchanges}", f"[{'[' * i}")
+            continue
+        try:
+            scenarios.take_step(opt, model, group, "batch")
+            said.append("")
+        except (RuntimeError, ValueError) as error:
+            said.append(f"{type(error).__name__}: {error}")
+            ranks._channel.texts(f"differ/{ranks._channel.exchanges}", "")
+    after = scenarios.weights_of(model)
+    return [*said, *(name for name in before if not torch.allclose(before[name], after[name], atol=1e-5))]

@@ -47,6 +47,12 @@ def test_from_some_step_on(ranks: Pool, name: str) -> None:
     assert not attack(ranks, "later", name, 3, 1)
 
 
+def test_messages_at_random_change_nothing(ranks: Pool) -> None:
+    first, second, _ = ranks.run(3, disagreements.crafted, messages=24)
+    assert len(first) == 24 and first == second
+    assert {said.partition(":")[0] for said in first} <= {"RanksDiffer", "RankRaised", "ValueError"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "odd"), [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2)])
 @pytest.mark.parametrize("when", ["start", "later"])

@@ -202,3 +202,5 @@ def test_without_a_process_group() -> None:
         zo.MeZO(model, lr=0.1, parallel="all")
     with pytest.raises(ValueError, match="parallel: check_every: expected an integer at least 0, got -1"):
         zo.Parallel(check_every=-1)
+    with pytest.raises(ValueError, match=r"parallel: timeout: expected a finite number in \(0.0, .*got 0.0"):
+        zo.Parallel(timeout=0)

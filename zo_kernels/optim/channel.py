@@ -119,9 +119,10 @@ class Channel:
         return b"".join(pieces)
 
     def _collective(self, name: str, *args: Any) -> None:
-        """One of the process group's own, the last of whose arguments are options, `when` and a timeout. Unlike those of
-        torch.distributed they can be given a timeout, without which this process would not end for half an hour if a
-        rank did not come.
+        """One of the process group's own, the last of whose arguments are options, `when` and a timeout.
+
+        Unlike those of torch.distributed they can be given a timeout, without which this process would not end for half
+        an hour if a rank did not come.
         """
         *tensors, options, when, timeout = args
         if self._lost is not None:
@@ -135,18 +136,34 @@ class Channel:
         if tensors[-1][0].is_cuda:
             work.wait()  # for its place in the stream, not for its end
             return
-        while True:
-            try:
-                work.wait(_SLICE)
-                return
-            except RuntimeError:
-                if work.is_completed():
-                    try:
-                        work.wait()  # it may have come to its end just now
-                        return
-                    except RuntimeError as error:
-                        self._failed(error, deadline, when, timeout)
-            self._look_around(when, deadline, timeout)
+        try:
+            while not self._ends(work, deadline, when, timeout):
+                self._look_around(when, deadline, timeout)
+        except RankLost:
+            raise
+        except BaseException as error:
+            self.leave(when, error)
+            raise
+
+    def _ends(self, work: Any, deadline: float, when: str, timeout: float) -> bool:
+        """Whether it does so soon."""
+        try:
+            work.wait(_SLICE)
+            return True
+        except RuntimeError:
+            if not work.is_completed():
+                return False
+        try:
+            work.wait()  # it may have come to its end just now
+            return True
+        except RuntimeError as error:
+            self._failed(error, deadline, when, timeout)
+
+    def leave(self, when: str, error: BaseException) -> None:
+        """Tell that an exchange was interrupted here, so that this rank does not know what the others have agreed on."""
+        self._tell("alarm", "")
+        told = f"lost rank {self.rank} {when}: it left an exchange ({type(error).__name__})"
+        self._lost = _of_the_lost(self._tell("lost", told, first=True))
 
     def _failed(self, error: RuntimeError, deadline: float, when: str, timeout: float) -> NoReturn:
         late = time.monotonic() > deadline - 0.1
@@ -185,7 +202,8 @@ class Channel:
             if ended:
                 verdict = f"lost {named(ended)} {when}: {'its process has' if len(ended) == 1 else 'they have'} ended"
             elif self._store is None and time.monotonic() > deadline:
-                verdict = f"a rank is lost {when}, and they cannot be asked which, since the store of the group is gone"
+                one_of = "one or more of " if len(others) > 1 else ""
+                verdict = f"lost {one_of}{named(others)} {when}: the group's store, which rank 0 may keep, is gone, too"
             elif not silent and why:
                 verdict = f"an exchange failed on rank {self.rank} {when}, though all ranks are there"
             elif time.monotonic() > deadline:
@@ -194,7 +212,7 @@ class Channel:
                 verdict = self._tell("lost", verdict + (f" ({why.splitlines()[0]})" if why else ""), first=True)
                 break
             time.sleep(0.05)
-        self._lost = f"ranks: {verdict}; the weights here are whole: restart all ranks and resume the trajectory"
+        self._lost = _of_the_lost(verdict)
         raise RankLost(self._lost)
 
     def _ended(self) -> list[int]:
@@ -275,6 +293,10 @@ def word(texts: Sequence[str]) -> int:
     """64 bits that stand for them."""
     digest = hashlib.blake2s("\n".join(texts).encode(), digest_size=8).digest()
     return int(struct.unpack("<q", digest)[0])
+
+
+def _of_the_lost(verdict: str) -> str:
+    return f"ranks: {verdict}; the weights here are whole: restart all ranks and resume the trajectory"
 
 
 def _store_of(group: Any) -> Any:

@@ -183,11 +183,18 @@ class Ranks:
         texts = options()
         digest, words = word(texts), HEAD + 2 * len(self.own(range(directions)))
         if digest != self._digest or words != self._channel.words:
-            rows = self._told([step << 8 | _AGREE, digest, words, on_gpu], f"at the start of step {step + 1}")
-            self._understand(rows, texts, [], f"{self._channel.exchanges}")
-            # Equal, since options are, of which all of it follows; but for where losses are.
-            self._channel.words = words
-            self._channel.on_gpu |= self._channel.has_gpus and any(row[3] for row in rows)
+            when = f"at the start of step {step + 1}"
+            try:
+                rows = self._told([step << 8 | _AGREE, digest, words, on_gpu], when)
+                self._understand(rows, texts, [], f"{self._channel.exchanges}")
+                # Equal, since options are, of which all of it follows; but for where losses are.
+                self._channel.words = words
+                self._channel.on_gpu |= self._channel.has_gpus and any(row[3] for row in rows)
+            except (RanksDiffer, RankRaised, RankLost):
+                raise
+            except BaseException as error:
+                self._channel.leave(when, error)
+                raise
         self._key, self._options, self._digest, self._words = key, texts, digest, words
 
     @contextmanager
@@ -266,7 +273,12 @@ class Ranks:
             raise RankRaised(f"closure: it raised on {named(raised)}; the weights are restored, on this rank too")
         if refused := [r for r, outcome in enumerate(outcomes) if outcome == _REFUSED]:
             raise Refused(ValueError, f"expected a finite loss on every rank, got none on {named(refused)}")
-        return self._pairs([list(row.unbind()) for row in everybodys] if stays else everybodys.tolist())
+        if stays:
+            return self._pairs([list(row.unbind()) for row in everybodys])
+        known = everybodys.tolist()
+        if refused := [r for r, row in enumerate(known) if not all(map(math.isfinite, row))]:
+            raise Refused(ValueError, f"expected a finite loss on every rank, got none on {named(refused)}")
+        return self._pairs(known)
 
     def _told(self, head: Sequence[int], when: str) -> list[list[int]]:
         """Everybody's head, in place of losses."""
@@ -291,7 +303,7 @@ class Ranks:
             event: names this exchange, on all ranks alike.
         """
         kinds = [row[0] & 15 for row in rows]
-        if odd := [r for r, row in enumerate(rows) if row[0] < 0 or row[0] & 15 >= len(_DOES) or row[0] >> 4 & 15 > 1]:
+        if odd := [r for r, row in enumerate(rows) if row[0] < 0 or row[0] & 15 >= len(_DOES)]:
             raise RanksDiffer(f"ranks: expected messages of one version of zo_kernels, got another from {named(odd)}")
         if _READ in kinds and set(kinds) != {_READ}:
             raise RanksDiffer(f"ranks: they differ: {told_apart('', [_DOES[kind] for kind in kinds])}; {_RESTART}")
