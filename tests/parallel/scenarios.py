@@ -102,7 +102,7 @@ def count_bytes(group: Any, split: str, directions: int, steps: int) -> dict[str
     """All that collectives were given while steps were taken, and what the optimizer says it sent."""
     group_type = distributed.ProcessGroup  # all functions of torch.distributed end there
     starts = ("all", "_all", "broadcast", "reduce", "_reduce", "gather", "scatter", "send", "barrier")
-    names = [n for n in dir(group_type) if n.startswith(starts)]
+    names = [n for n in vars(group_type) if n.startswith(starts)]
     given: list[tuple[str, int]] = []
 
     def counting(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -115,9 +115,9 @@ def count_bytes(group: Any, split: str, directions: int, steps: int) -> dict[str
 
     model = block_mlp(**SHAPE)
     opt = build("MeZO", model, directions=directions, parallel=zo.Parallel(split, group, check_every=2))
-    originals = {name: getattr(group_type, name) for name in names}
+    originals = {name: vars(group_type)[name] for name in names}
     for name, original in originals.items():
-        setattr(group_type, name, counting(name, original))
+        setattr(group_type, name, counting(name, getattr(group_type, name)))
     try:
         for _ in range(steps):
             take_step(opt, model, group, split)

@@ -160,7 +160,7 @@ class Channel:
             self._failed(error, deadline, when, timeout)
 
     def leave(self, when: str, error: BaseException) -> None:
-        """Tell that an exchange was interrupted here, so that this rank does not know what the others have agreed on."""
+        """Tell that an exchange was interrupted, so that this rank does not know what the others have agreed on."""
         self._tell("alarm", "")
         told = f"lost rank {self.rank} {when}: it left an exchange ({type(error).__name__})"
         self._lost = _of_the_lost(self._tell("lost", told, first=True))
