@@ -116,7 +116,7 @@ def count_bytes(group: Any, split: str, directions: int, steps: int) -> dict[str
     model = block_mlp(**SHAPE)
     opt = build("MeZO", model, directions=directions, parallel=zo.Parallel(split, group, check_every=2))
     originals = {name: vars(group_type)[name] for name in names}
-    for name, original in originals.items():
+    for name in names:
         setattr(group_type, name, counting(name, getattr(group_type, name)))
     try:
         for _ in range(steps):

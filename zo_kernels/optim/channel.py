@@ -195,7 +195,7 @@ class Channel:
         self._tell("alarm", why)
         self._tell(f"here/{self.rank}", when)
         deadline = time.monotonic() + min(timeout, _ANSWER)
-        others = [r for r in range(self.size) if r != self.rank]
+        others = silent = [r for r in range(self.size) if r != self.rank]
         while (verdict := self._told("lost")) is None:
             ended = self._ended()
             silent = [r for r in others if not self._is_told(f"here/{r}")]
@@ -213,6 +213,15 @@ class Channel:
                 break
             time.sleep(0.05)
         self._lost = _of_the_lost(verdict)
+        self._tell(f"heard/{self.rank}", "")
+        # Who ends now must not be taken for the one who is lost, nor take the store along before all know.
+        deadline = time.monotonic() + 2.0
+        proven = bool(self._ended())
+        while self._store is not None and time.monotonic() < deadline:
+            ended = self._ended()
+            if all(r in ended or (r in silent and not proven) or self._is_told(f"heard/{r}") for r in others):
+                break
+            time.sleep(0.02)
         raise RankLost(self._lost)
 
     def _ended(self) -> list[int]:
