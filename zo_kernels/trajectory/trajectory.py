@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import zlib
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import overload
 
+from .. import files
+from .faults import Fault, FaultyTrajectory, beginning, found
+from .order import Order
 from .record import (
     MAGIC,
     Damaged,
@@ -61,7 +65,7 @@ class Trajectory(Sequence[Record]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         i = range(len(self))[index]
-        setup = next(setup for before, setup in reversed(self.setups) if before <= i)
+        setup = self.setups[bisect_right(self.setups, i, key=lambda each: each[0]) - 1][1]
         return decode(self._data, self._starts[i], self._ends[i], self._at[i], setup)
 
     def __iter__(self) -> Iterator[Record]:
@@ -98,51 +102,46 @@ class Trajectory(Sequence[Record]):
         return bytes(memoryview(self._data)[start:])
 
     def save(self, path: str | Path) -> None:
-        """Write it to a file, in place of what the file held."""
-        Path(path).write_bytes(self._data)
+        """Write it to a file, in place of what the file held, which is lost only once all of this is on the disk."""
+        files.replace(path, self._data)
 
     @classmethod
-    def load(cls, path: str | Path, *, recover: bool = False) -> Trajectory:
+    def load(cls, path: str | Path, *, recover: bool | str = False) -> Trajectory:
         """Read a file that `save` wrote, or that an optimizer appended to.
 
         Args:
-            recover: take the longest sound beginning of a file that is cut off or damaged, instead of refusing it.
+            recover: "incomplete" leaves out the last record if the file ends within it, which is what a killed process
+                or a full disk leaves; True takes the longest sound beginning, whatever comes after it.
 
         Raises:
             OSError: it cannot be read.
-            ValueError: it is no trajectory, or one of its records is cut off or damaged; the message says which, and
-                at which byte.
+            ValueError: it is no trajectory, or of a newer version, or one of its records is cut off or damaged, and is
+                not to be left out; the message says which, at which byte, and what to do.
         """
         return cls.from_bytes(Path(path).read_bytes(), recover=recover, path=path)
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, recover: bool = False, path: str | Path = "trajectory") -> Trajectory:
+    def from_bytes(cls, data: bytes, *, recover: bool | str = False, path: str | Path = "trajectory") -> Trajectory:
         """As `load`, of what a file at `path` holds."""
-        if data[: len(MAGIC)] != MAGIC[: len(data)] or (len(data) < len(MAGIC) and not recover):
-            raise ValueError(f"{path}: expected a trajectory, which begins with {MAGIC!r}, got {data[: len(MAGIC)]!r}")
-        result = cls()
-        if len(data) <= len(MAGIC):
-            return result
-        result._data = bytearray(data)
-        at = len(MAGIC)
-        try:
-            while at < len(data):
-                at = result._take(at)
-        except Damaged as error:
-            if not recover:
-                raise ValueError(
-                    f"{path}: record {len(result) + len(result.setups) + len(result.checks)}, at byte {at}: {error}; "
-                    f"{result.steps} steps come before it (Trajectory.load(path, recover=True) takes these alone)"
-                ) from error
-            del result._data[at:]
+        if not (isinstance(recover, bool) or recover == "incomplete"):
+            raise ValueError(f"recover: expected False, 'incomplete' or True, got {recover!r}")
+        result, _, fault = read(data)
+        if fault is not None:
+            left_out = fault.kind == "incomplete" if recover == "incomplete" else recover and fault.recoverable
+            if not left_out:
+                raise FaultyTrajectory.of(fault, path, result.steps)
         return result
 
-    def _take(self, at: int) -> int:
-        """Count in the record at byte `at` of the data, and return its end."""
+    def _take(self, at: int, order: Order | None = None) -> int:
+        """Count in the record at byte `at` of the data, and return its end. What others wrote is to keep an order."""
         setup = self.setups[-1][1] if self.setups else None
         kind, end = check(self._data, at, self._crc, None if setup is None else len(setup.weight_decays))
+        if order is not None and kind is not Kind.SETUP:
+            order.comes(kind, self._data, at)
         if kind is Kind.SETUP:
             setup = decode_setup(self._data, at, end)
+            if order is not None:
+                order.setup_comes(setup, self.steps, len(self))
             self.setups.append((len(self), setup))
             self.steps = setup.step
         elif kind is Kind.CHECK:
@@ -180,3 +179,22 @@ class Trajectory(Sequence[Record]):
         at = len(self._data)
         self._data += data
         self._take(at)
+
+
+def read(data: bytes) -> tuple[Trajectory, int, Fault | None]:
+    """The longest sound beginning of what a trajectory's file holds, how many bytes that is, and what is wrong behind
+    it. Everything that can be read in it has been checked.
+    """
+    result = Trajectory()
+    if (fault := beginning(data)) is not None:
+        return result, 0, fault
+    result._data = bytearray(data)
+    order, at, records = Order(), len(MAGIC), 0
+    try:
+        while at < len(data):
+            at = result._take(at, order)
+            records += 1
+    except Damaged as error:
+        fault = found(data, at, result._crc, order, records, error)
+        del result._data[at:]
+    return result, at, fault
