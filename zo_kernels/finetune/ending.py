@@ -124,9 +124,11 @@ def _safe(stage: _Stage, command: str) -> str:
     on = f"{command} {shlex.quote(str(stage.folder))}"
     if not any((stage.folder / name).is_file() for name in ("config.json", "sweep.json")):
         return f"nothing of a run was written to {stage.folder}; start it again"
+    if (stage.folder / "model" / "labels.json").is_file():
+        return f"the run has finished: its model is in {stage.folder / 'model'}"
     try:
         path = stage.run / _TRAJECTORY
-        trajectory, _, fault = read(path.read_bytes(), path)
+        trajectory, _, fault = read(path.read_bytes())
     except OSError:
         return f"safe: the settings, in {stage.folder}; go on with: {on}"
     kept = f"step {trajectory.steps}, in {path}"

@@ -14,6 +14,7 @@ from zo_kernels import files
 from zo_kernels.finetune import claims, classification, prompt_learner, run_folder
 from zo_kernels.finetune.config import Config
 from zo_kernels.finetune.learner import Learner, Predictor
+from zo_kernels.trajectory import FaultyTrajectory
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -125,13 +126,36 @@ def resume_weights(job: Job, reached: int) -> None:
     """
     path = job.folder / run_folder.TRAJECTORY
     if not job.recover:
-        steps = zo.Trajectory.load(path, recover="incomplete").steps if path.exists() else 0
+        steps = sound_trajectory(path).steps if path.exists() else 0
         if steps < reached:  # each step is in the trajectory before it is in the metrics
             raise ValueError(
                 f"{path}: expected the {reached} steps that {run_folder.METRICS} speaks of, got {steps}: the rest is "
                 "lost. If there is a copy of it, put it back; --recover goes on from where it ends"
             )
     job.optimizer.resume(path, missing_ok=True, recover=job.recover)
+
+
+def sound_trajectory(path: Path, step: int | None = None) -> zo.Trajectory:
+    """A run's trajectory, without a last record that a killed process left incomplete; of one that is damaged what is
+    sound, if that has the step that is asked for.
+
+    Raises ValueError if it is damaged, OSError if it cannot be read.
+    """
+    try:
+        return zo.Trajectory.load(path, recover="incomplete")
+    except FaultyTrajectory as error:
+        fault = error.fault
+        if not fault.recoverable:
+            raise
+        sound = zo.Trajectory.load(path, recover=True)
+        if step is not None and step <= sound.steps:
+            return sound
+        run = path.parent
+        raise ValueError(
+            f"{path}: record {fault.record}, at byte {fault.byte}: {fault.reason}; {sound.steps} steps come before it: "
+            f"`zo-finetune --resume {run} --recover` goes on from there and keeps the rest beside, `zo-finetune replay "
+            f"{run} --step N` takes up to {sound.steps}"
+        ) from error
 
 
 def _optimizer(config: Config, model: nn.Module) -> zo.ZeroOrderOptimizer:

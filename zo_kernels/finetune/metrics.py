@@ -56,9 +56,9 @@ class Metrics:
         for number, line in _lines(self._path):
             try:
                 self.records.append(_checked(f"{self._path}: line {number}", line))
-            except ValueError:
+            except ValueError as error:
                 if not recover:
-                    raise
+                    raise ValueError(f"{error}; --recover leaves it out and keeps a copy of the file") from error
                 self._sound = False
 
     @property

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import zo_kernels as zo
 from zo_kernels.finetune import claims, run_folder
-from zo_kernels.finetune.job import load_start
-from zo_kernels.trajectory import FaultyTrajectory
+from zo_kernels.finetune.job import load_start, sound_trajectory
 
 
 def rebuild(run: str, step: int | None, out: str, backend: str | None = None) -> str:
@@ -25,7 +24,7 @@ def rebuild(run: str, step: int | None, out: str, backend: str | None = None) ->
     config = run_folder.config_of(run)
     read = {"RUN": run, **claims.sources(config)}
     claims.check_new(out, claims.MODEL_ALONE, read)
-    trajectory = _trajectory(Path(run) / run_folder.TRAJECTORY, step)
+    trajectory = sound_trajectory(Path(run) / run_folder.TRAJECTORY, step)
     start = load_start(Path(run), config)
     if start is None:
         raise ValueError(f"{run}: expected a run that has begun, got one without {run_folder.START}")
@@ -37,16 +36,3 @@ def rebuild(run: str, step: int | None, out: str, backend: str | None = None) ->
         claims.check_new(out, claims.MODEL_ALONE, read)  # somebody else may have been faster
         start.save(folder)
     return f"weights after step {steps} of {trajectory.steps}: {folder}"
-
-
-def _trajectory(path: Path, step: int | None) -> zo.Trajectory:
-    """All of it, or what is sound if that has the step."""
-    try:
-        return zo.Trajectory.load(path, recover="incomplete")
-    except FaultyTrajectory as error:
-        if not error.fault.recoverable:
-            raise
-        sound = zo.Trajectory.load(path, recover=True)
-        if step is not None and step <= sound.steps:
-            return sound
-        raise ValueError(f"{error}; --step takes those up to {sound.steps}") from error

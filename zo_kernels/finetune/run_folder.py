@@ -104,12 +104,12 @@ def started(folder: Path) -> bool:
 
 def begun(folder: Path) -> bool:
     """Whether the run's start is recorded in it."""
-    return (folder / START / LABELS).is_file()
+    return os.path.lexists(folder / START / LABELS)
 
 
 def finished(folder: Path) -> bool:
     """Whether the run has saved its model."""
-    return (folder / MODEL / LABELS).is_file()
+    return os.path.lexists(folder / MODEL / LABELS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from zo_kernels import files
 from zo_kernels.finetune import ending, report, run_folder
 from zo_kernels.finetune.classification import evaluate as evaluate  # for the benchmarks, which train no run
 from zo_kernels.finetune.config import Config
@@ -145,6 +146,7 @@ def _train(job: Job, metrics: Metrics, console: Console, rule: StopRule | None =
             number = len(steps)
             if number and (number % config.eval_every == 0 or number == config.steps):
                 dev = _evaluate(job, metrics, "dev", number)
+                files.sync(job.folder / run_folder.TRAJECTORY)  # up to here the run outlives a power cut
                 progress.console.print(_evaluation_line(number, dev), highlight=False)
             if rule and (stopped := rule.reason(losses, dev_before.loss, dev.loss)) is not None:
                 return steps, stopped
