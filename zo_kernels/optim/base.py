@@ -14,6 +14,7 @@ from torch import Tensor, device, nn
 from .. import checks
 from ..ops import ROUNDINGS
 from ..trajectory import Kind
+from ..trajectory.file import SYNC
 from .blocks import block_of_parameters
 from .draws import FIRST_SLOT, blocks_to_drop, direction_seeds
 from .graphed import GraphedStep, cannot_be_graphed
@@ -69,6 +70,9 @@ class ZeroOrderOptimizer(RecordedSteps):
             the CPU to pinned memory. Forwards between steps need `streaming()`. None: everything is where it is needed.
         rounding: "nearest", "stochastic", or "auto": stochastic. It matters to 16-bit weights alone.
         trajectory: a new file to which every step is appended; see `trajectory` below.
+        sync: when that file is forced to the disk. What a step wrote survives the death of the process in any case; a
+            power cut, or a crash of the system, it survives only then. "step": after every step, which costs some
+            milliseconds. "checkpoint": when `state_dict()` is called, and at the end. "never": when the system likes.
         parallel: how the ranks of a torch.distributed process group take steps together, sending each other losses
             alone: "batch" (each evaluates its part of the batch), "directions" (each evaluates its part of the
             directions), a `zo_kernels.Parallel`, "off", or "auto": "batch" if there are several ranks. All of them make
@@ -105,6 +109,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         execution_device: device | str | None = None,
         rounding: str = "auto",
         trajectory: str | FilePath | None = None,
+        sync: str = "checkpoint",
         parallel: str | Parallel = "auto",
         backend: str | None = None,
     ):
@@ -113,6 +118,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         self.drop = checks.number("drop", drop, 0.0, 1.0, open_high=True)
         checks.choice("perturb", perturb, PERTURB)
         self.rounding = checks.choice("rounding", rounding, ("auto", *ROUNDINGS))
+        checks.choice("sync", sync, SYNC)
         self.backend = backend
         self._ranks = ranks_of(parallel)
         if self._ranks is not None:
@@ -146,7 +152,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         self._thresholds = {}
         self._execution_device = None if execution_device is None else self._stream_to(execution_device, perturb)
         self.perturb = self._choose_perturb(perturb)
-        self._recording = Recording()
+        self._recording = Recording(sync)
         if trajectory is not None:
             self.record_to(trajectory)
         self._prepare()

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import checks, names, spec
 from ..trajectory import Kind, Record, Setup, Trajectory
+from ..trajectory.file import FoundFile
 from .numbers import Numbers, Pair, Value, device_of, stacked
 from .parallel import Ranks
 from .recording import Recording, weight_setups
 from .replay import Replay
 from .trained import TrainedWeights
 from .weights import Weights
+
+T = TypeVar("T")
 
 
 class RecordedSteps(TrainedWeights):
@@ -121,11 +124,12 @@ class RecordedSteps(TrainedWeights):
         """Write the trajectory to a new file: the steps so far, and every step to come as it is taken. Of several ranks
         that take steps together the first writes it.
 
-        A step is appended by one write, so that the file holds it even if the process is killed right after.
+        A step is appended by one write, so that the file holds it even if the process is killed right after. Whether it
+        survives a power cut depends on the option `sync`. No other process can write the file as long as this one does.
 
         Raises:
             TypeError: it is no path.
-            ValueError: the file exists.
+            ValueError: the file exists, or its folder does not.
         """
         if self._writes_files():
             self._recording.write_to(path)
@@ -133,10 +137,12 @@ class RecordedSteps(TrainedWeights):
     def _writes_files(self) -> bool:
         return self._ranks is None or self._ranks.is_first
 
-    def resume(self, path: str | FilePath, *, weights: str = "first", missing_ok: bool = False) -> None:
-        """Go on with a run that was cut off, and append to its trajectory's file from now on. What is cut off or
-        damaged at the file's end is dropped from it. Of several ranks that take steps together the first reads and
-        writes the file; how many they are may have changed.
+    def resume(
+        self, path: str | FilePath, *, weights: str = "first", missing_ok: bool = False, recover: bool = False
+    ) -> None:
+        """Go on with a run that was cut off, and append to its trajectory's file from now on. A last record that is
+        incomplete, as a killed process or a full disk leaves it, is cut off the file. Of several ranks that take steps
+        together the first reads and writes the file; how many they are may have changed.
 
         The next step is the one that the run would have taken, if the optimizer was made with the run's options: seed,
         directions, drop, sparsity's thresholds (and MeZO-SVRG's shared_direction) are taken from the file, eps, weight
@@ -150,29 +156,53 @@ class RecordedSteps(TrainedWeights):
                 loaded before then. That the weights are the last ones is noticed by the next replay of the file.
             missing_ok: if there is no such file, begin it (`record_to`) instead of raising FileNotFoundError. A program
                 that does this at its start goes on with its run, however often it is started.
+            recover: if the file is damaged, or from some record on of a newer version, go on after its longest sound
+                beginning. The rest is moved to a file beside it (run.zo.damaged-1), and a warning says where it is and
+                how many steps are gone.
 
         Raises:
-            OSError: it cannot be read or written.
+            OSError: it cannot be read or written, or another process writes it (BlockingIOError).
             ValueError: this optimizer has taken other steps already, writes another file, is of another method, or its
-                parameters are not those that the run started with (see `zo_kernels.replay`).
+                parameters are not those that the run started with (see `zo_kernels.replay`); or the file is damaged, of
+                a newer version or no trajectory: the message says where, and what to do. Then neither the file nor the
+                weights nor the optimizer have changed.
         """
         checks.choice("weights", weights, ("first", "last"))
+        for name, option in (("missing_ok", missing_ok), ("recover", recover)):
+            if not isinstance(option, bool):
+                raise TypeError(f"{name}: expected a bool, got {type(option).__name__}")
         if weights == "first" and self.step_count:
             raise ValueError(f"resume: expected an optimizer that has taken no step, got one after {self.step_count}")
+        found: list[FoundFile] = []  # on the rank that reads it
 
-        def load() -> bytes | None:
+        def find() -> bytes | None:
             if (own := self._recording.path) is not None:
                 raise ValueError(
                     f"resume: expected an optimizer made without trajectory=, got one that writes to {own}"
                 )
-            missing = missing_ok and not os.path.exists(path)
-            return None if missing else Trajectory.load(path, recover=True).to_bytes()
+            if missing_ok and not os.path.lexists(path):
+                self._recording.write_to(path)
+                return None
+            found.append(FoundFile(path, recover))
+            return found[0].trajectory.to_bytes()
 
-        data = load() if self._ranks is None else self._ranks.from_first(load)
-        if data is None:
-            self.record_to(path)
-            return
-        trajectory = Trajectory.from_bytes(data)
+        try:
+            data = self._by_first(find)
+            if data is not None:
+                trajectory = found[0].trajectory if found else Trajectory.from_bytes(data)
+                self._resume_from(trajectory, found, path, weights)
+        except BaseException:
+            for file in found:
+                file.close()
+            raise
+        for told in filter(None, (file.told() for file in found)):
+            warnings.warn(told, stacklevel=2)
+
+    def _by_first(self, make: Callable[[], T]) -> T:
+        return make() if self._ranks is None else self._ranks.from_first(make)
+
+    def _resume_from(self, trajectory: Trajectory, found: list[FoundFile], path: str | FilePath, weights: str) -> None:
+        """As `resume`. All is checked, and what is not sound of the file is copied, before anything is changed."""
         if weights == "first":  # what an interrupted step left of its rounding went with the process
             trajectory = trajectory.without_interrupted_end()
         if weights == "last" and trajectory.steps != self.step_count:
@@ -180,18 +210,24 @@ class RecordedSteps(TrainedWeights):
                 f"resume: expected the state (load_state_dict) after step {trajectory.steps}, where {path} ends, got "
                 f"an optimizer after step {self.step_count}"
             )
+        replay = None
         if trajectory.setups:
             last = trajectory.setups[-1][1]
             if last.method != type(self).__name__:
                 raise ValueError(f"resume: expected a trajectory of {type(self).__name__}, got one of {last.method}")
+            if self._ranks is not None and weights == "first":
+                self._ranks.check_directions(last.directions)
             self._warn_of_other_options(last)
             replay = Replay(self._names, trajectory, self.backend, check_values=weights == "first")
-            if weights == "first":
-                replay.run()
-                self._go_on_from(replay, last)
-            else:
-                self._recording.note_versions(self._prepare())
-        self._recording.go_on(path if self._writes_files() else None, trajectory)
+        self._by_first(lambda: [file.set_aside() for file in found])
+        if replay is not None and weights == "first":
+            replay.run()
+            self._go_on_from(replay, last)
+        elif replay is not None:
+            self._recording.note_versions(self._prepare())
+        self._by_first(lambda: self._recording.go_on(found[0], trajectory))
+        if not found:
+            self._recording.go_on(None, trajectory)
 
     def _warn_of_other_options(self, setup: Setup) -> None:
         """Of a run that is gone on with."""
@@ -202,12 +238,10 @@ class RecordedSteps(TrainedWeights):
             names_of_others = [name for name, value in own.items() if value != getattr(setup, name)]
             if names_of_others:
                 told = ", ".join(f"{name} {getattr(setup, name)} (not {own[name]})" for name in names_of_others)
-                warnings.warn(f"resume: the run had {told}; {what}", stacklevel=3)
+                warnings.warn(f"resume: the run had {told}; {what}", stacklevel=4)
 
     def _go_on_from(self, replay: Replay, setup: Setup) -> None:
         trajectory = replay.trajectory
-        if self._ranks is not None:
-            self._ranks.check_directions(setup.directions)
         self.step_count = trajectory.steps
         self.refused_steps = trajectory.refused_steps
         self.seed, self.directions, self.drop = setup.seed, setup.directions, setup.drop
@@ -218,6 +252,7 @@ class RecordedSteps(TrainedWeights):
 
     def state_dict(self) -> dict[str, Any]:
         """As `torch.optim.Optimizer.state_dict`, and what the run needs to go on bit for bit, under "zo"."""
+        self._recording.sync()
         return {**super().state_dict(), "zo": self._zo_state()}
 
     def _zo_state(self) -> dict[str, Any]:

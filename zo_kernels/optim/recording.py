@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..trajectory import Kind, Record, Setup, Trajectory
+from ..trajectory.file import FoundFile
 from ..trajectory.fingerprint import as_text
 from ..trajectory.record import RefusedSteps, WeightSetup
 from ..trajectory.recorder import Recorder
@@ -50,6 +51,13 @@ class _Log:
     def settle(self) -> None:
         self.pending.work_off(wait=True)
 
+    def close(self) -> None:
+        """At the end of the run, or of the process."""
+        try:
+            self.settle()
+        finally:
+            self.recorder.close()
+
 
 class _Versions:
     """A count of the changes of each weight, as it was last noted; tensors made in inference mode have none."""
@@ -82,19 +90,23 @@ class Recording:
     """A run's trajectory as it grows. Of steps on a GPU it learns the losses later, without waiting for them, and at
     the latest when somebody asks, or the process ends.
 
+    Args:
+        sync: see `ZeroOrderOptimizer`.
+
     Attributes:
         setup_told: the setup of the steps that are being taken, as texts.
     """
 
-    def __init__(self) -> None:
-        self._begin_log(Recorder())
+    def __init__(self, sync: str) -> None:
+        self._sync = sync
+        self._begin_log(Recorder(sync))
         self._versions: _Versions | None = None  # after the last step that a weight took part in
         self._key: Any = None
         self.setup_told: list[str] = []
 
     def _begin_log(self, recorder: Recorder) -> None:
         self._log = _Log(recorder)
-        weakref.finalize(self, self._log.settle)
+        weakref.finalize(self, self._log.close)
 
     @property
     def trajectory(self) -> Trajectory:
@@ -118,9 +130,14 @@ class Recording:
         self._log.settle()
         self._log.recorder.write_to(path)
 
-    def go_on(self, path: str | Path | None, trajectory: Trajectory) -> None:
+    def go_on(self, found: FoundFile | None, trajectory: Trajectory) -> None:
         """With a file of which `trajectory` is the sound beginning, or without one."""
-        self._begin_log(Recorder.resumed(path, trajectory))
+        self._begin_log(Recorder.resumed(found, trajectory, self._sync))
+
+    def sync(self) -> None:
+        """Force what was recorded to the disk, unless that is never to be done."""
+        self._log.settle()
+        self._log.recorder.sync()
 
     def begin(self, key: Any, setup: Callable[[bool], Setup], weights: Weights) -> None:
         """Before every step: append a setup if one is due.
@@ -173,7 +190,7 @@ class Recording:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        weakref.finalize(self, self._log.settle)
+        weakref.finalize(self, self._log.close)
 
 
 def _told(setup: Setup) -> list[str]:

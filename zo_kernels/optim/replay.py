@@ -166,7 +166,8 @@ class Replay:
 
     def _check(self, expected: str, step: int) -> None:
         self._flush()
-        assert self.weights is not None
+        if self.weights is None:
+            raise _does_not_fit("a fingerprint of the weights comes before any step")
         if as_text(int(combined_fingerprint(self.weights.shards))) != expected:
             raise ValueError(
                 f"trajectory: replaying it to step {step} gives other weights than the run had: something else than "
@@ -182,8 +183,11 @@ class Replay:
         known = self.weights
         anchors = None
         if setup.anchored:
-            assert known is not None and known.anchors is not None and self.path is not None
+            if known is None or known.anchors is None or self.path is None:
+                raise _does_not_fit(f"the setup at step {setup.step} needs an anchor, and none was taken before")
             kept = {w.name: anchor for w, anchor in zip(known.weights, known.anchors, strict=True)}
+            if missing := [w.name for w in setup.weights if w.name not in kept]:
+                raise _does_not_fit(f"the setup at step {setup.step} needs an anchor of {missing[0]}, which has none")
             anchors = [kept[w.name] for w in setup.weights]
             self.path.extend(2 * len(setup.weight_decays))
         else:
@@ -206,16 +210,18 @@ class Replay:
 
     def _take(self, record: Record) -> None:
         setup, weights = self._setup, self.weights
-        assert weights is not None
+        if weights is None:
+            raise _does_not_fit("a step comes before any setup")
         rates = [rate for rate in record.rates for _ in range(2)]
         rows = [w for decay in setup.weight_decays for w in (decay, 0.0)]
         match record.kind:
             case Kind.STEP | Kind.REFUSED | Kind.INTERRUPTED:
                 if not setup.svrg:  # where weights are restored from the anchor, exactly
-                    self._spsa(record, rates, rows)
+                    self._spsa(record, weights, rates, rows)
             case Kind.ANCHOR:
                 self._flush()
-                assert weights.anchors is not None
+                if weights.anchors is None:
+                    raise _does_not_fit(f"step {record.step} is at an anchor, of a run without anchors")
                 for w, anchor in zip(weights.weights, weights.anchors, strict=True):
                     anchor.copy_(w.tensor)
                 self.dropped = blocks_to_drop(setup.seed, record.step, setup.blocks, setup.drop)
@@ -226,7 +232,8 @@ class Replay:
                 self.path.advance(estimate, n.rates, n.decays)
                 self._stale = True
             case Kind.BETWEEN:
-                assert self.path is not None and self.age is not None
+                if self.path is None or self.age is None:
+                    raise _does_not_fit(f"step {record.step} is between anchors, and none was taken before")
                 seeds = self._seeds(record)
                 anchor_seeds = seeds if setup.shared_direction else self._seeds(record, SEPARATE_SLOT)
                 losses = [record.losses, record.anchor_losses]
@@ -239,9 +246,8 @@ class Replay:
     def _seeds(self, record: Record, slot: int = 0) -> list[int]:
         return direction_seeds(self._setup.seed, record.step, self._setup.directions, slot)
 
-    def _spsa(self, record: Record, rates: Sequence[float], weight_decays: Sequence[float]) -> None:
-        setup, weights = self._setup, self.weights
-        assert weights is not None
+    def _spsa(self, record: Record, weights: Weights, rates: Sequence[float], weight_decays: Sequence[float]) -> None:
+        setup = self._setup
         dropped = blocks_to_drop(setup.seed, record.step, setup.blocks, setup.drop)
         active, seeds = weights.active(dropped), self._seeds(record)
         taken = record.kind is Kind.STEP
@@ -263,6 +269,10 @@ class Replay:
         if self._stale and self.path is not None:
             self.path.write(self.weights, self.weights.active(self.dropped))
             self._stale = False
+
+
+def _does_not_fit(what: str) -> ValueError:
+    return ValueError(f"trajectory: its records do not fit together: {what}")
 
 
 class _Queue:

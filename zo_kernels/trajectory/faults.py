@@ -6,7 +6,7 @@ import math
 import re
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from json import JSONDecodeError
 from typing import Any, Literal
 
@@ -76,6 +76,8 @@ def _told(fault: Fault, steps: int) -> str:
             f"{where}; a killed process or a full disk leaves that: `resume` cuts it off, and "
             "Trajectory.load(..., recover='incomplete') leaves it out"
         )
+    if fault.steps:
+        where = f"{where}, {'' if fault.exact else 'about '}{fault.steps} with it and after it"
     if fault.kind == "unknown":
         where = f"{where}; a newer version of zo_kernels may know it"
     if not fault.recoverable:
@@ -111,10 +113,10 @@ def found(data: bytes | bytearray, at: int, crc: int, order: Order, record: int,
     heads = order.heads()
     groups = 1 if order.setup is None else len(order.setup.weight_decays)
     if any(_sealed(data, at, crc, head, groups) for head in heads):
-        return _fault(at, record, "it is damaged in its first bytes", "damaged", lost)
+        return _fault(at, record, "it is damaged in its first bytes", "damaged", replace(lost, exact=False))
     if not lost.sound and _may_be_cut(bytes(data[at:]), order, heads, groups):
         return _fault(at, record, f"cut off: {len(data) - at} bytes of it are there", "incomplete", Further(False, 0, True))
-    if _sealed_somewhere(data, at, crc):
+    if data[at + 4 : at + HEAD.size] not in heads and _sealed_somewhere(data, at, crc):
         kind, flags, count = struct.unpack_from("<BBH", data, at + 4)
         reason = f"its checksum is right, but kind {kind} with flags {flags} and count {count} is not known"
         return _fault(at, record, reason, "unknown", lost)

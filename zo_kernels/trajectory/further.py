@@ -177,5 +177,8 @@ class _Search:
             return int(self._data[at + 4] in _COUNTED), True
         if end == len(self._data) and end - at < _TEXT:
             return 0, True  # not even the beginning of one
+        if self._data[at + _TEXT : at + _TEXT + 2] == SETUP_BEGINS[:2]:
+            length = length_of_text(self._data, at + _TEXT) or LENGTH.unpack_from(self._data, at + HEAD.size)[0]
+            at = min(at + _TEXT + length, end)
         step = size_of(Kind.STEP, 0, (self._directions or 1) - 1, 1, 0) or 1
         return round((end - at) / step), False

@@ -161,7 +161,7 @@ class Trajectory(Sequence[Record]):
             if stop != end or kind_of(self._data, start) is not Kind.INTERRUPTED:
                 break
             end = start
-        return self.from_bytes(bytes(self._data[:end]))
+        return self if end == len(self._data) else self.from_bytes(bytes(self._data[:end]))
 
     def add_setup(self, setup: Setup) -> None:
         """Append a setup, which holds for the records after it."""
