@@ -359,30 +359,6 @@ def test_bad_runs_leave_nothing(options: dict[str, object], tmp_path: Path) -> N
         assert not Path(str(options["out"])).exists()
 
 
-def test_a_used_run_folder_is_kept(options: dict[str, object]) -> None:
-    out = Path(str(options["out"]))
-    out.mkdir()
-    (out / "notes.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(ValueError, match="--out: expected an empty or new folder"):
-        finetune(Config(**options))
-    with pytest.raises(ValueError, match=r"--overwrite: expected the folder of a run .* got .*other files"):
-        finetune(Config(**options, overwrite=True))
-    assert [path.name for path in out.iterdir()] == ["notes.txt"]
-    with pytest.raises(ValueError, match="--out: expected a folder, got the file"):
-        finetune(Config(**options | {"out": str(out / "notes.txt")}))
-
-
-def test_a_run_killed_before_its_first_file_was_whole_can_be_started_again(options: dict[str, object]) -> None:
-    out = Path(str(options["out"]))
-    (out / "model.part").mkdir(parents=True)
-    (out / "model.part" / "model.safetensors").touch()
-    for name in ("config.json.part", "config.json.12-0.part", "run.lock"):
-        (out / name).touch()
-    finetune(Config(**options))
-    assert load_classifier(out).names
-    assert not [path for path in out.rglob("*") if path.suffix in (".part", ".lock")]
-
-
 def test_an_unfinished_run_cannot_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="finished run"):
         load_classifier(tmp_path)
