@@ -1,0 +1,50 @@
+"""The attacks, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One of them.
+
+    Attributes:
+        name: of it.
+        module: in which `cases(count, seed)` and what tries one are; imported when it is needed.
+        count: cases, of the long run.
+        what: is attacked, for the table.
+        function: that tries a case.
+        cases: that lists them.
+        timeout: seconds a case.
+        limited: whether a case may not map more than 1 GiB, too.
+    """
+
+    name: str
+    module: str
+    count: int
+    what: str
+    function: str = "attempt"
+    cases: str = "cases"
+    timeout: float = 10.0
+    limited: bool = False
+
+    def listed(self, count: int, seed: int) -> Iterator[Any]:
+        import importlib
+
+        make: Callable[[int, int], Iterator[Any]] = getattr(importlib.import_module(self.module), self.cases)
+        return make(count, seed)
+
+    @property
+    def target(self) -> str:
+        return f"{self.module}:{self.function}"
+
+
+ATTACKS = {
+    attack.name: attack
+    for attack in (
+        Attack("mutations", "attack.mutations", 20000, "trajectory files damaged, to load, replay, resume, recover"),
+    )
+}
