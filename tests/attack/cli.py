@@ -68,12 +68,14 @@ def run(attack: Attack, count: int, seed: int, processes: int = 2, *, quiet: boo
     pool = Pool(attack.target, attack.timeout, processes, attack.limited)
     outcomes: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
+    tally: Counter[str] = Counter()
     told: list[str] = []
     started = last = time.monotonic()
     done = 0
     for case, result in pool.results(attack.listed(count, seed)):
         done += 1
         outcomes[result.outcome] += 1
+        tally.update(result.tally)
         if result.finding is not None:
             kinds[result.finding[:60]] += 1
             if len(told) < _TOLD and kinds[result.finding[:60]] <= 3:
@@ -85,7 +87,7 @@ def run(attack: Attack, count: int, seed: int, processes: int = 2, *, quiet: boo
     findings = sum(kinds.values())
     if not quiet:
         clear = "\r" if sys.stdout.isatty() else ""
-        told_of = ", ".join(f"{n} {what}" for what, n in outcomes.most_common(8))
+        told_of = ", ".join(f"{n} {what}" for what, n in [*tally.items(), *outcomes.most_common(8)])
         print(f"{clear}{attack.name}: {done} cases in {seconds:.0f} s, {findings} findings; {told_of}", flush=True)
         for line in told:
             print(f"    {line}", flush=True)
@@ -93,6 +95,7 @@ def run(attack: Attack, count: int, seed: int, processes: int = 2, *, quiet: boo
         "cases": done,
         "findings": findings,
         "outcomes": dict(outcomes.most_common()),
+        **({"tally": dict(tally)} if tally else {}),
         "seed": seed,
         "seconds": round(seconds),
         "grown_MiB": round(pool.grown / 2**20),

@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from attack import damage, runs
+import zo_kernels as zo
+from attack import damage
 from attack.runs import RUNS, Recorded, bits_of, recorded, replayed, state_of
 from attack.workers import Result, expect
-
-import zo_kernels as zo
 
 Case = tuple[str, int]  # the run, and the seed of the damage
 
@@ -165,6 +164,3 @@ def _recovered(known: Recorded, data: bytes, path: Path) -> str:
 def _same_but_interrupted(known: Recorded, kept: int, data: bytes) -> set[bytes]:
     """The file, without the interrupted steps at the end of what was kept, too: a resumed run does not repeat them."""
     return {data, data[: known.settled_boundary(kept)] + data[kept:]}
-
-
-__all__ = ["attempt", "cases", "prepare", "runs"]

@@ -46,5 +46,12 @@ ATTACKS = {
     attack.name: attack
     for attack in (
         Attack("mutations", "attack.mutations", 20000, "trajectory files damaged, to load, replay, resume, recover"),
+        Attack("crafted", "attack.crafted", 5000, "sound trajectory files that say what no run says", limited=True),
+        Attack("signals", "attack.signals", 4000, "steps, by signals and by exceptions of other threads", timeout=120),
+        Attack("exceptions", "attack.exceptions", 6000, "a step, where CPython delivers exceptions"),
+        Attack(
+            "exceptions-twice", "attack.exceptions", 2000, "a failed step that is being restored", cases="cases_twice"
+        ),
+        Attack("exceptions-anywhere", "attack.exceptions", 2000, "a step, any instruction", cases="cases_anywhere"),
     )
 }

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attack.layout import CHECK, INTERRUPTED, SETUP, Part, parts_of
 from models import block_mlp, real_loss
 from torch import Tensor, nn
 
 import zo_kernels as zo
+from attack.layout import CHECK, INTERRUPTED, SETUP, Part, parts_of
 from zo_kernels.optim import recording
 
 METHODS = {"MeZO": zo.MeZO, "SparseMeZO": zo.SparseMeZO, "LeZO": zo.LeZO, "MeZOSVRG": zo.MeZOSVRG}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import importlib
 import os
 import resource
@@ -27,10 +28,12 @@ class Result:
     Attributes:
         outcome: in a word or two; they are counted.
         finding: what is wrong, None if nothing is.
+        tally: numbers to be added up.
     """
 
     outcome: str
     finding: str | None = None
+    tally: dict[str, int] = field(default_factory=dict)
 
 
 class Wrong(AssertionError):
@@ -154,6 +157,8 @@ def _work(pipe: Connection, function: str, limited: bool) -> None:
         if prepare is not None:
             prepare()
         faulthandler.disable()
+        gc.collect()
+        gc.freeze()  # what was imported is not looked through each time
         limits = resource.getrlimit(resource.RLIMIT_AS)
         if limited:
             resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MEMORY, limits[1]))
