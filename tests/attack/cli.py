@@ -80,6 +80,8 @@ def run(attack: Attack, count: int, seed: int, processes: int = 2, *, quiet: boo
             kinds[result.finding[:60]] += 1
             if len(told) < _TOLD and kinds[result.finding[:60]] <= 3:
                 told.append(f"{case!r}: {result.finding}"[:1500])
+                if not quiet:
+                    print(f"    {told[-1]}", flush=True)
         if not quiet and time.monotonic() - last > 1 and sys.stdout.isatty():
             last = time.monotonic()
             print(f"\r{attack.name}: {done} of {count}, {sum(kinds.values())} findings", end="", flush=True)
@@ -89,8 +91,6 @@ def run(attack: Attack, count: int, seed: int, processes: int = 2, *, quiet: boo
         clear = "\r" if sys.stdout.isatty() else ""
         told_of = ", ".join(f"{n} {what}" for what, n in [*tally.items(), *outcomes.most_common(8)])
         print(f"{clear}{attack.name}: {done} cases in {seconds:.0f} s, {findings} findings; {told_of}", flush=True)
-        for line in told:
-            print(f"    {line}", flush=True)
     return {
         "cases": done,
         "findings": findings,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import zo_kernels as zo
 from attack import craft
-from attack.runs import RUNS, bits_of, recorded, replayed, state_of
+from attack.runs import RUNS, Recorded, bits_of, recorded, replayed, state_of
 from attack.workers import Result, expect
 
 SMALL = [name for name in RUNS if name != "long"]
@@ -45,10 +45,7 @@ def attempt(case: Case) -> Result:
     return Result(", ".join(dict.fromkeys(outcomes)))
 
 
-def _tried(known: object, made: craft.Crafted, path: Path, how: str) -> str:
-    from attack.runs import Recorded
-
-    assert isinstance(known, Recorded)
+def _tried(known: Recorded, made: craft.Crafted, path: Path, how: str) -> str:
     model = known.run.model()
     opt = known.run.build(model)
     before = state_of(opt)
@@ -73,7 +70,7 @@ def _tried(known: object, made: craft.Crafted, path: Path, how: str) -> str:
         if made.verdict == "same" and how != "load":
             expected = known.states[known.attempts_within(len(known.data), settled=how == "resume")]
             expect(bits_of(model) == expected, f"{how} gave other weights for the same contents")
-        if how == "resume":
+        if how == "resume" and opt.directions < 50:
             known.run.attempt(opt, model)
             expect(bits_of(model) == replayed(known.run, path), "after another step the file gives other weights")
         return "accepted"

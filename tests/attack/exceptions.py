@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import warnings
 from collections.abc import Iterator
@@ -53,10 +54,8 @@ def _disturbed(victim: Victim, failing: bool) -> None:
     if not failing:
         victim.step()
         return
-    try:
+    with contextlib.suppress(ZeroDivisionError):
         victim.failing_step(2, ZeroDivisionError())
-    except ZeroDivisionError:
-        pass
 
 
 def attempt(case: Case) -> Result:

@@ -47,6 +47,8 @@ ATTACKS = {
     for attack in (
         Attack("mutations", "attack.mutations", 20000, "trajectory files damaged, to load, replay, resume, recover"),
         Attack("crafted", "attack.crafted", 5000, "sound trajectory files that say what no run says", limited=True),
+        Attack("kills", "attack.kills", 60, "plain loops that resume, all methods and `sync`s, killed", timeout=240),
+        Attack("run-kills", "attack.run_kills", 60, "zo-finetune and ZOTrainer, killed and resumed", timeout=600),
         Attack("signals", "attack.signals", 4000, "steps, by signals and by exceptions of other threads", timeout=120),
         Attack("exceptions", "attack.exceptions", 6000, "a step, where CPython delivers exceptions"),
         Attack(

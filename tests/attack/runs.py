@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import tempfile
 import warnings
@@ -170,10 +171,8 @@ def recorded(name: str) -> Recorded:
             opt = run.build(model, trajectory=Path(folder) / "run.zo")
             states, counts = [bits_of(model)], [0]
             for i in range(run.steps):
-                try:
+                with contextlib.suppress(Stopped):
                     run.attempt(opt, model, run.interrupted.get(i))
-                except Stopped:
-                    pass
                 states.append(bits_of(model))
                 counts.append(opt.step_count)
             data = (Path(folder) / "run.zo").read_bytes()

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import children
+import torch
 
 MEMORY = 2**30  # that a case may take beyond what its process had before the first one
 
@@ -150,6 +151,7 @@ class Pool:
 
 def _work(pipe: Connection, function: str, limited: bool) -> None:
     """In a process of its own: tries what comes through the pipe until that is closed."""
+    torch.set_num_threads(1)  # also since forks of a process with more would wait for threads that they lack
     attempt = named(function)
     with tempfile.TemporaryDirectory(prefix="attack-") as folder:
         os.chdir(folder)
