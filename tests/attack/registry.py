@@ -49,6 +49,11 @@ ATTACKS = {
         Attack("crafted", "attack.crafted", 5000, "sound trajectory files that say what no run says", limited=True),
         Attack("kills", "attack.kills", 60, "plain loops that resume, all methods and `sync`s, killed", timeout=240),
         Attack("run-kills", "attack.run_kills", 60, "zo-finetune and ZOTrainer, killed and resumed", timeout=600),
+        Attack("disks", "attack.disks", 480, "a full disk at each operation on a trajectory's file", timeout=60),
+        Attack(
+            "run-disks", "attack.disks", 60, "zo-finetune, sweeps and ZOTrainer on a disk of any size",
+            function="attempt_run", cases="cases_of_runs", timeout=600,
+        ),
         Attack("signals", "attack.signals", 4000, "steps, by signals and by exceptions of other threads", timeout=120),
         Attack("exceptions", "attack.exceptions", 6000, "a step, where CPython delivers exceptions"),
         Attack(
