@@ -12,13 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import zo_kernels as zo
 from attack import run_kills
 from attack.full import Failing, filled, full_disk, mounted, why_no_mount
 from attack.kills import LOOPS, loop, steps_of, undisturbed
 from attack.runs import bits_of, recorded, replayed
 from attack.workers import Result, expect, in_child
-
-import zo_kernels as zo
 
 Case = tuple[str, int, int]
 prepare = run_kills.prepare
@@ -181,7 +180,7 @@ def _do(what: str, out: Path, name: str) -> None:
         if (out / "model" / "labels.json").exists():
             return
     if begun:
-        words += ["--resume", str(out)]
+        words = [*words[:1], "--resume", str(out)]
     else:
         for key, value in known.items():
             words += ["--" + key.replace("_", "-"), str(value)]

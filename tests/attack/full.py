@@ -44,9 +44,10 @@ def _error(what: str) -> OSError:
 
 
 def _audit(event: str, given: tuple[Any, ...]) -> None:
-    if event == "open" and _active and isinstance(given[2], int) and given[2] & os.O_CREAT:
-        if not str(given[0]).startswith(("/dev/", "/proc/")) and _active[-1].fails():
-            raise _error("open")
+    if event != "open" or not _active or not isinstance(given[2], int) or not given[2] & os.O_CREAT:
+        return
+    if not str(given[0]).startswith(("/dev/", "/proc/")) and _active[-1].fails():
+        raise _error("open")
 
 
 @contextmanager
@@ -97,7 +98,9 @@ def why_no_mount() -> str | None:
 def mounted(place: Path, kilobytes: int) -> Iterator[Path]:
     """A disk of that size, in memory, while the block runs."""
     place.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", place], check=True, capture_output=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", place], check=True, capture_output=True
+    )
     try:
         yield place
     finally:

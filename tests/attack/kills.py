@@ -17,11 +17,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import zo_kernels as zo
 from attack.points import PACKAGE
 from attack.runs import RUNS, Bits, Run, bits_of, replayed
 from attack.workers import Result, expect, in_child
-
-import zo_kernels as zo
 
 STEPS = 30
 SYNCS = ("step", "checkpoint", "never")
@@ -142,7 +141,7 @@ def attempt(case: Case) -> Result:
         Path("resumed").unlink(missing_ok=True)
         last = life == 11
 
-        def live(last: bool = last) -> None:
+        def live(last: bool = last, draw: random.Random = draw) -> None:
             if not last:
                 if way == "call":
                     kill_at_call(draw.randint(1, calls))
@@ -174,5 +173,3 @@ def attempt(case: Case) -> Result:
         file.unlink()
     expect(not [n for n in left if "damaged" in n], f"{name}, {way}, {sync}: a kill left {left}")
     return Result("done", tally={"kills": kills, "lives": life + 1})
-
-

@@ -51,14 +51,30 @@ ATTACKS = {
         Attack("run-kills", "attack.run_kills", 60, "zo-finetune and ZOTrainer, killed and resumed", timeout=600),
         Attack("disks", "attack.disks", 480, "a full disk at each operation on a trajectory's file", timeout=60),
         Attack(
-            "run-disks", "attack.disks", 60, "zo-finetune, sweeps and ZOTrainer on a disk of any size",
-            function="attempt_run", cases="cases_of_runs", timeout=600,
+            "run-disks",
+            "attack.disks",
+            60,
+            "zo-finetune, sweeps and ZOTrainer on a disk of any size",
+            function="attempt_run",
+            cases="cases_of_runs",
+            timeout=600,
         ),
+        Attack("states", "attack.states", 4000, "states, to load_state_dict", limited=True),
+        Attack("natives", "attack.natives", 4000, "tables and passes, to the native backend and to ops", limited=True),
         Attack("signals", "attack.signals", 4000, "steps, by signals and by exceptions of other threads", timeout=120),
         Attack("exceptions", "attack.exceptions", 6000, "a step, where CPython delivers exceptions"),
         Attack(
             "exceptions-twice", "attack.exceptions", 2000, "a failed step that is being restored", cases="cases_twice"
         ),
         Attack("exceptions-anywhere", "attack.exceptions", 2000, "a step, any instruction", cases="cases_anywhere"),
+        Attack(
+            "sanitizers",
+            "attack.commands",
+            1,
+            "the C++, under ASan, UBSan and TSan",
+            cases="cases_of_sanitizers",
+            timeout=900,
+        ),
+        Attack("ranks", "attack.commands", 9, "ranks that disagree, die or leave", cases="cases_of_ranks", timeout=900),
     )
 }

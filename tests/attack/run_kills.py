@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attack.kills import kill_after, kill_at_call, kill_at_operation
-from attack.workers import Result, expect, in_child
 
 import zo_kernels as zo
+from attack.kills import kill_after, kill_at_call, kill_at_operation
+from attack.workers import Result, expect, in_child
 
 Case = tuple[str, str, str, int]  # what, which run, how it is killed, seed
 WAYS = ("call", "operation", "clock")
@@ -48,7 +48,12 @@ def options(name: str) -> dict[str, Any]:
     home = Path("tiny").absolute()
     if not home.exists():
         home.mkdir()
-        expect(in_child(lambda: (tiny_encoder(home / "model"), write_table(home / "words.tsv")) and None) == 0, "tiny")
+
+        def make() -> None:
+            tiny_encoder(home / "model")
+            write_table(home / "words.tsv")
+
+        expect(in_child(_quiet(make)) == 0, "the tiny model cannot be made")
     return {**tiny_options(home / "model", home / "words.tsv"), "steps": 12, "eval_every": 4, **RUNS[name]}
 
 
@@ -137,4 +142,3 @@ def attempt(case: Case) -> Result:
     expect(not differ, f"{what}, {name}, {way}: other {', '.join(differ)} after {kills} kills")
     shutil.rmtree(out)
     return Result(what, tally={"kills": kills, "lives": life + 1})
-
