@@ -148,6 +148,8 @@ def _field(draw: random.Random, parts: list[Part], at: int, *, of_weight: bool) 
     shown = repr(value)[:40]
     parts[at] = parts[at].with_text(text_of(setup))
     names = (field, "weights") if of_weight else (field,)
+    if str(value).startswith(RAW) or how == "delete":  # no JSON; or a field that is not there
+        names = (*names, "setup", "record")
     return Crafted(sealed(parts), f"setup {at}: {how} {'weight ' * of_weight}{field} {shown}", names, verdict)
 
 
@@ -165,7 +167,8 @@ def _text(draw: random.Random, parts: list[Part], at: int) -> Crafted:
         "bytes": lambda: draw.randbytes(50),
     }[how]()
     parts[at] = parts[at].with_text(made)
-    return Crafted(sealed(parts), f"setup {at}: text {how}", ("setup",), "same" if how == "same" else "wrong")
+    verdict = {"same": "same", "twice": "open"}.get(how, "wrong")
+    return Crafted(sealed(parts), f"setup {at}: text {how}", ("setup", "record", "seed", "weights", "eps"), verdict)
 
 
 def _record(draw: random.Random, parts: list[Part], at: int) -> Crafted:
@@ -194,7 +197,7 @@ def _record(draw: random.Random, parts: list[Part], at: int) -> Crafted:
     else:
         part = replace(part, body=part.body[: draw.randrange(len(part.body))])
     parts[at] = part
-    return Crafted(sealed(parts), f"record {at}: {how}", ("record",), verdict)
+    return Crafted(sealed(parts), f"record {at}: {how}", ("record", "step"), verdict)
 
 
 def _order(draw: random.Random, parts: list[Part]) -> Crafted:
