@@ -47,6 +47,7 @@ ATTACKS = {
     for attack in (
         Attack("mutations", "attack.mutations", 20000, "trajectory files damaged, to load, replay, resume, recover"),
         Attack("crafted", "attack.crafted", 5000, "sound trajectory files that say what no run says", limited=True),
+        Attack("folders", "attack.folders", 240, "files of run folders, to resume, replay and sweep", timeout=240),
         Attack("kills", "attack.kills", 60, "plain loops that resume, all methods and `sync`s, killed", timeout=240),
         Attack("run-kills", "attack.run_kills", 60, "zo-finetune and ZOTrainer, killed and resumed", timeout=600),
         Attack("disks", "attack.disks", 480, "a full disk at each operation on a trajectory's file", timeout=60),
