@@ -47,8 +47,8 @@ ATTACKS = {
     for attack in (
         Attack("mutations", "attack.mutations", 20000, "trajectory files damaged, to load, replay, resume, recover"),
         Attack("crafted", "attack.crafted", 5000, "sound trajectory files that say what no run says", limited=True),
-        Attack("folders", "attack.folders", 240, "files of run folders, to resume, replay and sweep", timeout=240),
-        Attack("kills", "attack.kills", 60, "plain loops that resume, all methods and `sync`s, killed", timeout=240),
+        Attack("folders", "attack.folders", 160, "files of run folders, to resume, replay and sweep", timeout=240),
+        Attack("kills", "attack.kills", 100, "plain loops that resume, all methods and `sync`s, killed", timeout=240),
         Attack("run-kills", "attack.run_kills", 60, "zo-finetune and ZOTrainer, killed and resumed", timeout=600),
         Attack("disks", "attack.disks", 480, "a full disk at each operation on a trajectory's file", timeout=60),
         Attack(
@@ -63,7 +63,7 @@ ATTACKS = {
         Attack("states", "attack.states", 4000, "states, to load_state_dict", limited=True),
         Attack("natives", "attack.natives", 4000, "tables and passes, to the native backend and to ops", limited=True),
         Attack("signals", "attack.signals", 4000, "steps, by signals and by exceptions of other threads", timeout=120),
-        Attack("exceptions", "attack.exceptions", 6000, "a step, where CPython delivers exceptions"),
+        Attack("exceptions", "attack.exceptions", 4000, "a step, where CPython delivers exceptions"),
         Attack(
             "exceptions-twice", "attack.exceptions", 2000, "a failed step that is being restored", cases="cases_twice"
         ),

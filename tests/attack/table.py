@@ -16,7 +16,9 @@ def of(found: dict[str, Any]) -> str:
     lines = ["| attack | on | cases | findings | most memory taken |", "|---|---|--:|--:|--:|"]
     for name, row in found.items():
         grown = f"{row['grown_MiB']} MiB" if row.get("grown_MiB") else ""
-        lines.append(f"| `{name}` | {row['what']} | {row['cases']:,} | {row['findings']} | {grown} |")
+        tally = ", ".join(f"{n:,} {what}" for what, n in row.get("tally", {}).items())
+        cases = f"{row['cases']:,} ({tally})" if tally else f"{row['cases']:,}"
+        lines.append(f"| `{name}` | {row['what']} | {cases} | {row['findings']} | {grown} |")
     return "\n".join(lines)
 
 
