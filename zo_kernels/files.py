@@ -9,7 +9,7 @@ import shutil
 import warnings
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 _fcntl: Any
 _msvcrt: Any
@@ -37,7 +37,9 @@ def replace(path: str | Path, data: bytes | bytearray | memoryview) -> None:
     target = Path(os.path.realpath(path))
     part = target.with_name(f"{target.name}.{os.getpid()}-{next(_made)}{PART}")
     try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666), "wb") as file:
+        with open(
+            os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666), "wb"
+        ) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -110,7 +112,7 @@ class Locked:
         OSError: the file cannot be made.
     """
 
-    _held: set[str] = set()
+    _held: ClassVar[set[str]] = set()
 
     def __init__(self, path: str | Path, told: str):
         self._path = os.path.realpath(path)

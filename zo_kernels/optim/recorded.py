@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, TypeVar
+
+from torch import Tensor
 
 from .. import checks, names, spec
+from ..interrupts import Call, at_once, signals_held
 from ..trajectory import Kind, Record, Setup, Trajectory
+from ..trajectory.file import FoundFile
+from . import state
+from .alone import NOT_COPIED, alone
+from .attempt import Attempt
+from .losses import Refused
 from .numbers import Numbers, Pair, Value, device_of, stacked
 from .parallel import Ranks
+from .probes import Probes
 from .recording import Recording, weight_setups
 from .replay import Replay
 from .trained import TrainedWeights
+from .warned import warn
 from .weights import Weights
+
+_TRIES = 3  # to restore the weights, while exceptions come from outside
+T = TypeVar("T")
 
 
 class RecordedSteps(TrainedWeights):
@@ -30,9 +44,12 @@ class RecordedSteps(TrainedWeights):
     _gradients: list[Value]
     _recording: Recording
     _ranks: Ranks | None
+    _attempt: Attempt | None = None  # at the step that is being taken
+    _torn: bool  # whether a pass did not end, so that nobody knows the weights
 
-    def _took(
+    def _taking(
         self,
+        attempt: Attempt,
         weights: Weights,
         kind: Kind,
         rates: Sequence[float],
@@ -40,17 +57,23 @@ class RecordedSteps(TrainedWeights):
         numbers: Numbers,
         pairs: Sequence[Pair],
         anchor_pairs: Sequence[Pair] = (),
-    ) -> None:
-        """Count a step that has been taken."""
+    ) -> list[Call]:
+        """What counts and records a step, to be called with the pass that takes it; `_taken` is to follow."""
         here: Any = tuple(pairs)
         there: Any = tuple(anchor_pairs)
         record = Record(self.step_count, kind, tuple(rates[::2]), here, there, eps=eps)
-        self._gradients = numbers.gradients[0]
-        self.step_count += 1
-        self._steps_since_built += 1
-        flat = [value for pair in (*pairs, *anchor_pairs) for value in pair]
-        where = device_of(*flat)
-        self._recording.took(record, weights, None if where is None else stacked(flat, where))
+        return [
+            *self._recording.adding(record, numbers.losses),
+            partial(setattr, self, "_gradients", numbers.gradients[0]),
+            partial(setattr, self, "step_count", self.step_count + 1),
+            partial(setattr, self, "_steps_since_built", self._steps_since_built + 1),
+            partial(setattr, attempt, "recorded", record),
+        ]
+
+    def _taken(self, attempt: Attempt, weights: Weights) -> None:
+        """Write down a step that was taken, refused or interrupted, and recorded."""
+        assert attempt.recorded is not None
+        self._recording.added(attempt.recorded, weights)
 
     @property
     def projected_gradients(self) -> list[float]:
@@ -66,17 +89,70 @@ class RecordedSteps(TrainedWeights):
     def refused_steps(self, n: int) -> None:
         self._refused_steps = n - self._recording.refused_unseen
 
-    def _failed(self, kind: Kind, reached: int) -> None:
-        """Count a step that ended without an update; after a refusal the next one draws other directions, since these
-        might fail for ever.
+    def _mend(self, attempt: Attempt, error: BaseException) -> None:
+        """After whatever exception, and whenever it came in a step: restore the weights and record that, unless the
+        step was taken whole. Should another one come meanwhile, it is raised when that is done.
         """
-        assert self._weights is not None
-        record = Record(self.step_count, kind, probes=reached)
-        if kind is Kind.REFUSED:
-            self._gradients = [0.0] * self.directions
-            self.step_count += 1
-            self.refused_steps += 1
-        self._recording.took(record, self._weights)
+        another: BaseException | None = None
+        for _ in range(_TRIES):
+            try:
+                with signals_held():
+                    self._put_right(attempt, error)
+                break
+            except BaseException as later:  # what is done already is not done twice
+                another = later
+        if another is not None:
+            raise another
+
+    def _put_right(self, attempt: Attempt, error: BaseException) -> None:
+        weights, probes = self._weights, attempt.probes
+        if attempt.recorded is not None:
+            if weights is not None:
+                weights.written()
+                with suppress(OSError, RuntimeError):  # it is told already, and the next step writes it
+                    self._taken(attempt, weights)
+            return
+        if probes is None:
+            # Nothing has moved. An argument that is wrong is no step that was interrupted.
+            if isinstance(error, (ValueError, TypeError)) or not self._recording.has_setup or weights is None:
+                return
+        else:
+            assert weights is not None
+            if not self._restore(probes, weights):
+                self._torn = True
+                self._recording.note_versions(weights)
+                return
+            weights.written()
+        kind = Kind.REFUSED if isinstance(error, Refused) else Kind.INTERRUPTED
+        record = Record(self.step_count, kind, probes=0 if probes is None else probes.moves)
+        calls: list[Call] = [*self._recording.adding(record), partial(setattr, attempt, "recorded", record)]
+        if kind is Kind.REFUSED:  # the next step draws other directions: these might fail for ever
+            calls += [
+                partial(setattr, self, "_gradients", [0.0] * self.directions),
+                partial(setattr, self, "step_count", self.step_count + 1),
+                partial(setattr, self, "_refused_steps", self._refused_steps + 1),
+            ]
+        at_once(calls)
+        self._taken(attempt, weights)
+
+    def _restore(self, probes: Probes, weights: Weights) -> bool:
+        """Whether θ is where it was before the step; it may be called again and again."""
+        if weights.torn:
+            return False
+        probes.to({})
+        return True
+
+    def _check_whole(self, weights: Weights) -> None:
+        """Raise RuntimeError if the weights are not known to be those of a step."""
+        if not self._torn:
+            return
+        if not self._recording.changed_by_others(weights):
+            raise RuntimeError(
+                "weights: expected those of a whole step, but a pass over them did not end: the backend failed in the "
+                "middle of it, or another thread raised an exception there; load them anew, from a checkpoint or by "
+                "resuming the trajectory"
+            )
+        self._torn = weights.torn = False
 
     @property
     def trajectory(self) -> Trajectory:
@@ -121,11 +197,12 @@ class RecordedSteps(TrainedWeights):
         """Write the trajectory to a new file: the steps so far, and every step to come as it is taken. Of several ranks
         that take steps together the first writes it.
 
-        A step is appended by one write, so that the file holds it even if the process is killed right after.
+        A step is appended by one write, so that the file holds it even if the process is killed right after. Whether it
+        survives a power cut depends on the option `sync`. No other process can write the file as long as this one does.
 
         Raises:
             TypeError: it is no path.
-            ValueError: the file exists.
+            ValueError: the file exists, or its folder does not.
         """
         if self._writes_files():
             self._recording.write_to(path)
@@ -133,10 +210,13 @@ class RecordedSteps(TrainedWeights):
     def _writes_files(self) -> bool:
         return self._ranks is None or self._ranks.is_first
 
-    def resume(self, path: str | FilePath, *, weights: str = "first", missing_ok: bool = False) -> None:
-        """Go on with a run that was cut off, and append to its trajectory's file from now on. What is cut off or
-        damaged at the file's end is dropped from it. Of several ranks that take steps together the first reads and
-        writes the file; how many they are may have changed.
+    @alone("resume")
+    def resume(
+        self, path: str | FilePath, *, weights: str = "first", missing_ok: bool = False, recover: bool = False
+    ) -> None:
+        """Go on with a run that was cut off, and append to its trajectory's file from now on. A last record that is
+        incomplete, as a killed process or a full disk leaves it, is cut off the file. Of several ranks that take steps
+        together the first reads and writes the file; how many they are may have changed.
 
         The next step is the one that the run would have taken, if the optimizer was made with the run's options: seed,
         directions, drop, sparsity's thresholds (and MeZO-SVRG's shared_direction) are taken from the file, eps, weight
@@ -150,29 +230,53 @@ class RecordedSteps(TrainedWeights):
                 loaded before then. That the weights are the last ones is noticed by the next replay of the file.
             missing_ok: if there is no such file, begin it (`record_to`) instead of raising FileNotFoundError. A program
                 that does this at its start goes on with its run, however often it is started.
+            recover: if the file is damaged, or from some record on of a newer version, go on after its longest sound
+                beginning. The rest is moved to a file beside it (run.zo.damaged-1), and a warning says where it is and
+                how many steps are gone.
 
         Raises:
-            OSError: it cannot be read or written.
+            OSError: it cannot be read or written, or another process writes it (BlockingIOError).
             ValueError: this optimizer has taken other steps already, writes another file, is of another method, or its
-                parameters are not those that the run started with (see `zo_kernels.replay`).
+                parameters are not those that the run started with (see `zo_kernels.replay`); or the file is damaged, of
+                a newer version or no trajectory: the message says where, and what to do. Then neither the file nor the
+                weights nor the optimizer have changed.
         """
         checks.choice("weights", weights, ("first", "last"))
+        for name, option in (("missing_ok", missing_ok), ("recover", recover)):
+            if not isinstance(option, bool):
+                raise TypeError(f"{name}: expected a bool, got {type(option).__name__}")
         if weights == "first" and self.step_count:
             raise ValueError(f"resume: expected an optimizer that has taken no step, got one after {self.step_count}")
+        found: list[FoundFile] = []  # on the rank that reads it
 
-        def load() -> bytes | None:
+        def find() -> bytes | None:
             if (own := self._recording.path) is not None:
                 raise ValueError(
                     f"resume: expected an optimizer made without trajectory=, got one that writes to {own}"
                 )
-            missing = missing_ok and not os.path.exists(path)
-            return None if missing else Trajectory.load(path, recover=True).to_bytes()
+            if missing_ok and not os.path.lexists(path):
+                self._recording.write_to(path)
+                return None
+            found.append(FoundFile(path, recover))
+            return found[0].trajectory.to_bytes()
 
-        data = load() if self._ranks is None else self._ranks.from_first(load)
-        if data is None:
-            self.record_to(path)
-            return
-        trajectory = Trajectory.from_bytes(data)
+        try:
+            data = self._by_first(find)
+            if data is not None:
+                trajectory = found[0].trajectory if found else Trajectory.from_bytes(data)
+                self._resume_from(trajectory, found, path, weights)
+        except BaseException:
+            for file in found:
+                file.close()
+            raise
+        for told in filter(None, (file.told() for file in found)):
+            warn(told)
+
+    def _by_first(self, make: Callable[[], T]) -> T:
+        return make() if self._ranks is None else self._ranks.from_first(make)
+
+    def _resume_from(self, trajectory: Trajectory, found: list[FoundFile], path: str | FilePath, weights: str) -> None:
+        """As `resume`. All is checked, and what is not sound of the file is copied, before anything is changed."""
         if weights == "first":  # what an interrupted step left of its rounding went with the process
             trajectory = trajectory.without_interrupted_end()
         if weights == "last" and trajectory.steps != self.step_count:
@@ -180,18 +284,24 @@ class RecordedSteps(TrainedWeights):
                 f"resume: expected the state (load_state_dict) after step {trajectory.steps}, where {path} ends, got "
                 f"an optimizer after step {self.step_count}"
             )
+        replay = None
         if trajectory.setups:
             last = trajectory.setups[-1][1]
             if last.method != type(self).__name__:
                 raise ValueError(f"resume: expected a trajectory of {type(self).__name__}, got one of {last.method}")
+            if self._ranks is not None and weights == "first":
+                self._ranks.check_directions(last.directions)
             self._warn_of_other_options(last)
             replay = Replay(self._names, trajectory, self.backend, check_values=weights == "first")
-            if weights == "first":
-                replay.run()
-                self._go_on_from(replay, last)
-            else:
-                self._recording.note_versions(self._prepare())
-        self._recording.go_on(path if self._writes_files() else None, trajectory)
+        self._by_first(lambda: FoundFile.set_aside(found[0]))
+        if replay is not None and weights == "first":
+            replay.run()
+            self._go_on_from(replay, last)
+        elif replay is not None:
+            self._recording.note_versions(self._prepare())
+        self._by_first(lambda: self._recording.go_on(found[0], trajectory))
+        if not found:
+            self._recording.go_on(None, trajectory)
 
     def _warn_of_other_options(self, setup: Setup) -> None:
         """Of a run that is gone on with."""
@@ -202,12 +312,10 @@ class RecordedSteps(TrainedWeights):
             names_of_others = [name for name, value in own.items() if value != getattr(setup, name)]
             if names_of_others:
                 told = ", ".join(f"{name} {getattr(setup, name)} (not {own[name]})" for name in names_of_others)
-                warnings.warn(f"resume: the run had {told}; {what}", stacklevel=3)
+                warn(f"resume: the run had {told}; {what}")
 
     def _go_on_from(self, replay: Replay, setup: Setup) -> None:
         trajectory = replay.trajectory
-        if self._ranks is not None:
-            self._ranks.check_directions(setup.directions)
         self.step_count = trajectory.steps
         self.refused_steps = trajectory.refused_steps
         self.seed, self.directions, self.drop = setup.seed, setup.directions, setup.drop
@@ -218,11 +326,13 @@ class RecordedSteps(TrainedWeights):
 
     def state_dict(self) -> dict[str, Any]:
         """As `torch.optim.Optimizer.state_dict`, and what the run needs to go on bit for bit, under "zo"."""
+        self._recording.sync()
         return {**super().state_dict(), "zo": self._zo_state()}
 
     def _zo_state(self) -> dict[str, Any]:
-        parameters = [p for g in self.param_groups for p in g["params"]]
+        parameters = self._parameters()
         return {
+            "version": state.VERSION,
             "method": type(self).__name__,
             "noise": spec.VERSION,
             "seed": self.seed,
@@ -234,28 +344,71 @@ class RecordedSteps(TrainedWeights):
             "thresholds": [self._thresholds.get(p) for p in parameters],
         }
 
+    def _parameters(self) -> list[Tensor]:
+        return [p for g in self.param_groups for p in g["params"]]
+
+    @alone("load_state_dict")
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a run: the next step draws what it would have drawn.
 
         Raises:
-            ValueError: the state is of another kind of optimizer, or its parameters have other ids (names).
+            TypeError, ValueError: the state is of another kind of optimizer or of a newer zo_kernels, its parameters
+                have other ids (names), or a value in it cannot be, which the message names. Nothing is changed, nor is
+                anything if a hook raises.
         """
-        if "zo" not in state_dict:
+        if "zo" not in state.mapping("state_dict", state_dict):
             raise ValueError("state_dict: expected the state of a zeroth-order optimizer, got one without 'zo'")
-        zo = state_dict["zo"]
-        ours = self._zo_state()
-        for key in ("method", "noise", "param_ids"):
-            if zo.get(key) != ours[key]:
-                raise ValueError(f"state_dict: expected {key} {ours[key]!r}, got {zo.get(key)!r}")
-        super().load_state_dict({k: v for k, v in state_dict.items() if k != "zo"})
-        for key in ("seed", "step_count", "refused_steps", "directions", "drop"):
-            setattr(self, key, zo[key])
-        parameters = [p for g in self.param_groups for p in g["params"]]
-        self._thresholds = {p: h for p, h in zip(parameters, zo["thresholds"], strict=True) if h is not None}
-        self._weights = None
-        self._recording.forget_versions()
+        given: Any = {key: value for key, value in state_dict.items() if key != "zo"}
+        before = dict(self.__dict__)
+        hooks = before.get("_optimizer_load_state_dict_pre_hooks", {})
+        for hook in hooks.values():  # which torch calls when it is too late to check what they make of the state
+            if (changed := hook(self, given)) is not None:
+                given = changed
+        run = self._check_run(state_dict["zo"])
+        self._check_kept(state.check_torch(given, self.param_groups, self._check_more), run)
+        unseen, weights = self._recording.refused_unseen, self._weights
+        ours = weights is not None and not self._recording.changed_by_others(weights)
+        versions = self._recording.forget_versions()
+        try:
+            self._optimizer_load_state_dict_pre_hooks = type(hooks)()
+            super().load_state_dict(given)
+            self._optimizer_load_state_dict_pre_hooks = hooks
+            for key in ("seed", "step_count", "directions", "drop"):
+                setattr(self, key, run[key])
+            self._refused_steps = run["refused_steps"] - unseen
+            heights = zip(self._parameters(), run["thresholds"], strict=True)
+            self._thresholds = {p: h for p, h in heights if h is not None}
+            self._weights = None
+            self._take_state(run)
+            self._recording.forget_versions()  # the model may be loaded after its optimizer
+        except BaseException:
+            with signals_held():
+                for key in self.__dict__.keys() - before.keys():
+                    del self.__dict__[key]
+                self.__dict__.update(before)
+                self._recording.restore_versions(versions)
+                if weights is not None and versions is not None and ours:  # what was written was put back
+                    self._recording.note_versions(weights)
+            raise
+
+    def _check_run(self, zo: Any) -> dict[str, Any]:
+        """What `load_state_dict` takes of the run, of which all is checked."""
+        names_of_them = [self._names[p] for p in self._parameters()]
+        run = state.check_run(zo, self._zo_state(), names_of_them, self._n_blocks)
+        if self._ranks is not None:
+            self._ranks.check_directions(run["directions"])
+        return run
+
+    def _check_more(self, group: Mapping[str, Any], where: str) -> None:
+        """Of a parameter group in a state, what a method has besides."""
+
+    def _check_kept(self, kept: Mapping[Tensor, tuple[str, Mapping[Any, Any]]], run: dict[str, Any]) -> None:
+        """What a method keeps of each parameter: in a state, what to call it and the entry."""
+
+    def _take_state(self, run: dict[str, Any]) -> None:
+        """What a method has besides, which is checked."""
 
     def __getstate__(self) -> dict[str, Any]:
         # The tables hold addresses, so a copy builds its own; a scheduler's wrapper of `step` is bound to the original.
-        own = {k: v for k, v in self.__dict__.items() if k != "step"}
+        own = {k: v for k, v in self.__dict__.items() if k not in ("step", "_attempt", NOT_COPIED)}
         return {**own, "_weights": None, "_built_for": None, "_in_forward": None}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import checks, names, spec
 from ..backends.types import Pass
+from ..interrupts import Call, at_once
 from ..trajectory import Kind, Record, Setup, Trajectory
 from ..trajectory.fingerprint import as_text
 from .draws import ANCHOR_SLOT, SEPARATE_SLOT, blocks_to_drop, direction_seeds
@@ -166,7 +167,8 @@ class Replay:
 
     def _check(self, expected: str, step: int) -> None:
         self._flush()
-        assert self.weights is not None
+        if self.weights is None:
+            raise _does_not_fit("a fingerprint of the weights comes before any step")
         if as_text(int(combined_fingerprint(self.weights.shards))) != expected:
             raise ValueError(
                 f"trajectory: replaying it to step {step} gives other weights than the run had: something else than "
@@ -182,8 +184,11 @@ class Replay:
         known = self.weights
         anchors = None
         if setup.anchored:
-            assert known is not None and known.anchors is not None and self.path is not None
+            if known is None or known.anchors is None or self.path is None:
+                raise _does_not_fit(f"the setup at step {setup.step} needs an anchor, and none was taken before")
             kept = {w.name: anchor for w, anchor in zip(known.weights, known.anchors, strict=True)}
+            if missing := [w.name for w in setup.weights if w.name not in kept]:
+                raise _does_not_fit(f"the setup at step {setup.step} needs an anchor of {missing[0]}, which has none")
             anchors = [kept[w.name] for w in setup.weights]
             self.path.extend(2 * len(setup.weight_decays))
         else:
@@ -206,42 +211,41 @@ class Replay:
 
     def _take(self, record: Record) -> None:
         setup, weights = self._setup, self.weights
-        assert weights is not None
+        if weights is None:
+            raise _does_not_fit("a step comes before any setup")
         rates = [rate for rate in record.rates for _ in range(2)]
         rows = [w for decay in setup.weight_decays for w in (decay, 0.0)]
         match record.kind:
             case Kind.STEP | Kind.REFUSED | Kind.INTERRUPTED:
                 if not setup.svrg:  # where weights are restored from the anchor, exactly
-                    self._spsa(record, rates, rows)
+                    self._spsa(record, weights, rates, rows)
             case Kind.ANCHOR:
                 self._flush()
-                assert weights.anchors is not None
+                if weights.anchors is None:
+                    raise _does_not_fit(f"step {record.step} is at an anchor, of a run without anchors")
                 for w, anchor in zip(weights.weights, weights.anchors, strict=True):
                     anchor.copy_(w.tensor)
                 self.dropped = blocks_to_drop(setup.seed, record.step, setup.blocks, setup.drop)
-                self.path, self.age = Path(weights.rows), 1
                 n = Numbers.of([record.losses], record.eps, rates, decay_factors(rates, rows))
-                self.path.ok = n.ok
-                estimate = self.path.start(self._seeds(record, ANCHOR_SLOT), n.gradients[0])
-                self.path.advance(estimate, n.rates, n.decays)
+                self.path, self.age = Path.started(weights.rows, self._seeds(record, ANCHOR_SLOT), n), 1
                 self._stale = True
             case Kind.BETWEEN:
-                assert self.path is not None and self.age is not None
+                if self.path is None or self.age is None:
+                    raise _does_not_fit(f"step {record.step} is between anchors, and none was taken before")
                 seeds = self._seeds(record)
                 anchor_seeds = seeds if setup.shared_direction else self._seeds(record, SEPARATE_SLOT)
                 losses = [record.losses, record.anchor_losses]
                 n = Numbers.of(losses, record.eps, rates, decay_factors(rates, rows), self.path.ok)
                 estimate = self.path.estimate(seeds, n.gradients[0], anchor_seeds, n.gradients[1])
-                self.path.advance(estimate, n.rates, n.decays)
+                self.path = self.path.advanced(estimate, n)
                 self.age += 1
                 self._stale = True
 
     def _seeds(self, record: Record, slot: int = 0) -> list[int]:
         return direction_seeds(self._setup.seed, record.step, self._setup.directions, slot)
 
-    def _spsa(self, record: Record, rates: Sequence[float], weight_decays: Sequence[float]) -> None:
-        setup, weights = self._setup, self.weights
-        assert weights is not None
+    def _spsa(self, record: Record, weights: Weights, rates: Sequence[float], weight_decays: Sequence[float]) -> None:
+        setup = self._setup
         dropped = blocks_to_drop(setup.seed, record.step, setup.blocks, setup.drop)
         active, seeds = weights.active(dropped), self._seeds(record)
         taken = record.kind is Kind.STEP
@@ -265,6 +269,10 @@ class Replay:
             self._stale = False
 
 
+def _does_not_fit(what: str) -> ValueError:
+    return ValueError(f"trajectory: its records do not fit together: {what}")
+
+
 class _Queue:
     """Passes over weights, put together where no bit changes: unmasked, in float32, over the same weights, and with no
     decay in all but the first of them, they are one chain of fused multiply-adds (docs/noise.md, 4).
@@ -276,11 +284,12 @@ class _Queue:
         self._waiting: Pass | None = None
         self.describe = weights.describe
 
-    def run(self, do: Pass, *, record: bool = False) -> None:
-        """Make a pass, now or later."""
+    def run(self, do: Pass, *, record: bool = False, then: Sequence[Call] = ()) -> None:
+        """Make a pass, now or later; what it is noted to have done is true now."""
         if not self._chains:
-            self._weights.run(do, record=record)
+            self._weights.run(do, record=record, then=then)
             return
+        at_once(then)
         waiting = self._waiting
         if waiting is None:
             self._waiting = do

@@ -17,21 +17,24 @@ A step of n directions takes 16 + 8 n bytes; between two anchors of MeZO-SVRG, 1
 
 from __future__ import annotations
 
-import json
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from .setups import Setup, WeightSetup, as_text, from_text
+
+__all__ = ["MAGIC", "MAX_GRADIENT", "Kind", "Record", "RefusedSteps", "Setup", "WeightSetup"]
+
 MAGIC = b"ZOTRAJ1\n"
-_HEAD = struct.Struct("<IBBH")
-_LENGTH = struct.Struct("<I")
+HEAD = struct.Struct("<IBBH")
+LENGTH = struct.Struct("<I")
 _FINGERPRINT = struct.Struct("<Q")
-_RATE_EACH, _DOUBLE = 1, 2
+RATE_EACH, DOUBLE = 1, 2
 
-
+_STEPS = (1, 2, 3)  # kinds that have losses
 MAX_GRADIENT = 1e30  # times any learning rate in use it is finite in float32
 
 
@@ -48,73 +51,19 @@ class Kind(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class WeightSetup:
-    """A trainable parameter; see `optim.weights.Weight`. `fingerprint` is of its value when the setup was made."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    param_id: int
-    row: int
-    block: int | None
-    threshold: float | None
-    fingerprint: str
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """All that rebuilds steps and does not change from one to the next.
-
-    Args:
-        method: class of the optimizer.
-        noise: version.
-        step: steps taken before.
-        continues: whether the weights are those that the records before lead to (or the first ones).
-        seed, directions, eps, drop: of the optimizer; `blocks` is the number of transformer blocks.
-        in_place: perturbation in place, which rounds on its way.
-        stochastic: rounding.
-        weight_decays: for each parameter group.
-        svrg: whether the steps are MeZO-SVRG's. Of these,
-        shared_direction: the option, and
-        anchored: whether an anchor is in use that an earlier record took.
-        weights: in the order of the passes.
-    """
-
-    method: str
-    noise: str
-    step: int
-    continues: bool
-    seed: int
-    directions: int
-    eps: float
-    drop: float
-    blocks: int
-    in_place: bool
-    stochastic: bool
-    weight_decays: tuple[float, ...]
-    svrg: bool
-    shared_direction: bool
-    anchored: bool
-    weights: tuple[WeightSetup, ...]
-
-
 class RefusedSteps:
-    """Counts them, given the records of a run one after the other: after an anchor that was refused, all steps until
+    """A count of them, over the records of a run one after the other: after an anchor that was refused, all steps until
     the next change nothing either.
     """
 
-    def __init__(self) -> None:
-        self.count = 0
-        self._at_anchor = False
+    count: int = 0
+    at_anchor: bool = False
 
-    def add(self, record: Record) -> bool:
-        """Whether it was refused."""
+    def after(self, record: Record) -> RefusedSteps:
+        """The count with one record more."""
         refused = record.refused
-        if record.kind is Kind.ANCHOR:
-            self._at_anchor = refused
-        refused |= record.kind is Kind.BETWEEN and self._at_anchor
-        self.count += refused
-        return refused
+        at_anchor = refused if record.kind is Kind.ANCHOR else self.at_anchor
+        return RefusedSteps(self.count + (refused or (record.kind is Kind.BETWEEN and at_anchor)), at_anchor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,22 +117,30 @@ class Damaged(ValueError):
     """Bytes that are no whole record."""
 
 
+class Unknown(Damaged):
+    """A whole record, its checksum right, that means nothing to this version."""
+
+
 def encode_setup(setup: Setup, crc: int) -> bytes:
-    """`crc` is that of the record before."""
-    text = json.dumps(asdict(setup), separators=(",", ":")).encode()
-    return _seal(Kind.SETUP, 0, 0, _LENGTH.pack(len(text)) + text, crc)
+    """`crc` is that of the record before.
+
+    Raises:
+        TypeError, ValueError: it is none that could be read again.
+    """
+    text = as_text(setup)
+    return _seal(Kind.SETUP, 0, 0, LENGTH.pack(len(text)) + text, crc)
 
 
 def encode(record: Record, crc: int) -> bytes:
     """`crc` is that of the record before."""
     if record.kind in (Kind.REFUSED, Kind.INTERRUPTED):
-        return _seal(record.kind, 0, 0, _LENGTH.pack(record.probes), crc)
+        return _seal(record.kind, 0, 0, LENGTH.pack(record.probes), crc)
     each = len(set(record.rates)) > 1
     rates = record.rates if each else record.rates[:1]
     losses = [value for pair in (*record.losses, *record.anchor_losses) for value in pair]
     double = not all(_fits_float32(value) for value in losses)
     body = struct.pack(f"<{len(rates)}d", *rates) + struct.pack(f"<{len(losses)}{'d' if double else 'f'}", *losses)
-    flags = _RATE_EACH * each | _DOUBLE * double
+    flags = RATE_EACH * each | DOUBLE * double
     return _seal(record.kind, flags, len(record.losses) - 1, body, crc)
 
 
@@ -194,7 +151,7 @@ def encode_check(fingerprint: str, crc: int) -> bytes:
 
 def decode_check(data: bytes | bytearray, at: int) -> str:
     """The fingerprint in the record at byte `at`, which `check` has seen."""
-    return f"{_FINGERPRINT.unpack_from(data, at + _HEAD.size)[0]:016x}"
+    return f"{_FINGERPRINT.unpack_from(data, at + HEAD.size)[0]:016x}"
 
 
 def _fits_float32(value: float) -> bool:
@@ -205,18 +162,18 @@ def _fits_float32(value: float) -> bool:
 
 
 def _seal(kind: Kind, flags: int, count: int, body: bytes, crc: int) -> bytes:
-    head = _HEAD.pack(0, kind, flags, count)[4:]
-    return _LENGTH.pack(zlib.crc32(head + body, crc)) + head + body
+    head = HEAD.pack(0, kind, flags, count)[4:]
+    return LENGTH.pack(zlib.crc32(head + body, crc)) + head + body
 
 
 def crc_of(data: bytes | bytearray | memoryview, at: int) -> int:
     """The crc of the record that starts at byte `at`."""
-    return int(_LENGTH.unpack_from(data, at)[0])
+    return int(LENGTH.unpack_from(data, at)[0])
 
 
 def kind_of(data: bytes | bytearray, at: int) -> Kind:
     """Of the record that starts at byte `at`."""
-    return Kind(_HEAD.unpack_from(data, at)[1])
+    return Kind(HEAD.unpack_from(data, at)[1])
 
 
 def check(data: bytes | bytearray, at: int, crc: int, groups: int | None) -> tuple[Kind, int]:
@@ -228,57 +185,59 @@ def check(data: bytes | bytearray, at: int, crc: int, groups: int | None) -> tup
     Raises:
         Damaged: there is no whole and sound record.
     """
-    if len(data) - at < _HEAD.size:
+    if len(data) - at < HEAD.size:
         raise Damaged(f"cut off: {len(data) - at} bytes are no record")
-    stored, kind, flags, count = _HEAD.unpack_from(data, at)
-    start = at + _HEAD.size
-    if kind == Kind.SETUP or kind in (Kind.REFUSED, Kind.INTERRUPTED):
-        if len(data) - start < _LENGTH.size:
-            raise Damaged("cut off")
-        end = start + _LENGTH.size + (_LENGTH.unpack_from(data, start)[0] if kind == Kind.SETUP else 0)
-    elif kind == Kind.CHECK:
-        end = start + _FINGERPRINT.size
-    elif kind in (Kind.STEP, Kind.ANCHOR, Kind.BETWEEN):
-        rates = (groups or 0) if flags & _RATE_EACH else 1
-        pairs = (count + 1) * (2 if kind == Kind.BETWEEN else 1)
-        end = start + 8 * rates + pairs * (16 if flags & _DOUBLE else 8)
-    else:
+    stored, kind, flags, count = HEAD.unpack_from(data, at)
+    if kind == Kind.SETUP and len(data) - at < HEAD.size + LENGTH.size:
+        raise Damaged("cut off")
+    length = LENGTH.unpack_from(data, at + HEAD.size)[0] if kind == Kind.SETUP else 0
+    size = size_of(kind, flags, count, groups or 0, length)
+    if size is None:
         raise Damaged(f"no kind of record has the number {kind}")
+    end = at + size
     if end > len(data):
         raise Damaged(f"cut off, or damaged: it should end at byte {end} of {len(data)}")
     if zlib.crc32(memoryview(data)[at + 4 : end], crc) != stored:
         raise Damaged("its checksum is wrong")
     if kind != Kind.SETUP and groups is None:
-        raise Damaged("a setup should come first")
+        raise Unknown("expected a setup before it, got none")
     return Kind(kind), end
+
+
+def size_of(kind: int, flags: int, count: int, groups: int, length: int) -> int | None:
+    """Bytes of a record, None if there is no such kind; `length` is that of a setup's text."""
+    if kind in _STEPS:
+        pairs = (count + 1) * (2 if kind == Kind.BETWEEN else 1)
+        return HEAD.size + 8 * (groups if flags & RATE_EACH else 1) + pairs * (16 if flags & DOUBLE else 8)
+    if kind == Kind.SETUP:
+        return HEAD.size + LENGTH.size + length
+    if kind in (Kind.REFUSED, Kind.INTERRUPTED):
+        return HEAD.size + LENGTH.size
+    return HEAD.size + _FINGERPRINT.size if kind == Kind.CHECK else None
 
 
 def decode_setup(data: bytes | bytearray, at: int, end: int) -> Setup:
     """The setup between bytes `at` and `end`, which `check` has seen.
 
     Raises:
-        Damaged: it is sound, but no setup that this version knows.
+        Unknown: it is sound, but no setup that this version knows.
     """
     try:
-        given = json.loads(bytes(data[at + _HEAD.size + _LENGTH.size : end]))
-        weights = [WeightSetup(**{**w, "shape": tuple(w["shape"])}) for w in given.pop("weights")]
-        decays = tuple(given.pop("weight_decays"))
-        return Setup(weights=tuple(weights), weight_decays=decays, **given)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        known = ", ".join(f.name for f in fields(Setup))
-        raise Damaged(f"its setup is not one of {known}: {error}") from error
+        return from_text(bytes(data[at + HEAD.size + LENGTH.size : end]))
+    except (ValueError, TypeError) as error:
+        raise Unknown(str(error)) from error
 
 
 def decode(data: bytes | bytearray, at: int, end: int, step: int, setup: Setup) -> Record:
     """The record between bytes `at` and `end`, which `check` has seen; not a setup."""
-    _, number, flags, count = _HEAD.unpack_from(data, at)
-    kind, start = Kind(number), at + _HEAD.size
+    _, number, flags, count = HEAD.unpack_from(data, at)
+    kind, start = Kind(number), at + HEAD.size
     if kind in (Kind.REFUSED, Kind.INTERRUPTED):
-        return Record(step, kind, probes=int(_LENGTH.unpack_from(data, start)[0]), eps=setup.eps)
+        return Record(step, kind, probes=int(LENGTH.unpack_from(data, start)[0]), eps=setup.eps)
     groups = len(setup.weight_decays)
-    rates = struct.unpack_from(f"<{groups if flags & _RATE_EACH else 1}d", data, start)
+    rates = struct.unpack_from(f"<{groups if flags & RATE_EACH else 1}d", data, start)
     start += 8 * len(rates)
-    code = "d" if flags & _DOUBLE else "f"
+    code = "d" if flags & DOUBLE else "f"
     flat: Any = struct.unpack(f"<{(end - start) // struct.calcsize(code)}{code}", data[start:end])
     pairs = tuple(zip(flat[::2], flat[1::2], strict=True))
     each = rates if len(rates) == groups else rates * groups

@@ -6,22 +6,27 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .record import Record, Setup
+from .file import FoundFile, TrajectoryFile
 from .trajectory import Trajectory
 
 
 class Recorder:
     """Appends to a trajectory, and to its file with one write for each record.
 
-    What was written survives the death of the process; it is forced to the disk when the system likes. A file that
-    somebody else has changed meanwhile is left alone: RuntimeError.
+    What was written survives the death of the process. The file is open, and locked, as long as the recorder is. One
+    that somebody else has changed, replaced or taken away meanwhile is left alone: RuntimeError.
+
+    Args:
+        sync: when the file is forced to the disk, so that it survives a power cut, too: "step": after each record.
+            "checkpoint": by `sync` and `close`. "never": when the system likes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sync: str = "checkpoint") -> None:
         self.trajectory = Trajectory()
         self._path: Path | None = None
+        self._file: TrajectoryFile | None = None
         self._written = 0
-        self._fresh = True
+        self._sync = sync
 
     def write_to(self, path: str | Path) -> None:
         """From now on, and with all that there is so far.
@@ -31,17 +36,20 @@ class Recorder:
 
         Raises:
             TypeError: it is no path.
-            ValueError: it exists.
+            ValueError: it exists, or its folder does not.
         """
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"trajectory: expected a path, got {type(path).__name__}")
-        if os.path.exists(path):
+        if os.path.lexists(path):
             raise ValueError(
                 f"trajectory: expected a new file, got {path}, which exists; `resume` goes on from where it ends"
             )
-        self._path, self._written, self._fresh = Path(path), 0, True
+        if not (folder := Path(os.path.abspath(path)).parent).is_dir():
+            raise ValueError(f"trajectory: expected a file in a folder that exists, got {path}; make {folder} first")
+        self.close()
+        self._path, self._written = Path(path), 0
         if self.trajectory.setups:
-            self._write()
+            self.write()
 
     @property
     def path(self) -> Path | None:
@@ -49,52 +57,47 @@ class Recorder:
         return self._path
 
     @classmethod
-    def resumed(cls, path: str | Path | None, trajectory: Trajectory) -> Recorder:
-        """Go on with a file of which `trajectory` is the sound beginning; the rest of it is cut off. None: no file."""
-        recorder = cls()
+    def resumed(cls, found: FoundFile | None, trajectory: Trajectory, sync: str) -> Recorder:
+        """Go on with a file of which `trajectory` is the beginning; the rest of it is cut off. None: no file."""
+        recorder = cls(sync)
         recorder.trajectory = trajectory
-        if path is None:
-            return recorder
-        recorder._path, recorder._fresh = Path(path), False
-        recorder._written = len(trajectory.to_bytes())
-        if recorder._written > os.path.getsize(path):  # not even its first bytes were whole
-            recorder._written = 0
-        os.truncate(path, recorder._written)
+        if found is not None:
+            size = len(trajectory.to_bytes())
+            recorder._written = size if found.whole_beginning else 0
+            recorder._file = found.cut(recorder._written, sync=sync != "never")
+            recorder._path = recorder._file.path
         return recorder
 
-    def add_setup(self, setup: Setup) -> None:
-        """Append a setup."""
-        self.trajectory.add_setup(setup)
-        self._write()
-
-    def add_check(self, fingerprint: str) -> None:
-        """Append a fingerprint of the weights."""
-        self.trajectory.add_check(fingerprint)
-        self._write()
-
-    def add(self, record: Record) -> None:
-        """Append a step."""
-        self.trajectory.add(record)
-        self._write()
-
-    def _write(self) -> None:
+    def write(self) -> None:
         """Write what the file lacks; what a full disk left out comes with the next record."""
-        if self._path is None:
+        if self._path is None or self._written == self.trajectory.nbytes:
             return
-        flags = os.O_WRONLY | os.O_APPEND | (os.O_CREAT | os.O_EXCL if self._fresh else 0)
-        file = os.open(self._path, flags | getattr(os, "O_BINARY", 0), 0o666)
-        self._fresh = False
+        if self._file is None:
+            self._file = TrajectoryFile(self._path, new=True)
+            if self._sync != "never":
+                self._file.sync_folder()
+        file = self._file
+        self._written = file.check(self.trajectory, self._written)
+        while data := self.trajectory.tail(self._written):
+            self._written += file.append(data)
+        if self._sync == "step":
+            file.sync()
+
+    def sync(self) -> None:
+        """Force what was written to the disk, unless that is never to be done."""
+        if self._file is not None and self._sync != "never":
+            self._file.sync()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is None:
+            return
         try:
-            if (size := os.fstat(file).st_size) != self._written:
-                raise RuntimeError(
-                    f"{self._path}: expected the {self._written} bytes that this run wrote, got {size}: another "
-                    "process writes to the same trajectory"
-                )
-            while data := self.trajectory.tail(self._written):
-                self._written += os.write(file, data)
+            self.sync()
         finally:
-            os.close(file)
+            self._file.close()
+            self._path = self._file = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of an optimizer goes its own way; two runs cannot write one file.
-        return {**self.__dict__, "_path": None}
+        return {**self.__dict__, "_path": None, "_file": None}

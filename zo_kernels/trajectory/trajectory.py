@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import zlib
 from array import array
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import overload
 
+from .. import files
+from .faults import Fault, FaultyTrajectory, beginning, found
+from .order import Order
 from .record import (
     MAGIC,
     Damaged,
@@ -61,7 +66,7 @@ class Trajectory(Sequence[Record]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         i = range(len(self))[index]
-        setup = next(setup for before, setup in reversed(self.setups) if before <= i)
+        setup = self.setups[bisect_right(self.setups, i, key=lambda each: each[0]) - 1][1]
         return decode(self._data, self._starts[i], self._ends[i], self._at[i], setup)
 
     def __iter__(self) -> Iterator[Record]:
@@ -82,12 +87,17 @@ class Trajectory(Sequence[Record]):
         """How many of its steps changed nothing, because of losses that were not finite."""
         refused = RefusedSteps()
         for record in self:
-            refused.add(record)
+            refused = refused.after(record)
         return refused.count
 
     def to_bytes(self) -> bytes:
         """What a file of it holds."""
         return bytes(self._data)
+
+    @property
+    def nbytes(self) -> int:
+        """How many they are."""
+        return len(self._data)
 
     def until(self, steps: int) -> int:
         """How many records there are before the first one that was taken at this step count, or later."""
@@ -98,62 +108,68 @@ class Trajectory(Sequence[Record]):
         return bytes(memoryview(self._data)[start:])
 
     def save(self, path: str | Path) -> None:
-        """Write it to a file, in place of what the file held."""
-        Path(path).write_bytes(self._data)
+        """Write it to a file, in place of what the file held, which is lost only once all of this is on the disk."""
+        files.replace(path, self._data)
 
     @classmethod
-    def load(cls, path: str | Path, *, recover: bool = False) -> Trajectory:
+    def load(cls, path: str | Path, *, recover: bool | str = False) -> Trajectory:
         """Read a file that `save` wrote, or that an optimizer appended to.
 
         Args:
-            recover: take the longest sound beginning of a file that is cut off or damaged, instead of refusing it.
+            recover: "incomplete" leaves out the last record if the file ends within it, which is what a killed process
+                or a full disk leaves; True takes the longest sound beginning, whatever comes after it.
 
         Raises:
             OSError: it cannot be read.
-            ValueError: it is no trajectory, or one of its records is cut off or damaged; the message says which, and
-                at which byte.
+            ValueError: it is no trajectory, or of a newer version, or one of its records is cut off or damaged, and is
+                not to be left out; the message says which, at which byte, and what to do.
         """
         return cls.from_bytes(Path(path).read_bytes(), recover=recover, path=path)
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, recover: bool = False, path: str | Path = "trajectory") -> Trajectory:
+    def from_bytes(cls, data: bytes, *, recover: bool | str = False, path: str | Path = "trajectory") -> Trajectory:
         """As `load`, of what a file at `path` holds."""
-        if data[: len(MAGIC)] != MAGIC[: len(data)] or (len(data) < len(MAGIC) and not recover):
-            raise ValueError(f"{path}: expected a trajectory, which begins with {MAGIC!r}, got {data[: len(MAGIC)]!r}")
-        result = cls()
-        if len(data) <= len(MAGIC):
-            return result
-        result._data = bytearray(data)
-        at = len(MAGIC)
-        try:
-            while at < len(data):
-                at = result._take(at)
-        except Damaged as error:
-            if not recover:
-                raise ValueError(
-                    f"{path}: record {len(result) + len(result.setups) + len(result.checks)}, at byte {at}: {error}; "
-                    f"{result.steps} steps come before it (Trajectory.load(path, recover=True) takes these alone)"
-                ) from error
-            del result._data[at:]
+        if not (isinstance(recover, bool) or recover == "incomplete"):
+            raise ValueError(f"recover: expected False, 'incomplete' or True, got {recover!r}")
+        result, _, fault = read(data)
+        if fault is not None:
+            left_out = fault.kind == "incomplete" if recover == "incomplete" else recover and fault.recoverable
+            if not left_out:
+                raise FaultyTrajectory.of(fault, path, result.steps)
         return result
 
-    def _take(self, at: int) -> int:
-        """Count in the record at byte `at` of the data, and return its end."""
+    def _take(self, at: int, order: Order | None = None) -> int:
+        """Count in the record at byte `at` of the data, and return its end. What others wrote is to keep an order."""
         setup = self.setups[-1][1] if self.setups else None
         kind, end = check(self._data, at, self._crc, None if setup is None else len(setup.weight_decays))
+        what: Setup | str | None = None
+        if order is not None and kind is not Kind.SETUP:
+            order.comes(kind, self._data, at)
         if kind is Kind.SETUP:
-            setup = decode_setup(self._data, at, end)
-            self.setups.append((len(self), setup))
-            self.steps = setup.step
+            what = setup = decode_setup(self._data, at, end)
+            if order is not None:
+                order.setup_comes(setup, self.steps, len(self))
         elif kind is Kind.CHECK:
-            self.checks[len(self)] = decode_check(self._data, at)
-        else:
-            self._starts.append(at)
-            self._ends.append(end)
-            self._at.append(self.steps)
-            self.steps += kind is not Kind.INTERRUPTED
-        self._crc = crc_of(self._data, at)
+            what = decode_check(self._data, at)
+        for note in self._noting(kind, at, end, crc_of(self._data, at), what):
+            note()
         return end
+
+    def _noting(self, kind: Kind, at: int, end: int, crc: int, what: Setup | str | None) -> list[Callable[[], object]]:
+        """What counts a record in, of which `what` is the setup or the fingerprint: C functions all."""
+        here = partial(setattr, self, "_crc", crc)
+        if isinstance(what, Setup):
+            return [partial(self.setups.append, (len(self), what)), partial(setattr, self, "steps", what.step), here]
+        if what is not None:
+            return [partial(self.checks.__setitem__, len(self), what), here]
+        steps = self.steps + (kind is not Kind.INTERRUPTED)
+        return [
+            partial(self._starts.append, at),
+            partial(self._ends.append, end),
+            partial(self._at.append, self.steps),
+            partial(setattr, self, "steps", steps),
+            here,
+        ]
 
     def without_interrupted_end(self) -> Trajectory:
         """As it was before the steps at its end that were interrupted, and hence do not count."""
@@ -162,21 +178,53 @@ class Trajectory(Sequence[Record]):
             if stop != end or kind_of(self._data, start) is not Kind.INTERRUPTED:
                 break
             end = start
-        return self.from_bytes(bytes(self._data[:end]))
+        return self if end == len(self._data) else self.from_bytes(bytes(self._data[:end]))
 
     def add_setup(self, setup: Setup) -> None:
         """Append a setup, which holds for the records after it."""
-        self._append(encode_setup(setup, self._crc))
-
-    def add_check(self, fingerprint: str) -> None:
-        """Append a fingerprint of all weights after the last step."""
-        self._append(encode_check(fingerprint, self._crc))
+        _make(self.adding_setup(setup))
 
     def add(self, record: Record) -> None:
         """Append a step; its own step count and eps are those of the trajectory."""
-        self._append(encode(replace(record, step=self.steps), self._crc))
+        _make(self.adding(record))
 
-    def _append(self, data: bytes) -> None:
+    def adding_setup(self, setup: Setup) -> list[Callable[[], object]]:
+        """As `adding`, for `add_setup`."""
+        return self._appending(Kind.SETUP, encode_setup(setup, self._crc), setup)
+
+    def adding_check(self, fingerprint: str) -> list[Callable[[], object]]:
+        """As `adding`, of a fingerprint of all weights after the last step."""
+        return self._appending(Kind.CHECK, encode_check(fingerprint, self._crc), fingerprint)
+
+    def adding(self, record: Record) -> list[Callable[[], object]]:
+        """What `add` does, as calls of C functions, for who makes them together with what the record tells of."""
+        return self._appending(record.kind, encode(replace(record, step=self.steps), self._crc), None)
+
+    def _appending(self, kind: Kind, data: bytes, what: Setup | str | None) -> list[Callable[[], object]]:
         at = len(self._data)
-        self._data += data
-        self._take(at)
+        notes = self._noting(kind, at, at + len(data), crc_of(data, 0), what)
+        return [partial(self._data.extend, data), *notes]
+
+
+def _make(calls: Sequence[Callable[[], object]]) -> None:
+    for call in calls:
+        call()
+
+
+def read(data: bytes) -> tuple[Trajectory, int, Fault | None]:
+    """The longest sound beginning of what a trajectory's file holds, how many bytes that is, and what is wrong behind
+    it. Everything that can be read in it has been checked.
+    """
+    result = Trajectory()
+    if (fault := beginning(data)) is not None:
+        return result, 0, fault
+    result._data = bytearray(data)
+    order, at, records = Order(), len(MAGIC), 0
+    try:
+        while at < len(data):
+            at = result._take(at, order)
+            records += 1
+    except Damaged as error:
+        fault = found(data, at, result._crc, order, records, error)
+        del result._data[at:]
+    return result, at, fault

@@ -1,0 +1,184 @@
+"""Sound records beyond damage: whether there are any, and how many steps are lost with what cannot be read."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+from .record import DOUBLE, HEAD, LENGTH, RATE_EACH, Kind, size_of
+from .setups import MAX_TEXT, Setup, loaded
+
+SETUP_BEGINS = b'{"method":"'
+_TEXT = HEAD.size + LENGTH.size  # bytes of a setup before its text
+_MOST_TRIES = 100_000
+_DIRECTIONS = re.compile(rb'"directions":(\d{1,5})\b')
+_DECAYS = re.compile(rb'"weight_decays":\[([^\]]*)\]')
+
+
+@dataclass(frozen=True)
+class Further:
+    """What there is from a byte on that is no sound record.
+
+    Attributes:
+        sound: whether a sound record is among it.
+        steps: how many steps.
+        exact: whether they could be counted; else they were guessed from the bytes that they take.
+    """
+
+    sound: bool
+    steps: int
+    exact: bool
+
+
+def further(data: bytes | bytearray, at: int, setup: Setup | None) -> Further:
+    """Look behind byte `at`, in time and memory that do not depend on what is there, but for its length.
+
+    Args:
+        setup: the one that holds there, if it could be read.
+    """
+    search = _Search(data, at, setup)
+    sound, steps, exact = False, 0, True
+    while at < len(data):
+        there = search.next(at)
+        n, known = search.steps_between(at, len(data) if there is None else there[0])
+        steps, exact = steps + n, exact and known
+        if there is None:
+            break
+        sound = True
+        start, end = there
+        while True:
+            steps += data[start + 4] in _COUNTED
+            search.take(start, end)
+            at = end
+            if (following := search.sound(at, search.crc(start))) is None:
+                break
+            start, end = at, following
+    return Further(sound, steps, exact)
+
+
+def length_of_text(data: bytes | bytearray, start: int) -> int | None:
+    """Of the text of a setup that begins at byte `start`, going by itself; None if there is none, or not to its end."""
+    if data[start : start + len(SETUP_BEGINS)] != SETUP_BEGINS:
+        return None
+    try:
+        return int(loaded(bytes(data[start : start + MAX_TEXT]), whole=False)[1])
+    except ValueError:
+        return None
+
+
+_COUNTED = (Kind.STEP, Kind.ANCHOR, Kind.BETWEEN, Kind.REFUSED)
+
+
+class _Search:
+    """For a record whose crc another one continues: that happens by chance once in 2^32 times."""
+
+    def __init__(self, data: bytes | bytearray, at: int, setup: Setup | None):
+        self._data, self._view = data, memoryview(data)
+        self._work = 4 * (len(data) - at) + 2**24  # bytes that may be summed
+        self._tries = _MOST_TRIES
+        self._directions = None if setup is None else setup.directions
+        self._groups = 1 if setup is None else len(setup.weight_decays)
+        self._guess(at)
+
+    def _guess(self, at: int) -> None:
+        """Directions and groups, from the text of a setup that need not be sound."""
+        start = at + _TEXT
+        if self._data[start : start + len(SETUP_BEGINS)] == SETUP_BEGINS:
+            text = self._view[start : start + MAX_TEXT]
+            if found := _DIRECTIONS.search(text):
+                self._directions = int(found[1])
+            if found := _DECAYS.search(text):
+                self._groups = found[1].count(b",") + 1
+
+    def take(self, start: int, end: int) -> None:
+        """What a sound record says of those after it."""
+        if self._data[start + 4] != Kind.SETUP:
+            return
+        try:
+            given: Any = loaded(bytes(self._data[start + _TEXT : end]))
+            self._directions, self._groups = int(given["directions"]), len(given["weight_decays"])
+        except (ValueError, TypeError, KeyError, OverflowError):
+            self._guess(start)
+
+    def crc(self, at: int) -> int:
+        return int(LENGTH.unpack_from(self._data, at)[0])
+
+    def _end(self, at: int) -> int | None:
+        """Of the record at a byte by its own head, if that can be one."""
+        data = self._data
+        if len(data) - at < _TEXT:
+            return None
+        _, kind, flags, count = HEAD.unpack_from(data, at)
+        stepped = kind in (Kind.STEP, Kind.ANCHOR, Kind.BETWEEN)
+        if flags & ~(RATE_EACH | DOUBLE) if stepped else flags or count:
+            return None
+        if stepped and self._directions is not None and count != self._directions - 1:
+            return None
+        length = LENGTH.unpack_from(data, at + HEAD.size)[0]
+        if kind == Kind.SETUP and length > MAX_TEXT:
+            return None
+        size = size_of(kind, flags, count, self._groups, length)
+        return None if size is None or at + size > len(data) else at + size
+
+    def sound(self, at: int, crc: int) -> int | None:
+        """The end of the record at a byte, if it is sound after one whose crc is `crc`."""
+        if (end := self._end(at)) is None or self._work < 0:
+            return None
+        self._work -= end - at
+        return end if zlib.crc32(self._view[at + 4 : end], crc) == self.crc(at) else None
+
+    def _ends(self, at: int) -> set[int]:
+        """All that the end of a record may be whose head is damaged."""
+        if len(self._data) - at < _TEXT:
+            return set()
+        count = (self._directions or HEAD.unpack_from(self._data, at)[3] + 1) - 1
+        sizes = {size_of(kind, flags, count, self._groups, 0) or 0 for kind in range(1, 7) for flags in range(4)}
+        sizes.add(_TEXT + LENGTH.unpack_from(self._data, at + HEAD.size)[0])
+        if (length := length_of_text(self._data, at + _TEXT)) is not None:
+            sizes.add(_TEXT + length)
+        return {at + size for size in sizes if at + size < len(self._data)}
+
+    def next(self, at: int) -> tuple[int, int] | None:
+        """Start and end of the first sound record behind byte `at`."""
+        if len(self._data) - at < 2 * _TEXT:
+            return None
+        for start in sorted(self._ends(at)):
+            if (end := self.sound(start, self.crc(at))) is not None:
+                return start, end
+        known = self._directions
+        for directions in (known, None) if known is not None else (None,):
+            self._directions = directions
+            if (there := self._scan(at)) is not None:
+                return there
+            self._directions = known
+        return None
+
+    def _scan(self, at: int) -> tuple[int, int] | None:
+        n = self._directions
+        count = rb".." if n is None else re.escape((n - 1).to_bytes(4, "little")[:2])
+        heads = re.compile(rb"[\1-\3][\0-\3]" + count + rb'|[\4-\6]\0\0\0|\0{4}.{4}\{"method":"', re.DOTALL)
+        place = at + 5
+        while self._tries > 0 and self._work > 0 and (head := heads.search(self._data, place)):
+            self._tries -= 1
+            place, start = head.start() + 1, head.start() - 4
+            kept = self._directions, self._groups
+            self._guess(start)
+            end = self._end(start)
+            if end is not None and end < len(self._data) and self.sound(end, self.crc(start)) is not None:
+                return start, end
+            self._directions, self._groups = kept
+        return None
+
+    def steps_between(self, at: int, end: int) -> tuple[int, bool]:
+        """How many steps the bytes are that are not sound, and whether that is known."""
+        if self._end(at) == end:
+            return int(self._data[at + 4] in _COUNTED), True
+        if end == len(self._data) and end - at < _TEXT:
+            return 0, True  # not even the beginning of one
+        if self._data[at + _TEXT : at + _TEXT + 2] == SETUP_BEGINS[:2]:
+            length = length_of_text(self._data, at + _TEXT) or LENGTH.unpack_from(self._data, at + HEAD.size)[0]
+            at = min(at + _TEXT + length, end)
+        step = size_of(Kind.STEP, 0, (self._directions or 1) - 1, 1, 0) or 1
+        return round((end - at) / step), False

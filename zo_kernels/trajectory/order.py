@@ -1,0 +1,130 @@
+"""Which record may come next in a trajectory, and what may be in it: of one that was read, before it is used."""
+
+from __future__ import annotations
+
+import math
+import struct
+
+from .record import DOUBLE, HEAD, LENGTH, RATE_EACH, Kind, Setup, Unknown
+from .setups import check as check_setup
+
+_HEAD_END = struct.Struct("<BBH")
+_RATES = {n: struct.Struct(f"<{n}d") for n in range(1, 9)}
+_SPSA, _SVRG = (Kind.STEP,), (Kind.ANCHOR, Kind.BETWEEN)
+
+
+class Order:
+    """The rules, given the records one after the other. They are those of what optimizers write.
+
+    Attributes:
+        setup: the one that holds.
+        anchored: whether MeZO-SVRG has an anchor.
+    """
+
+    def __init__(self) -> None:
+        self.setup: Setup | None = None
+        self.anchored = False
+        self._checked = True  # nothing is to be checked since the last check
+        self._heads: set[bytes] = set()
+
+    def setup_comes(self, setup: Setup, steps: int, records: int) -> None:
+        """Take a setup, after so many steps in so many records.
+
+        Raises:
+            Unknown: it cannot be, or not there.
+        """
+        try:
+            check_setup(setup)
+            if self.setup is not None:
+                self._check_after(self.setup, setup, steps, records)
+        except (TypeError, ValueError) as error:
+            raise Unknown(str(error)) from error
+        self.setup, self.anchored = setup, setup.anchored
+        self._heads = {head for kind in _kinds(setup) for head in _heads(kind, setup)}
+
+    def _check_after(self, before: Setup, setup: Setup, steps: int, records: int) -> None:
+        for name in ("method", "svrg"):
+            if getattr(setup, name) != getattr(before, name):
+                raise ValueError(f"{name}: expected {getattr(before, name)}, as before, got {getattr(setup, name)}")
+        if not (setup.continues and records):
+            return
+        if setup.step != steps:
+            raise ValueError(f"step: expected {steps}, which the records before lead to, got {setup.step}")
+        if not setup.anchored:
+            return
+        if not self.anchored:
+            raise ValueError("anchored: expected False, since no anchor was taken before, got True")
+        if [(w.name, w.shape, w.dtype) for w in setup.weights] != [(w.name, w.shape, w.dtype) for w in before.weights]:
+            raise ValueError("weights: expected those before, of which there are anchors, got others")
+        if len(setup.weight_decays) < len(before.weight_decays):
+            raise ValueError(
+                f"weight_decays: expected at least {len(before.weight_decays)}, as before, got "
+                f"{len(setup.weight_decays)}"
+            )
+
+    def comes(self, kind: Kind, data: bytes | bytearray, at: int) -> None:
+        """Take another record, the one at byte `at`, which `record.check` has seen.
+
+        Raises:
+            Unknown: it cannot be, or not there.
+        """
+        setup = self.setup
+        assert setup is not None
+        if bytes(data[at + 4 : at + HEAD.size]) not in self._heads:
+            self._refuse_head(data, at, setup)
+        start = at + HEAD.size
+        if kind is Kind.CHECK:
+            if self._checked:
+                raise Unknown("expected a step before the fingerprint of the weights, got none")
+            self._checked = True
+            return
+        if kind is Kind.REFUSED or kind is Kind.INTERRUPTED:
+            probes = LENGTH.unpack_from(data, start)[0]
+            if probes > 2 * setup.directions:
+                raise Unknown(f"probes: expected at most {2 * setup.directions}, two a direction, got {probes}")
+            return
+        self._checked = False
+        groups = len(setup.weight_decays) if data[at + 5] & RATE_EACH else 1
+        code = _RATES.get(groups) or struct.Struct(f"<{groups}d")
+        for rate in code.unpack_from(data, start):
+            if not 0 <= rate < math.inf:
+                raise Unknown(f"rates: expected finite numbers of at least 0, got {rate}")
+        if kind is Kind.ANCHOR:
+            self.anchored = True
+        elif kind is Kind.BETWEEN and not self.anchored:
+            raise Unknown("expected a step at an anchor before one between anchors, got none")
+
+    def _refuse_head(self, data: bytes | bytearray, at: int, setup: Setup) -> None:
+        _, kind, flags, count = HEAD.unpack_from(data, at)
+        if kind not in _kinds(setup):
+            names = ", ".join(k.name for k in _kinds(setup))
+            raise Unknown(f"kind: expected one of {names}, of {setup.method}, got {Kind(kind).name}")
+        wanted = [_HEAD_END.unpack(head)[1:] for head in _heads(Kind(kind), setup)]
+        told = " or ".join(f"{flags} and {count}" for flags, count in wanted)
+        raise Unknown(
+            f"flags and count: expected {told}, with {setup.directions} directions and {len(setup.weight_decays)} "
+            f"parameter groups, got {flags} and {count}"
+        )
+
+    def heads(self) -> list[bytes]:
+        """What may follow the crc of the next record: kind, flags and count."""
+        setup = self.setup
+        own = [] if setup is None else [
+            head
+            for kind in _kinds(setup)
+            if (kind is not Kind.BETWEEN or self.anchored) and (kind is not Kind.CHECK or not self._checked)
+            for head in _heads(kind, setup)
+        ]  # fmt: skip
+        return [_HEAD_END.pack(Kind.SETUP, 0, 0), *own]
+
+
+def _kinds(setup: Setup) -> tuple[Kind, ...]:
+    """Of records between setups."""
+    return (*(_SVRG if setup.svrg else _SPSA), Kind.REFUSED, Kind.INTERRUPTED, Kind.CHECK)
+
+
+def _heads(kind: Kind, setup: Setup) -> list[bytes]:
+    if kind not in (*_SPSA, *_SVRG):
+        return [_HEAD_END.pack(kind, 0, 0)]
+    rates = (0, RATE_EACH) if len(setup.weight_decays) > 1 else (0,)
+    return [_HEAD_END.pack(kind, each | double, setup.directions - 1) for each in rates for double in (0, DOUBLE)]
