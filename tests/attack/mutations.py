@@ -11,6 +11,7 @@ from typing import Any
 
 import zo_kernels as zo
 from attack import damage
+from attack.layout import SETUP
 from attack.runs import RUNS, Recorded, bits_of, recorded, replayed, state_of
 from attack.workers import Result, expect
 
@@ -61,7 +62,14 @@ def lost_in_silence(known: Recorded, data: bytes) -> int | None:
     same = next((i for i, (a, b) in enumerate(zip(data, known.data, strict=False)) if a != b), None)
     same = min(len(data), len(known.data)) if same is None else same
     kept = known.boundary(same)
-    return kept if len(data) - kept < known.size_at(kept) else None
+    rest = data[kept:]
+    # The beginning of a setup of another file looks like that of one's own.
+    of_setup = kept >= 8 and rest[4:8] == bytes(4) and any(text.startswith(rest[12:]) for text in _setups())
+    return kept if len(rest) < known.size_at(kept) or of_setup else None
+
+
+def _setups() -> list[bytes]:
+    return [part.text for name in RUNS for part in recorded(name).parts if part.kind == SETUP]
 
 
 def _read(known: Recorded, data: bytes, path: Path) -> str:
@@ -139,7 +147,9 @@ def _recovered(known: Recorded, data: bytes, path: Path) -> str:
     model = known.run.model()
     opt = known.run.build(model)
     before = state_of(opt)
+    others = [recorded(name) for name in RUNS if recorded(name) is not known]
     foreign = data[:8] != known.data[: min(8, len(data))]
+    foreign |= any(data[: other.ends[0]] == other.data[: other.ends[0]] for other in others)  # by its first setup
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:

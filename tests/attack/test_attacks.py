@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import warnings
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ if not hasattr(os, "fork"):
     pytest.skip("they fork", allow_module_level=True)
 
 import zo_kernels as zo
-from attack import cli, damage, layout, mutations, registry, runs, table
+from attack import cli, damage, disks, kills, layout, mutations, registry, runs, table
 from attack.workers import Pool, Result, Wrong, expect, in_child, tried
 
 COUNTS = {
@@ -29,7 +28,7 @@ def test_attack(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     attack = registry.ATTACKS[name]
     attempt = getattr(importlib.import_module(attack.module), attack.function)
 
-    told = tmp_path.with_suffix(".txt")
+    told = tmp_path.with_suffix(".txt")  # cases clear their folder
 
     def all_of_them() -> None:
         """In a process of its own, which may crash."""
@@ -124,6 +123,33 @@ def test_an_attack_sees_steps_that_are_half_done(lost: str, tmp_path: Path, monk
             victim.check_after("here")
 
 
+def test_an_attack_sees_steps_that_a_kill_loses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = zo.ZeroOrderOptimizer.resume
+
+    def forgetful(self: zo.ZeroOrderOptimizer, path: Path, **options: object) -> None:
+        if path.exists() and (data := path.read_bytes()):
+            path.write_bytes(data[:-1])
+        whole(self, path, **options)
+
+    kills.undisturbed("plain")
+    monkeypatch.setattr(zo.ZeroOrderOptimizer, "resume", forgetful)
+    outcomes = [tried(kills.attempt, ("plain", "operation", "never", seed)) for seed in range(3)]
+    assert any("were on file" in str(result.finding) for result in outcomes)
+
+
+def test_an_attack_sees_files_that_a_full_disk_empties(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def save(self: zo.Trajectory, path: Path) -> None:
+        with open(path, "wb") as file:
+            os.write(file.fileno(), self.to_bytes())
+
+    monkeypatch.setattr(zo.Trajectory, "save", save)
+    outcomes = [tried(disks.attempt, ("save", number, 0)) for number in range(3)]
+    assert any("the old file is gone" in str(result.finding) for result in outcomes)
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.main(["--list"]) == 0
     assert all(name in capsys.readouterr().out or name for name in registry.ATTACKS)
@@ -139,9 +165,3 @@ def test_the_document_has_the_counts() -> None:
         pytest.skip("no long run was committed")
     text = table.DOCUMENT.read_text(encoding="utf-8")
     assert table.updated(text, json.loads(cli.RESULTS.read_text())) == text
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> object:
-    with warnings.catch_warnings():
-        yield
