@@ -5,13 +5,15 @@ TORCH ?= torch==2.13.0
 DEMO ?=
 OUT ?= runs/gpu
 COMMIT ?=
+# Of the attacks, such as ATTACK="mutations --scale 0.1"
+ATTACK ?=
 # The CUDA extension takes nvcc a minute or two: `make ZO_KERNELS_CUDA=1` for a machine with a GPU.
 export ZO_KERNELS_CUDA ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*) setup.py pyproject.toml
 
-.PHONY: demo test test-slow test-gpu gpu test-avx512 sanitize lint format clean
+.PHONY: demo test attack test-slow test-gpu gpu test-avx512 sanitize lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/zo-finetune --out runs/demo --overwrite $(DEMO)
@@ -19,6 +21,10 @@ demo: $(VENV)/.installed
 # A process for each core; the tests of one file stay together, since they share what is slow to make.
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# Damaged and crafted files, kills, exceptions at any moment, full disks: 25 minutes on two cores (docs/reliability.md).
+attack: $(VENV)/.installed
+	$(BIN)/python -m tests.attack $(ATTACK)
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
