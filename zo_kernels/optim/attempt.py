@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from ..trajectory import Record
+from ..interrupts import at_once, signals_held
+from ..trajectory import Kind, Record
 from .losses import Refused
 from .probes import Probes
 
 if TYPE_CHECKING:
     from .recorded import RecordedSteps
 
+_TRIES = 3  # to restore the weights, while exceptions come from outside
 Step = TypeVar("Step", bound=Callable[..., Any])
 
 
@@ -41,7 +44,7 @@ class Attempt:
         torch.set_grad_enabled(False)
         optimizer = self._optimizer
         if optimizer._attempt is not None:  # two exceptions at once, of which the second kept its step from being ended
-            optimizer._mend(optimizer._attempt, InterruptedError())
+            optimizer._attempt.end(InterruptedError())
         optimizer._attempt = self
 
     def __exit__(
@@ -49,12 +52,47 @@ class Attempt:
     ) -> None:
         try:
             if error is not None:
-                self._optimizer._mend(self, error)
+                self.end(error)
             self._optimizer._attempt = None  # which knows it: they would keep each other alive
         finally:
             torch.set_grad_enabled(self._gradients)
         if isinstance(error, Refused):
             raise error.error(f"{error.of}{error}; the step is refused, the weights are restored") from None
+
+    def end(self, error: BaseException) -> None:
+        """After whatever exception, and whenever it came: restore the weights and record that, unless the step was
+        taken whole. Should another one come meanwhile, it is raised when that is done.
+        """
+        another: BaseException | None = None
+        for _ in range(_TRIES):
+            try:
+                with signals_held():
+                    self._put_right(error)
+                break
+            except BaseException as later:  # what is done already is not done twice
+                another = later
+        if another is not None:
+            raise another
+
+    def _put_right(self, error: BaseException) -> None:
+        optimizer, weights = self._optimizer, self._optimizer._weights
+        if self.recorded is not None:
+            if weights is not None:
+                weights.written()
+                with suppress(OSError, RuntimeError):  # it is told already, and the next step writes it
+                    optimizer._taken(self, weights)
+            return
+        if self.probes is None:
+            # Nothing has moved. An argument that is wrong is no step that was interrupted.
+            if isinstance(error, (ValueError, TypeError)) or not optimizer._recording.has_setup or weights is None:
+                return
+        else:
+            assert weights is not None
+            if not optimizer._restore(self.probes, weights):
+                return
+            weights.written()
+        at_once(optimizer._failing(self, Kind.REFUSED if isinstance(error, Refused) else Kind.INTERRUPTED))
+        optimizer._taken(self, weights)
 
 
 def attempted(step: Step) -> Step:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path as FilePath
 from typing import Any
@@ -12,24 +11,22 @@ from typing import Any
 from torch import Tensor
 
 from .. import checks, names, spec
-from ..interrupts import Call, at_once, signals_held
+from ..interrupts import Call, signals_held
 from ..trajectory import Kind, Record, Setup, Trajectory
 from ..trajectory.file import FoundFile
 from . import state
 from .alone import NOT_COPIED, alone
 from .attempt import Attempt
-from .losses import Refused
 from .numbers import Numbers, Pair, Value, device_of, stacked
 from .parallel import Ranks
 from .probes import Probes
 from .recording import Recording, weight_setups
 from .replay import Replay
+from .resuming import resume_from
 from .shards import is_sharded
 from .trained import TrainedWeights
 from .warned import warn
 from .weights import Weights
-
-_TRIES = 3  # to restore the weights, while exceptions come from outside
 
 
 class RecordedSteps(TrainedWeights):
@@ -70,6 +67,19 @@ class RecordedSteps(TrainedWeights):
             partial(setattr, attempt, "recorded", record),
         ]
 
+    def _failing(self, attempt: Attempt, kind: Kind) -> list[Call]:
+        """As `_taking`, of a step that was refused or interrupted, when the weights are restored."""
+        record = Record(self.step_count, kind, probes=0 if attempt.probes is None else attempt.probes.moves)
+        noted: list[Call] = [*self._recording.adding(record), partial(setattr, attempt, "recorded", record)]
+        if kind is Kind.INTERRUPTED:
+            return noted
+        return [  # the next step draws other directions: these might fail for ever
+            *noted,
+            partial(setattr, self, "_gradients", [0.0] * self.directions),
+            partial(setattr, self, "step_count", self.step_count + 1),
+            partial(setattr, self, "_refused_steps", self._refused_steps + 1),
+        ]
+
     def _taken(self, attempt: Attempt, weights: Weights) -> None:
         """Write down a step that was taken, refused or interrupted, and recorded."""
         assert attempt.recorded is not None
@@ -89,55 +99,11 @@ class RecordedSteps(TrainedWeights):
     def refused_steps(self, n: int) -> None:
         self._refused_steps = n - self._recording.refused_unseen
 
-    def _mend(self, attempt: Attempt, error: BaseException) -> None:
-        """After whatever exception, and whenever it came in a step: restore the weights and record that, unless the
-        step was taken whole. Should another one come meanwhile, it is raised when that is done.
-        """
-        another: BaseException | None = None
-        for _ in range(_TRIES):
-            try:
-                with signals_held():
-                    self._put_right(attempt, error)
-                break
-            except BaseException as later:  # what is done already is not done twice
-                another = later
-        if another is not None:
-            raise another
-
-    def _put_right(self, attempt: Attempt, error: BaseException) -> None:
-        weights, probes = self._weights, attempt.probes
-        if attempt.recorded is not None:
-            if weights is not None:
-                weights.written()
-                with suppress(OSError, RuntimeError):  # it is told already, and the next step writes it
-                    self._taken(attempt, weights)
-            return
-        if probes is None:
-            # Nothing has moved. An argument that is wrong is no step that was interrupted.
-            if isinstance(error, (ValueError, TypeError)) or not self._recording.has_setup or weights is None:
-                return
-        else:
-            assert weights is not None
-            if not self._restore(probes, weights):
-                self._torn = True
-                self._recording.note_versions(weights)
-                return
-            weights.written()
-        kind = Kind.REFUSED if isinstance(error, Refused) else Kind.INTERRUPTED
-        record = Record(self.step_count, kind, probes=0 if probes is None else probes.moves)
-        calls: list[Call] = [*self._recording.adding(record), partial(setattr, attempt, "recorded", record)]
-        if kind is Kind.REFUSED:  # the next step draws other directions: these might fail for ever
-            calls += [
-                partial(setattr, self, "_gradients", [0.0] * self.directions),
-                partial(setattr, self, "step_count", self.step_count + 1),
-                partial(setattr, self, "_refused_steps", self._refused_steps + 1),
-            ]
-        at_once(calls)
-        self._taken(attempt, weights)
-
     def _restore(self, probes: Probes, weights: Weights) -> bool:
-        """Whether θ is where it was before the step; it may be called again and again."""
+        """Bring θ back to where it was before the step, if that can be; it may be called again and again."""
         if weights.torn:
+            self._torn = True
+            self._recording.note_versions(weights)
             return False
         probes.to({})
         return True
@@ -301,7 +267,7 @@ class RecordedSteps(TrainedWeights):
             data = self._by_first(find)
             if data is not None:
                 trajectory = found[0].trajectory if found else Trajectory.from_bytes(data)
-                self._resume_from(trajectory, found, path, weights)
+                resume_from(self, trajectory, found, path, weights)
         except BaseException:
             for file in found:
                 file.close()
@@ -311,45 +277,6 @@ class RecordedSteps(TrainedWeights):
 
     def _by_first(self, make: Callable[[], bytes | None]) -> bytes | None:
         return make() if self._ranks is None else self._ranks.from_first(make)
-
-    def _resume_from(self, trajectory: Trajectory, found: list[FoundFile], path: str | FilePath, weights: str) -> None:
-        """As `resume`. All is checked, and what is not sound of the file is copied, before anything is changed."""
-        if weights == "first":  # what an interrupted step left of its rounding went with the process
-            trajectory = trajectory.without_interrupted_end()
-        if weights == "last" and trajectory.steps != self.step_count:
-            raise ValueError(
-                f"resume: expected the state (load_state_dict) after step {trajectory.steps}, where {path} ends, got "
-                f"an optimizer after step {self.step_count}"
-            )
-        replay = None
-        if trajectory.setups:
-            last = trajectory.setups[-1][1]
-            if last.method != type(self).__name__:
-                raise ValueError(f"resume: expected a trajectory of {type(self).__name__}, got one of {last.method}")
-            if self._ranks is not None and weights == "first":
-                self._ranks.check_directions(last.directions)
-            self._warn_of_other_options(last)
-            replay = Replay(self._names, trajectory, self.backend, check_values=weights == "first")
-        self._by_first(lambda: FoundFile.set_aside(found[0]))
-        if replay is not None and weights == "first":
-            replay.run()
-            self._go_on_from(replay, last)
-        elif replay is not None:
-            self._recording.note_versions(self._prepare())
-        self._by_first(lambda: self._recording.go_on(found[0], trajectory))
-        if not found:
-            self._recording.go_on(None, trajectory)
-
-    def _warn_of_other_options(self, setup: Setup) -> None:
-        """Of a run that is gone on with."""
-        kept = {"seed": self.seed, "directions": self.directions, "drop": self.drop}
-        changed = {"eps": self._eps(), "weight_decays": tuple(self._weight_decays()[::2])}
-        changed |= {"in_place": self.perturb == "in_place", "stochastic": self.rounding != "nearest"}
-        for own, what in ((kept, "the run's are taken"), (changed, "the optimizer's are taken from here on")):
-            names_of_others = [name for name, value in own.items() if value != getattr(setup, name)]
-            if names_of_others:
-                told = ", ".join(f"{name} {getattr(setup, name)} (not {own[name]})" for name in names_of_others)
-                warn(f"resume: the run had {told}; {what}")
 
     def _go_on_from(self, replay: Replay, setup: Setup) -> None:
         trajectory = replay.trajectory
