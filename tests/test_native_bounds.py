@@ -144,7 +144,7 @@ TABLES: dict[str, tuple[Make, type[Exception], str]] = {
     "src another's dst": (
         lambda w, v: [Entry(w, v, 0), Entry(v, v, 1)],
         ValueError,
-        r"is not written while it is read",
+        r"reads and another writes",
     ),
     "dst twice": (lambda w, v: [Entry(w, w, 0), Entry(w[4:], w[4:], 1)], ValueError, r"do not overlap"),
     "a group of -1": (lambda w, v: [Entry(w, w, 0, group=-1)], ValueError, r"group: expected an integer .*got -1"),
@@ -332,7 +332,7 @@ def test_a_tensor_is_changed_by_one_pass_at_a_time(same: bool) -> None:
 @pytest.mark.filterwarnings("ignore:This process")
 def test_a_child_that_is_forked_in_a_pass_may_run_its_own() -> None:
     """The passes of the parent's threads are not under way in it."""
-    w, run = a_long_pass()
+    _, run = a_long_pass()
     ends = threading.Event()
 
     def work() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import secrets
 import shutil
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
@@ -24,7 +26,8 @@ except ImportError:
 
 PART = ".part"  # ends the name of a file until it is whole
 _BEYOND = 2**62  # a byte that no file has: Windows keeps others from reading what is locked
-_made = itertools.count()
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
+_NO_SYNC = (errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def replace(path: str | Path, data: bytes | bytearray | memoryview) -> None:
@@ -35,7 +38,8 @@ def replace(path: str | Path, data: bytes | bytearray | memoryview) -> None:
         OSError: it cannot be written.
     """
     target = Path(os.path.realpath(path))
-    part = target.with_name(f"{target.name}.{os.getpid()}-{next(_made)}{PART}")
+    # Not by the number of the process, which another one on another machine, or in another container, may have, too.
+    part = target.with_name(f"{target.name[:40]}.{secrets.token_hex(4)}{PART}")
     try:
         with open(
             os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666), "wb"
@@ -62,9 +66,16 @@ def sync(path: str | Path) -> None:
 
 
 def sync_folder(path: str | Path) -> None:
-    """Force the names of its files to the disk; Windows has no such call."""
-    if os.name == "posix":
+    """Force the names of its files to the disk, where that can be done: Windows has no such call, some file systems do
+    without, and a folder that may be written to need not be readable.
+    """
+    if os.name != "posix":
+        return
+    try:
         sync(path)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def unused(path: str | Path, word: str) -> Path:
@@ -90,6 +101,8 @@ def lock(file: int) -> bool:
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
             return False
+        if error.errno not in _NO_LOCKS:
+            raise
         warnings.warn(
             f"this file system has no locks ({error.strerror}): two processes that write one run are not kept apart",
             stacklevel=2,
@@ -112,24 +125,31 @@ class Locked:
         OSError: the file cannot be made.
     """
 
-    _held: ClassVar[set[str]] = set()
+    _held: ClassVar[set[tuple[int, str]]] = (
+        set()
+    )  # the process, since one that is forked off it holds none, and the path
 
     def __init__(self, path: str | Path, told: str):
         self._path = os.path.realpath(path)
-        if self._path in self._held:
+        self._key = os.getpid(), self._path
+        if self._key in self._held:
             raise BlockingIOError(f"{told}: process {os.getpid()}, this one")
         while True:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-            if not lock(self._file):
-                owner = os.read(self._file, 32).decode(errors="replace").strip()
+            try:
+                if not lock(self._file):
+                    owner = os.read(self._file, 32).decode(errors="replace").strip()
+                    raise BlockingIOError(f"{told}: process {owner or 'unknown'}")
+                if self._is_there():
+                    break
+            except BaseException:
                 os.close(self._file)
-                raise BlockingIOError(f"{told}: process {owner or 'unknown'}")
-            if self._is_there():
-                break
+                raise
             os.close(self._file)  # whoever had it has just taken it away
-        self._held.add(self._path)
-        os.ftruncate(self._file, 0)
-        os.write(self._file, f"{os.getpid()}\n".encode())
+        self._held.add(self._key)
+        with suppress(OSError):  # a full disk; the number is there to be told alone
+            os.ftruncate(self._file, 0)
+            os.write(self._file, f"{os.getpid()}\n".encode())
 
     def _is_there(self) -> bool:
         try:
@@ -139,8 +159,11 @@ class Locked:
 
     def release(self) -> None:
         """Give it up."""
-        if self._path in self._held:
-            self._held.discard(self._path)
+        if self._key in self._held:
+            self._held.discard(self._key)
+            if self._key[0] != os.getpid():  # the file is the other process's
+                os.close(self._file)
+                return
             if os.name == "posix":  # Windows removes no open file
                 Path(self._path).unlink(missing_ok=True)
             os.close(self._file)

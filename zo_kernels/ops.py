@@ -36,6 +36,7 @@ class Table:
             stretch, from its `offset` on. An entry of several has a whole number of mask bytes for each of them.
         private: whether dst is memory that nobody else knows: it is not looked at again, and its changes are not
             counted. That src is where it was is looked at in any case.
+        own_masks: whether the masks, too, are memory that nobody else can replace; so they are if it is private.
 
     Raises:
         TypeError, ValueError: as `add_noise_`.
@@ -49,6 +50,7 @@ class Table:
         runs: Sequence[Sequence[int]] | None = None,
         *,
         private: bool = False,
+        own_masks: bool = False,
     ):
         self.entries, self.names = tuple(entries), tuple(names)
         self._run: Callable[[Pass], None] | None = None
@@ -64,8 +66,8 @@ class Table:
         elif backend is not None:
             backends.resolve(backend, torch.device("cpu"))
         self._private = private
-        masks = [e.mask_tensor for e in self.entries if e.mask in MASKED]
-        self._masks = [m for m in masks if m is not None]
+        looked_at = [] if private or own_masks else [e.mask_tensor for e in self.entries if e.mask in MASKED]
+        self._masks = [m for m in looked_at if m is not None]
         tensors = [e.src for e in self.entries] + ([] if private else [e.dst for e in self.entries])
         self._tensors = list(dict.fromkeys(tensors))
         self._known = self._memory()
@@ -74,7 +76,7 @@ class Table:
     def _memory(self) -> tuple[list[int], ...]:
         """Where the tensors are, and how large: of hundreds, in every pass."""
         pointers, sizes = [*map(Tensor.data_ptr, self._tensors)], [*map(Tensor.numel, self._tensors)]
-        return pointers, sizes, [*map(Tensor.data_ptr, self._masks)]
+        return (pointers, sizes, [*map(Tensor.data_ptr, self._masks)]) if self._masks else (pointers, sizes)
 
     def apply(self, do: Pass, then: Sequence[Call] = ()) -> None:
         """One pass over the active entries.

@@ -57,8 +57,10 @@ class Fits:
         self._entries, self._groups = len(entries), max((e.group + 1 for e in entries), default=0)
 
     def check(self, do: Pass) -> None:
-        """Raises:
-        ValueError: the pass does not fit the table.
+        """That a pass fits the table.
+
+        Raises:
+            ValueError: it does not.
         """
         if (rows := do.once("rows", rows_of)) < self._groups:
             raise ValueError(f"decays: expected one for each of the table's {self._groups} groups, got {rows}")
@@ -72,22 +74,27 @@ def rows_of(do: Pass) -> int:
     Raises:
         ValueError: its seeds, scales and decays do not fit each other.
     """
-    if not (n := len(do.seeds)):
+    n, scales, decays = len(do.seeds), do.scales, do.decays
+    if not n:
         raise ValueError("seeds: expected at least one direction, got none")
     if any(isinstance(s, Tensor) for s in do.seeds) and not all(map(_is_seed, do.seeds)):
         raise ValueError("seeds: expected numbers, or scalar tensors of int64 for all of them, got others")
-    scales, decays = do.scales, do.decays
-    for name, value, dim in (("scales", scales, 2), ("decays", decays, 1)):
-        if isinstance(value, Tensor) and (value.dim() != dim or not value.is_floating_point()):
-            raise ValueError(f"{name}: expected a float tensor of {dim} dimensions, got {value.dtype} {value.shape}")
-    rows = len(decays)
-    if len(scales) != rows:
-        raise ValueError(f"scales: expected a row for each of {rows} decays, got {len(scales)}")
+    if isinstance(scales, Tensor):
+        _check_dims("scales", scales, 2)
+    if isinstance(decays, Tensor):
+        _check_dims("decays", decays, 1)
+    if len(scales) != len(decays):
+        raise ValueError(f"scales: expected a row for each of {len(decays)} decays, got {len(scales)}")
     for g, row in enumerate(scales[:1] if isinstance(scales, Tensor) else scales):
-        if not isinstance(row, (Sequence, Tensor)) or len(row) != n:
-            got = len(row) if isinstance(row, (Sequence, Tensor)) else type(row).__name__
+        if isinstance(row, (int, float)) or len(row) != n:
+            got = type(row).__name__ if isinstance(row, (int, float)) else len(row)
             raise ValueError(f"scales[{g}]: expected a number for each of {n} seeds, got {got}")
-    return rows
+    return len(decays)
+
+
+def _check_dims(name: str, value: Tensor, dim: int) -> None:
+    if value.dim() != dim or not value.is_floating_point():
+        raise ValueError(f"{name}: expected a float tensor of {dim} dimensions, got {value.dtype} {value.shape}")
 
 
 def _is_seed(seed: object) -> bool:
@@ -114,29 +121,34 @@ def check_on(where: device, do: Pass) -> None:
 
 def check_entry(name: str, e: Entry, starts: Sequence[int] | None = None) -> None:
     """An entry that falls into stretches of the whole parameter which begin there; None for one, at its offset."""
-    checks.weight(name, e.dst)
-    checks.weight(f"{name}: src", e.src)
+    _check_tensor(name, e.dst)
     n = e.dst.numel()
-    for what, got, wanted in (
-        ("dtype", e.src.dtype, e.dst.dtype),
-        ("device", e.src.device, e.dst.device),
-        ("number of elements", e.src.numel(), n),
-    ):
-        if got != wanted:
-            raise ValueError(f"{name}: src: expected the {what} of dst, {wanted}, got {got}")
-    for what, t in ((name, e.dst), (f"{name}: src", e.src)):
-        if t.data_ptr() % t.element_size():
-            raise ValueError(
-                f"{what}: expected memory at a multiple of {t.element_size()} bytes, got {t.data_ptr()}; use a clone()"
-            )
+    if e.src is not e.dst:
+        _check_tensor(f"{name}: src", e.src)
+        for what, got, wanted in (
+            ("dtype", e.src.dtype, e.dst.dtype),
+            ("device", e.src.device, e.dst.device),
+            ("number of elements", e.src.numel(), n),
+        ):
+            if got != wanted:
+                raise ValueError(f"{name}: src: expected the {what} of dst, {wanted}, got {got}")
     checks.integer(f"{name}: param_id", e.param_id, 0, checks.MAX_PARAM_ID)
-    checks.integer(f"{name}: group", e.group, 0, MOST_GROUPS - 1)
-    starts = [e.offset] if starts is None else starts
+    if type(e.group) is not int or not 0 <= e.group < MOST_GROUPS:
+        checks.integer(f"{name}: group", e.group, 0, MOST_GROUPS - 1)
+    starts = (e.offset,) if starts is None else starts
     if not starts or n % len(starts):
         raise ValueError(f"{name}: runs: expected stretches of equal length, got {len(starts)} of {n} elements")
     for start in starts:
         checks.integer(f"{name}: offset", start, 0, checks.MAX_INDEX - n // len(starts))
-    _check_mask(name, e, len(starts))
+    if e.mask is not MaskKind.NONE:
+        _check_mask(name, e, len(starts))
+
+
+def _check_tensor(name: str, t: Tensor) -> None:
+    checks.weight(name, t)
+    if t.data_ptr() % t.element_size():
+        size, address = t.element_size(), t.data_ptr()
+        raise ValueError(f"{name}: expected memory at a multiple of {size} bytes, got {address}; use a clone()")
 
 
 def _check_mask(name: str, e: Entry, runs: int) -> None:
@@ -177,15 +189,14 @@ def check_apart(names: Sequence[str], entries: Sequence[Entry]) -> None:
             raise ValueError(f"{right}: expected tensors that do not overlap, got memory that {left} has too")
     if not read:
         return
-    # Of spans in order, one that is read overlaps one that is written if it does so with a neighbour, or all in between
-    # are read.
+    # In order, a span is held against the furthest end of those of the other kind before it.
     reach, writer = 0, ""
     far, reader = 0, ""
     for begin, end, name, writes in sorted(chain(((*s, True) for s in written), ((*s, False) for s in read))):
         before, other = (far, reader) if writes else (reach, writer)
         if begin < before:
             raise ValueError(
-                f"{name}: expected memory that no entry writes while it is read, got some that {other} has"
+                f"{name}: expected memory that no entry reads and another writes, got some that {other} has"
             )
         if writes:
             reach, writer = end, name

@@ -80,6 +80,11 @@ class _Run(InC):
 
 def _numbers(do: Pass) -> tuple[list[int], list[float], list[float]]:
     """Seeds, scales (groups * directions) and decays (groups)."""
-    do.once("rows", rows_of)
-    do = do.on_host()
+    given, do, n = do, do.on_host(), len(do.seeds)
+    try:
+        even = len(do.scales) == len(do.decays) and all(len(row) == n for row in do.scales)
+    except TypeError:
+        even = False
+    if do is not given or not even:  # the rest is checked in C++
+        rows_of(given)
     return do.host_seeds, [s for row in do.scales for s in row], list(do.decays)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -85,7 +85,8 @@ class ZeroOrderOptimizer(RecordedSteps):
         step_count: steps taken, refused ones included.
         refused_steps: steps refused because a loss was not finite. Asking for this or the next two waits for a GPU.
         projected_gradients: g_k of the last step; zeros if it was refused.
-        bytes_sent: by this rank to each of the others, in all steps so far: 32 a step and 16 a direction of its own.
+        bytes_sent: by this rank to each of the others, in all steps so far: 32 a step and 16 a direction of its own,
+            and a message more whenever options change, of 64 bytes in the first step.
         trajectory: what `zo_kernels.replay` needs to rebuild the weights of any step, as `zo_kernels.Trajectory`.
         trajectory_path: the file that it is written to, None if there is none (or if another rank writes it).
 
@@ -240,8 +241,9 @@ class ZeroOrderOptimizer(RecordedSteps):
         """
         attempt = self._attempt
         assert attempt is not None
-        check_closure("closure", closure)
-        eps, rates, decays, weights = self._begin()
+        with self._telling_others():
+            check_closure("closure", closure)
+            eps, rates, decays, weights = self._begin()
         attempt.probes = probes = self._probes(weights, weights.active(self._draw_dropped()), watch=self._watches())
         seeds, seen = self._seeds(), list[Any]()
         pairs = self._probe(probes, closure, seeds, eps, seen)
@@ -330,6 +332,10 @@ class ZeroOrderOptimizer(RecordedSteps):
         weights.reach.check_eps(eps)
         self._begin_record(weights, eps)
         return eps, rates, decays, weights
+
+    def _telling_others(self) -> AbstractContextManager[None]:
+        """What fails within is told to the ranks that wait for this one in the step."""
+        return nullcontext() if self._ranks is None else self._ranks.telling(self.step_count)
 
     def _probe(
         self, probes: Probes, closure: Closure, seeds: Sequence[Seed], eps: float, seen: list[Any]

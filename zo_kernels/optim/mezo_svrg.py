@@ -120,7 +120,12 @@ class MeZOSVRG(ZeroOrderOptimizer):
 
     def _agreed(self) -> list[str]:
         rates = [group["anchor_lr"] for group in self.param_groups]
-        return [*super()._agreed(), f"anchor_every {self.anchor_every}", f"anchor_lr {rates}"]
+        age = "none" if self._age is None else self._age
+        return [*super()._agreed(), f"anchor_lr: {rates}", f"steps since the anchor: {age}"]
+
+    def _options(self, weights: Weights, eps: float) -> list[str]:
+        own = [f"anchor_every: {self.anchor_every}", f"shared_direction: {self.shared_direction}"]
+        return [*super()._options(weights, eps), *own]
 
     def _anchor_rates(self) -> list[float]:
         """As `_rates`, for an anchor's step."""
@@ -156,18 +161,19 @@ class MeZOSVRG(ZeroOrderOptimizer):
         """
         attempt = self._attempt
         assert attempt is not None
-        check_closure("closure", closure)
-        check_closure("full_closure", full_closure)
-        assert full_closure is not None
-        eps, rates, anchor_rates = self._eps(), self._rates(), self._anchor_rates()
-        weights = self._prepare()
-        self._check_whole(weights)
-        weights.reach.check_eps(eps)
-        if self._age is None or self._age >= self.anchor_every or self._recording.changed_by_others(weights):
-            self._forget()
+        with self._telling_others():
+            check_closure("closure", closure)
+            check_closure("full_closure", full_closure)
+            assert full_closure is not None
+            eps, rates, anchor_rates = self._eps(), self._rates(), self._anchor_rates()
+            weights = self._prepare()
+            self._check_whole(weights)
+            weights.reach.check_eps(eps)
+            if self._age is None or self._age >= self.anchor_every or self._recording.changed_by_others(weights):
+                self._forget()
             self._begin_record(weights, eps)
+        if self._age is None:
             return self._anchor_step(attempt, weights, full_closure, eps, anchor_rates)
-        self._begin_record(weights, eps)
         return self._inner_step(attempt, weights, closure, eps, rates)
 
     def _anchor_step(

@@ -42,6 +42,13 @@ class Pending:
 
         self.putting(values, called)()
 
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def oldest(self) -> torch.cuda.Event | None:
+        """What its values wait for; None if they are known, or if there are none."""
+        return self._queue[0][1] if self._queue else None
+
     def work_off(self, *, wait: bool) -> None:
         """Do what can be done: all of it, or with `wait` False only what needs no waiting."""
         while self._queue:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path as FilePath
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 
@@ -24,12 +24,12 @@ from .parallel import Ranks
 from .probes import Probes
 from .recording import Recording, weight_setups
 from .replay import Replay
+from .shards import is_sharded
 from .trained import TrainedWeights
 from .warned import warn
 from .weights import Weights
 
 _TRIES = 3  # to restore the weights, while exceptions come from outside
-T = TypeVar("T")
 
 
 class RecordedSteps(TrainedWeights):
@@ -165,11 +165,48 @@ class RecordedSteps(TrainedWeights):
 
     def _begin_record(self, weights: Weights, eps: float) -> None:
         key = (self._builds, eps, self.seed, self.directions, self.drop, *self._weight_decays())
+        if self._ranks is not None:
+            on_gpu = weights.theta[0].device.type == "cuda" or self._execution_device is not None
+            self._ranks.begin(self.step_count, key, self.directions, on_gpu, lambda: self._options(weights, eps))
         self._recording.begin(key, lambda continues: self._setup(weights, eps, continues), weights)
 
     def _agreed(self) -> list[str]:
-        """What the ranks that take a step together must have in common."""
-        return [*self._recording.setup_told, f"learning rates {self._rates()[::2]}"]
+        """What the ranks that take a step together must have in common, and what may change from step to step; as texts
+        "name: value".
+        """
+        return [
+            f"learning rates: {self._rates()[::2]}",
+            f"weights changed from outside: {self._recording.changed_from_outside}",
+        ]
+
+    def _options(self, weights: Weights, eps: float) -> list[str]:
+        """What else they must have in common."""
+        assert self._ranks is not None
+        how = self._ranks.how
+        options = {
+            "method": type(self).__name__,
+            "parallel": how.split,
+            "check_every": how.check_every,
+            "directions": self.directions,
+            "seed": self.seed,
+            "eps": eps,
+            "weight_decay": self._weight_decays()[::2],
+            "drop": self.drop,
+            "blocks": self._n_blocks,
+            "sparsity": [group["sparsity"] for group in self.param_groups],
+            "perturb": self.perturb,
+            "stochastic rounding": weights.stochastic,
+            "noise": spec.VERSION,
+        }
+        told = names.bare(self._names)
+        for w in weights.weights:
+            how_sharded = f", {getattr(w.parameter, 'placements', '')}" if is_sharded(w.parameter) else ""
+            exempt = ", no weight decay" if w.row % 2 else ""
+            options[f"parameter {told[w.parameter]}"] = (
+                f"{w.tensor.dtype} {w.shard.whole}{how_sharded} of group {w.row // 2}, block {w.block}, "
+                f"noise {w.param_id}, threshold {w.threshold}{exempt}"
+            )
+        return [f"{name}: {value}" for name, value in options.items()]
 
     def _svrg_setup(self) -> dict[str, bool]:
         """The fields of a setup that are MeZO-SVRG's."""
@@ -272,7 +309,7 @@ class RecordedSteps(TrainedWeights):
         for told in filter(None, (file.told() for file in found)):
             warn(told)
 
-    def _by_first(self, make: Callable[[], T]) -> T:
+    def _by_first(self, make: Callable[[], bytes | None]) -> bytes | None:
         return make() if self._ranks is None else self._ranks.from_first(make)
 
     def _resume_from(self, trajectory: Trajectory, found: list[FoundFile], path: str | FilePath, weights: str) -> None:

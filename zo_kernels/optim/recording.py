@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,7 +96,7 @@ class Recording:
         sync: see `ZeroOrderOptimizer`.
 
     Attributes:
-        setup_told: the setup of the steps that are being taken, as texts.
+        changed_from_outside: whether the steps that are being taken began with weights that others had set.
     """
 
     _cut = False  # whether a setup says that the weights are others than the records before it lead to
@@ -108,7 +107,7 @@ class Recording:
         self._begin_log(Recorder(sync))
         self._versions: _Versions | None = None  # after the last step that a weight took part in
         self._key: Any = None
-        self.setup_told: list[str] = []
+        self.changed_from_outside = False
 
     def _begin_log(self, recorder: Recorder) -> None:
         self._log = _Log(recorder)
@@ -164,13 +163,13 @@ class Recording:
         if self._key == key and continues:
             return
         if self._key == key and changed and self._cut:  # a replay does not come here, so another setup serves nobody
-            self.setup_told = [*self.setup_told[:-1], _outside(True)]
+            self.changed_from_outside = True
             return
         self._log.settle()
         due = setup(continues or not len(self.trajectory))
         at_once(self._log.recorder.trajectory.adding_setup(due))
         self._log.recorder.write()
-        self.setup_told = _told(due)
+        self.changed_from_outside = not due.continues
         self._key = key
         self._cut |= not due.continues
         if changed and not due.continues and not self._warned:
@@ -229,19 +228,6 @@ class Recording:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         weakref.finalize(self, self._log.close)
-
-
-def _told(setup: Setup) -> list[str]:
-    """What does not follow from the weights' values, which are compared by themselves."""
-    told = {field.name: getattr(setup, field.name) for field in fields(setup) if field.name != "step"}
-    trained = [replace(w, fingerprint="", threshold=None) for w in told.pop("weights")]
-    continues = told.pop("continues")
-    told["names and shapes of the weights, as a digest:"] = hashlib.blake2s(repr(trained).encode()).hexdigest()[:16]
-    return [*(f"{name} {value}" for name, value in told.items()), _outside(not continues)]
-
-
-def _outside(changed: bool) -> str:
-    return f"weights changed from outside {changed}"
 
 
 def weight_setups(weights: Weights, names: Mapping[Tensor, str]) -> tuple[WeightSetup, ...]:

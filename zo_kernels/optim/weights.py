@@ -96,7 +96,7 @@ class Weights:
         def table(sources: Sequence[Tensor], kind: MaskKind) -> Table:
             dsts = [w.tensor for w in weights]
             entries = [self.entry(i, dsts[i], sources[i], kind) for i in range(len(weights))]
-            return Table(entries, names, backend, runs)
+            return Table(entries, names, backend, runs, own_masks=True)
 
         own = [w.tensor for w in weights]
         self._in_place = table(own, MaskKind.BITS)

@@ -158,17 +158,27 @@ class _Search:
     def _scan(self, at: int) -> tuple[int, int] | None:
         n = self._directions
         count = rb".." if n is None else re.escape((n - 1).to_bytes(4, "little")[:2])
-        heads = re.compile(rb"[\1-\3][\0-\3]" + count + rb'|[\4-\6]\0\0\0|\0{4}.{4}\{"method":"', re.DOTALL)
-        place = at + 5
-        while self._tries > 0 and self._work > 0 and (head := heads.search(self._data, place)):
+        heads = re.compile(rb"[\1-\3][\0-\3]" + count + rb"|[\4-\6]\0\0\0", re.DOTALL)
+        start = at + 1
+        head = text = -1
+        while self._tries > 0 and self._work > 0:
             self._tries -= 1
-            place, start = head.start() + 1, head.start() - 4
+            if head < start:
+                match = heads.search(self._data, start + 4)
+                head = len(self._data) if match is None else match.start() - 4
+            if text < start:
+                text = self._data.find(SETUP_BEGINS, start + _TEXT)
+                text = len(self._data) if text < 0 else text - _TEXT
+            start = min(head, text)
+            if start >= len(self._data):
+                return None
             kept = self._directions, self._groups
             self._guess(start)
             end = self._end(start)
             if end is not None and end < len(self._data) and self.sound(end, self.crc(start)) is not None:
                 return start, end
             self._directions, self._groups = kept
+            start += 1
         return None
 
     def steps_between(self, at: int, end: int) -> tuple[int, bool]:

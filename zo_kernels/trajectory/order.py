@@ -25,7 +25,7 @@ class Order:
         self.setup: Setup | None = None
         self.anchored = False
         self._checked = True  # nothing is to be checked since the last check
-        self._heads: set[bytes] = set()
+        self._heads: set[int] = set()  # as numbers
 
     def setup_comes(self, setup: Setup, steps: int, records: int) -> None:
         """Take a setup, after so many steps in so many records.
@@ -40,7 +40,7 @@ class Order:
         except (TypeError, ValueError) as error:
             raise Unknown(str(error)) from error
         self.setup, self.anchored = setup, setup.anchored
-        self._heads = {head for kind in _kinds(setup) for head in _heads(kind, setup)}
+        self._heads = {LENGTH.unpack(head)[0] for kind in _kinds(setup) for head in _heads(kind, setup)}
 
     def _check_after(self, before: Setup, setup: Setup, steps: int, records: int) -> None:
         for name in ("method", "svrg"):
@@ -70,7 +70,7 @@ class Order:
         """
         setup = self.setup
         assert setup is not None
-        if bytes(data[at + 4 : at + HEAD.size]) not in self._heads:
+        if LENGTH.unpack_from(data, at + 4)[0] not in self._heads:
             self._refuse_head(data, at, setup)
         start = at + HEAD.size
         if kind is Kind.CHECK:

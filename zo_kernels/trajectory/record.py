@@ -50,6 +50,9 @@ class Kind(IntEnum):
     CHECK = 6  # no step
 
 
+_KINDS = tuple(Kind)
+
+
 @dataclass(frozen=True, slots=True)
 class RefusedSteps:
     """A count of them, over the records of a run one after the other: after an anchor that was refused, all steps until
@@ -201,7 +204,7 @@ def check(data: bytes | bytearray, at: int, crc: int, groups: int | None) -> tup
         raise Damaged("its checksum is wrong")
     if kind != Kind.SETUP and groups is None:
         raise Unknown("expected a setup before it, got none")
-    return Kind(kind), end
+    return _KINDS[kind], end
 
 
 def size_of(kind: int, flags: int, count: int, groups: int, length: int) -> int | None:

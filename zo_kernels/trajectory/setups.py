@@ -72,6 +72,9 @@ class Setup:
     weights: tuple[WeightSetup, ...]
 
 
+_LEAST_FIELDS = len(fields(WeightSetup))
+
+
 def as_text(setup: Setup) -> bytes:
     """Of a setup that will be read again.
 
@@ -109,11 +112,18 @@ def loaded(text: bytes, *, whole: bool = True) -> Any:
     """
     if text.count(b"[") + text.count(b"{") > len(text) // 16 + 64:
         raise ValueError("expected a setup, got lists in lists")
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=_object)
     try:
         return decoder.decode(text.decode()) if whole else decoder.raw_decode(text.decode("latin-1"))
     except RecursionError:
         raise ValueError("expected a setup, got lists in lists") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Objects of few fields, of which there may be very many, are seen before they take memory."""
+    if len(pairs) < _LEAST_FIELDS:
+        raise ValueError(f"expected objects of {_LEAST_FIELDS} fields or more, got {str(pairs)[:100]}")
+    return dict(pairs)
 
 
 def _fields(name: str, given: Any, kind: Any) -> dict[str, Any]:

@@ -76,9 +76,9 @@ def cuda_refusals(cuda: Any) -> int:
     """Numbers that the extension itself refuses; how many."""
     launch = Launch([Tensor(16, 0, 0, 0, True, 1)], 0, False, 1, 1)
     bad: dict[str, list[Any]] = {
-        "dtype": [-1, 3], "mask": [-1, 5], "rows": [0, 4], "ids": [0, 2], "first_chunk": [0, 1], "active": [0, -1, 2**31],
-        "programs": [0, -1, 2**31], "blocks_per_chunk": [0, -1, 3, 2**20], "seeds": [0, 4], "scales": [0, 2],
-        "decays": [0, 2], "directions": [0, -1, 2**31], "stream": [-1],
+        "dtype": [-1, 3], "mask": [-1, 5], "rows": [0, 4], "ids": [0, 2], "first_chunk": [0, 1],
+        "active": [0, -1, 2**31], "programs": [0, -1, 2**31], "blocks_per_chunk": [0, -1, 3, 2**20],
+        "seeds": [0, 4], "scales": [0, 2], "decays": [0, 2], "directions": [0, -1, 2**31], "stream": [-1],
     }  # fmt: skip
     count = 0
     for name, values in bad.items():
@@ -90,7 +90,8 @@ def cuda_refusals(cuda: Any) -> int:
             else:
                 sys.exit(f"cuda went through: {name} = {value}")
     w = Memory(16 * BYTES[0])
-    right: dict[str, Any] = {"dtype": 0, "src": w.address, "mask": w.address, "threshold": 1.0, "numel": 1, "stream": 0}
+    right: dict[str, Any] = {"dtype": 0, "src": w.address, "mask": w.address, "threshold": 1.0, "numel": 1}
+    right["stream"] = 0
     for name, value in [
         ("dtype", 3),
         ("src", 0),

@@ -21,7 +21,7 @@ from memory import BITS, BOOL, NONE, RECORD, Tensor
 
 SEEDS = [0, 2**64 - 1, 0x0123456789ABCDEF]
 LAST = 2**63 - 1
-# Elements and the index of the first: ragged ends, the places where a counter's high half changes, and the last indices.
+# Elements and the index of the first: ragged ends, where a counter's high half changes, and the last indices.
 SHARDS = [
     *((n, 0) for n in (0, 1, 4, 15, 31, 64, 500, 1025)),
     *((n, n % 7) for n in (2, 3, 17, 63, 127, 769)),

@@ -91,18 +91,13 @@ def drive(name: str) -> tuple[list[str], list[int]]:
         "PYTHONMALLOC": "malloc",  # so that the sanitizers see each of Python's allocations, too
         "PYTHONDONTWRITEBYTECODE": "1",
         # What Python itself leaves at its end is not ours; the driver looks for what grows.
-        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=1:strict_init_order=1:allocator_may_return_null=1",
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=1:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "TSAN_OPTIONS": "halt_on_error=1",
     }
     command = [sys.executable, str(HERE / "driver.py"), str(OUT / name)]
-    if name == "thread" and shutil.which("setarch") and _may_fix_addresses():
-        command = [
-            "setarch",
-            platform.machine(),
-            "-R",
-            *command,
-        ]  # which GCC 12's does not start without on some kernels
+    if name == "thread" and shutil.which("setarch") and _may_fix_addresses():  # on some kernels it has to
+        command = ["setarch", platform.machine(), "-R", *command]
     done = call(*command, env=environment, timeout=900)
     if "Sanitizer" in done.stderr or "runtime error" in done.stderr:
         sys.exit(f"{done.stderr}\nsanitize: a report of the build {name!r}")
