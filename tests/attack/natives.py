@@ -134,7 +134,7 @@ def _crafted_native(draw: random.Random) -> Result:
 
 
 def _fits(entry: list[Any], groups: int) -> bool:
-    """Whether a table may have it: addresses, elements, offset, id, group, dtype, mask, threshold, mask, their bytes."""
+    """Whether a table may have it: addresses, elements, offset, id, group, dtype, mask, threshold, mask, bytes."""
     _, _, n, offset, name, group, dtype, mask, threshold, mask_at, *rooms = entry
     if not all(isinstance(x, int) for x in (n, offset, name, group, dtype, mask, mask_at, *rooms)):
         return False
