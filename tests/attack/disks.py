@@ -133,7 +133,9 @@ def _recover(number: int, draw: random.Random) -> Result:
             moved = next(iter(sorted(Path().glob("run.zo.damaged-*"))), None)
             kept = path.read_bytes()
             rest = moved.read_bytes() if moved else b""
-            safe = kept == data or kept + rest == data
+            # An interrupted step at the end of what is kept is not repeated by a run that resumes.
+            settled = bytes(data[: known.settled_boundary(known.ends[4])] + data[known.ends[4] :])
+            safe = kept == data or kept + rest in (bytes(data), settled)
             expect(safe, f"recover failed, and {len(data)} bytes became {len(kept)} and {len(rest)}")
             model = known.run.model()
             opt = known.run.build(model)
