@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
@@ -18,7 +19,9 @@ from .probes import Probes
 if TYPE_CHECKING:
     from .recorded import RecordedSteps
 
-_TRIES = 3  # to restore the weights, while exceptions come from outside
+# Seconds before each try to restore the weights: exceptions may come from outside, or another thread make a pass over
+# the same memory.
+_PAUSES = (0.0, 0.0, 1e-3, 1e-2, 0.1, 1.0)
 Step = TypeVar("Step", bound=Callable[..., Any])
 
 
@@ -64,9 +67,10 @@ class Attempt:
         taken whole. Should another one come meanwhile, it is raised when that is done.
         """
         another: BaseException | None = None
-        for _ in range(_TRIES):
+        for pause in _PAUSES:
             try:
                 with signals_held():
+                    time.sleep(pause)
                     self._put_right(error)
                 break
             except BaseException as later:  # what is done already is not done twice
