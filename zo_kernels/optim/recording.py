@@ -37,7 +37,7 @@ class _Log:
         """What appends a step."""
         counted = partial(setattr, self, "steps", self.steps + (record.kind is not Kind.INTERRUPTED))
         if losses is None:
-            self.settle()
+            self.pending.work_off(wait=True)
             return [*self.recorder.trajectory.adding(record), counted]
         n = len(record.losses)
 
@@ -55,11 +55,15 @@ class _Log:
         self.recorder.write()
 
     def close(self) -> None:
-        """At the end of the run, or of the process."""
+        """At the end of the run, or of the process, when nobody can catch an error any more."""
+        path = self.recorder.path
         try:
-            self.settle()
-        finally:
-            self.recorder.close()
+            try:
+                self.settle()
+            finally:
+                self.recorder.close()
+        except (OSError, RuntimeError) as error:
+            warn(f"{path}: the end of the trajectory may not be there, or not on the disk: {error}")
 
 
 class _Versions:
@@ -115,8 +119,8 @@ class Recording:
 
     @property
     def trajectory(self) -> Trajectory:
-        """What there is so far."""
-        self._log.settle()
+        """What there is so far, whether or not it can be written."""
+        self._log.pending.work_off(wait=True)
         return self._log.recorder.trajectory
 
     @property
@@ -132,12 +136,12 @@ class Recording:
     @property
     def refused_unseen(self) -> int:
         """Steps that were refused without anybody having been told."""
-        self._log.settle()
+        self._log.pending.work_off(wait=True)
         return self._log.unseen.count
 
     def write_to(self, path: str | Path) -> None:
         """See `ZeroOrderOptimizer.record_to`."""
-        self._log.settle()
+        self._log.pending.work_off(wait=True)  # what the file before could not take goes to this one
         self._log.recorder.write_to(path)
 
     def go_on(self, found: FoundFile | None, trajectory: Trajectory) -> None:

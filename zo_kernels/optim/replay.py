@@ -123,6 +123,8 @@ class Replay:
             if (shape, dtype) != (w.shape, w.dtype):
                 wanted = f"{w.dtype} of shape {w.shape}, as in the trajectory"
                 raise ValueError(f"{w.name}: expected {wanted}, got {dtype} of {shape}")
+            if not names.may_have(w.name, w.param_id):
+                raise ValueError(f"{w.name}: expected the id of this name in the trajectory, got {w.param_id}")
             checks.weight(w.name, local(t))
 
     def _check_values(self, setup: Setup) -> None:
@@ -172,7 +174,8 @@ class Replay:
         if as_text(int(combined_fingerprint(self.weights.shards))) != expected:
             raise ValueError(
                 f"trajectory: replaying it to step {step} gives other weights than the run had: something else than "
-                "the optimizer changed them on the way, unnoticed, or a machine computed wrong"
+                "the optimizer changed them on the way, unnoticed, or a machine computed wrong. They are now what came "
+                "of the replay: load the first ones again"
             )
 
     def _begin(self, setup: Setup) -> None:

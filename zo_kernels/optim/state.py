@@ -51,7 +51,7 @@ def check_run(zo: Any, ours: Mapping[str, Any], names: Sequence[str], blocks: in
             "this one"
         )
     for key in ("method", "noise"):
-        if zo.get(key) != ours[key]:
+        if type(zo.get(key)) is not str or zo[key] != ours[key]:
             raise ValueError(f"{at}{key}: expected {ours[key]!r}, got {zo.get(key)!r}")
     if absent := [key for key in ours if key not in zo and key != "version"]:
         raise ValueError(f"{at}{absent[0]}: expected a value, got none")
@@ -59,7 +59,7 @@ def check_run(zo: Any, ours: Mapping[str, Any], names: Sequence[str], blocks: in
         raise ValueError(f"state_dict: zo: expected {', '.join(ours)}, got also {unknown[0]!r}")
     ids = checks.sequence(f"{at}param_ids", zo["param_ids"], len(names))
     for name, expected, got in zip(names, ours["param_ids"], ids, strict=True):
-        if isinstance(got, bool) or got != expected:
+        if type(got) is not int or got != expected:
             raise ValueError(f"{at}param_ids: expected {expected!r} for {name}, got {got!r}: it has other names")
     thresholds = checks.sequence(f"{at}thresholds", zo["thresholds"], len(names))
     steps = checks.integer(f"{at}step_count", zo["step_count"], 0, _MAX_STEPS)
