@@ -242,7 +242,8 @@ class RecordedSteps(TrainedWeights):
             ValueError: this optimizer has taken other steps already, writes another file, is of another method, or its
                 parameters are not those that the run started with (see `zo_kernels.replay`); or the file is damaged, of
                 a newer version or no trajectory: the message says where, and what to do. Then neither the file nor the
-                weights nor the optimizer have changed.
+                weights nor the optimizer have changed; but if the replay comes to other weights than the run had (they
+                were changed on the way, unnoticed, or a machine computed wrong), the parameters hold these.
         """
         checks.choice("weights", weights, ("first", "last"))
         for name, option in (("missing_ok", missing_ok), ("recover", recover)):
