@@ -62,7 +62,7 @@ ATTACKS = {
         ),
         Attack("states", "attack.states", 4000, "states, to load_state_dict", limited=True),
         Attack("natives", "attack.natives", 4000, "tables and passes, to the native backend and to ops", limited=True),
-        Attack("signals", "attack.signals", 4000, "steps, by signals and by exceptions of other threads", timeout=120),
+        Attack("signals", "attack.signals", 8000, "steps, by signals and by exceptions of other threads", timeout=120),
         Attack("exceptions", "attack.exceptions", 4000, "a step, where CPython delivers exceptions"),
         Attack(
             "exceptions-twice", "attack.exceptions", 2000, "a failed step that is being restored", cases="cases_twice"

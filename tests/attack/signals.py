@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
@@ -62,19 +63,21 @@ class Sender:
     def __init__(self, way: str, error: type[BaseException]):
         self.way, self.error = way, error
         self._main = threading.main_thread().ident
-        self.sent = False
+        self.entered = False
 
     def arm(self, seconds: float) -> None:
-        self.sent = False
-        self._off = threading.Event()
-        self._thread = threading.Thread(target=self._send, args=(time.perf_counter() + seconds, self._off))
+        self.entered, self._off = False, threading.Event()
+        self._thread = threading.Thread(target=self._send, args=(seconds, self._off))
         self._thread.start()
 
-    def _send(self, at: float, off: threading.Event) -> None:
+    def _send(self, seconds: float, off: threading.Event) -> None:
+        while not self.entered:  # not while the thread is being started
+            if off.wait(1e-5):
+                return
+        at = time.perf_counter() + seconds
         while time.perf_counter() < at:
             if off.wait(min(2e-4, max(0.0, at - time.perf_counter()))):
                 return
-        self.sent = True
         if self.way == "thread":
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._main or 0), ctypes.py_object(self.error))
         else:
@@ -92,7 +95,9 @@ def attempt(case: Case) -> Result:
     draw = random.Random(seed)
     error = draw.choice((Limit, Later))
     torch.manual_seed(0)
-    kind = replace(KINDS[name], options={**KINDS[name].options, **RATE})
+    kind = KINDS[name]
+    rates = {**RATE, "anchor_lr": 1e-5} if kind.method == "MeZOSVRG" else RATE
+    kind = replace(kind, options={**kind.options, **rates})
     model, twin = (nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)).to(kind.dtype) for _ in range(2))
     x = torch.randn(2, WIDTH).to(kind.dtype)
     path = Path("run.zo")
@@ -113,10 +118,11 @@ def attempt(case: Case) -> Result:
             warnings.simplefilter("ignore")
             victim = Victim(kind, path, model, lambda data: model(x).float().square().mean() * (1 + data % 7))
             victim._mirror = twin
-            began = time.perf_counter()
-            for _ in range(4):
+            times = [time.perf_counter()]
+            for _ in range(5):
                 victim.step()
-            length = (time.perf_counter() - began) / 4
+                times.append(time.perf_counter())
+            length = min(b - a for a, b in pairwise(times))
             for i in range(STEPS):
                 came = False
                 try:
@@ -126,6 +132,7 @@ def attempt(case: Case) -> Result:
                             signal.setitimer(signal.ITIMER_REAL, max(1e-5, draw.random() * length))
                         else:
                             sender.arm(draw.random() * length)
+                        sender.entered = True
                         victim.step()
                     finally:
                         _quiet(sender, way)
