@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from json import JSONDecodeError
 from typing import Any, Literal
 
-from .further import SETUP_BEGINS, Further, further, length_of_text
+from .further import SETUP_BEGINS, Further, ends_within, further, length_of_text
 from .order import Order
 from .record import HEAD, LENGTH, MAGIC, RATE_EACH, Damaged, Kind, Unknown, size_of
 from .setups import MAX_TEXT, loaded
@@ -19,7 +19,6 @@ _LEAST_TEXT = 200  # bytes of a setup; a shorter one lacks fields
 _PRINTABLE = re.compile(rb"[ -~]*")
 _UNSEEN = 1 << 16  # bytes of a record of a kind that this version does not know, within which its end is looked for
 _TOLD = 300  # characters of a reason
-_LONGEST_NUMBER = 24
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ def _may_be_cut_setup(body: bytes) -> bool:
     try:
         loaded(text, whole=False)
     except JSONDecodeError as error:
-        return error.msg.startswith("Unterminated string") or len(text) - error.pos <= _LONGEST_NUMBER
+        return ends_within(text, error)
     except ValueError:
         return False
     return False  # a whole one, before its length says so

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 import zlib
 from dataclasses import dataclass
+from json import JSONDecodeError
 from typing import Any
 
 from .record import DOUBLE, HEAD, LENGTH, RATE_EACH, Kind, size_of
-from .setups import MAX_TEXT, Setup, loaded
+from .setups import MAX_DIRECTIONS, MAX_TEXT, Setup, loaded
 
 SETUP_BEGINS = b'{"method":"'
 _TEXT = HEAD.size + LENGTH.size  # bytes of a setup before its text
 _MOST_TRIES = 100_000
+_MOST_OPTIONS = 2**14  # bytes of a setup before its weights
+_LONGEST_NUMBER = 24
 _DIRECTIONS = re.compile(rb'"directions":(\d{1,5})\b')
 _DECAYS = re.compile(rb'"weight_decays":\[([^\]]*)\]')
 
@@ -62,13 +65,28 @@ def length_of_text(data: bytes | bytearray, start: int) -> int | None:
     """Of the text of a setup that begins at byte `start`, going by itself; None if there is none, or not to its end."""
     if data[start : start + len(SETUP_BEGINS)] != SETUP_BEGINS:
         return None
-    try:
-        return int(loaded(bytes(data[start : start + MAX_TEXT]), whole=False)[1])
-    except ValueError:
-        return None
+    for size in (2**12, 2**16, 2**20, MAX_TEXT):  # it takes as long as what is there, not as what comes after it
+        text = bytes(data[start : start + size])
+        try:
+            return int(loaded(text, whole=False)[1])
+        except JSONDecodeError as error:
+            if len(text) < size or not ends_within(text, error):
+                return None
+        except ValueError:
+            return None
+    return None
+
+
+def ends_within(text: bytes, error: JSONDecodeError) -> bool:
+    """Whether nothing is wrong with the text of a setup but that it is cut off."""
+    return error.msg.startswith("Unterminated string") or len(text) - error.pos <= _LONGEST_NUMBER
 
 
 _COUNTED = (Kind.STEP, Kind.ANCHOR, Kind.BETWEEN, Kind.REFUSED)
+
+
+def _possible(directions: int) -> int | None:
+    return directions if 1 <= directions <= MAX_DIRECTIONS else None
 
 
 class _Search:
@@ -76,8 +94,9 @@ class _Search:
 
     def __init__(self, data: bytes | bytearray, at: int, setup: Setup | None):
         self._data, self._view = data, memoryview(data)
-        self._work = 4 * (len(data) - at) + 2**24  # bytes that may be summed
+        self._work = 4 * (len(data) - at) + 2**24  # bytes that may be looked at
         self._tries = _MOST_TRIES
+        self._text = -1  # where the next setup may begin
         self._directions = None if setup is None else setup.directions
         self._groups = 1 if setup is None else len(setup.weight_decays)
         self._guess(at)
@@ -86,9 +105,10 @@ class _Search:
         """Directions and groups, from the text of a setup that need not be sound."""
         start = at + _TEXT
         if self._data[start : start + len(SETUP_BEGINS)] == SETUP_BEGINS:
-            text = self._view[start : start + MAX_TEXT]
+            text = self._view[start : start + _MOST_OPTIONS]
+            self._work -= len(text)
             if found := _DIRECTIONS.search(text):
-                self._directions = int(found[1])
+                self._directions = _possible(int(found[1]))
             if found := _DECAYS.search(text):
                 self._groups = found[1].count(b",") + 1
 
@@ -98,7 +118,7 @@ class _Search:
             return
         try:
             given: Any = loaded(bytes(self._data[start + _TEXT : end]))
-            self._directions, self._groups = int(given["directions"]), len(given["weight_decays"])
+            self._directions, self._groups = _possible(int(given["directions"])), len(given["weight_decays"])
         except (ValueError, TypeError, KeyError, OverflowError):
             self._guess(start)
 
@@ -136,9 +156,18 @@ class _Search:
         count = (self._directions or HEAD.unpack_from(self._data, at)[3] + 1) - 1
         sizes = {size_of(kind, flags, count, self._groups, 0) or 0 for kind in range(1, 7) for flags in range(4)}
         sizes.add(_TEXT + LENGTH.unpack_from(self._data, at + HEAD.size)[0])
-        if (length := length_of_text(self._data, at + _TEXT)) is not None:
+        if (length := self._length(at)) is not None:
             sizes.add(_TEXT + length)
         return {at + size for size in sizes if at + size < len(self._data)}
+
+    def _length(self, at: int) -> int | None:
+        """Of the text of the record at a byte, if it is a setup with a text that is whole."""
+        begins = self._data[at + _TEXT : at + _TEXT + len(SETUP_BEGINS)] == SETUP_BEGINS
+        if not begins or self._work < 0:
+            return None
+        length = length_of_text(self._data, at + _TEXT)
+        self._work -= min(len(self._data) - at, MAX_TEXT) if length is None else length
+        return length
 
     def next(self, at: int) -> tuple[int, int] | None:
         """Start and end of the first sound record behind byte `at`."""
@@ -159,17 +188,17 @@ class _Search:
         n = self._directions
         count = rb".." if n is None else re.escape((n - 1).to_bytes(4, "little")[:2])
         heads = re.compile(rb"[\1-\3][\0-\3]" + count + rb"|[\4-\6]\0\0\0", re.DOTALL)
-        start = at + 1
-        head = text = -1
+        start, head = at + 1, -1
         while self._tries > 0 and self._work > 0:
             self._tries -= 1
             if head < start:
                 match = heads.search(self._data, start + 4)
                 head = len(self._data) if match is None else match.start() - 4
-            if text < start:
+                self._work -= head - start
+            if self._text < start:
                 text = self._data.find(SETUP_BEGINS, start + _TEXT)
-                text = len(self._data) if text < 0 else text - _TEXT
-            start = min(head, text)
+                self._text = len(self._data) if text < 0 else text - _TEXT
+            start = min(head, self._text)
             if start >= len(self._data):
                 return None
             kept = self._directions, self._groups
@@ -188,7 +217,7 @@ class _Search:
         if end == len(self._data) and end - at < _TEXT:
             return 0, True  # not even the beginning of one
         if self._data[at + _TEXT : at + _TEXT + 2] == SETUP_BEGINS[:2]:
-            length = length_of_text(self._data, at + _TEXT) or LENGTH.unpack_from(self._data, at + HEAD.size)[0]
+            length = self._length(at) or LENGTH.unpack_from(self._data, at + HEAD.size)[0]
             at = min(at + _TEXT + length, end)
         step = size_of(Kind.STEP, 0, (self._directions or 1) - 1, 1, 0) or 1
         return round((end - at) / step), False
