@@ -203,6 +203,8 @@ class InForward:
             self._put_back()
         self._scratch.clear()
         self._stack.clear()
+        if self._watch is not None:
+            self._watch.leave()
         self._watch = None
 
     def memory_in_use(self) -> list[Any]:
