@@ -162,7 +162,7 @@ def test_a_lock_and_a_fork_and_a_full_disk(tmp_path: Path, monkeypatch: pytest.M
         patched.setattr(os, "write", lambda *_: full())
         held = files.Locked(path, "taken")
     held.release()
-    with open(path, "w") as file:  # noqa: SIM115
+    with open(path, "w") as file:
         file.write("x")
     with open(path) as file, pytest.raises(OSError, match="Bad file"):
         files.lock(file.fileno())

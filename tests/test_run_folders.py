@@ -22,7 +22,7 @@ from tiny_run import rewrite, tiny_encoder, tiny_options, tree, whole_run, write
 
 import zo_kernels as zo  # noqa: E402
 from zo_kernels import files  # noqa: E402
-from zo_kernels.finetune import Config, claims, cli, job, load_classifier, run_folder, train  # noqa: E402
+from zo_kernels.finetune import Config, claims, cli, job, load_classifier, run_folder, sweep, train  # noqa: E402
 from zo_kernels.finetune.sweep_plan import SWEEP  # noqa: E402
 
 Options = dict[str, Any]
@@ -193,7 +193,8 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_loaded(
     options: Options, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(run / "model")
-    monkeypatch.setattr(job, "prepare_learner", lambda *more: 1 / 0)
+    for module in (job, sweep):  # which has it by name
+        monkeypatch.setattr(module, "prepare_learner", lambda *more: 1 / 0)
     monkeypatch.setattr(os, "access", lambda *more: False)
     given = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     new = str(tmp_path / "a" / "b")

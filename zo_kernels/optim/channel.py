@@ -107,7 +107,7 @@ class Channel:
         pieces = []
         for begin in range(0, n, _PIECE):
             length = min(_PIECE, n - begin)
-            piece = torch.empty(length, dtype=torch.uint8)
+            piece = torch.empty(length, dtype=torch.uint8, device="cpu")
             if self.rank == 0:
                 piece.copy_(torch.frombuffer(bytearray(data[begin : begin + length]), dtype=torch.uint8))
             piece = piece.to(self.device())
