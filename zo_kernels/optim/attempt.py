@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,15 +26,17 @@ Step = TypeVar("Step", bound=Callable[..., Any])
 
 
 class Attempt:
-    """At one step, without gradients; a context manager.
+    """At one step; a context manager.
 
     Attributes:
         probes: what moves the weights; None while nothing can have moved.
         recorded: the step's record, from the moment on when it was taken, refused or interrupted, and noted as such.
+        seen: whether what it did to the weights is known to be no change by others.
     """
 
     probes: Probes | None = None
     recorded: Record | None = None
+    seen = False
 
     def __init__(self, optimizer: RecordedSteps):
         self._optimizer, self._gradients = optimizer, torch.is_grad_enabled()
@@ -43,12 +45,18 @@ class Attempt:
         return self
 
     def begin(self) -> None:
-        """No gradients from here on to the end."""
-        torch.set_grad_enabled(False)
+        """From here on the optimizer knows of it."""
         optimizer = self._optimizer
         if optimizer._attempt is not None:  # two exceptions at once, of which the second kept its step from being ended
             optimizer._attempt.end(InterruptedError())
         optimizer._attempt = self
+
+    @contextmanager
+    def quietly(self) -> Iterator[None]:
+        """Without gradients; when an exception leaves, `__exit__` sets them as they were."""
+        torch.set_grad_enabled(False)
+        yield
+        torch.set_grad_enabled(self._gradients)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -86,8 +94,10 @@ class Attempt:
                 with suppress(OSError, RuntimeError):  # it is told already, and the next step writes it
                     optimizer._taken(self, weights)
             return
+        torch.set_grad_enabled(False)
         if self.probes is None:
-            # Nothing has moved. An argument that is wrong is no step that was interrupted.
+            self.seen = True  # nothing has moved: if weights changed, others did it
+            # An argument that is wrong is no step that was interrupted.
             if isinstance(error, (ValueError, TypeError)) or not optimizer._recording.has_setup or weights is None:
                 return
         else:
@@ -103,14 +113,19 @@ def attempted(step: Step) -> Step:
     """An optimizer's `step` with all of it within an `Attempt`, PyTorch's own wrapper and the hooks that it calls, too.
     It finds that as `self._attempt`.
     """
-    within = torch.optim.Optimizer.profile_hook_step(step)
+
+    def quiet(self: Any, *closures: Any, **named: Any) -> Any:
+        with self._attempt.quietly():
+            return step(self, *closures, **named)
+
+    within = torch.optim.Optimizer.profile_hook_step(quiet)
 
     @functools.wraps(step)
     def outermost(self: Any, *closures: Any, **named: Any) -> Any:
         with Attempt(self) as attempt:
             attempt.begin()
             overridden = getattr(type(self).step, "attempted", None) is not step  # by one for which PyTorch calls them
-            return (step if overridden else within)(self, *closures, **named)
+            return (quiet if overridden else within)(self, *closures, **named)
 
     result: Any = outermost
     result.attempted = step

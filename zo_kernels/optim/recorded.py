@@ -83,6 +83,9 @@ class RecordedSteps(TrainedWeights):
     def _taken(self, attempt: Attempt, weights: Weights) -> None:
         """Write down a step that was taken, refused or interrupted, and recorded."""
         assert attempt.recorded is not None
+        if not attempt.seen:
+            self._recording.note_versions(weights)
+            attempt.seen = True  # later changes, such as those of hooks after the step, are others'
         self._recording.added(attempt.recorded, weights)
 
     @property

@@ -59,7 +59,9 @@ class _Log:
         path = self.recorder.path
         try:
             try:
-                self.settle()
+                self.pending.work_off(wait=True)
+                if not self.recorder.lost:
+                    self.recorder.write()
             finally:
                 self.recorder.close()
         except (OSError, RuntimeError) as error:
@@ -198,7 +200,6 @@ class Recording:
 
     def added(self, record: Record, weights: Weights) -> None:
         """Write down what is known, and from time to time what the weights are."""
-        self.note_versions(weights)
         log = self._log
         log.settle(wait=False)
         if record.losses and log.steps % CHECK_EVERY == 0 and log.steps == record.step + 1:

@@ -19,7 +19,12 @@ class Recorder:
     Args:
         sync: when the file is forced to the disk, so that it survives a power cut, too: "step": after each record.
             "checkpoint": by `sync` and `close`. "never": when the system likes.
+
+    Attributes:
+        lost: whether the file was found to be somebody else's, which `write` has told.
     """
+
+    lost = False
 
     def __init__(self, sync: str = "checkpoint") -> None:
         self.trajectory = Trajectory()
@@ -47,7 +52,7 @@ class Recorder:
         if not (folder := Path(os.path.abspath(path)).parent).is_dir():
             raise ValueError(f"trajectory: expected a file in a folder that exists, got {path}; make {folder} first")
         self.close()
-        self._path, self._written = Path(path), 0
+        self._path, self._written = Path(os.path.abspath(path)), 0  # wherever the process goes
         if self.trajectory.setups:
             self.write()
 
@@ -70,14 +75,16 @@ class Recorder:
 
     def write(self) -> None:
         """Write what the file lacks; what a full disk left out comes with the next record."""
-        if self._path is None or self._written == self.trajectory.nbytes:
+        if self._path is None or not self.trajectory.setups or self._written == self.trajectory.nbytes:
             return
         if self._file is None:
             self._file = TrajectoryFile(self._path, new=True)
             if self._sync != "never":
                 self._file.sync_folder()
         file = self._file
+        self.lost = True  # should it be somebody else's now
         self._written = file.check(self.trajectory, self._written)
+        self.lost = False
         while data := self.trajectory.tail(self._written):
             self._written += file.append(data)
         if self._sync == "step":
