@@ -23,6 +23,8 @@ from .shards import local, shard_of
 from .weights import Weight, Weights
 from .whole import combined_fingerprint, fingerprints
 
+# Said where a replay cannot go on, since to keep the first weights would take as much memory again.
+_NOW = "; the parameters now hold what came of the replay: load the first ones again"
 _MOST_DIRECTIONS = 64  # of passes that were put together
 
 
@@ -134,7 +136,8 @@ class Replay:
             return
         some = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         what = "the run started with" if self.weights is None else f"the run had after step {setup.step}"
-        raise ValueError(f"params: expected the weights that {what}, got other values in {some}")
+        now = "" if self.weights is None else _NOW
+        raise ValueError(f"params: expected the weights that {what}, got other values in {some}{now}")
 
     def run(self, upto: int | None = None) -> None:
         """Take all steps, or those before the step count `upto`.
@@ -174,8 +177,7 @@ class Replay:
         if as_text(int(combined_fingerprint(self.weights.shards))) != expected:
             raise ValueError(
                 f"trajectory: replaying it to step {step} gives other weights than the run had: something else than "
-                "the optimizer changed them on the way, unnoticed, or a machine computed wrong. They are now what came "
-                "of the replay: load the first ones again"
+                f"the optimizer changed them on the way, unnoticed, or a machine computed wrong{_NOW}"
             )
 
     def _begin(self, setup: Setup) -> None:
