@@ -5,13 +5,15 @@ TORCH ?= torch==2.13.0
 DEMO ?=
 OUT ?= runs/gpu
 COMMIT ?=
+# Of the attacks, such as ATTACK="mutations --scale 0.1"
+ATTACK ?=
 # The CUDA extension takes nvcc a minute or two: `make ZO_KERNELS_CUDA=1` for a machine with a GPU.
 export ZO_KERNELS_CUDA ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*) setup.py pyproject.toml
 
-.PHONY: demo test test-slow test-gpu gpu test-avx512 lint format clean
+.PHONY: demo test attack test-slow test-gpu gpu test-avx512 sanitize lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/zo-finetune --out runs/demo --overwrite $(DEMO)
@@ -19,6 +21,10 @@ demo: $(VENV)/.installed
 # A process for each core; the tests of one file stay together, since they share what is slow to make.
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# Damaged and crafted files, kills, exceptions at any moment, full disks: 25 minutes on two cores (docs/reliability.md).
+attack: $(VENV)/.installed
+	$(BIN)/python -m tests.attack $(ATTACK)
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
@@ -38,7 +44,7 @@ gpu:
 
 # The AVX-512 kernels on a processor without AVX-512: every intrinsic emulated by SIMDe (Debian: libsimde-dev).
 EMULATED := build/emulated
-EMULATED_OBJECTS := $(addprefix $(EMULATED)/,bindings.o cpu.o cpu_scalar.o cpu_avx2.o avx512.o)
+EMULATED_OBJECTS := $(addprefix $(EMULATED)/,bindings.o cpu.o cpu_table.o cpu_scalar.o cpu_avx2.o avx512.o)
 EMULATED_FLAGS := -std=c++17 -O1 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -w -Icsrc
 
 $(EMULATED)/%.o: csrc/%.cpp $(wildcard csrc/*.h) $(VENV)/.installed
@@ -52,6 +58,10 @@ $(EMULATED)/avx512.o: tests/emulation/avx512.cpp tests/emulation/immintrin.h $(w
 test-avx512: $(EMULATED_OBJECTS)
 	$(CXX) -shared $^ -o $(EMULATED)/_native.so -pthread
 	$(BIN)/python tests/emulation/check.py $(EMULATED)
+
+# The C++ under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, for which GCC is needed.
+sanitize: $(VENV)/.installed
+	$(BIN)/python tests/attack/sanitizers/run.py
 
 lint: $(VENV)/.linters
 	$(BIN)/ruff check .

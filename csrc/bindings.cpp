@@ -1,28 +1,33 @@
-// zo_kernels._native: plain pointers in, no PyTorch. Python (backends/native.py) has checked everything it passes.
+// zo_kernels._native: plain addresses in, no PyTorch. What comes is checked here (cpu_table.h), but for what an address
+// cannot tell: how much memory is there.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 
-#include "cpu.h"
+#include "cpu_table.h"
 
 namespace py = pybind11;
 
 namespace {
 
-using EntryTuple = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, uint32_t, int, int, int, double, uintptr_t>;
+using EntryTuple = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, uint32_t, int, int, int, double, uintptr_t,
+                              int64_t, int64_t, int64_t>;
 
-zo::Table make_table(const std::vector<EntryTuple>& tuples) {
+std::unique_ptr<zo::Table> make_table(const std::vector<EntryTuple>& tuples) {
   const zo::DefaultFloatMode mode;  // for the threshold
-  std::vector<zo::Entry> entries;
-  entries.reserve(tuples.size());
-  for (const auto& [dst, src, numel, offset, id, group, dtype, mask, threshold, mask_data] : tuples)
-    entries.push_back({reinterpret_cast<void*>(dst), reinterpret_cast<const void*>(src), numel, offset, id, group,
-                       zo::DType(dtype), zo::MaskKind(mask), float(threshold), reinterpret_cast<uint8_t*>(mask_data)});
-  return zo::Table(std::move(entries));
+  std::vector<zo::Given> given;
+  given.reserve(tuples.size());
+  for (const auto& [dst, src, numel, offset, id, group, dtype, mask, threshold, mask_data, dst_bytes, src_bytes,
+                    mask_bytes] : tuples)
+    given.push_back({{reinterpret_cast<void*>(dst), reinterpret_cast<const void*>(src), numel, offset, id, group,
+                      zo::DType(dtype), zo::MaskKind(mask), float(threshold), reinterpret_cast<uint8_t*>(mask_data)},
+                     {dst_bytes, src_bytes, mask_bytes}});
+  return std::make_unique<zo::Table>(given);
 }
 
 std::vector<std::string> instruction_sets() {

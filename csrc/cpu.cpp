@@ -1,9 +1,11 @@
 // Splits a pass into chunks, hands them to threads, and runs each with the kernels of one instruction set.
-#include "cpu.h"
-
 #include <algorithm>
 #include <atomic>
+#include <exception>
+#include <memory>
 #include <thread>
+
+#include "cpu_table.h"
 
 #if defined(_OPENMP) && !defined(_WIN32)
 #include <unistd.h>
@@ -16,6 +18,9 @@ namespace {
 // taking one costs nothing.
 constexpr int64_t kChunk = 1 << 15;
 constexpr int kCounterHighShift = 34;  // counters of elements i and j differ in their high half if i >> 34 != j >> 34
+constexpr int64_t kOneHigh = int64_t(1) << kCounterHighShift;
+constexpr size_t kMostAtWork = 1024;  // threads
+constexpr size_t kApart = 64;         // floats between the memory of two threads, which must not share cache lines
 
 struct Chunk {
   const Entry* entry;
@@ -30,9 +35,18 @@ size_t repeats(const std::vector<uint64_t>& seeds, size_t k) {
   return n;
 }
 
-void prepare(Direction& d, uint64_t seed, const double* scales, size_t n, uint32_t param_id, uint32_t counter_high) {
+// What a thread needs for the directions of a pass. It is allocated before the threads begin, so that nothing can fail
+// once weights have changed; and left as it is, so that each thread's memory is first touched by the thread.
+struct Workspace {
+  std::unique_ptr<Direction[]> directions;
+  std::unique_ptr<float[]> scales;
+  explicit Workspace(size_t n) : directions(new Direction[n]), scales(new float[n + kApart]) {}
+};
+
+void prepare(Direction& d, uint64_t seed, const float* scales, size_t n, uint32_t param_id, uint32_t counter_high) {
   d.seed = seed;
-  d.scales.assign(scales, scales + n);
+  d.scales = scales;
+  d.n_scales = int(n);
   for (int r = 0; r < kPhiloxRounds; ++r) {
     d.k0[r] = uint32_t(seed) + uint32_t(r) * kPhiloxW0;
     d.k1[r] = uint32_t(seed >> 32) + uint32_t(r) * kPhiloxW1;
@@ -57,35 +71,45 @@ bool forked() { return false; }
 void Table::run(const std::vector<uint64_t>& seeds, const std::vector<double>& scales,
                 const std::vector<double>& decays, bool stochastic, const std::vector<int64_t>* active, int threads,
                 RangeFn range) const {
+  check(seeds.size(), scales.size(), decays.size(), active, threads);
   std::vector<Chunk> chunks;
   const auto add = [&chunks](const Entry& e) {
     for (int64_t i = 0; i < e.numel; i += kChunk) chunks.push_back({&e, i, std::min(i + kChunk, e.numel)});
   };
   if (active)
-    for (const int64_t i : *active) add(entries_.at(size_t(i)));
+    for (const int64_t i : *active) add(entries_[size_t(i)]);
   else
     for (const Entry& e : entries_) add(e);
+  if (chunks.empty()) return;
+  const size_t wanted = std::min({size_t(threads), chunks.size(), kMostAtWork});
+  std::vector<Workspace> workspaces;
+  workspaces.reserve(wanted);
+  for (size_t i = 0; i < wanted; ++i) workspaces.emplace_back(seeds.size());
+  const UnderWay under_way(*this);
 
-  std::atomic<size_t> next{0};
-  const auto work = [&] {
+  alignas(64) std::atomic<size_t> next{0};  // in a cache line of its own
+  alignas(64) std::atomic<size_t> started{0};
+  const auto work = [&]() noexcept {
     const DefaultFloatMode mode;
-    std::vector<Direction> directions(seeds.size());
+    const Workspace& own = workspaces[started.fetch_add(1, std::memory_order_relaxed)];
     for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < chunks.size();) {
       const Chunk& chunk = chunks[i];
       const Entry& e = *chunk.entry;
       const bool several = e.dtype == DType::kFloat32 && e.mask == MaskKind::kNone;
-      Job job{&e, directions.data(), 0, float(decays[size_t(e.group)]), stochastic, false};
+      const double* row = scales.data() + size_t(e.group) * seeds.size();
+      for (size_t k = 0; k < seeds.size(); ++k) own.scales[k] = float(row[k]);
+      Job job{&e, own.directions.get(), 0, float(decays[size_t(e.group)]), stochastic, false};
       if (e.mask == MaskKind::kRecord)
         memset(e.mask_data + chunk.begin / 8, 0, size_t((chunk.end - chunk.begin + 7) / 8));
       for (int64_t begin = chunk.begin; begin < chunk.end;) {
-        const int64_t high = (e.offset + begin) >> kCounterHighShift;
-        const int64_t end = std::min(chunk.end, ((high + 1) << kCounterHighShift) - e.offset);
+        const int64_t index = e.offset + begin, left = kOneHigh - (index & (kOneHigh - 1));
+        const int64_t end = begin + std::min(chunk.end - begin, left);
         job.n_directions = 0;
         for (size_t k = 0, n; k < seeds.size(); k += n) {
           n = several ? repeats(seeds, k) : 1;
           job.several |= n > 1;
-          const double* row = scales.data() + size_t(e.group) * seeds.size();
-          prepare(directions[size_t(job.n_directions++)], seeds[k], row + k, n, e.param_id, uint32_t(high));
+          prepare(own.directions[size_t(job.n_directions++)], seeds[k], own.scales.get() + k, n, e.param_id,
+                  uint32_t(index >> kCounterHighShift));
         }
         range(job, begin, end);
         begin = end;
@@ -93,7 +117,6 @@ void Table::run(const std::vector<uint64_t>& seeds, const std::vector<double>& s
     }
   };
 
-  const size_t wanted = std::min(size_t(std::max(threads, 1)), chunks.size());
 #if defined(_OPENMP)
   // The runtime is the one that PyTorch has loaded. Its threads still spin after a forward pass; others would have to
   // share the cores with them.
@@ -104,7 +127,11 @@ void Table::run(const std::vector<uint64_t>& seeds, const std::vector<double>& s
   }
 #endif
   std::vector<std::thread> helpers;
-  for (size_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
+  helpers.reserve(wanted);
+  try {
+    for (size_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
+  } catch (const std::exception&) {  // no further thread is to be had: those that there are do all of the work
+  }
   work();
   for (std::thread& helper : helpers) helper.join();
 }

@@ -1,8 +1,6 @@
 // What the dispatcher (cpu.cpp) and the kernels of each instruction set share.
 #pragma once
 
-#include <vector>
-
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
@@ -23,7 +21,8 @@ struct Direction {
     }
   };
   Word k0[kPhiloxRounds], k1[kPhiloxRounds], round1_c0, round1_c2, round2_c2;
-  std::vector<float> scales;  // one, or if Job::several one for each of the directions of this seed in a row
+  const float* scales;  // one, or if Job::several one for each of the directions of this seed in a row
+  int n_scales;
   uint64_t seed;
 };
 
@@ -52,21 +51,6 @@ class DefaultFloatMode {
  private:
   unsigned saved_;
 #endif
-};
-
-// A whole pass, described once and run many times. Pointers must outlive it.
-class Table {
- public:
-  explicit Table(std::vector<Entry> entries) : entries_(std::move(entries)) {}
-
-  // scales: n_groups rows of seeds.size() numbers. active: indices of entries, or null for all of them.
-  void run(const std::vector<uint64_t>& seeds, const std::vector<double>& scales, const std::vector<double>& decays,
-           bool stochastic, const std::vector<int64_t>* active, int threads, RangeFn range) const;
-
-  const std::vector<Entry>& entries() const { return entries_; }
-
- private:
-  std::vector<Entry> entries_;
 };
 
 }  // namespace zo

@@ -145,8 +145,8 @@ void blocks(const Job& job, int64_t begin, int64_t end) {
     _Pragma("GCC unroll 8") for (int64_t line = 0; line < tiles * n * bytes; line += 64)
         __builtin_prefetch(place.src + line, 1);
     const Direction* d = job.directions;
-    const auto scales = [&](int k) { return d[k].scales.data(); };
-    const auto n_scales = [&](int k) { return Several ? int(d[k].scales.size()) : 1; };
+    const auto scales = [&](int k) { return d[k].scales; };
+    const auto n_scales = [&](int k) { return Several ? d[k].n_scales : 1; };
     words<V, sequential>(*d, counter, tiles, block.a, block.b);
     if (last == 0) {
       sweep<V, D, Stochastic, K, Several, true, true>(place, scales(0), n_scales(0), tiles, block);

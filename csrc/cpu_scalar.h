@@ -43,8 +43,8 @@ inline void scalar_range(const Job& job, int64_t begin, int64_t end) {
       float z[4];
       box_muller(x.x[0], x.x[1], z[0], z[1]);
       box_muller(x.x[2], x.x[3], z[2], z[3]);
-      for (const float scale : d.scales)
-        for (int64_t j = first; j < first + count; ++j) t[j] = fma32(scale, z[j], t[j]);
+      for (int r = 0; r < d.n_scales; ++r)
+        for (int64_t j = first; j < first + count; ++j) t[j] = fma32(d.scales[r], z[j], t[j]);
     }
     for (int64_t j = 0; j < count; ++j) {
       const int64_t i = begin + j;

@@ -472,6 +472,16 @@ OPTIMIZERS: dict[str, Row] = {
         )
         for cls in (zo.MeZO, zo.MeZOSVRG)
     },
+    "eps for float16": (
+        lambda m: zo.MeZO(m.half(), lr=0.1, eps=1e5),
+        ValueError,
+        r"^eps: expected at most 1024 for float16 weights, got 100000.0",
+    ),
+    "eps for float16, in one group": (
+        lambda m: zo.MeZO([{"params": [m.half().head.weight]}, {"params": [m.head.bias], "eps": 1e5}], lr=0.1),
+        ValueError,
+        r"^eps: expected at most 1024 for float16 weights, got 100000.0",
+    ),
     "groups of different eps": (
         lambda m: zo.MeZO([{"params": [m.head.weight]}, {"params": [m.head.bias], "eps": 0.5}], lr=0.1).step(
             lambda: 1.0
@@ -486,7 +496,7 @@ OPTIMIZERS: dict[str, Row] = {
             ValueError,
             rf"{name}: .*got {re.escape(str(value))}",
         )
-        for name, value in (("lr", NAN), ("lr", -1.0), ("eps", 0.0), ("eps", INF), ("weight_decay", NAN))
+        for name, value in (("lr", NAN), ("lr", -1.0), ("eps", 0.0), ("eps", INF), ("eps", 1e31), ("weight_decay", NAN))
     },
     "anchor_lr set to nan": (
         after_a_step(lambda opt: opt.param_groups[0].update(anchor_lr=NAN), zo.MeZOSVRG),
@@ -512,7 +522,8 @@ def test_optimizers_refuse(row: str) -> None:
     model = block_mlp(depth=2)
     with pytest.raises(error, match=message):
         call(model)
-    for name, t in block_mlp(depth=2).named_parameters():
+    dtype = model.head.weight.dtype
+    for name, t in block_mlp(depth=2, dtype=dtype).named_parameters():
         assert torch.equal(model.get_parameter(name), t), name
 
 

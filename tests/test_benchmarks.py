@@ -45,8 +45,8 @@ def wrong_passes(monkeypatch):
     """Every pass also moves the first weight by a little."""
     apply = ops.Table.apply
 
-    def off(table, do):
-        apply(table, do)
+    def off(table, do, *then):
+        apply(table, do, *then)
         table.entries[0].dst.view(-1)[0] += 1e-3
 
     monkeypatch.setattr(ops.Table, "apply", off)
@@ -285,7 +285,11 @@ def test_a_step_in_16_bits_is_checked_to_the_last_bit(tmp_path, monkeypatch, cas
     status, found, _ = rows_of(tmp_path, *arguments)
     assert status == 0 and found[0]["correct"] is True and found[0]["dtype"] == "bfloat16"
     apply = ops.Table.apply
-    monkeypatch.setattr(ops.Table, "apply", lambda table, do: apply(table, dataclasses.replace(do, stochastic=False)))
+
+    def nearest(table, do, *then):
+        apply(table, dataclasses.replace(do, stochastic=False), *then)
+
+    monkeypatch.setattr(ops.Table, "apply", nearest)
     status, found, _ = rows_of(tmp_path, *arguments)
     assert status == 1 and found[0]["wrong"] and found[0]["seconds_median"] is None
 
@@ -319,9 +323,9 @@ def test_steps_whose_modules_run_on_clean_weights_are_wrong(tmp_path, monkeypatc
 
     apply = ops.Table.apply
 
-    def clean(table, do):
+    def clean(table, do, *then):
         if table.entries[0].dst is table.entries[0].src:
-            return apply(table, do)
+            return apply(table, do, *then)
         for e in table.entries:
             e.dst.copy_(e.src)
 

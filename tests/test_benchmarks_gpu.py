@@ -175,8 +175,8 @@ def test_wrong_passes_are_not_profiled(tmp_path, monkeypatch, name):
         pytest.importorskip("transformers")
     apply = ops.Table.apply
 
-    def off(table, do):
-        apply(table, do)
+    def off(table, do, *then):
+        apply(table, do, *then)
         table.entries[0].dst.view(-1)[0] += 1e-3
 
     monkeypatch.setattr(ops.Table, "apply", off)

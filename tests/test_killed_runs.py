@@ -60,7 +60,7 @@ def _killed_run(options: dict[str, object], resume: bool, kill: Counted | None, 
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal counted
-        if event not in {"open", "os.rename", "os.remove", "os.mkdir"}:
+        if event not in {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"}:
             return
         path, flags = arguments[0], arguments[2] if event == "open" else os.O_WRONLY
         if not str(path).startswith(out) or not flags & (os.O_WRONLY | os.O_RDWR):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,3 +79,19 @@ def cut_off(options: dict[str, object], monkeypatch: pytest.MonkeyPatch, after: 
         patched.setattr(train.Stepper, "step", dying)
         train.finetune(Config(**options), Console(quiet=True))
     return Path(str(options["out"]))
+
+
+def tree(folder: Path) -> dict[str, object]:
+    """All that is in it."""
+    result: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        result[str(path.relative_to(folder))] = os.readlink(path) if path.is_symlink() else (
+            path.read_bytes() if path.is_file() else None
+        )  # fmt: skip
+    return result
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    """Fields of a JSON object; those that are None are taken out."""
+    values = json.loads(path.read_bytes()) | changes
+    path.write_text(json.dumps({name: value for name, value in values.items() if value is not None}), encoding="utf-8")

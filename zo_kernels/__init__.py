@@ -4,7 +4,7 @@ Fused kernels that regenerate Gaussian noise from a seed and apply it in place, 
 """
 
 from .ops import add_noise_, noise
-from .optim import LeZO, MeZO, MeZOSVRG, Parallel, RanksDiffer, SparseMeZO, ZeroOrderOptimizer
+from .optim import LeZO, MeZO, MeZOSVRG, Parallel, RankLost, RanksDiffer, SparseMeZO, ZeroOrderOptimizer
 from .optim.replay import replay
 from .trajectory import Trajectory
 
@@ -13,6 +13,7 @@ __all__ = [
     "MeZO",
     "MeZOSVRG",
     "Parallel",
+    "RankLost",
     "RanksDiffer",
     "SparseMeZO",
     "Trajectory",

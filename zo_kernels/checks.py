@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any
 
@@ -88,18 +87,6 @@ def one_device(names: Sequence[str], tensors: Sequence[Tensor]) -> torch.device:
         if t.device != first:
             raise ValueError(f"{name}: expected device {first}, as {names[0]}, got {t.device}")
     return first
-
-
-def disjoint(names: Sequence[str], tensors: Sequence[Tensor]) -> None:
-    """No two of the tensors may share memory: the noise of one would be added to the other."""
-    spans = sorted(
-        (t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), name)
-        for name, t in zip(names, tensors, strict=True)
-        if t.numel()
-    )
-    for (_, end, left), (begin, _, right) in pairwise(spans):
-        if begin < end:
-            raise ValueError(f"{right}: expected tensors that do not overlap, got memory that {left} has too")
 
 
 def mask(name: str, value: Any, t: Tensor) -> float | Tensor | None:

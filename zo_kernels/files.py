@@ -38,6 +38,9 @@ def replace(path: str | Path, data: bytes | bytearray | memoryview) -> None:
         OSError: it cannot be written.
     """
     target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file() and not target.is_dir():  # a device, a pipe: nothing to be replaced
+        target.write_bytes(data)
+        return
     # Not by the number of the process, which another one on another machine, or in another container, may have, too.
     part = target.with_name(f"{target.name[:40]}.{secrets.token_hex(4)}{PART}")
     try:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+_MOST_ATTEMPTS = 8  # hashes of 32 bits that are taken already, of one name
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
@@ -38,6 +39,11 @@ def param_ids(names: Iterable[str]) -> dict[str, int]:
         taken.add(candidate)
         ids[name] = candidate
     return ids
+
+
+def may_have(bare: str, param_id: int) -> bool:
+    """Whether a parameter of this name can have this id; which of a few depends on the others' names."""
+    return any(param_id == _hash(f"{bare}#{attempt}" if attempt else bare) for attempt in range(_MOST_ATTEMPTS))
 
 
 def of_module(module: nn.Module) -> dict[Tensor, str]:

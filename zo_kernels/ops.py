@@ -5,15 +5,18 @@ w <- round( decay * w + m . sum_k scale_k * z(seed_k) )        (docs/noise.md)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
 from . import backends, checks
-from .backends.types import Entry, MaskKind, Pass
+from .backends.fits import MASKED, Checked, Fits
+from .backends.types import Entry, InC, MaskKind, Pass
+from .interrupts import Call, at_once, signals_held
 
 ROUNDINGS = ("nearest", "stochastic")
 
@@ -24,7 +27,8 @@ class Table:
     If a tensor's memory is replaced (`p.data = ...`), the table must be built again; `apply` refuses stale memory.
 
     Args:
-        entries: what to change; see `backends.types.Entry`. `dst` must not overlap another `dst`.
+        entries: what to change; see `backends.types.Entry`. No `dst` may overlap memory that another entry has; its own
+            `src` is the very same tensor or elsewhere.
         names: what to call each tensor in errors.
         backend: see `add_noise_`.
         runs: for each entry the stretches that it falls into: the index of the first element of each in the whole
@@ -32,6 +36,7 @@ class Table:
             stretch, from its `offset` on. An entry of several has a whole number of mask bytes for each of them.
         private: whether dst is memory that nobody else knows: it is not looked at again, and its changes are not
             counted. That src is where it was is looked at in any case.
+        own_masks: whether the masks, too, are memory that nobody else can replace; so they are if it is private.
 
     Raises:
         TypeError, ValueError: as `add_noise_`.
@@ -45,56 +50,77 @@ class Table:
         runs: Sequence[Sequence[int]] | None = None,
         *,
         private: bool = False,
+        own_masks: bool = False,
     ):
         self.entries, self.names = tuple(entries), tuple(names)
-        for name, e in zip(names, entries, strict=True):
-            checks.weight(name, e.dst)
-            checks.weight(name, e.src)
-            checks.integer(f"{name}: param_id", e.param_id, 0, checks.MAX_PARAM_ID)
-            checks.integer(f"{name}: offset", e.offset, 0, checks.MAX_INDEX - e.dst.numel())
-        tensors = [e.dst for e in entries]
-        self._run = None
-        if tensors:
-            where = checks.one_device(names, tensors)
-            checks.disjoint(names, tensors)
+        self._run: Callable[[Pass], None] | None = None
+        self._fits = Fits(self.entries, self.names, runs)
+        if self.entries:
+            where = entries[0].dst.device
             where_of = [[e.offset] for e in entries] if runs is None else runs
             pieces = [_cut(e, offsets) for e, offsets in zip(entries, where_of, strict=True)]
             ends = [0, *accumulate(len(p) for p in pieces)]
             self._pieces = [range(a, b) for a, b in pairwise(ends)]
             self._has_cuts = len(pieces) < ends[-1]
-            self._run = backends.resolve(backend, where).prepare([piece for each in pieces for piece in each])
+            self._run = backends.resolve(backend, where).prepare(Checked(piece for each in pieces for piece in each))
         elif backend is not None:
             backends.resolve(backend, torch.device("cpu"))
         self._private = private
+        looked_at = [] if private or own_masks else [e.mask_tensor for e in self.entries if e.mask in MASKED]
+        self._masks = [m for m in looked_at if m is not None]
         tensors = [e.src for e in self.entries] + ([] if private else [e.dst for e in self.entries])
         self._tensors = list(dict.fromkeys(tensors))
         self._known = self._memory()
         self._counted = [e.dst for e in self.entries if not e.dst.is_inference()]
 
-    def _memory(self) -> tuple[list[int], list[int]]:
+    def _memory(self) -> tuple[list[int], ...]:
         """Where the tensors are, and how large: of hundreds, in every pass."""
-        return [*map(Tensor.data_ptr, self._tensors)], [*map(Tensor.numel, self._tensors)]
+        pointers, sizes = [*map(Tensor.data_ptr, self._tensors)], [*map(Tensor.numel, self._tensors)]
+        return (pointers, sizes, [*map(Tensor.data_ptr, self._masks)]) if self._masks else (pointers, sizes)
 
-    def apply(self, do: Pass) -> None:
-        """One pass over the active entries; seeds, scales and decays are taken as checked.
+    def apply(self, do: Pass, then: Sequence[Call] = ()) -> None:
+        """One pass over the active entries.
+
+        That seeds are of 64 bits and scales and decays finite is taken as checked.
+
+        Args:
+            do: the pass.
+            then: C functions that note what it did: they are called with it, or neither it nor they are, whatever
+                exception comes from outside, if the pass is `in_c`; if not, signals wait for their end.
 
         Raises:
-            RuntimeError: a tensor's memory was replaced since the table was built.
+            ValueError: there are fewer scales or decays than the entries' groups need, or `active` has an index that is
+                no entry's, or one twice. Nothing was changed.
+            RuntimeError: a tensor's memory was replaced since the table was built, or (of the native backend) a pass in
+                another thread works on the same memory at this moment; nothing was changed. What else another thread
+                does to a tensor meanwhile, by PyTorch or between the passes of a step, is not seen.
         """
         if self._run is None:
+            at_once(then)
             return
         if self._memory() != self._known:
             raise RuntimeError("a tensor's memory was replaced since its table was built; nothing was changed")
-        if do.active is not None and self._has_cuts:
-            self._run(replace(do, active=[at for i in do.active for at in self._pieces[i]]))
-        else:
-            self._run(do)
-        if self._private:
-            return
-        changed = self._counted
         if do.active is not None:
-            changed = [e.dst for i in do.active if not (e := self.entries[i]).dst.is_inference()]
-        torch.autograd.graph.increment_version(changed)
+            self._fits.check(do)
+        if not self._private:
+            changed = self._counted
+            if do.active is not None:
+                changed = [e.dst for i in do.active if not (e := self.entries[i]).dst.is_inference()]
+            torch.autograd.graph.increment_version(changed)
+        if do.active is not None and self._has_cuts:
+            do = replace(do, active=[at for i in do.active for at in self._pieces[i]])
+        if not then:
+            self._run(do)
+        elif isinstance(self._run, InC):
+            at_once([self._run.bound(do), *then])
+        else:
+            with signals_held():
+                at_once([partial(self._run, do), *then])
+
+    @property
+    def in_c(self) -> bool:
+        """Whether no exception from outside can come in the middle of a pass."""
+        return self._run is None or isinstance(self._run, InC)
 
 
 def _cut(entry: Entry, offsets: Sequence[int]) -> list[Entry]:
@@ -103,10 +129,12 @@ def _cut(entry: Entry, offsets: Sequence[int]) -> list[Entry]:
         return [replace(entry, offset=offsets[0])]
 
     def parts(t: Tensor) -> Sequence[Tensor]:
-        return t.detach().view(len(offsets), -1).unbind()
+        return t.detach().view(len(offsets), t.numel() // len(offsets)).unbind()
 
     dsts, srcs = parts(entry.dst), parts(entry.src)
-    masks = [None] * len(offsets) if entry.mask_tensor is None else parts(entry.mask_tensor)
+    masks: Sequence[Tensor | None] = [None] * len(offsets)
+    if entry.mask in MASKED and entry.mask_tensor is not None:
+        masks = parts(entry.mask_tensor)
     return [
         replace(entry, dst=dst, src=src, offset=offset, mask_tensor=mask)
         for dst, src, offset, mask in zip(dsts, srcs, offsets, masks, strict=True)

@@ -141,9 +141,9 @@ def _passes_of(opt: zo.ZeroOrderOptimizer, loss: Callable[[], Tensor]) -> list[l
     seen: list[list[int]] = []
     apply = ops.Table.apply
 
-    def noted(table: ops.Table, do: Pass) -> None:
+    def noted(table: ops.Table, do: Pass, *then: Any) -> None:
         seen.append([e.param_id for e in table.entries])
-        apply(table, do)
+        apply(table, do, *then)
 
     with mock.patch.object(ops.Table, "apply", noted):
         opt.step(loss)

@@ -27,11 +27,11 @@ from zo_kernels.finetune import (  # noqa: E402
     finetune,
     load_classifier,
     load_prompted,
-    run_folder,
     train,
 )
 from zo_kernels.finetune.job import prepare  # noqa: E402
 from zo_kernels.finetune.language_model import load_language_model  # noqa: E402
+from zo_kernels.finetune.metrics import records_of  # noqa: E402
 
 Options = dict[str, Any]
 
@@ -68,7 +68,7 @@ def test_a_run_from_the_command_line(
     options = options_of("opt", "sst2") | {"max_tokens": 8}
     assert cli.main(arguments(options)) == 0
     out = Path(options["out"])
-    said, records = capsys.readouterr().out, run_folder.records_of(out)
+    said, records = capsys.readouterr().out, records_of(out)
     start, summary = records[0], records[-1]
     assert (start["event"], start["task"], start["kind"], start["loss"]) == ("start", "sst2", "causal", "candidates")
     assert "sst2 (terrible, great): 24 texts to train on, 8 for development, 12 for the held-out test" in said
@@ -78,6 +78,7 @@ def test_a_run_from_the_command_line(
     assert evaluations == [("test", 0), ("dev", 0), ("dev", 3), ("dev", 6), ("test", 6)]
     assert summary["event"] == "summary" and "f1" not in summary["after"]
     about = json.loads((out / "model" / "labels.json").read_text(encoding="utf-8"))
+    assert about.pop("weights").keys() == {"model.safetensors"}
     assert about == {
         "names": ["terrible", "great"], "max_tokens": 8, "max_new_tokens": 4, "task": "sst2", "kind": "causal",
     }  # fmt: skip
@@ -91,7 +92,7 @@ def test_generated_answers_have_an_f1(
     said = capsys.readouterr().out
     assert "exact match" in said and re.search(r"step +1 +dev loss \d\.\d+ +dev F1 0\.\d+\n", said)
     assert said.splitlines()[-1].startswith("F1 0.")
-    summary = run_folder.records_of(Path(options["out"]))[-1]
+    summary = records_of(Path(options["out"]))[-1]
     assert set(summary["after"]) == {"loss", "accuracy", "f1"}
     assert load_prompted(options["out"]).generates
 
@@ -135,7 +136,7 @@ def test_a_predictor_needs_its_columns(options_of: Callable[[str, str], Options]
 
 def outcome(out: Path) -> dict[str, Any]:
     """All that must not depend on whether the run was interrupted."""
-    records = run_folder.records_of(out)
+    records = records_of(out)
     return {
         "weights": [path.read_bytes() for path in sorted((out / "model").glob("*.safetensors"))],
         "evaluations": [{**r, "seconds": 0} for r in records if r["event"] == "evaluation"],

@@ -22,6 +22,7 @@ from tiny_tasks import prompted_options, tiny_roberta, write_rows  # noqa: E402
 
 import zo_kernels as zo  # noqa: E402
 from zo_kernels.finetune import Config, cli, finetune, report, run_folder, train  # noqa: E402
+from zo_kernels.finetune.metrics import records_of  # noqa: E402
 from zo_kernels.finetune.stopping import StopRule  # noqa: E402
 
 Options = dict[str, Any]
@@ -49,7 +50,7 @@ def table_of(out: Path) -> list[dict[str, str]]:
 
 def run_of(out: Path) -> dict[str, Any]:
     """What must not depend on when and beside which other runs a run was done."""
-    records = run_folder.records_of(out)
+    records = records_of(out)
     dev = [{**r, "seconds": 0} for r in records if r["event"] == "evaluation" and r["split"] == "dev"]
     return {"dev": dev, "steps": [(r.losses, r.rates) for r in zo.Trajectory.load(out / "trajectory.zo")]}
 
@@ -57,9 +58,7 @@ def run_of(out: Path) -> dict[str, Any]:
 def outcome(out: Path) -> dict[str, Any]:
     runs = {row["folder"]: run_of(out / row["folder"]) for row in table_of(out)}
     weights = {str(path.relative_to(out)): path.read_bytes() for path in out.glob("*/model/*.safetensors")}
-    tests = [
-        r["loss"] for path in sorted(out.iterdir()) for r in run_folder.records_of(path) if r.get("split") == "test"
-    ]
+    tests = [r["loss"] for path in sorted(out.iterdir()) for r in records_of(path) if r.get("split") == "test"]
     return {"table": table_of(out), "runs": runs, "weights": weights, "tests": tests}
 
 
@@ -91,13 +90,13 @@ def test_the_best_on_the_development_examples_is_tested_and_saved(swept: tuple[P
     assert ranks == sorted(ranks) and len(set(ranks)) > 1 and len(rows) == 4
     assert json.loads((out / "sweep.json").read_text(encoding="utf-8"))["runs"][0]["folder"] == rows[0]["folder"]
     for place, row in enumerate(rows):
-        tested = [r["step"] for r in run_folder.records_of(out / row["folder"]) if r.get("split") == "test"]
+        tested = [r["step"] for r in records_of(out / row["folder"]) if r.get("split") == "test"]
         assert tested == ([0, 6] if place == 0 else []) and run_folder.finished(out / row["folder"]) == (place == 0)
         assert (row["steps"], row["stopped"]) == ("6", "")
     assert f"the best run, on the test: {rows[0]['folder']}" in said and "sweep, the best first" in said
     command = shlex.split(said.splitlines()[-1])
     parsed = vars(cli.parser().parse_args(command[1:]))
-    parsed.pop("resume")
+    parsed.pop("resume"), parsed.pop("recover")
     best = run_folder.config_of(out / rows[0]["folder"])
     assert {**vars(Config(**parsed)), "out": best.out} == vars(best)
 
@@ -119,7 +118,7 @@ def test_a_sweep_that_was_cut_off_ends_with_the_same_bits(
     def dead(*arguments: Any, **options: Any) -> None:
         raise InterruptedError
 
-    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+    with monkeypatch.context() as patched, pytest.raises((SystemExit, InterruptedError)):
         patched.setattr(train.Stepper, "step", dying)
         patched.setattr(train, "run", dead if after == 24 else whole)
         cli.main(arguments(options, out))
@@ -157,7 +156,7 @@ def test_overwriting_begins_anew(options: Options, tmp_path: Path, monkeypatch: 
     def dying(*arguments: Any, **options: Any) -> None:
         raise InterruptedError
 
-    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+    with monkeypatch.context() as patched, pytest.raises(InterruptedError):
         patched.setattr(train.Stepper, "step", dying)
         cli.main([*arguments(options, out, (1e-3,)), "--overwrite", "--seed=1"])
     assert cli.main(["sweep", "--resume", str(out)]) == 0

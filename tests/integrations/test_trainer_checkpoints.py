@@ -17,7 +17,7 @@ from tiny_trainer import METHODS, assert_same, losses, made, seeded, tokens, tra
 from transformers import TrainerCallback
 
 import zo_kernels as zo
-from zo_kernels.integrations.transformers import ZOTrainer, ZOTrainingArguments
+from zo_kernels.integrations.transformers import ZOTrainer, ZOTrainingArguments, checkpoints
 
 RUNS = {
     **{method: {**options, "method": method} for method, (_, options) in METHODS.items()},
@@ -115,7 +115,7 @@ def test_an_optimizer_of_ones_own_is_resumed_and_never_replaced(tmp_path: Path) 
 
 def test_resuming_as_another_method(tmp_path: Path) -> None:
     trained(tmp_path, **SAVED)
-    with pytest.raises(ValueError, match=r"expected method 'LeZO', got 'MeZO'"):
+    with pytest.raises(ValueError, match=r"zo.method: expected 'LeZO', got 'MeZO'"):
         made(tmp_path, method="lezo", **SAVED).train(resume_from_checkpoint=True)
 
 
@@ -138,6 +138,37 @@ def test_a_new_run_replaces_the_trajectory_of_an_old_one(tmp_path: Path) -> None
     assert zo.Trajectory.load(tmp_path / "trajectory.zo") == second.zo_optimizer.trajectory
     assert second.zo_optimizer.trajectory != first.zo_optimizer.trajectory
     assert (tmp_path / "checkpoint-6" / "trajectory.zo").read_bytes() == kept
+    assert zo.Trajectory.load(tmp_path / "trajectory.zo.replaced-1") == first.zo_optimizer.trajectory
+
+
+def test_going_back_keeps_what_came_after(tmp_path: Path) -> None:
+    """Of a checkpoint that is not the last; steps after the last one are taken again, and nothing is left beside."""
+    trained(tmp_path, **SAVED)
+    shutil.rmtree(tmp_path / "checkpoint-7")
+    whole = (tmp_path / "trajectory.zo").read_bytes()
+    checkpoints.take_back(str(tmp_path / "checkpoint-6"), tmp_path)
+    assert whole.startswith((tmp_path / "trajectory.zo").read_bytes())
+    assert not list(tmp_path.glob("*.replaced-*"))
+    (tmp_path / "trajectory.zo").write_bytes(whole)
+    checkpoints.take_back(str(tmp_path / "checkpoint-2"), tmp_path)
+    assert zo.Trajectory.load(tmp_path / "trajectory.zo").steps == 2
+    assert (tmp_path / "trajectory.zo.replaced-1").read_bytes() == whole
+
+
+def test_damaged_checkpoints_are_passed_over_or_refused(tmp_path: Path) -> None:
+    trained(tmp_path, **{**SAVED, "max_steps": 6})
+    (tmp_path / "checkpoint-6" / "scheduler.pt").write_bytes(b"")
+    assert checkpoints.last_whole(tmp_path) == str(tmp_path / "checkpoint-4")
+    (tmp_path / "checkpoint-4").rename(tmp_path / "checkpoint-5")
+    for state in (b"", b"[1]", b"{" * 100_000, b"\xff", b"null"):
+        (tmp_path / "checkpoint-6" / "trainer_state.json").write_bytes(state)
+        assert checkpoints.last_whole(tmp_path) == str(tmp_path / "checkpoint-2")
+    damaged = tmp_path / "checkpoint-2" / "trajectory.zo"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    before = (tmp_path / "trajectory.zo").read_bytes()
+    with pytest.raises(ValueError, match=r"checkpoint-2/trajectory.zo: record"):
+        checkpoints.take_back(str(tmp_path / "checkpoint-2"), tmp_path)
+    assert (tmp_path / "trajectory.zo").read_bytes() == before
 
 
 def test_only_the_first_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,10 +22,10 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
     seen: list[set[str]] = []
     apply = Table.apply
 
-    def counting(self: Table, do: Pass) -> None:
+    def counting(self: Table, do: Pass, *then: Any) -> None:
         indices = range(len(self.names)) if do.active is None else do.active
         seen.append({self.names[i] for i in indices})
-        apply(self, do)
+        apply(self, do, *then)
 
     monkeypatch.setattr(Table, "apply", counting)
     return seen

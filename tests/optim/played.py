@@ -57,4 +57,4 @@ def tensors_of(result: Any) -> list[Tensor]:
     if isinstance(result, Tensor):
         return [result]
     loss, numbers, pairs = result
-    return [loss, *numbers.gradients[0], *(value for pair in pairs for value in pair)]
+    return [loss, numbers.losses, *numbers.gradients[0], *(value for pair in pairs for value in pair)]

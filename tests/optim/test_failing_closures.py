@@ -120,10 +120,10 @@ def test_differences_that_overflow_are_refused(method: str) -> None:
 @pytest.mark.parametrize("interrupted", range(7))
 @pytest.mark.parametrize("perturb", ["in_place", "in_forward"])
 @pytest.mark.parametrize("method", METHODS)
-def test_an_interrupt_during_a_pass_waits_for_its_end(
+def test_an_interrupt_after_a_pass_finds_it_noted(
     method: str, perturb: str, interrupted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C reaches Python when a pass returns, before anybody has noted that the weights moved."""
+    """Ctrl-C reaches Python when a pass returns."""
     model = block_mlp(depth=2)
     start = copy.deepcopy(model)
     opt = METHODS[method](model, lr=LR, eps=EPS, seed=SEED, perturb=perturb)
@@ -131,14 +131,14 @@ def test_an_interrupt_during_a_pass_waits_for_its_end(
         take_step(opt, lambda: real_loss(model, opt.step_count))
     apply, passes = Table.apply, itertools.count()
 
-    def interrupting(table: Table, do: Pass) -> None:
-        apply(table, do)
+    def interrupting(table: Table, do: Pass, *then: Any) -> None:
+        apply(table, do, *then)
         if next(passes) == interrupted:
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Table, "apply", interrupting)
-        while True:
+        for _ in range(9):
             before = snapshot(model)
             take_step(opt, lambda: real_loss(model, opt.step_count))
     if opt.trajectory[-1].kind is Kind.INTERRUPTED:

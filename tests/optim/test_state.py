@@ -159,7 +159,7 @@ def test_states_of_another_method_are_refused(method: str, source: str) -> None:
     go_on(opt, model, range(2))
     go_on(other_opt, other, range(3))
     ours, before = copy.deepcopy(opt.state_dict()), snapshot(model)
-    with pytest.raises(ValueError, match=rf"state_dict: expected method '{method}', got '{source}'"):
+    with pytest.raises(ValueError, match=rf"state_dict: zo.method: expected '{method}', got '{source}'"):
         opt.load_state_dict(other_opt.state_dict())
     assert str(opt.state_dict()) == str(ours)
     assert_same(before, snapshot(model))

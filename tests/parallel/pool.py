@@ -1,4 +1,4 @@
-"""Four ranks over gloo, started once for a file of tests; a scenario is run on 1, 2 or 4 of them."""
+"""Four ranks over gloo, started once for a file of tests; a scenario is run on 1 to 4 of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _serve(rank: int, store: str, connection: Any) -> None:
     distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS, timeout=timedelta(seconds=60)
     )
-    groups = {size: distributed.new_group(range(size)) for size in (1, 2, 4)}
+    groups = {size: distributed.new_group(range(size)) for size in (1, 2, 3, 4)}
     while (task := connection.recv()) is not None:
         scenario, size, arguments = task
         try:

@@ -100,28 +100,30 @@ def train_on_device(group: Any, event: str, split: str, **options: Any) -> dict[
 
 def count_bytes(group: Any, split: str, directions: int, steps: int) -> dict[str, Any]:
     """All that collectives were given while steps were taken, and what the optimizer says it sent."""
-    names = [n for n in dir(distributed) if n.startswith(("all_", "broadcast", "reduce", "gather", "scatter", "send"))]
+    group_type = distributed.ProcessGroup  # all functions of torch.distributed end there
+    starts = ("all", "_all", "broadcast", "reduce", "_reduce", "gather", "scatter", "send", "barrier")
+    names = [n for n in vars(group_type) if n.startswith(starts)]
     given: list[tuple[str, int]] = []
 
     def counting(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            sizes = [a.numel() * a.element_size() for a in args if isinstance(a, Tensor)]
-            given.append((name, sizes[-1] if sizes else -1))
+            flat = [a[0] for a in args if isinstance(a, list) and isinstance(a[0], Tensor)]
+            given.append((name, flat[-1].numel() * flat[-1].element_size() if flat else -1))
             return original(*args, **kwargs)
 
         return call
 
     model = block_mlp(**SHAPE)
     opt = build("MeZO", model, directions=directions, parallel=zo.Parallel(split, group, check_every=2))
-    originals = {name: getattr(distributed, name) for name in names if callable(getattr(distributed, name))}
-    for name, original in originals.items():
-        setattr(distributed, name, counting(name, original))
+    originals = {name: vars(group_type)[name] for name in names}
+    for name in names:
+        setattr(group_type, name, counting(name, getattr(group_type, name)))
     try:
         for _ in range(steps):
             take_step(opt, model, group, split)
     finally:
         for name, original in originals.items():
-            setattr(distributed, name, original)
+            setattr(group_type, name, original)
     return {"given": given, "sent": opt.bytes_sent}
 
 

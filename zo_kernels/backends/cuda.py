@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import device
 
+from .fits import Fits
 from .gpu_table import Coefficients, GpuTable, current, stream_of
 from .types import Entry, Pass
 
@@ -52,9 +53,10 @@ def prepare(entries: Sequence[Entry]) -> Callable[[Pass], None]:
     """
     if not entries:
         return lambda do: None
-    table, where = GpuTable(entries), entries[0].dst.device
+    fits, table, where = Fits(entries), GpuTable(entries), entries[0].dst.device
 
     def run(do: Pass) -> None:
+        fits.check(do)
         with current(where):
             stream = stream_of(where)
             numbers = Coefficients.of(do, where, stream)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, device
 
 from . import tuning
+from .fits import check_on, rows_of
 from .transfer import on_device, signed
 from .types import Entry, MaskKind, Pass
 
@@ -202,13 +203,13 @@ class Coefficients:
         decay: whether a decay may be other than 1.
 
     Raises:
-        ValueError: there is no direction.
+        ValueError: they do not fit each other, or are tensors elsewhere.
     """
 
     def __init__(self, do: Pass, where: device):
+        do.once("rows", rows_of)
+        check_on(where, do)
         self.directions = len(do.seeds)
-        if not self.directions:
-            raise ValueError("expected at least one direction, got no seeds")
         seeds = [s for s in do.seeds if isinstance(s, Tensor)]
         numbers = [signed(s) for s in do.seeds if not isinstance(s, Tensor)]
         self.seeds = torch.stack(seeds) if seeds else on_device(numbers, torch.int64, where)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import device
 
-from .types import Entry, Pass
+from .fits import Fits, rows_of
+from .types import Entry, InC, Pass
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/axpy.h: DType
 
@@ -41,6 +43,7 @@ class Native:
         return None
 
     def prepare(self, entries: Sequence[Entry]) -> Callable[[Pass], None]:
+        Fits(entries)
         chosen = self.instruction_set or instruction_sets()[0]
         table = _native.Table(
             [
@@ -55,18 +58,33 @@ class Native:
                     int(e.mask),
                     e.threshold,
                     0 if e.mask_tensor is None else e.mask_tensor.data_ptr(),
+                    e.dst.nbytes,
+                    e.src.nbytes,
+                    0 if e.mask_tensor is None else e.mask_tensor.nbytes,
                 )
                 for e in entries
             ]
         )
+        return _Run(table, chosen, entries)
 
-        def run(do: Pass) -> None:
-            table.run(*do.once("native", _numbers), do.stochastic, do.active, torch.get_num_threads(), chosen)
 
-        return run
+class _Run(InC):
+    def __init__(self, table: Any, instruction_set: str, entries: Sequence[Entry]):
+        self._table, self._instruction_set = table, instruction_set
+        self._kept = entries  # since the table has only their addresses
+
+    def bound(self, do: Pass) -> Callable[[], object]:
+        numbers, threads = do.once("native", _numbers), torch.get_num_threads()
+        return partial(self._table.run, *numbers, do.stochastic, do.active, threads, self._instruction_set)
 
 
 def _numbers(do: Pass) -> tuple[list[int], list[float], list[float]]:
     """Seeds, scales (groups * directions) and decays (groups)."""
-    do = do.on_host()
+    given, do, n = do, do.on_host(), len(do.seeds)
+    try:
+        even = len(do.scales) == len(do.decays) and all(len(row) == n for row in do.scales)
+    except TypeError:
+        even = False
+    if do is not given or not even:  # the rest is checked in C++
+        rows_of(given)
     return do.host_seeds, [s for row in do.scales for s in row], list(do.decays)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, device
 
 from .. import spec
+from .fits import Fits
 from .types import Entry, MaskKind, Pass
 
 CHUNK = 1 << 16  # elements at a time, a multiple of 8 so that mask bits fall on bytes
@@ -20,8 +21,10 @@ def unavailable(where: device) -> str | None:
 
 def prepare(entries: Sequence[Entry]) -> Callable[[Pass], None]:
     """As `types.Backend`."""
+    fits = Fits(entries)
 
     def run(do: Pass) -> None:
+        fits.check(do)
         do = do.on_host()
         for i in range(len(entries)) if do.active is None else do.active:
             _apply(entries[i], do)

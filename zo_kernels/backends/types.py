@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -78,4 +79,19 @@ class Backend(Protocol):
         """Why it cannot run on that device here, or None if it can."""
 
     def prepare(self, entries: Sequence[Entry]) -> Callable[[Pass], None]:
-        """Build the table once; the result applies a pass to it. The tensors must outlive it."""
+        """Build the table once; the result applies a pass to it. The tensors must outlive it.
+        It is an `InC`, if that can be.
+        """
+
+
+class InC(ABC):
+    """What `Backend.prepare` returns, if a pass is one call of a C function: no exception from outside, such as Ctrl-C
+    or a time limit, can come in the middle of it.
+    """
+
+    @abstractmethod
+    def bound(self, do: Pass) -> Callable[[], object]:
+        """The call, with its arguments."""
+
+    def __call__(self, do: Pass) -> None:
+        self.bound(do)()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zo_kernels.finetune import run_folder
+from zo_kernels import checks, files
+from zo_kernels.finetune import run_folder, schema
 from zo_kernels.finetune.batches import Batch, Texts
 from zo_kernels.finetune.config import Config
 from zo_kernels.finetune.data import Split, from_tables
@@ -21,7 +21,7 @@ from zo_kernels.finetune.learner import Learner, Predictor
 from zo_kernels.finetune.minilm import minilm_folder
 from zo_kernels.finetune.model import Classifier, freeze, load_encoder, no_progress_bars, start_head
 from zo_kernels.finetune.results import Evaluation
-from zo_kernels.finetune.run_folder import LABELS, MODEL, START
+from zo_kernels.finetune.run_folder import MODEL, START, Description
 
 _HEAD = "head.safetensors"
 _EVALUATION_BATCH = 64
@@ -50,19 +50,19 @@ class TrainedClassifier(Predictor):
     def save_start(self, folder: Path) -> None:
         self._save_head(folder / START)
 
-    def save(self, folder: Path) -> None:
-        target = folder / MODEL
+    def _write(self, target: Path) -> None:
         with no_progress_bars():
             self.model.encoder.save_pretrained(target)
         self.tokenizer.save_pretrained(target)
         self._save_head(target)
 
     def _save_head(self, target: Path) -> None:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         target.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in self.model.head.state_dict().items()}, target / _HEAD)
-        run_folder.write_json(target / LABELS, {"names": list(self.names), "max_tokens": self.max_tokens})
+        head = {name: value.contiguous() for name, value in self.model.head.state_dict().items()}
+        files.replace(target / _HEAD, save(head))
+        run_folder.write_description(target, Description(self.names, self.max_tokens))
 
 
 @dataclass(frozen=True)
@@ -139,26 +139,50 @@ def pretrained(config: Config) -> str:
 
 def load_start(folder: Path, config: Config) -> TrainedClassifier:
     """What a run started with, on the CPU."""
-    return _load(folder / START, pretrained(config))
+    return _load(folder / START, run_folder.read_description(folder / START), pretrained(config))
 
 
 def load_classifier(run: str | Path) -> TrainedClassifier:
     """The classifier that a run saved in its folder, on the CPU, in evaluation mode and in its own dtype.
 
-    Raises FileNotFoundError if the folder has no finished run, ValueError if the run learned a task with prompts.
+    Raises FileNotFoundError if the folder has no finished run, ValueError if the run learned a task with prompts, or
+    its model is damaged.
     """
-    if "task" in run_folder.description(run):
+    about = run_folder.description(run)
+    if about.task is not None:
         raise ValueError(f"{run}: expected a run that trained a classifier, got one with prompts: use load_prompted")
-    return _load(Path(run) / MODEL, str(Path(run) / MODEL))
+    with run_folder.model_of(run):
+        return _load(Path(run) / MODEL, about)
 
 
-def _load(folder: Path, model: str) -> TrainedClassifier:
-    """The head in a folder, on the encoder of `model`."""
+def _load(folder: Path, about: Description, model: str | None = None) -> TrainedClassifier:
+    """The head in a folder, on the encoder of `model`; None if that is in the folder, too, with all its weights.
+
+    Raises ValueError or OSError if they do not fit together.
+    """
+    head = _load_head(folder / _HEAD)
+    dtype = head["weight"].dtype
+    encoder, tokenizer, hidden_size = load_encoder(model or str(folder), dtype, whole=model is None)
+    for name, shape in (("weight", (len(about.names), hidden_size)), ("bias", (len(about.names),))):
+        if (got := tuple(head[name].shape)) != shape:
+            raise ValueError(f"{folder / _HEAD}: {name}: expected the shape {shape} (labels, encoder), got {got}")
+    classifier = Classifier(encoder, hidden_size, len(about.names)).to(dtype)
+    classifier.head.load_state_dict(head)
+    return TrainedClassifier(classifier.eval(), tokenizer, about.names, about.max_tokens)
+
+
+def _load_head(path: Path) -> dict[str, Tensor]:
+    """Its tensors. Raises ValueError or OSError if they cannot be read, or are not those of a head."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    labels = json.loads((folder / LABELS).read_text(encoding="utf-8"))
-    head = load_file(folder / _HEAD)
-    encoder, tokenizer, hidden_size = load_encoder(model, head["weight"].dtype)
-    classifier = Classifier(encoder, hidden_size, len(labels["names"])).to(head["weight"].dtype)
-    classifier.head.load_state_dict(head)
-    return TrainedClassifier(classifier.eval(), tokenizer, tuple(labels["names"]), labels["max_tokens"])
+    schema.check_file(path)
+    try:
+        head = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: expected the tensors of a head: {error}") from error
+    types = {value.dtype for value in head.values()}
+    if head.keys() != {"weight", "bias"} or len(types) > 1 or not types <= set(checks.DTYPES):
+        told = {name: str(value.dtype) for name, value in list(head.items())[:4]}
+        raise ValueError(f"{path}: expected weight and bias in one of {checks.DTYPES}, got {told}")
+    return head

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from zo_kernels.finetune import ending
 from zo_kernels.finetune.config import Config
 from zo_kernels.finetune.options import HelpFormatter, add_options, add_resume
 
@@ -20,7 +21,7 @@ The head starts from the embedding of one example an area; all weights are train
 
 With --task and --model a language model learns a task by prompts instead, as in MeZO (arXiv 2305.17333).
 
-A run that was killed goes on with   zo-finetune --resume RUN
+A run that was killed goes on with   zo-finetune --resume RUN   (--recover if its files are damaged)
 The weights of any of its steps:     zo-finetune replay RUN --step N --out DIR
 Several learning rates and scales:   zo-finetune sweep --lr 1e-6,1e-5 --eps 1e-3,1e-2 [OPTION ...]
 """
@@ -34,7 +35,7 @@ examples, at an evaluation, over that before training; or the mean training loss
 the first 20. It is also stopped if a development loss is not finite, or 20 steps in a row were refused.
 
 The runs and their results: --out/sweep.csv and sweep.json. A sweep that was killed goes on with
-    zo-finetune sweep --resume DIR
+    zo-finetune sweep --resume DIR   (--recover if files of its runs are damaged)
 """
 
 
@@ -85,64 +86,73 @@ def _train(arguments: Sequence[str]) -> int:
     started = time.perf_counter()
     command = parser()
     options = vars(command.parse_args(arguments))
-    resumed = _resumed(command, options, arguments)
+    resumed, recover = _resumed(command, options, arguments)
     options["out"] = options["out"] or time.strftime(f"runs/{options['method']}-%Y%m%d-%H%M%S")
     print("loading ...", flush=True)
-    # Late, so that --help and mistakes in the arguments need not wait for transformers.
-    from rich.console import Console
 
-    from zo_kernels.finetune import report, train
-    from zo_kernels.finetune.job import prepare
+    def do() -> int:
+        # Late, so that --help and mistakes in the arguments need not wait for transformers.
+        from rich.console import Console
 
-    try:
-        job = train.prepare_to_resume(resumed) if resumed is not None else prepare(Config(**options))
-        summary = train.run(job, Console(), started, resumed=resumed is not None)
-    except train.Diverged as error:
-        print(f"zo-finetune: {error}", file=sys.stderr)
-        return 1
-    except (ValueError, TypeError, OSError) as error:
-        command.error(str(error))
-    print(report.closing_line(summary), flush=True)
-    return 0
+        from zo_kernels.finetune import report, train
+        from zo_kernels.finetune.job import prepare
+
+        go_on = resumed is not None
+        job = train.prepare_to_resume(resumed, recover=recover) if resumed is not None else prepare(Config(**options))
+        try:
+            summary = train.run(job, Console(), started, resumed=go_on)
+        except train.Diverged as error:
+            print(f"zo-finetune: {error}", file=sys.stderr)
+            return 1
+        print(report.closing_line(summary), flush=True)
+        return 0
+
+    return ending.told(do, "zo-finetune --resume", command.error)
 
 
 def _sweep(arguments: Sequence[str]) -> int:
     command = sweep_parser()
     options = vars(command.parse_args(arguments))
-    resumed = _resumed(command, options, arguments)
+    resumed, recover = _resumed(command, options, arguments)
     options["out"] = options["out"] or time.strftime(f"runs/sweep-{options['method']}-%Y%m%d-%H%M%S")
     print("loading ...", flush=True)
-    from rich.console import Console
 
-    from zo_kernels.finetune import sweep
-    from zo_kernels.finetune.sweep_plan import new_plan, plan_of
+    def do() -> int:
+        from rich.console import Console
 
-    try:
+        from zo_kernels.finetune import sweep
+        from zo_kernels.finetune.sweep_plan import new_plan, plan_of
+
         plan = plan_of(resumed) if resumed is not None else new_plan(**options)
-        best = sweep.run(plan, Console(), resumed=resumed is not None)
-    except (ValueError, TypeError, OSError) as error:
-        command.error(str(error))
-    if best is None:
-        print("zo-finetune sweep: every run was stopped: lower --lr or --eps", file=sys.stderr)
-        return 1
-    return 0
+        if sweep.run(plan, Console(), resumed=resumed is not None, recover=recover) is None:
+            print("zo-finetune sweep: every run was stopped: lower --lr or --eps", file=sys.stderr)
+            return 1
+        return 0
+
+    return ending.told(do, "zo-finetune sweep --resume", command.error)
 
 
-def _resumed(command: argparse.ArgumentParser, options: dict[str, Any], arguments: Sequence[str]) -> str | None:
-    """What `--resume` names, which is taken out of the options."""
-    resumed = options.pop("resume")
-    if resumed is not None and len(arguments) > (1 if arguments[0].startswith("--resume=") else 2):
-        command.error("--resume: the settings are those of the run; expected no other option")
-    return resumed
+def _resumed(
+    command: argparse.ArgumentParser, options: dict[str, Any], arguments: Sequence[str]
+) -> tuple[str | None, bool]:
+    """What `--resume` names, and `--recover`, which are taken out of the options."""
+    resumed, recover = options.pop("resume"), options.pop("recover")
+    if recover and resumed is None:
+        command.error("--recover: expected --resume RUN beside it")
+    others = [argument for argument in arguments if argument != "--recover"]
+    if resumed is not None and len(others) > (1 if others[0].startswith("--resume=") else 2):
+        command.error("--resume: the settings are those of the run; expected no other option but --recover")
+    return resumed, recover
 
 
 def _replay(arguments: Sequence[str]) -> int:
     command = replay_parser()
     options = command.parse_args(arguments)
-    from zo_kernels.finetune import rebuild
 
-    try:
+    def do() -> int:
+        from zo_kernels.finetune import rebuild
+
         print(rebuild.rebuild(options.run, options.step, options.out, options.backend), flush=True)
-    except (ValueError, TypeError, OSError) as error:
-        command.error(str(error))
-    return 0
+        return 0
+
+    return ending.told(do, "zo-finetune --resume", command.error)

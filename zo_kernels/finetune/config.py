@@ -22,6 +22,8 @@ OBJECTIVES = ("loss", "accuracy", "f1")
 DEFAULT_LR = {"mezo": 8e-5, "sparse-mezo": 3e-4, "lezo": 1.2e-4, "mezo-svrg": 6e-5}
 TASK_LR = {"mezo": 1e-6, "sparse-mezo": 2e-6, "lezo": 1e-6, "mezo-svrg": 1e-6}
 CLASSIFIER_TOKENS = 32
+_MOST_THREADS = 4096
+_MOST_ANCHOR_EXAMPLES = 2**24  # their batches are all held at once
 _DEFAULT_SPARSITY = {"sparse-mezo": 0.75}
 _DEFAULT_DROP = {"lezo": 0.5}
 # What says nothing where it has this value, and belongs to one kind of run alone where it has another.
@@ -112,14 +114,14 @@ class Config:
         for name in ("sparsity", "drop"):
             self._check_number(name, "a number from 0 to below 1", lambda value: 0 <= value < 1)
         for name in (
-            "shots", "directions", "anchor_every", "anchor_examples", "steps", "batch_size", "eval_every", "threads",
-            "train_examples", "dev_examples", "test_examples", "max_new_tokens",
+            "shots", "directions", "anchor_every", "steps", "batch_size", "eval_every", "train_examples",
+            "dev_examples", "test_examples", "max_new_tokens",
         ):  # fmt: skip
             self._check_whole(name, 1)
+        self._check_whole("threads", 1, _MOST_THREADS)
+        self._check_whole("anchor_examples", 1, _MOST_ANCHOR_EXAMPLES)
         self._check_whole("max_tokens", 4)
-        self._check_whole("seed", 0)
-        if self.seed >= 2**63:
-            raise _wrong("seed", "a whole number below 2**63", self.seed)
+        self._check_whole("seed", 0, 2**63 - 1)
         if self.test_data is not None and self.data is None:
             raise ValueError(f"--test-data needs --data, got --test-data {self.test_data} alone")
 
@@ -175,12 +177,14 @@ class Config:
         if isinstance(value, bool) or not isinstance(value, int | float) or not accepts(value):
             raise _wrong(name, expected, value)
 
-    def _check_whole(self, name: str, least: int) -> None:
+    def _check_whole(self, name: str, least: int, most: int = 2**31 - 1) -> None:
         value = getattr(self, name)
         if value is None:
             return
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise _wrong(name, f"a whole number of at least {least}", value)
+        if value > most:
+            raise _wrong(name, f"a whole number of at most {most}", value)
 
 
 def _option(name: str) -> str:

@@ -10,21 +10,25 @@ import torch
 from torch import nn
 
 import zo_kernels as zo
-from zo_kernels.finetune import classification, prompt_learner, run_folder
+from zo_kernels import files
+from zo_kernels.finetune import claims, classification, prompt_learner, run_folder
 from zo_kernels.finetune.config import Config
 from zo_kernels.finetune.learner import Learner, Predictor
+from zo_kernels.trajectory import FaultyTrajectory
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is ready to start."""
+    """A run that is ready to start; nobody else can write its folder until `lock` is released."""
 
     config: Config
     folder: Path
     learner: Learner
     optimizer: zo.ZeroOrderOptimizer
+    lock: files.Locked
+    recover: bool = False
 
     @property
     def classifier(self) -> nn.Module:
@@ -32,17 +36,27 @@ class Job:
         return self.learner.predictor.model
 
 
-def prepare(config: Config, *, resume: bool = False) -> Job:
+def prepare(config: Config, *, resume: bool = False, recover: bool = False) -> Job:
     """Data, model, optimizer and run folder. Sets PyTorch's number of threads and its seed.
 
     Args:
         config: of the run.
         resume: go on with the run in `config.out`: its head and its trajectory are taken, and no folder is made. The
             weights are those that it started with until `resume_weights`.
+        recover: go on from the longest sound beginning of what is damaged, which is kept beside.
 
-    Raises ValueError, TypeError or OSError for settings, data or a model that cannot be used.
+    Raises ValueError, TypeError or OSError for settings, data, a model or a folder that cannot be used.
     """
-    return prepare_run(config, prepare_learner(config, Path(str(config.out)) if resume else None), resume=resume)
+    if not resume:
+        claims.check_run(config)  # before anything that takes long
+        return prepare_run(config, prepare_learner(config))
+    folder = Path(str(config.out))
+    held = claims.claim_again(folder)
+    try:
+        return prepare_run(config, prepare_learner(config, folder), resume=True, recover=recover, held=held)
+    except BaseException:
+        held.release()
+        raise
 
 
 def prepare_learner(config: Config, run: Path | None = None) -> Learner:
@@ -64,18 +78,32 @@ def prepare_learner(config: Config, run: Path | None = None) -> Learner:
     return classification.classifier_learner(config, device, dtype, begun)
 
 
-def prepare_run(config: Config, learner: Learner, *, resume: bool = False) -> Job:
-    """Optimizer and run folder, for a learner that has the weights which the run starts with; as `prepare`."""
+def prepare_run(
+    config: Config,
+    learner: Learner,
+    *,
+    resume: bool = False,
+    recover: bool = False,
+    held: files.Locked | None = None,
+) -> Job:
+    """Optimizer and run folder, for a learner that has the weights which the run starts with; as `prepare`.
+
+    Args:
+        held: the folder's lock, if one has it.
+    """
     optimizer = _optimizer(config, learner.predictor.model)
     folder = Path(str(config.out))
     # Last, so that a run that cannot start leaves nothing behind.
-    if not resume:
-        run_folder.create(config)
-    if not run_folder.begun(folder):
-        learner.predictor.save_start(folder)
-    if not (folder / run_folder.TRAJECTORY).exists():
-        optimizer.record_to(folder / run_folder.TRAJECTORY)
-    return Job(config, folder, learner, optimizer)
+    held = held or (claims.claim_again(folder) if resume else claims.claim(config))
+    try:
+        if not run_folder.begun(folder):
+            learner.predictor.save_start(folder)
+        if not resume:
+            optimizer.record_to(folder / run_folder.TRAJECTORY)
+    except BaseException:
+        held.release()
+        raise
+    return Job(config, folder, learner, optimizer, held, recover)
 
 
 def load_start(folder: Path, config: Config) -> Predictor | None:
@@ -87,14 +115,47 @@ def load_start(folder: Path, config: Config) -> Predictor | None:
     return classification.load_start(folder, config)
 
 
-def resume_weights(job: Job) -> None:
-    """Bring the weights and the optimizer to where the run's trajectory ends.
+def resume_weights(job: Job, reached: int) -> None:
+    """Bring the weights and the optimizer to where the run's trajectory ends, or begin one.
 
-    Raises ValueError if it does not fit to the model.
+    Args:
+        reached: the step up to which the run is known to have come.
+
+    Raises ValueError if it is damaged, ends before, or does not fit to the model; but for an incomplete last record,
+    nothing has changed.
     """
-    trajectory = job.folder / run_folder.TRAJECTORY
-    if trajectory.exists():
-        job.optimizer.resume(trajectory)
+    path = job.folder / run_folder.TRAJECTORY
+    if not job.recover:
+        steps = sound_trajectory(path).steps if path.exists() else 0
+        if steps < reached:  # each step is in the trajectory before it is in the metrics
+            raise ValueError(
+                f"{path}: expected the {reached} steps that {run_folder.METRICS} speaks of, got {steps}: the rest is "
+                "lost. If there is a copy of it, put it back; --recover goes on from where it ends"
+            )
+    job.optimizer.resume(path, missing_ok=True, recover=job.recover)
+
+
+def sound_trajectory(path: Path, step: int | None = None) -> zo.Trajectory:
+    """A run's trajectory, without a last record that a killed process left incomplete; of one that is damaged what is
+    sound, if that has the step that is asked for.
+
+    Raises ValueError if it is damaged, OSError if it cannot be read.
+    """
+    try:
+        return zo.Trajectory.load(path, recover="incomplete")
+    except FaultyTrajectory as error:
+        fault = error.fault
+        if not fault.recoverable:
+            raise
+        sound = zo.Trajectory.load(path, recover=True)
+        if step is not None and step <= sound.steps:
+            return sound
+        run = path.parent
+        raise ValueError(
+            f"{path}: record {fault.record}, at byte {fault.byte}: {fault.reason}; {sound.steps} steps come before it: "
+            f"`zo-finetune --resume {run} --recover` goes on from there and keeps the rest beside, `zo-finetune replay "
+            f"{run} --step N` takes up to {sound.steps}"
+        ) from error
 
 
 def _optimizer(config: Config, model: nn.Module) -> zo.ZeroOrderOptimizer:

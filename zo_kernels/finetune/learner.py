@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zo_kernels.finetune import run_folder
 from zo_kernels.finetune.examples import Examples
 from zo_kernels.finetune.results import Evaluation
 
@@ -25,9 +26,14 @@ class Predictor(ABC):
     def save_start(self, folder: Path) -> None:
         """Write what a run starts with and the pretrained model does not hold to `folder/start`."""
 
-    @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write all of it to `folder/model`; weights as safetensors in their own dtype."""
+        """Write all of it to `folder/model`, all or nothing; weights as safetensors in their own dtype."""
+        with run_folder.whole_folder(folder / run_folder.MODEL) as target:
+            self._write(target)
+
+    @abstractmethod
+    def _write(self, target: Path) -> None:
+        """All of it to a folder."""
 
 
 class Learner(ABC):

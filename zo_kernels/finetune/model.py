@@ -37,22 +37,24 @@ class Classifier(nn.Module):
         return self.head(SCALE * self.embed(input_ids, attention_mask)).float()
 
 
-def load_encoder(model: str, dtype: torch.dtype) -> tuple[nn.Module, Any, int]:
+def load_encoder(model: str, dtype: torch.dtype, *, whole: bool = False) -> tuple[nn.Module, Any, int]:
     """The encoder in evaluation mode, its tokenizer and its hidden size, from a folder or a hub id.
 
     Of a model with a decoder only the encoder is taken. A pooling layer is frozen: it takes no part in the loss.
-    Raises ValueError naming --model if transformers cannot load it.
+    Raises ValueError naming --model if transformers cannot load it; if `whole`, also if it lacks a weight.
     """
     import transformers
 
     try:
         with no_progress_bars():
             tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-            loaded = transformers.AutoModel.from_pretrained(model, dtype=dtype)
+            loaded, report = transformers.AutoModel.from_pretrained(model, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"--model: expected a folder or hub id that transformers can load, got {model!r}: {error}"
         ) from error
+    if whole and (missing := sorted(report["missing_keys"])):
+        raise ValueError(f"{model}: expected all weights of the encoder, got none of {', '.join(missing[:3])}")
     ensure_padding(tokenizer, model)
     encoder = loaded.get_encoder() if loaded.config.is_encoder_decoder else loaded
     if (pooler := getattr(encoder, "pooler", None)) is not None:

@@ -9,7 +9,7 @@ import torch
 
 import zo_kernels as zo
 from zo_kernels.finetune.job import Job
-from zo_kernels.finetune.run_folder import Metrics
+from zo_kernels.finetune.metrics import Metrics
 
 
 def record_start(job: Job, metrics: Metrics) -> dict[str, Any]:

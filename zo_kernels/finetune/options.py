@@ -31,7 +31,8 @@ def add_options(parser: argparse.ArgumentParser, several: Collection[str] = ()) 
         "model can read, at most 2048)", type=int)  # fmt: skip
     add(model, "--freeze", "what is not trained", choices=settings.FROZEN)
     add(model, "--out", "run folder; by default runs/METHOD-DATE-TIME", metavar="DIR")
-    add(model, "--overwrite", "replace the files of an earlier run in --out", action="store_true")
+    add(model, "--overwrite", "replace the files of an earlier run in --out; other files stay, and a folder that "
+        "is not a run's is refused", action="store_true")  # fmt: skip
 
     classifier = parser.add_argument_group("to train a classifier")
     add(classifier, "--data", "training examples: a .tsv or .csv with a header label,text", metavar="FILE")
@@ -98,8 +99,13 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def add_resume(parser: argparse.ArgumentParser, help: str) -> None:
-    """`--resume`, which stands alone."""
-    parser.add_argument("--resume", help=f"{help}; takes no other option", metavar="RUN")
+    """`--resume`, which stands alone but for `--recover`."""
+    parser.add_argument("--resume", help=f"{help}; takes no other option but --recover", metavar="RUN")
+    parser.add_argument(
+        "--recover",
+        action="store_true",
+        help="with --resume: of files that are damaged keep what is sound, and the rest beside them, and go on",
+    )
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -18,7 +18,7 @@ from zo_kernels.finetune.learner import Predictor
 from zo_kernels.finetune.masked import MaskedTexts, label_logits
 from zo_kernels.finetune.model import no_progress_bars
 from zo_kernels.finetune.prompts import CausalPrompts, MaskedPrompts, single_tokens
-from zo_kernels.finetune.run_folder import LABELS, MODEL, START
+from zo_kernels.finetune.run_folder import MODEL, START, Description
 from zo_kernels.finetune.task_data import Example, fields_of
 from zo_kernels.finetune.tasks import TASKS, Row, Task, Template
 
@@ -130,33 +130,29 @@ class Prompted(Predictor):
 
     def save_start(self, folder: Path) -> None:
         (folder / START).mkdir(parents=True, exist_ok=True)
-        run_folder.write_json(folder / START / LABELS, self._description())
+        run_folder.write_description(folder / START, self._description())
 
-    def save(self, folder: Path) -> None:
-        target = folder / MODEL
+    def _write(self, target: Path) -> None:
         model: Any = self.model
         with no_progress_bars():
             model.save_pretrained(target)
         self.tokenizer.save_pretrained(target)
-        run_folder.write_json(target / LABELS, self._description())
+        run_folder.write_description(target, self._description())
 
-    def _description(self) -> dict[str, Any]:
-        return {
-            "names": list(self.names),
-            "max_tokens": self.max_tokens,
-            "max_new_tokens": self.max_new_tokens,
-            "task": self.task_name,
-            "kind": self.kind,
-        }
+    def _description(self) -> Description:
+        return Description(self.names, self.max_tokens, self.max_new_tokens, self.task_name, self.kind)
 
 
 def load_prompted(run: str | Path) -> Prompted:
     """The model that a run with prompts saved in its folder, on the CPU, in evaluation mode and in its own dtype.
 
-    Raises FileNotFoundError if the folder has no finished run, ValueError if the run trained a classifier.
+    Raises FileNotFoundError if the folder has no finished run, ValueError if the run trained a classifier, or its model
+    is damaged.
     """
     about = run_folder.description(run)
-    if "task" not in about:
+    if about.task is None:
         raise ValueError(f"{run}: expected a run with prompts, got one that trained a classifier: use load_classifier")
-    model, tokenizer, kind = load_language_model(str(Path(run) / MODEL), about["kind"], "auto")
-    return Prompted(model, tokenizer, about["task"], kind, about["max_tokens"], about["max_new_tokens"])
+    assert about.kind is not None and about.max_new_tokens is not None
+    with run_folder.model_of(run):
+        model, tokenizer, kind = load_language_model(str(Path(run) / MODEL), about.kind, "auto")
+        return Prompted(model, tokenizer, about.task, kind, about.max_tokens, about.max_new_tokens)

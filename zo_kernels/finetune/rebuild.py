@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import zo_kernels as zo
-from zo_kernels.finetune import run_folder
-from zo_kernels.finetune.job import load_start
+from zo_kernels.finetune import claims, run_folder
+from zo_kernels.finetune.job import load_start, sound_trajectory
 
 
 def rebuild(run: str, step: int | None, out: str, backend: str | None = None) -> str:
     """Write the model after `step` steps (None for all) into the folder `out`, from which it can be loaded.
 
-    Of a run that was cut off, the steps that its trajectory has whole can be had.
+    Of a run that was cut off, the steps that its trajectory has whole can be had, and of one that is damaged those
+    before the damage, if they are asked for by their number.
 
     Returns:
         A line that says what was done.
@@ -21,12 +22,17 @@ def rebuild(run: str, step: int | None, out: str, backend: str | None = None) ->
         ValueError, TypeError, OSError: the run, the step or the folder cannot be used; nothing has been written.
     """
     config = run_folder.config_of(run)
+    read = {"RUN": run, **claims.sources(config)}
+    claims.check_new(out, claims.MODEL_ALONE, read)
+    trajectory = sound_trajectory(Path(run) / run_folder.TRAJECTORY, step)
     start = load_start(Path(run), config)
     if start is None:
         raise ValueError(f"{run}: expected a run that has begun, got one without {run_folder.START}")
-    trajectory = zo.Trajectory.load(Path(run) / run_folder.TRAJECTORY, recover=True)
     steps = trajectory.steps if step is None else step
     zo.replay(start.model, trajectory, steps, backend=backend)
-    folder = run_folder.empty(out, "--out")
-    start.save(folder)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with claims.lock(folder, claims.MODEL_ALONE):
+        claims.check_new(out, claims.MODEL_ALONE, read)  # somebody else may have been faster
+        start.save(folder)
     return f"weights after step {steps} of {trajectory.steps}: {folder}"

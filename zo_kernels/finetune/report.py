@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from zo_kernels import files
 from zo_kernels.finetune.results import Summary
 
 
@@ -33,7 +35,9 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
     accuracies.set(xlabel="step", ylabel="development " + {"f1": "F1"}.get(metric, metric))
     for axes in (losses, accuracies):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    files.replace(path, picture.getvalue())
 
 
 def opening_lines(start: dict[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """What a run leaves behind in its folder, from which it can be resumed, replayed and used.
 
 config.json, start/ (all that the pretrained model does not hold: head, labels), trajectory.zo, metrics.jsonl; when it
-has finished also curves.png and model/.
+has finished also curves.png and model/. While a process writes it, run.lock (`claims`).
 """
 
 from __future__ import annotations
@@ -9,48 +9,58 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, get_type_hints
 
+import zo_kernels as zo
+from zo_kernels import files
+from zo_kernels.finetune import schema
 from zo_kernels.finetune.config import Config
+from zo_kernels.finetune.tasks import TASKS
 
 CONFIG, METRICS, CURVES, MODEL = "config.json", "metrics.jsonl", "curves.png", "model"
 START, TRAJECTORY = "start", "trajectory.zo"
 LABELS = "labels.json"  # written last of START and of MODEL: whoever finds it finds all
-_PART = ".part"  # ends the name of a file until it is whole
+FORMAT = 1  # of a folder's files
+_ALWAYS_SET = {"out", "method", "lr", "eps", "steps", "batch_size", "seed"}  # in folders from before they were marked
+_MODEL_KINDS = ("causal", "masked")
+_MOST_TOKENS = 2**31
 
 
-def create(config: Config) -> Path:
-    """Make the folder `config.out` and write the settings into it.
+def marked(values: Mapping[str, Any]) -> dict[str, Any]:
+    """With what tells a folder of ours, of a run or a sweep."""
+    return {"zo_kernels": zo.__version__, "format": FORMAT, **values}
 
-    Raises ValueError if it is a file, or holds anything and `config.overwrite` is not set. To overwrite means to
-    replace the files of a run; other files stay.
+
+def unmarked(path: Path, values: dict[str, Any]) -> dict[str, Any] | None:
+    """What was marked; None if nothing but the mark is there: a run is being replaced, or was until it was killed.
+
+    Raises ValueError if it is of a later version, or not ours.
     """
-    folder = empty(str(config.out), "--out", overwrite=config.overwrite, hint=" (or add --overwrite)")
-    clear(folder)
-    write_json(folder / CONFIG, dataclasses.asdict(config))
-    return folder
+    by, format = values.pop("zo_kernels", None), values.pop("format", None)
+    if (by, format) == (None, None):  # of a version that left no mark
+        return values
+    if not isinstance(by, str) or isinstance(format, bool) or not isinstance(format, int):
+        raise ValueError(f"{path}: zo_kernels, format: expected a version and a number, got {by!r:.40}, {format!r:.40}")
+    if format != FORMAT:
+        raise ValueError(f"{path}: format: expected {FORMAT}, got {format!r:.20}, of zo_kernels {by!r:.40}")
+    return values or None
 
 
-def clear(folder: Path) -> None:
-    """Delete what is left of another run and could be taken for one's own, but for its settings."""
-    for old in (TRAJECTORY, METRICS, f"{START}/{LABELS}", f"{MODEL}/{LABELS}"):
-        (folder / old).unlink(missing_ok=True)
-
-
-def empty(path: str, option: str, *, overwrite: bool = False, hint: str = "") -> Path:
-    """The folder, made if need be. Raises ValueError if it is a file, or neither empty nor to be overwritten.
-
-    A file that a killed run had only begun to write is no file.
+def is_run(folder: Path) -> bool:
+    """Whether it is recognisably the folder of a run of ours: its settings are marked, or all that are there are
+    known, and those that no run is without are among them. Raises ValueError or OSError if they cannot be read.
     """
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{option}: expected a folder, got the file {folder}")
-    if folder.is_dir() and not overwrite and any(not file.name.endswith(_PART) for file in folder.iterdir()):
-        raise ValueError(f"{option}: expected an empty or new folder, got {folder} with files in it{hint}")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    path = folder / CONFIG
+    if not os.path.lexists(path):
+        return False
+    values = unmarked(path, schema.read_json(path))
+    return values is None or _ALWAYS_SET <= values.keys() <= get_type_hints(Config).keys()
 
 
 def config_of(run: str | Path) -> Config:
@@ -58,96 +68,174 @@ def config_of(run: str | Path) -> Config:
 
     Raises ValueError if the folder has none.
     """
-    if Path(run).is_dir() and not (Path(run) / CONFIG).exists():
-        raise ValueError(f"{run}: expected the folder of a run, got one without {CONFIG}: no run has begun in it")
+    path = Path(run) / CONFIG
     try:
-        settings = json.loads((Path(run) / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        values = unmarked(path, schema.read_json(path))
+    except FileNotFoundError as error:
+        if Path(run).is_dir():
+            raise ValueError(
+                f"{run}: expected the folder of a run, got one without {CONFIG}: no run has begun in it"
+            ) from None
         raise ValueError(f"{run}: expected the folder of a run, with its {CONFIG}: {error}") from error
-    known = {field.name for field in dataclasses.fields(Config)}
-    if not isinstance(settings, dict) or not settings.keys() <= known:
-        raise ValueError(f"{run}: expected the settings of a run of this version in {CONFIG}")
-    return Config(**{**settings, "out": str(run)})
-
-
-def write_whole(path: Path, text: str) -> None:
-    """All or nothing, whenever the process dies."""
-    part = path.with_name(path.name + _PART)
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
-class Metrics:
-    """Records, one JSON object a line; kept in `records` for the curves. A context manager.
-
-    Args:
-        folder: of the run.
-        upto: keep the file's whole records, but for those of later steps and a summary; None to begin a new file.
-    """
-
-    def __init__(self, folder: Path, upto: int | None = None) -> None:
-        path = folder / METRICS
-        self.records: list[dict[str, Any]] = []
-        if upto is not None and path.exists():
-            self.records = [r for r in records_of(folder) if r.get("event") != "summary" and r.get("step", 0) <= upto]
-            write_whole(path, "".join(json.dumps(r) + "\n" for r in self.records))
-        self._file = path.open("w" if upto is None else "a", encoding="utf-8")
-
-    def write(self, event: str, **values: Any) -> None:
-        record = {"event": event, **values}
-        self.records.append(record)
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()  # for those who watch the file, and so that a run that is cut off leaves what it did
-
-    def find(self, event: str, **values: Any) -> dict[str, Any] | None:
-        """The last record of an event with these values."""
-        wanted = {"event": event, **values}.items()
-        return next((r for r in reversed(self.records) if wanted <= r.items()), None) if self.records else None
-
-    def __enter__(self) -> Metrics:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-
-def records_of(folder: Path) -> list[dict[str, Any]]:
-    """The whole records of a run's metrics, which need not be there."""
-    path = folder / METRICS
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    return [record for record in map(_parse, lines) if record]
-
-
-def _parse(line: str) -> dict[str, Any] | None:
+    except OSError as error:
+        raise ValueError(f"{run}: expected the folder of a run, with its {CONFIG}: {error}") from error
+    if values is None:
+        raise ValueError(
+            f"{run}: expected the folder of a run, got one in which another was being replaced: no run has begun in it"
+        )
+    hints = get_type_hints(Config)
+    settings = schema.check(str(path), values, hints, optional=hints.keys() - _ALWAYS_SET)
     try:
-        record = json.loads(line)
-    except ValueError:  # cut off
-        return None
-    return record if isinstance(record, dict) and "event" in record else None
+        return Config(**{**settings, "out": str(run)})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def write_config(folder: Path, config: Config | None) -> None:
+    """None for the mark alone: what is in the folder is about to be replaced."""
+    write_json(folder / CONFIG, marked({} if config is None else dataclasses.asdict(config)))
+
+
+def started(folder: Path) -> bool:
+    """Whether a run's settings are in it. Raises ValueError or OSError if they cannot be read."""
+    path = folder / CONFIG
+    return os.path.lexists(path) and unmarked(path, schema.read_json(path)) is not None
 
 
 def begun(folder: Path) -> bool:
     """Whether the run's start is recorded in it."""
-    return (folder / START / LABELS).is_file()
+    return os.path.lexists(folder / START / LABELS)
 
 
 def finished(folder: Path) -> bool:
     """Whether the run has saved its model."""
-    return (folder / MODEL / LABELS).is_file()
+    return os.path.lexists(folder / MODEL / LABELS)
 
 
-def description(run: str | Path) -> dict[str, Any]:
-    """What a finished run says of its model: label names, tokens, and the task if it was learned with prompts.
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a run says of its model; the last three only if it was learned with prompts."""
 
-    Raises FileNotFoundError if the folder has no finished run.
+    names: tuple[str, ...]
+    max_tokens: int
+    max_new_tokens: int | None = None
+    task: str | None = None
+    kind: str | None = None
+
+
+def write_description(folder: Path, about: Description) -> None:
+    """To START or MODEL, when all else is there: its weights' sizes and checksums go with it."""
+    values = {name: value for name, value in dataclasses.asdict(about).items() if value is not None}
+    weights = {path.name: _checksum(path) for path in sorted(folder.glob("*.safetensors"))}
+    write_json(folder / LABELS, {**values, "weights": weights})
+
+
+def read_description(folder: Path) -> Description:
+    """Of START or MODEL, whose weights are checked.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: something in it is damaged; the message says what.
+    """
+    path = folder / LABELS
+    hints = {**get_type_hints(Description), "weights": dict}
+    values = schema.check(str(path), schema.read_json(path), hints, hints.keys() - {"names", "max_tokens"})
+    weights = values.pop("weights", {})  # versions before did not have them
+    about = Description(**values)
+    for name in ("max_tokens", "max_new_tokens"):
+        value = getattr(about, name)
+        if value is not None and not 0 < value < _MOST_TOKENS:
+            raise ValueError(f"{path}: {name}: expected a whole number from 1 to below {_MOST_TOKENS}, got {value}")
+    if not about.names:
+        raise ValueError(f"{path}: names: expected the names of labels, got none")
+    if about.task is not None and (about.task not in TASKS or about.kind not in _MODEL_KINDS):
+        raise ValueError(
+            f"{path}: task, kind: expected one of {', '.join(TASKS)} and one of {', '.join(_MODEL_KINDS)}, got "
+            f"{about.task!r:.40} and {about.kind!r:.40}"
+        )
+    if about.task is not None and about.max_new_tokens is None:
+        raise ValueError(f"{path}: max_new_tokens: expected a whole number, got no such field")
+    for name, expected in weights.items():
+        if re.fullmatch(r"[\w.-]+\.safetensors", name) is None:
+            raise ValueError(f"{path}: weights: expected names of files, got {name!r:.80}")
+        schema.check_file(folder / name)
+        if (got := _checksum(folder / name)) != expected:
+            raise ValueError(f"{folder / name}: expected size and checksum {expected!r:.60}, got {got}: damaged")
+    return about
+
+
+def _checksum(path: Path) -> str:
+    """Of a file: its size and CRC-32."""
+    size = crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+    return f"{size}-{crc:08x}"
+
+
+def description(run: str | Path) -> Description:
+    """What a finished run says of its model.
+
+    Raises:
+        FileNotFoundError: the folder has no finished run.
+        ValueError: the model is damaged.
     """
     if not finished(Path(run)):
-        raise FileNotFoundError(f"{run}: expected the folder of a finished run, got none with {MODEL}/{LABELS}")
-    return json.loads((Path(run) / MODEL / LABELS).read_text(encoding="utf-8"))
+        raise FileNotFoundError(
+            f"{run}: expected the folder of a finished run, got none with {MODEL}/{LABELS}{_way_on(Path(run))}"
+        )
+    with model_of(run):
+        return read_description(Path(run) / MODEL)
+
+
+@contextmanager
+def model_of(run: str | Path) -> Iterator[None]:
+    """Whatever cannot be read of a finished run's model: ValueError, which says how to make it again."""
+    try:
+        yield
+    except Exception as error:
+        how = _way_on(Path(run)) or f"; if it came from a run: zo-finetune replay RUN --out DIR, not {run}"
+        raise ValueError(f"{Path(run) / MODEL}: it is damaged: {error}{how}") from error
+
+
+def _way_on(run: Path) -> str:
+    """For a run without a model, or with a damaged one."""
+    if not os.path.lexists(run / CONFIG) or not os.path.lexists(run / TRAJECTORY):
+        return ""
+    ended = os.path.lexists(run / CURVES)
+    return (
+        f"; from the trajectory it is made by: zo-finetune replay {run} --out DIR"
+        if ended
+        else f"; a run that was cut off goes on by: zo-finetune --resume {run}"
+    )
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into, which is at `target`, in place of what was there, when all in it is on the disk."""
+    part = target.with_name(target.name + files.PART)
+    discard(part)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for path in (*part.rglob("*"), part):
+            files.sync_folder(path) if path.is_dir() else files.sync(path)
+        discard(target)  # what is there is not whole: it has no LABELS
+        os.replace(part, target)
+    except BaseException:
+        discard(part)  # a disk that is full gets its room back
+        raise
+    files.sync_folder(target.parent)
+
+
+def discard(path: Path) -> None:
+    """Delete a file, a folder, or a link, but not where that leads."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
     """All or nothing, whenever the process dies."""
-    write_whole(path, json.dumps(value, indent=2) + "\n")
+    files.replace(path, (json.dumps(value, indent=2) + "\n").encode())

@@ -11,30 +11,44 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from zo_kernels.finetune import run_folder, train
+from zo_kernels import files
+from zo_kernels.finetune import claims, run_folder, train
 from zo_kernels.finetune.config import Config
 from zo_kernels.finetune.job import Job, prepare_learner, prepare_run
 from zo_kernels.finetune.learner import Learner
-from zo_kernels.finetune.sweep_plan import Plan, Result, result_of, write
+from zo_kernels.finetune.sweep_plan import PLAN, SWEEP, Plan, Result, result_of, write, write_mark
 
 
-def run(plan: Plan, console: Console, *, resumed: bool = False) -> Result | None:
+def run(plan: Plan, console: Console, *, resumed: bool = False, recover: bool = False) -> Result | None:
     """Do the runs of a sweep, those that were cut off from where they were, and print a table of all.
+
+    `recover`: of runs that are damaged, as `train.resume`.
 
     Returns the best, which has been evaluated on the test and has its model saved; None if all runs were stopped.
 
     Raises ValueError, TypeError or OSError for settings, data, a model or a folder that cannot be used.
     """
     configs = plan.configs()
-    shared = _Shared(configs, resumed)
-    if not resumed:
-        _ = shared.start  # before anything is written: a sweep that cannot start leaves nothing behind
-        _make_folder(plan, configs)
+    if resumed:
+        claims.check_written(plan.folder, SWEEP)
+        with claims.lock(plan.folder, SWEEP):
+            return _run(plan, configs, _Shared(configs, resumed, recover), console)
+    _check_folder(plan, configs)
+    shared = _Shared(configs, resumed, recover)
+    _ = shared.start  # before anything is written: a sweep that cannot start leaves nothing behind
+    with _made(plan, configs):
+        return _run(plan, configs, shared, console)
+
+
+def _run(plan: Plan, configs: list[Config], shared: _Shared, console: Console) -> Result | None:
     results: list[Result] = []
     for number, config in enumerate(configs, 1):
         console.print(f"run {number} of {len(configs)}: lr {config.lr}, eps {config.eps}", highlight=False)
-        if (result := result_of(config)) is None:
-            begun = (Path(str(config.out)) / run_folder.CONFIG).exists()
+        folder = Path(str(config.out))
+        begun = run_folder.started(folder)
+        if begun:
+            _check_settings(folder, config)
+        if (result := result_of(config) if begun else None) is None:
             train.train_only(shared.job(config, resume=begun), console, plan.rule, resumed=begun)
             result = result_of(config)
             assert result is not None
@@ -57,8 +71,8 @@ def run(plan: Plan, console: Console, *, resumed: bool = False) -> Result | None
 class _Shared:
     """Data and model, which are prepared once; every run begins with the same bits of the weights."""
 
-    def __init__(self, configs: list[Config], resumed: bool) -> None:
-        self._configs, self._resumed = configs, resumed
+    def __init__(self, configs: list[Config], resumed: bool, recover: bool) -> None:
+        self._configs, self._resumed, self._recover = configs, resumed, recover
 
     @cached_property
     def learner(self) -> Learner:
@@ -75,17 +89,44 @@ class _Shared:
         with torch.no_grad():
             for name, value in self.learner.predictor.model.state_dict().items():
                 value.copy_(self.start[name])
-        return prepare_run(config, self.learner, resume=resume)
+        return prepare_run(config, self.learner, resume=resume, recover=self._recover)
 
 
-def _make_folder(plan: Plan, configs: list[Config]) -> None:
-    overwrite = configs[0].overwrite
-    run_folder.empty(plan.out, "--out", overwrite=overwrite, hint=" (or add --overwrite)")
+def _check_folder(plan: Plan, configs: list[Config]) -> None:
+    """Raise ValueError if it cannot be written, or holds anything but an earlier sweep that is to be overwritten."""
+    read, overwrite = claims.sources(configs[0]), configs[0].overwrite
+    claims.check_new(plan.out, SWEEP, read, overwrite=overwrite, hint=" (or add --overwrite)")
     for config in configs:
-        # Else what is left of another sweep's run would be taken for this one's.
-        run_folder.clear(Path(str(config.out)))
-        (Path(str(config.out)) / run_folder.CONFIG).unlink(missing_ok=True)
-    write(plan, [])
+        claims.check_run(config)
+
+
+def _made(plan: Plan, configs: list[Config]) -> files.Locked:
+    """The lock of the sweep's folder, which has the plan in it and nothing of an earlier one."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    held = claims.lock(plan.folder, SWEEP)
+    try:
+        _check_folder(plan, configs)  # somebody else may have been faster
+        if (plan.folder / PLAN).exists():
+            write_mark(plan)
+        for config in configs:
+            # Else what is left of another sweep's run would be taken for this one's.
+            claims.clear(Path(str(config.out)))
+        write(plan, [])
+    except BaseException:
+        held.release()
+        raise
+    return held
+
+
+def _check_settings(folder: Path, config: Config) -> None:
+    """Raise ValueError if the run has others than the plan says."""
+    theirs, ours = vars(run_folder.config_of(folder)), vars(config)
+    for name in ours.keys() - {"out", "overwrite"}:
+        if theirs[name] != ours[name]:
+            raise ValueError(
+                f"{folder / run_folder.CONFIG}: {name}: expected {ours[name]!r}, as the sweep's {PLAN} has it, got "
+                f"{theirs[name]!r}"
+            )
 
 
 def _table(results: list[Result]) -> Table:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
+import os
 import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from zo_kernels.finetune import run_folder
+from zo_kernels import files
+from zo_kernels.finetune import run_folder, schema
+from zo_kernels.finetune.claims import Kind
 from zo_kernels.finetune.config import Config
+from zo_kernels.finetune.metrics import records_of
 from zo_kernels.finetune.stopping import StopRule
 
 PLAN, TABLE = "sweep.json", "sweep.csv"
+_MOST_RUNS = 10_000
+_HINTS = {
+    "out": str, "settings": dict, "lr": tuple[float | None, ...], "eps": tuple[float, ...], "stop_margin": float
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,25 +91,53 @@ def new_plan(
 
     Raises ValueError if one of the runs could not be.
     """
-    if not 0 < stop_margin < math.inf:
-        raise ValueError(f"--stop-margin: expected a finite number above 0, got {stop_margin}")
-    plan = Plan(out, settings, lr or (None,), eps or (Config.eps,), stop_margin)
+    return _checked(Plan(out, settings, lr or (None,), eps or (Config.eps,), stop_margin))
+
+
+def _checked(plan: Plan) -> Plan:
+    if not 0 < plan.stop_margin < math.inf:
+        raise ValueError(f"--stop-margin: expected a finite number above 0, got {plan.stop_margin}")
+    for option, values in (("--lr", plan.lr), ("--eps", plan.eps)):
+        if not 0 < len(set(values)) == len(values) <= _MOST_RUNS:
+            raise ValueError(f"{option}: expected 1 to {_MOST_RUNS} different numbers, got {len(values)}")
+    if (runs := len(plan.lr) * len(plan.eps)) > _MOST_RUNS:
+        raise ValueError(f"--lr, --eps: expected at most {_MOST_RUNS} combinations, got {runs}")
     plan.configs()
     return plan
 
 
 def plan_of(folder: str | Path) -> Plan:
     """The plan of a sweep that has begun, `out` being where its folder is now. Raises ValueError if there is none."""
+    path = Path(folder) / PLAN
     try:
-        plan = json.loads((Path(folder) / PLAN).read_text(encoding="utf-8"))["plan"]
-        return Plan(str(folder), plan["settings"], tuple(plan["lr"]), tuple(plan["eps"]), plan["stop_margin"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--resume: expected the folder of a sweep, with its {PLAN}: {error!r}") from error
+        values = run_folder.unmarked(path, schema.read_json(path)) or {}
+        values = schema.check(str(path), values, {"plan": dict, "runs": list})
+        plan = schema.check(f"{path}: plan", values["plan"], _HINTS)
+        hints = {name: hint for name, hint in get_type_hints(Config).items() if name not in ("out", "lr", "eps")}
+        settings = schema.check(f"{path}: plan: settings", plan["settings"], hints, hints.keys())
+        return _checked(Plan(str(folder), settings, plan["lr"], plan["eps"], plan["stop_margin"]))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--resume: expected the folder of a sweep, with its {PLAN}: {error}") from error
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether it is recognisably the folder of a sweep of ours: its plan is marked, or has the fields of one. Raises
+    ValueError or OSError if it cannot be read.
+    """
+    path = folder / PLAN
+    if not os.path.lexists(path):
+        return False
+    values = run_folder.unmarked(path, schema.read_json(path))
+    plan = {} if values is None else values.get("plan")
+    return values is None or (isinstance(plan, dict) and plan.keys() == _HINTS.keys())
+
+
+SWEEP = Kind("a sweep", (PLAN, TABLE), (), is_sweep)
 
 
 def result_of(config: Config) -> Result | None:
     """What came of a run, None if it has not been trained to its end or to where it was stopped."""
-    records = run_folder.records_of(Path(str(config.out)))
+    records = records_of(Path(str(config.out)))
     trained = next((r for r in records if r["event"] == "trained"), None)
     if trained is None:
         return None
@@ -122,9 +157,14 @@ def result_of(config: Config) -> Result | None:
 def write(plan: Plan, results: list[Result]) -> None:
     """The plan and the results so far, best first, as `sweep.json` and `sweep.csv`."""
     ranked = [asdict(result) for result in sorted(results, key=lambda result: result.rank)]
-    run_folder.write_json(plan.folder / PLAN, {"plan": asdict(plan), "runs": ranked})
+    run_folder.write_json(plan.folder / PLAN, run_folder.marked({"plan": asdict(plan), "runs": ranked}))
     text = io.StringIO()
     table = csv.DictWriter(text, [field.name for field in fields(Result)], lineterminator="\n")
     table.writeheader()
     table.writerows(ranked)
-    run_folder.write_whole(plan.folder / TABLE, text.getvalue())
+    files.replace(plan.folder / TABLE, text.getvalue().encode())
+
+
+def write_mark(plan: Plan) -> None:
+    """That its folder is one of ours, whose sweep is about to be replaced."""
+    run_folder.write_json(plan.folder / PLAN, run_folder.marked({}))

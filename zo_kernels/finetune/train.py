@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -11,14 +12,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-import zo_kernels as zo
-from zo_kernels.finetune import report, run_folder
+from zo_kernels import files
+from zo_kernels.finetune import ending, report, run_folder
 from zo_kernels.finetune.classification import evaluate as evaluate  # for the benchmarks, which train no run
 from zo_kernels.finetune.config import Config
 from zo_kernels.finetune.job import Job, prepare, resume_weights
+from zo_kernels.finetune.metrics import Metrics
 from zo_kernels.finetune.opening import record_start
 from zo_kernels.finetune.results import Evaluation, Summary
-from zo_kernels.finetune.run_folder import Metrics
 from zo_kernels.finetune.steps import Step, Stepper
 from zo_kernels.finetune.stopping import StopRule
 from zo_kernels.trajectory import Kind
@@ -40,17 +41,19 @@ def finetune(config: Config, console: Console | None = None) -> Summary:
     return run(prepare(config), console or Console(), started)
 
 
-def resume(folder: str | Path, console: Console | None = None) -> Summary:
+def resume(folder: str | Path, console: Console | None = None, *, recover: bool = False) -> Summary:
     """Go on with a run that was cut off, at whatever moment; it ends with the bits of one that was not.
+
+    `recover`: what is damaged of its trajectory and its metrics is kept beside them, and the run goes on before it.
 
     Raises ValueError, TypeError or OSError if the folder is not that of an unfinished run, or if data, model or
     versions are not those that it was started with; `Diverged` as `finetune`.
     """
     started = time.perf_counter()
-    return run(prepare_to_resume(folder), console or Console(), started, resumed=True)
+    return run(prepare_to_resume(folder, recover=recover), console or Console(), started, resumed=True)
 
 
-def prepare_to_resume(folder: str | Path) -> Job:
+def prepare_to_resume(folder: str | Path, *, recover: bool = False) -> Job:
     """The job of a run that was cut off, with the weights that it started with.
 
     Raises ValueError, TypeError or OSError as `resume`.
@@ -58,12 +61,12 @@ def prepare_to_resume(folder: str | Path) -> Job:
     config = run_folder.config_of(folder)
     if run_folder.finished(Path(folder)):
         raise ValueError(f"--resume: expected a run that was cut off, got {folder}, which has finished")
-    return prepare(config, resume=True)
+    return prepare(config, resume=True, recover=recover)
 
 
 def run(job: Job, console: Console, started: float, *, resumed: bool = False) -> Summary:
     """Evaluate, train, evaluate and save; `started` is the `time.perf_counter()` from which the run is timed."""
-    with Metrics(job.folder, _steps_recorded(job) if resumed else None) as metrics:
+    with job.lock, Metrics(job.folder, resumed=resumed, recover=job.recover) as metrics:
         for line in report.opening_lines(record_start(job, metrics)):
             console.print(line, highlight=False, soft_wrap=True)
         before = _evaluate(job, metrics, "test", 0)
@@ -97,18 +100,13 @@ def run(job: Job, console: Console, started: float, *, resumed: bool = False) ->
     return summary
 
 
-def _steps_recorded(job: Job) -> int:
-    trajectory = job.folder / run_folder.TRAJECTORY
-    return zo.Trajectory.load(trajectory, recover=True).steps if trajectory.exists() else 0
-
-
 def train_only(job: Job, console: Console, rule: StopRule, *, resumed: bool = False) -> None:
     """Train, evaluated on the development examples alone, until the end or until `rule` stops it.
 
     What came of it is the last record of the metrics: "trained", with the step that was reached, and why no other was.
     `run(..., resumed=True)` goes on from there, or evaluates on the test and saves.
     """
-    with Metrics(job.folder, _steps_recorded(job) if resumed else None) as metrics:
+    with job.lock, Metrics(job.folder, resumed=resumed, recover=job.recover) as metrics:
         for line in report.opening_lines(record_start(job, metrics)):
             console.print(line, highlight=False, soft_wrap=True)
         _evaluate(job, metrics, "dev", 0)
@@ -120,7 +118,14 @@ def train_only(job: Job, console: Console, rule: StopRule, *, resumed: bool = Fa
 
 
 def _resume(job: Job, metrics: Metrics, console: Console) -> None:
-    resume_weights(job)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        resume_weights(job, metrics.reached)
+    for warning in caught:
+        console.print(f"warning: {warning.message}", highlight=False, markup=False, soft_wrap=True)
+    if (copy := metrics.begin(job.optimizer.step_count)) is not None:
+        said = f"warning: {run_folder.METRICS} had damaged lines, or steps that are lost: a copy of it is {copy}"
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
     metrics.write("resume", step=job.optimizer.step_count)
     console.print(f"resumed after step {job.optimizer.step_count}", highlight=False)
 
@@ -129,6 +134,7 @@ def _train(job: Job, metrics: Metrics, console: Console, rule: StopRule | None =
     """The steps of the run, and why it was stopped by `rule`; without one, a run that diverges is an error."""
     config = job.config
     stepper = Stepper(config, job.learner, job.optimizer)
+    ending.steps_begin()
     steps = _steps_so_far(job, metrics)
     losses = [step.loss for step in steps]
     in_forwards, in_steps = sum(step.forward_seconds for step in steps), sum(step.seconds for step in steps)
@@ -140,6 +146,7 @@ def _train(job: Job, metrics: Metrics, console: Console, rule: StopRule | None =
             number = len(steps)
             if number and (number % config.eval_every == 0 or number == config.steps):
                 dev = _evaluate(job, metrics, "dev", number)
+                files.sync(job.folder / run_folder.TRAJECTORY)  # up to here the run outlives a power cut
                 progress.console.print(_evaluation_line(number, dev), highlight=False)
             if rule and (stopped := rule.reason(losses, dev_before.loss, dev.loss)) is not None:
                 return steps, stopped
@@ -148,6 +155,8 @@ def _train(job: Job, metrics: Metrics, console: Console, rule: StopRule | None =
             step = stepper.step(_schedule(config.schedule, number / config.steps))
             steps.append(step)
             losses.append(step.loss)
+            # Settled: on a GPU steps come to the trajectory's file later, but never after the metrics.
+            _ = job.optimizer.trajectory
             metrics.write("step", step=number + 1, **asdict(step))
             if rule is None:
                 _give_up_if_diverged(steps, config)

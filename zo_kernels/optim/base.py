@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -15,15 +15,16 @@ from .. import checks
 from ..ops import ROUNDINGS
 from ..trajectory import Kind
 from ..trajectory.file import SYNC
+from .alone import alone
+from .attempt import attempted
 from .blocks import block_of_parameters
-from .draws import FIRST_SLOT, blocks_to_drop, direction_seeds
+from .draws import FIRST_SLOT, MAX_DIRECTIONS, blocks_to_drop, direction_seeds
 from .graphed import GraphedStep, cannot_be_graphed
 from .groups import check_group, given_blocks, norm_parameters
-from .in_forward import InForwardProbes, cannot_perturb_in_forward
-from .interrupts import interrupts_held
+from .in_forward import InForward, InForwardProbes, cannot_perturb_in_forward
 from .losses import Closure, Refused, check_closure, check_pair, decay_factors, value_of
 from .numbers import Numbers, Pair, Seed, spsa_update
-from .parallel import Parallel, Ranks, ranks_of
+from .parallel import Parallel, ranks_of
 from .probes import InPlace, Probes
 from .recorded import RecordedSteps
 from .recording import Recording
@@ -31,7 +32,6 @@ from .shards import resharding
 from .streamed import StreamedInForward
 from .weights import Weights
 
-MAX_DIRECTIONS = 2**16
 PERTURB = ("auto", "in_place", "in_forward")
 
 
@@ -85,7 +85,8 @@ class ZeroOrderOptimizer(RecordedSteps):
         step_count: steps taken, refused ones included.
         refused_steps: steps refused because a loss was not finite. Asking for this or the next two waits for a GPU.
         projected_gradients: g_k of the last step; zeros if it was refused.
-        bytes_sent: by this rank to each of the others, in all steps so far: 32 a step and 16 a direction of its own.
+        bytes_sent: by this rank to each of the others, in all steps so far: 32 a step and 16 a direction of its own,
+            and a message more whenever options change, of 64 bytes in the first step.
         trajectory: what `zo_kernels.replay` needs to rebuild the weights of any step, as `zo_kernels.Trajectory`.
         trajectory_path: the file that it is written to, None if there is none (or if another rank writes it).
 
@@ -128,6 +129,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         self._gradients = []
         self._weights = self._built_for = self._in_forward = None
         self._builds = self._steps_since_built = 0  # of the tables
+        self._torn = False
 
         module = params if isinstance(params, nn.Module) else None
         if (reshard := resharding(module)) is not None:
@@ -208,7 +210,8 @@ class ZeroOrderOptimizer(RecordedSteps):
         n = self._steps_since_built
         return n & (n - 1) == 0
 
-    @torch.no_grad()
+    @alone("step")
+    @attempted
     def step(self, closure: Closure) -> Tensor | float:  # type: ignore[override]
         """One step: two evaluations of the loss a direction, then the update.
 
@@ -228,18 +231,28 @@ class ZeroOrderOptimizer(RecordedSteps):
                 if it is not finite, the step is refused all the same, on the device, but nothing is raised. Whatever
                 the closure raises also leaves restored weights behind. Restored means up to float rounding of the
                 passes in place, and exactly in the forward.
+            ValueError: the update might make a weight infinite: lr |g| is above 1e30, or 1024 if there are float16
+                weights, or lr * weight_decay above 2. The step is refused, as above; where the losses stay on a GPU,
+                the former is refused there, without a word. The weights themselves are not looked at: those that are
+                above half of their dtype's largest number may still overflow.
             ValueError: perturbation in the forward cannot reach a weight; the message names it.
+            RuntimeError: another thread is in a step of this optimizer, or the closure calls this. Nothing is changed.
             OSError: the trajectory's file cannot be written. The step was taken; the next one writes what is missing.
         """
-        check_closure("closure", closure)
-        eps, rates, decays, weights = self._begin()
-        probes = self._probes(weights, weights.active(self._draw_dropped()), watch=self._watches())
+        attempt = self._attempt
+        assert attempt is not None
+        with self._telling_others():
+            check_closure("closure", closure)
+            eps, rates, decays, weights = self._begin()
+        attempt.probes = probes = self._probes(weights, weights.active(self._draw_dropped()), watch=self._watches())
         seeds, seen = self._seeds(), list[Any]()
         pairs = self._probe(probes, closure, seeds, eps, seen)
-        numbers = Numbers.of([pairs], eps, rates, decays)
-        with interrupts_held():
-            probes.finish(spsa_update(seeds, numbers.gradients[0], numbers.rates), numbers.decays)
-            self._took(weights, Kind.STEP, rates, eps, numbers, pairs)
+        numbers = Numbers.of([pairs], eps, rates, decays, reach=weights.reach)
+        if numbers.refusal is not None:
+            raise Refused(ValueError, numbers.refusal, of="")
+        taking = self._taking(attempt, weights, Kind.STEP, rates, eps, numbers, pairs)
+        probes.finish(spsa_update(seeds, numbers.gradients[0], numbers.rates), numbers.decays, taking)
+        self._taken(attempt, weights)
         return self._mean_loss(seen, pairs)
 
     @contextmanager
@@ -250,11 +263,16 @@ class ZeroOrderOptimizer(RecordedSteps):
             with opt.streaming():
                 logits = model(**batch_on_the_device).logits
         """
-        self._prepare()
-        engine = self._in_forward
+        engine = self._ready_to_stream()
         with torch.no_grad(), engine.unperturbed() if isinstance(engine, StreamedInForward) else nullcontext():
             yield
 
+    @alone("streaming")
+    def _ready_to_stream(self) -> InForward | None:
+        self._prepare()
+        return self._in_forward
+
+    @alone("graphed")
     def graphed(self, closure: Closure, *, warmup: int = 3, same_bits: bool = True) -> GraphedStep:
         """Steps whose launches are captured in a CUDA graph, for models whose forward is a matter of launches.
 
@@ -310,50 +328,32 @@ class ZeroOrderOptimizer(RecordedSteps):
         eps, rates = self._eps(), self._rates()
         decays = decay_factors(rates, self._weight_decays())
         weights = self._prepare()
+        self._check_whole(weights)
+        weights.reach.check_eps(eps)
         self._begin_record(weights, eps)
         return eps, rates, decays, weights
+
+    def _telling_others(self) -> AbstractContextManager[None]:
+        """What fails within is told to the ranks that wait for this one in the step."""
+        return nullcontext() if self._ranks is None else self._ranks.telling(self.step_count)
 
     def _probe(
         self, probes: Probes, closure: Closure, seeds: Sequence[Seed], eps: float, seen: list[Any]
     ) -> list[Pair]:
-        """As `_evaluate`, of the directions of all ranks; on any failure θ is restored, and the step is recorded."""
-        moves: list[float] = []
-        try:
-            if self._ranks is None:
-                return self._evaluate(probes, closure, seeds, eps, seen, moves)
-            return self._evaluate_together(self._ranks, probes, closure, seeds, eps, seen, moves)
-        except BaseException as error:
-            with interrupts_held():
-                probes.to({})
-                self._failed(Kind.REFUSED if isinstance(error, Refused) else Kind.INTERRUPTED, len(moves))
-            if not isinstance(error, Refused):
-                raise
-            raise error.error(f"closure: {error}; the step is refused, the weights are restored") from None
-
-    def _evaluate_together(
-        self,
-        ranks: Ranks,
-        probes: Probes,
-        closure: Closure,
-        seeds: Sequence[Seed],
-        eps: float,
-        seen: list[Any],
-        moves: list[float],
-    ) -> list[Pair]:
-        """As `_evaluate`, each rank doing its part."""
+        """As `_evaluate`, of the directions of all ranks, each of which does its part."""
+        if self._ranks is None:
+            return self._evaluate(probes, closure, seeds, eps, seen)
         assert self._weights is not None
-        own, known = ranks.own(seeds), (self.step_count, self._agreed(), self._weights.shards)
+        own, known = self._ranks.own(seeds), (self.step_count, self._agreed(), self._weights.shards)
         try:
-            pairs = self._evaluate(probes, closure, own, eps, seen, moves)
+            pairs = self._evaluate(probes, closure, own, eps, seen)
         except Exception as error:
-            with interrupts_held():
-                # To the end, as where nothing is wrong: weights that went another way would be rounded otherwise.
-                for seed, signed in [(s, e) for s in own for e in (eps, -eps)][len(moves) :]:
-                    probes.to({seed: signed})
-                    moves.append(signed)
-            ranks.tell(error, len(own), *known)
+            # To the end, as where nothing is wrong: weights that went another way would be rounded otherwise.
+            for seed, signed in [(s, e) for s in own for e in (eps, -eps)][probes.moves :]:
+                probes.to({seed: signed})
+            self._ranks.tell(error, len(own), *known)
             raise
-        return ranks.exchange(pairs, *known)
+        return self._ranks.exchange(pairs, *known)
 
     def _mean_loss(self, seen: Sequence[Any], pairs: Sequence[Pair]) -> Tensor | float:
         """Of the losses that the closure returned, here and on the other ranks."""
@@ -373,16 +373,13 @@ class ZeroOrderOptimizer(RecordedSteps):
         seeds: Sequence[Seed],
         eps: float,
         seen: list[Any],
-        moves: list[float],
     ) -> list[Pair]:
-        """(L+, L-) of each seed; what the closure returned is added to `seen`, each move of the weights to `moves`."""
+        """(L+, L-) of each seed; what the closure returned is added to `seen`."""
         pairs: list[Pair] = []
         for seed in seeds:
             values = []
             for signed in (eps, -eps):
-                with interrupts_held():
-                    probes.to({seed: signed})
-                    moves.append(signed)
+                probes.to({seed: signed})
                 loss, value = value_of(probes.evaluate(closure))
                 seen.append(loss)
                 values.append(value)

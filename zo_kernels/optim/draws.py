@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..spec import direction_seed
 from .blocks import dropped_blocks
 
+MAX_DIRECTIONS = 2**16
 FIRST_SLOT = 0
 ANCHOR_SLOT = 2**17  # directions of the estimate of MeZO-SVRG's anchor
 SEPARATE_SLOT = 2**18  # directions of the estimate at the anchor, when it does not share those at θ

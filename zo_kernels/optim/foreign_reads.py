@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _pop_mode
 
 # Operations that take a tensor for its shape and type alone.
 _SHAPE_ONLY = {
@@ -57,6 +57,18 @@ class Watch(TorchDispatchMode):
             yield
         finally:
             self._paused = before
+
+    def leave(self) -> None:
+        """Off PyTorch's stack of modes, on which an exception from outside may have left it: one that came while
+        PyTorch took it, or let go of it.
+        """
+        stack = _get_current_dispatch_mode_stack()
+        if not stack or stack[-1] is not self:
+            return
+        if self.old_dispatch_mode_flags:
+            self.__exit__(None, None, None)
+        else:
+            _pop_mode(None)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

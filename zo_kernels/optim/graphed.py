@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, device
 
 from ..backends.transfer import on_device, signed
+from ..interrupts import at_once, signals_held
 from ..trajectory import Kind
-from .interrupts import interrupts_held
+from .alone import alone
+from .attempt import Attempt
 from .losses import Closure, Refused, call, value_of
 from .numbers import Numbers, Pair, Row, spsa_update
 from .operations import Operation, Operations, first_difference
+from .overflow import unusable
 from .weights import Weights
 
 if TYPE_CHECKING:
@@ -97,34 +101,47 @@ class GraphedStep:
             ValueError: the closure returns losses that are not on the device, or, with `same_bits`, is not the same
                 when it is captured. No step is taken.
         """
+        taken = self._captured_step()
+        return self._optimizer.step(self._closure) if taken is None else taken
+
+    @alone("graphed")
+    def _captured_step(self) -> Tensor | None:
+        """One step, or None if an ordinary one is due."""
         optimizer = self._optimizer
         optimizer._prepare()
         key = optimizer._launches_depend_on()
         if key != self._captured_for and (key != self._warm_for or self._ordinary_steps < self._warmup):
             self._ordinary_steps += 1
             self._warm_for = key
-            return optimizer.step(self._closure)
-        eps, rates, decays, weights = optimizer._begin()
-        if key != self._captured_for:
-            self._check(weights.theta[0].device)
-            self._capture(weights, eps, rates, decays)
-            self._captured_for = key
-        with torch.no_grad(), interrupts_held():
+            return None
+        with Attempt(optimizer) as attempt, attempt.quietly():
+            attempt.begin()
+            eps, rates, decays, weights = optimizer._begin()
+            if (why := unusable(rates, decays)) is not None:
+                raise Refused(ValueError, why, of="")
+            if key != self._captured_for:
+                self._check(weights.theta[0].device)
+                self._capture(weights, eps, rates, decays)
+                self._captured_for = key
             self._seeds.copy_(self._on_device([signed(s) for s in optimizer._seeds()], torch.int64))
             self._rates.copy_(self._on_device(rates, torch.float64))
             if isinstance(self._decays, Tensor):
                 self._decays.copy_(self._on_device(decays, torch.float64))
-            self._replay()
-            torch.autograd.graph.increment_version([w for w in weights.theta if not w.is_inference()])
-            optimizer._took(weights, Kind.STEP, rates, eps, self._numbers, self._pairs)
+            attempt.probes = optimizer._probes(weights, None, watch=False)
+            with signals_held():
+                weights.torn = True
+                self._replay()
+                torch.autograd.graph.increment_version([w for w in weights.theta if not w.is_inference()])
+                taking = optimizer._taking(attempt, weights, Kind.STEP, rates, eps, self._numbers, self._pairs)
+                at_once([*taking, partial(setattr, weights, "torn", False)])
+            optimizer._taken(attempt, weights)
             return self._loss.clone()
 
     def _check(self, where: device) -> None:
         if not self._same_bits:
             return
         try:
-            with torch.no_grad():
-                difference = differs_when_captured(self._closure, where)
+            difference = differs_when_captured(self._closure, where)
         except Refused as error:
             raise error.error(f"closure: {error}; no step was taken") from None
         if difference is not None:
@@ -146,14 +163,16 @@ class GraphedStep:
             seeds = list(self._seeds.unbind())
             probes = optimizer._probes(weights, None, watch=False)
             seen: list[Any] = []
-            pairs = optimizer._evaluate(probes, self._closure, seeds, eps, seen, [])
+            pairs = optimizer._evaluate(probes, self._closure, seeds, eps, seen)
             if not all(isinstance(value, Tensor) for pair in pairs for value in pair):
                 got = f"one on {seen[0].device}" if isinstance(seen[0], Tensor) else type(seen[0]).__name__
                 raise ValueError(f"closure: expected losses on {where}, for a graph, got {got}")
-            numbers = Numbers.of([pairs], eps, self._rates, self._decays)
-            probes.finish(spsa_update(seeds, numbers.gradients[0], numbers.rates), numbers.decays)
+            numbers = Numbers.of([pairs], eps, self._rates, self._decays, reach=weights.reach)
+            probes.finish(spsa_update(seeds, numbers.gradients[0], numbers.rates), numbers.decays, [])
             return sum(seen) / len(seen), numbers, pairs
 
-        with torch.no_grad():
+        try:
             self._replay, (self._loss, self._numbers, self._pairs) = captured(body)
+        except Refused as error:
+            raise error.error(f"closure: {error}; no step was taken") from None
         self._in_use = optimizer._memory_in_use()

@@ -19,9 +19,10 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 from ..backends.types import MaskKind, Pass
+from ..interrupts import Call
 from ..ops import Table
 from .foreign_reads import Watch
-from .interrupts import interrupts_held
+from .hooks import remove_forward_hooks
 from .losses import call
 from .numbers import Row, Seed
 from .owners import Owners
@@ -91,6 +92,7 @@ class InForward:
         self._sizes: dict[frozenset[int], int] = {}
         self._scratch: Any = self._make_room(weights.weights[0].tensor)
         self._hooks: list[RemovableHandle] = []
+        self._hooking = False
         self._frames: list[Frame] = []
         self._live: set[int] = set()
         self._stack: list[nn.Module] = []  # all modules that run, while watching
@@ -181,15 +183,19 @@ class InForward:
     def _hooked(self) -> Iterator[None]:
         self._entered = False
         try:
-            with interrupts_held():
-                self._hooks.append(register_module_forward_pre_hook(self._enter))
-                self._hooks.append(register_module_forward_hook(self._leave, always_call=True))
+            self._hooking = True
+            self._hooks.append(register_module_forward_pre_hook(self._enter))
+            self._hooks.append(register_module_forward_hook(self._leave, always_call=True))
+            self._hooking = False
             yield
         finally:
             self.restore()
 
     def restore(self) -> None:
-        """Leave nothing behind of an evaluation. To be called again should an interrupt have cut it short."""
+        """Leave nothing behind of an evaluation. To be called again should an exception from outside cut it short."""
+        if self._hooking:  # PyTorch may have taken one whose handle never came
+            remove_forward_hooks(self._enter, self._leave)
+            self._hooking = False
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -197,6 +203,8 @@ class InForward:
             self._put_back()
         self._scratch.clear()
         self._stack.clear()
+        if self._watch is not None:
+            self._watch.leave()
         self._watch = None
 
     def memory_in_use(self) -> list[Any]:
@@ -371,10 +379,13 @@ class InForwardProbes:
         self._engine, self._weights, self._active = engine, weights, active
         self._from_anchor, self._watch = from_anchor, watch
         self._offset: Mapping[Seed, float] = {}
+        self.moves = 0
 
     def to(self, offset: Mapping[Seed, float]) -> None:
         self._offset = offset
-        if not offset:
+        if offset:
+            self.moves += 1
+        else:
             self._engine.restore()
 
     def evaluate(self, closure: Callable[[], Any]) -> Any:
@@ -382,5 +393,5 @@ class InForwardProbes:
         watch, self._watch = self._watch, False
         return self._engine.evaluate(closure, do, from_anchor=self._from_anchor, watch=watch)
 
-    def finish(self, update: Mapping[Seed, Row], decays: Row) -> None:
-        self._weights.move(update, decays=decays, active=self._active)
+    def finish(self, update: Mapping[Seed, Row], decays: Row, then: Sequence[Call]) -> None:
+        self._weights.move(update, decays=decays, active=self._active, then=then)

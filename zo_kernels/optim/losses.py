@@ -16,11 +16,11 @@ Closure = Callable[[], "Tensor | float"]
 
 
 class Refused(Exception):
-    """A step cannot be made of what the closure returned: an exception of `error` is to say why."""
+    """No step can be made of the losses: an exception of `error` is to say why, after `of`, what they are of."""
 
-    def __init__(self, error: type[Exception], message: str):
+    def __init__(self, error: type[Exception], message: str, of: str = "closure: "):
         super().__init__(message)
-        self.error = error
+        self.error, self.of = error, of
 
 
 def check_closure(name: str, closure: Any) -> None:

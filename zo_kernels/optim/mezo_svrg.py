@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import checks
+from ..interrupts import Call, signals_held
 from ..trajectory import Kind, Setup
+from . import state
+from .alone import alone
+from .attempt import Attempt, attempted
 from .base import ZeroOrderOptimizer
 from .draws import ANCHOR_SLOT, SEPARATE_SLOT
 from .in_forward import InForwardProbes
-from .interrupts import interrupts_held
-from .losses import Closure, check_closure, decay_factors
-from .numbers import Numbers, Row, on_host
+from .losses import Closure, Refused, check_closure, decay_factors
+from .numbers import Numbers, on_host
 from .path import Path
 from .probes import InPlaceFromAnchor, Probes, RestoredInPlace
 from .replay import Replay
@@ -73,9 +77,9 @@ class MeZOSVRG(ZeroOrderOptimizer):
 
     def _forget(self) -> None:
         """No anchor: the next step takes one."""
+        self._age: int | None = None  # steps since the anchor; first, since the rest means nothing without
         self._path: Path | None = None
         self._dropped: frozenset[int] = frozenset()
-        self._age: int | None = None  # steps since the anchor
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         if isinstance(param_group, dict):  # torch refuses anything else, and says so
@@ -100,8 +104,10 @@ class MeZOSVRG(ZeroOrderOptimizer):
     def _prepare(self) -> Weights:
         known = self._weights
         weights = super()._prepare()
-        if weights is not known and self._path is not None and not self._recording.changed_by_others(weights):
+        if weights is not known and self._age is not None and not self._recording.changed_by_others(weights):
+            self._weights = None  # until this is done, too
             # Tables built in the middle of a period: groups may have been added, and the masks must be taken again.
+            assert self._path is not None
             self._path.extend(weights.rows)
             with torch.no_grad():
                 for w in weights.weights:
@@ -109,11 +115,17 @@ class MeZOSVRG(ZeroOrderOptimizer):
                         w.tensor.copy_(self._anchor(w))
                 self._write(weights, record=True)
             self._recording.note_versions(weights)
+            self._weights = weights
         return weights
 
     def _agreed(self) -> list[str]:
         rates = [group["anchor_lr"] for group in self.param_groups]
-        return [*super()._agreed(), f"anchor_every {self.anchor_every}", f"anchor_lr {rates}"]
+        age = "none" if self._age is None else self._age
+        return [*super()._agreed(), f"anchor_lr: {rates}", f"steps since the anchor: {age}"]
+
+    def _options(self, weights: Weights, eps: float) -> list[str]:
+        own = [f"anchor_every: {self.anchor_every}", f"shared_direction: {self.shared_direction}"]
+        return [*super()._options(weights, eps), *own]
 
     def _anchor_rates(self) -> list[float]:
         """As `_rates`, for an anchor's step."""
@@ -134,7 +146,8 @@ class MeZOSVRG(ZeroOrderOptimizer):
         self.shared_direction = setup.shared_direction
         super()._go_on_from(replay, setup)
 
-    @torch.no_grad()
+    @alone("step")
+    @attempted
     def step(self, closure: Closure, full_closure: Closure | None = None) -> Tensor | float:  # type: ignore[override]
         """One step; every `anchor_every`-th is a full-batch step.
 
@@ -146,53 +159,69 @@ class MeZOSVRG(ZeroOrderOptimizer):
         Returns, Raises:
             As `ZeroOrderOptimizer.step`. Weights are restored exactly, from the anchor.
         """
-        check_closure("closure", closure)
-        check_closure("full_closure", full_closure)
-        assert full_closure is not None
-        eps, rates, anchor_rates = self._eps(), self._rates(), self._anchor_rates()
-        weights = self._prepare()
-        if self._age is None or self._age >= self.anchor_every or self._recording.changed_by_others(weights):
-            self._forget()
+        attempt = self._attempt
+        assert attempt is not None
+        with self._telling_others():
+            check_closure("closure", closure)
+            check_closure("full_closure", full_closure)
+            assert full_closure is not None
+            eps, rates, anchor_rates = self._eps(), self._rates(), self._anchor_rates()
+            weights = self._prepare()
+            self._check_whole(weights)
+            weights.reach.check_eps(eps)
+            if self._age is None or self._age >= self.anchor_every or self._recording.changed_by_others(weights):
+                self._forget()
             self._begin_record(weights, eps)
-            return self._anchor_step(weights, full_closure, eps, anchor_rates)
-        self._begin_record(weights, eps)
-        return self._inner_step(weights, closure, eps, rates)
+        if self._age is None:
+            return self._anchor_step(attempt, weights, full_closure, eps, anchor_rates)
+        return self._inner_step(attempt, weights, closure, eps, rates)
 
-    def _anchor_step(self, weights: Weights, closure: Closure, eps: float, rates: Sequence[float]) -> Tensor | float:
+    def _anchor_step(
+        self, attempt: Attempt, weights: Weights, closure: Closure, eps: float, rates: Sequence[float]
+    ) -> Tensor | float:
         for w in weights.weights:
             self._anchor(w).copy_(w.tensor)
         self._dropped = self._draw_dropped()
         seeds, seen = self._seeds(ANCHOR_SLOT), list[Any]()
-        self._path = path = Path(weights.rows)
-        try:
-            pairs = self._probe(self._probes_from_anchor(weights), closure, seeds, eps, seen)
-        except BaseException:
-            self._forget()
-            raise
-        numbers = Numbers.of([pairs], eps, rates, decay_factors(rates, self._weight_decays()))
-        with interrupts_held():
-            path.ok = numbers.ok
-            path.advance(path.start(seeds, numbers.gradients[0]), numbers.rates, numbers.decays)
-            self._write(weights, record=True)
-            self._age = 1
-            self._took(weights, Kind.ANCHOR, rates, eps, numbers, pairs)
+        self._path = Path(weights.rows)
+        attempt.probes = probes = self._probes_from_anchor(weights)
+        pairs = self._probe(probes, closure, seeds, eps, seen)
+        decays = decay_factors(rates, self._weight_decays())
+        numbers = Numbers.of([pairs], eps, rates, decays, reach=weights.reach)
+        if numbers.refusal is not None:
+            raise Refused(ValueError, numbers.refusal, of="")
+        path = Path.started(weights.rows, seeds, numbers)
+        taking = self._taking(attempt, weights, Kind.ANCHOR, rates, eps, numbers, pairs)
+        self._write(weights, path, record=True, then=[partial(setattr, self, "_age", 1), *taking])
+        self._taken(attempt, weights)
         return self._mean_loss(seen, pairs)
 
-    def _inner_step(self, weights: Weights, closure: Closure, eps: float, rates: Sequence[float]) -> Tensor | float:
+    def _inner_step(
+        self, attempt: Attempt, weights: Weights, closure: Closure, eps: float, rates: Sequence[float]
+    ) -> Tensor | float:
         assert self._age is not None and self._path is not None
         seeds, seen = self._seeds(), list[Any]()
         anchor_seeds = seeds if self.shared_direction else self._seeds(SEPARATE_SLOT)
-        here = self._probe(self._probes_at_theta(weights), closure, seeds, eps, seen)
-        there = self._probe(self._probes_from_anchor(weights), closure, anchor_seeds, eps, [])
-        decays = decay_factors(rates, self._weight_decays())
-        numbers = Numbers.of([here, there], eps, rates, decays, self._path.ok)
+        attempt.probes = probes = self._probes_at_theta(weights)
+        here = self._probe(probes, closure, seeds, eps, seen)
+        attempt.probes = probes = self._probes_from_anchor(weights)
+        there = self._probe(probes, closure, anchor_seeds, eps, [])
+        decays, others = decay_factors(rates, self._weight_decays()), list(self._path.gradients.values())
+        numbers = Numbers.of([here, there], eps, rates, decays, self._path.ok, reach=weights.reach, others=others)
+        if numbers.refusal is not None:
+            raise Refused(ValueError, numbers.refusal, of="")
         estimate = self._path.estimate(seeds, numbers.gradients[0], anchor_seeds, numbers.gradients[1])
-        with interrupts_held():
-            self._path.advance(estimate, numbers.rates, numbers.decays)
-            self._write(weights)
-            self._age += 1
-            self._took(weights, Kind.BETWEEN, rates, eps, numbers, here, there)
+        path = self._path.advanced(estimate, numbers)
+        taking = self._taking(attempt, weights, Kind.BETWEEN, rates, eps, numbers, here, there)
+        self._write(weights, path, then=[partial(setattr, self, "_age", self._age + 1), *taking])
+        self._taken(attempt, weights)
         return self._mean_loss(seen, here)
+
+    def _restore(self, probes: Probes, weights: Weights) -> bool:
+        probes.to({})
+        if weights.torn:
+            self._write(weights)  # all of it, from the anchor
+        return True
 
     def _probes_at_theta(self, weights: Weights) -> Probes:
         active = weights.active(self._dropped)
@@ -207,10 +236,14 @@ class MeZOSVRG(ZeroOrderOptimizer):
             return InForwardProbes(self._in_forward, weights, active, from_anchor=True, watch=watch)
         return InPlaceFromAnchor(weights, active, lambda: self._write(weights))
 
-    def _write(self, weights: Weights, *, record: bool = False) -> None:
-        """θ from the anchor and the path. Dropped blocks are at the anchor."""
-        assert self._path is not None
-        self._path.write(weights, weights.active(self._dropped), record=record)
+    def _write(
+        self, weights: Weights, path: Path | None = None, *, record: bool = False, then: Sequence[Call] = ()
+    ) -> None:
+        """θ from the anchor and the path, or from another that takes its place. Dropped blocks are at the anchor."""
+        path = path or self._path
+        assert path is not None
+        then = [partial(setattr, self, "_path", path), *then]
+        path.write(weights, weights.active(self._dropped), record=record, then=then)
 
     def _zo_state(self) -> dict[str, Any]:
         path = self._path
@@ -227,22 +260,45 @@ class MeZOSVRG(ZeroOrderOptimizer):
             "age": self._age,
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As `ZeroOrderOptimizer.load_state_dict`; the anchor and the path from it, hence the weights, come back."""
-        super().load_state_dict(state_dict)
-        zo = state_dict["zo"]
-        self.anchor_every, self.shared_direction = zo["anchor_every"], zo["shared_direction"]
+    def _check_run(self, zo: Any) -> dict[str, Any]:
+        run = super()._check_run(zo)
+        return run | state.check_svrg(zo, len(self.param_groups), self._n_blocks, run["step_count"])
+
+    def _check_more(self, group: Mapping[str, Any], where: str) -> None:
+        if "anchor_lr" not in group:
+            raise ValueError(f"{where}anchor_lr: expected a value, got none")
+        _checked(group["anchor_lr"], where)
+
+    def _check_kept(self, kept: Mapping[Tensor, tuple[str, Mapping[Any, Any]]], run: dict[str, Any]) -> None:
+        anchored = [p for g in self.param_groups[: len(run["path_decays"]) // 2] for p in g["params"]]
+        needed = set() if run["age"] is None else {p for p in anchored if p.requires_grad}
+        for p, (name, entry) in kept.items():
+            if "anchor" in entry:
+                state.check_snapshot(f"{name}['anchor']", entry["anchor"], p, same_dtype=p in needed)
+                needed.discard(p)
+        if needed:
+            names = [self._names[p] for p in anchored if p in needed]
+            raise ValueError(f"state_dict: state: expected an anchor of {names[0]}, at age {run['age']}, got none")
+
+    def _take_state(self, run: dict[str, Any]) -> None:
+        self.anchor_every, self.shared_direction = run["anchor_every"], run["shared_direction"]
         self._forget()
-        if zo["age"] is not None:
-            coefficients: dict[int, Row] = {seed: list(row) for seed, row in zo["path"]}
-            decays = list(zo["path_decays"])
-            self._path = Path(len(decays), decays, coefficients, dict(zo["anchor_gradients"]), zo["anchor_ok"])
-        self._dropped, self._age = frozenset(zo["dropped"]), zo["age"]
-        for p in self.state:  # torch keeps the caller's tensors; a snapshot must be our own
-            self.state[p]["anchor"] = self.state[p]["anchor"].clone()
-        self._prepare()
-        self._recording.forget_versions()  # the model may be loaded after its optimizer
+        if run["age"] is not None:
+            decays, coefficients = run["path_decays"], run["path"]
+            self._path = Path(len(decays), decays, coefficients, run["anchor_gradients"], run["anchor_ok"])
+        self._dropped, self._age = frozenset(run["dropped"]), run["age"]
+        for kept in self.state.values():  # torch keeps the caller's tensors; a snapshot must be our own
+            if "anchor" in kept:
+                kept["anchor"] = kept["anchor"].clone().contiguous()
+        theta = [] if self._path is None else [(t, t.detach().clone()) for t in map(local, self._trainable())]
+        try:
+            self._prepare()
+        except BaseException:
+            with torch.no_grad(), signals_held():
+                for t, kept_values in theta:
+                    t.copy_(kept_values)
+            raise
 
 
-def _checked(anchor_lr: Any) -> float | None:
-    return None if anchor_lr is None else checks.number("anchor_lr", anchor_lr, 0.0)
+def _checked(anchor_lr: Any, where: str = "") -> float | None:
+    return None if anchor_lr is None else checks.number(f"{where}anchor_lr", anchor_lr, 0.0)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .numbers import Row, Value, divided, minus, times
+from ..interrupts import Call
+from .numbers import Numbers, Row, Value, divided, minus, times
 from .weights import Weights
 
 
@@ -36,10 +37,11 @@ class Path:
         self.decays = _longer(self.decays, rows, 1.0)
         self.coefficients = {seed: _longer(row, rows, 0.0) for seed, row in self.coefficients.items()}
 
-    def start(self, seeds: Sequence[int], gradients: Sequence[Value]) -> dict[int, Value]:
-        """Keep the anchor's estimate, which is also that of the step at the anchor, and return it."""
-        self.gradients = {s: divided(g, len(seeds)) for s, g in zip(seeds, gradients, strict=True)}
-        return self.gradients
+    @classmethod
+    def started(cls, rows: int, seeds: Sequence[int], numbers: Numbers) -> Path:
+        """With the step at the anchor, of the anchor's estimate."""
+        gradients = {s: divided(g, len(seeds)) for s, g in zip(seeds, numbers.gradients[0], strict=True)}
+        return cls(rows, gradients=gradients, ok=numbers.ok).advanced(gradients, numbers)
 
     def estimate(
         self, seeds: Sequence[int], here: Sequence[Value], anchor_seeds: Sequence[int], there: Sequence[Value]
@@ -52,18 +54,24 @@ class Path:
             estimate[s] = estimate.get(s, 0.0) - divided(g, len(seeds))
         return estimate
 
-    def advance(self, estimate: dict[int, Value], rates: Row, decays: Row) -> None:
-        """θ <- decay * θ - rate * sum estimate[seed] * z(seed)."""
-        self.decays = times(self.decays, decays)
-        for seed, row in self.coefficients.items():
-            self.coefficients[seed] = times(row, decays)
+    def advanced(self, estimate: dict[int, Value], numbers: Numbers) -> Path:
+        """A step further: θ <- decay * θ - rate * sum estimate[seed] * z(seed)."""
+        decays, rates = numbers.decays, numbers.rates
+        coefficients = {seed: times(row, decays) for seed, row in self.coefficients.items()}
         for seed, g in estimate.items():
-            self.coefficients[seed] = minus(self.coefficients.get(seed, [0.0] * self.rows), rates, g)
+            coefficients[seed] = minus(coefficients.get(seed, [0.0] * self.rows), rates, g)
+        return Path(self.rows, times(self.decays, decays), coefficients, self.gradients, self.ok)
 
-    def write(self, weights: Weights, active: Sequence[int] | None, *, record: bool = False) -> None:
-        """Write θ to the active weights, and with `record` keep their masks."""
+    def write(
+        self, weights: Weights, active: Sequence[int] | None, *, record: bool = False, then: Sequence[Call] = ()
+    ) -> None:
+        """Write θ to the active weights, and with `record` keep their masks. `then` is as in `Weights.move`, for a path
+        that has left the anchor.
+        """
         if self.coefficients:
-            weights.move(self.coefficients, decays=self.decays, active=active, record=record, from_anchor=True)
+            weights.move(
+                self.coefficients, decays=self.decays, active=active, record=record, from_anchor=True, then=then
+            )
             return
         assert weights.anchors is not None
         for w, anchor in zip(weights.weights, weights.anchors, strict=True):

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from ..backends.types import Pass
+from ..interrupts import Call, at_once
 from .losses import call
 from .numbers import Row, Seed, Value, minus
 from .weights import Weights
 
 
 class Probes(Protocol):
-    """Evaluations at θ + sum offset[seed] * z(seed), and the update that ends them."""
+    """Evaluations at θ + sum offset[seed] * z(seed), and the update that ends them.
+
+    Whatever exception comes, and whenever: where the weights are is noted together with the pass that brought them
+    there, so that `to({})` restores them. It may be called again and again.
+
+    Attributes:
+        moves: how many times they went to another place, restoring aside.
+    """
+
+    moves: int
 
     def to(self, offset: Mapping[Seed, float]) -> None:
         """Go to θ + sum offset[seed] * z(seed); an empty offset is θ."""
@@ -20,8 +31,8 @@ class Probes(Protocol):
     def evaluate(self, closure: Callable[[], Any]) -> Any:
         """What the closure returns there."""
 
-    def finish(self, update: Mapping[Seed, Row], decays: Row) -> None:
-        """θ <- decay * θ + sum update[seed] * z(seed), for each row."""
+    def finish(self, update: Mapping[Seed, Row], decays: Row, then: Sequence[Call]) -> None:
+        """θ <- decay * θ + sum update[seed] * z(seed), for each row; with it the calls of `then`, or none of both."""
 
 
 class Mover(Protocol):
@@ -35,7 +46,7 @@ class Mover(Protocol):
     ) -> Pass:
         """As `Weights.describe`."""
 
-    def run(self, do: Pass, *, record: bool = False) -> None:
+    def run(self, do: Pass, *, record: bool = False, then: Sequence[Call] = ()) -> None:
         """As `Weights.run`."""
 
 
@@ -45,26 +56,33 @@ class InPlace:
     def __init__(self, weights: Mover, active: Sequence[int] | None, *, record: bool = True):
         self._weights, self._active, self._record = weights, active, record
         self.offset: dict[Seed, float] = {}
+        self.moves = 0
 
     def to(self, offset: Mapping[Seed, float]) -> None:
         seeds = [*self.offset, *(s for s in offset if s not in self.offset)]
         deltas = {s: offset.get(s, 0.0) - self.offset.get(s, 0.0) for s in seeds}
         deltas = {s: d for s, d in deltas.items() if d != 0.0}
+        there = self._at(offset)
         if deltas:
-            self._weights.run(self._weights.describe(deltas, None, self._active), record=self._record)
-            self._record = False
-        self.offset = dict(offset)
+            do = self._weights.describe(deltas, None, self._active)
+            self._weights.run(do, record=self._record, then=[*there, partial(setattr, self, "_record", False)])
+        else:
+            at_once(there)
+
+    def _at(self, offset: Mapping[Seed, float]) -> list[Call]:
+        """What notes that the weights are there."""
+        moves = self.moves + bool(offset)
+        return [partial(setattr, self, "offset", dict(offset)), partial(setattr, self, "moves", moves)]
 
     def evaluate(self, closure: Callable[[], Any]) -> Any:
         return call(closure)
 
-    def finish(self, update: Mapping[Seed, Row], decays: Row) -> None:
+    def finish(self, update: Mapping[Seed, Row], decays: Row, then: Sequence[Call] = ()) -> None:
         # With w = θ + offset * z, the restored and updated weights are decay * w + (update - decay * offset) * z.
         zero = [0.0] * len(decays)
         seeds = [*self.offset, *(s for s in update if s not in self.offset)]
         deltas = {s: minus(update.get(s, zero), decays, self.offset.get(s, 0.0)) for s in seeds}
-        self._weights.run(self._weights.describe(deltas, decays, self._active))
-        self.offset = {}
+        self._weights.run(self._weights.describe(deltas, decays, self._active), then=[*self._at({}), *then])
 
 
 class RestoredInPlace(InPlace):
@@ -82,7 +100,7 @@ class RestoredInPlace(InPlace):
             super().to(offset)
         else:
             self._restore()
-            self.offset = {}
+            at_once(self._at({}))
 
 
 class InPlaceFromAnchor:
@@ -90,16 +108,18 @@ class InPlaceFromAnchor:
 
     def __init__(self, weights: Weights, active: Sequence[int] | None, restore: Callable[[], None]):
         self._weights, self._active, self._restore = weights, active, restore
+        self.moves = 0
 
     def to(self, offset: Mapping[Seed, float]) -> None:
         if offset:
             # Weights of dropped blocks are at the anchor already: no step since has changed them.
-            self._weights.move(offset, active=self._active, from_anchor=True)
+            moved = [partial(setattr, self, "moves", self.moves + 1)]
+            self._weights.move(offset, active=self._active, from_anchor=True, then=moved)
         else:
             self._restore()
 
     def evaluate(self, closure: Callable[[], Any]) -> Any:
         return call(closure)
 
-    def finish(self, update: Mapping[Seed, Row], decays: Row) -> None:
+    def finish(self, update: Mapping[Seed, Row], decays: Row, then: Sequence[Call]) -> None:
         raise AssertionError("the estimate at an anchor is not followed by an update of its own")

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path as FilePath
-from typing import Any, TypeVar
+from typing import Any
+
+from torch import Tensor
 
 from .. import checks, names, spec
+from ..interrupts import Call, signals_held
 from ..trajectory import Kind, Record, Setup, Trajectory
 from ..trajectory.file import FoundFile
+from . import state
+from .alone import NOT_COPIED, alone
+from .attempt import Attempt
 from .numbers import Numbers, Pair, Value, device_of, stacked
 from .parallel import Ranks
+from .probes import Probes
 from .recording import Recording, weight_setups
 from .replay import Replay
+from .resuming import resume_from
+from .shards import is_sharded
 from .trained import TrainedWeights
+from .warned import warn
 from .weights import Weights
-
-T = TypeVar("T")
 
 
 class RecordedSteps(TrainedWeights):
@@ -33,9 +41,12 @@ class RecordedSteps(TrainedWeights):
     _gradients: list[Value]
     _recording: Recording
     _ranks: Ranks | None
+    _attempt: Attempt | None = None  # at the step that is being taken
+    _torn: bool  # whether a pass did not end, so that nobody knows the weights
 
-    def _took(
+    def _taking(
         self,
+        attempt: Attempt,
         weights: Weights,
         kind: Kind,
         rates: Sequence[float],
@@ -43,17 +54,39 @@ class RecordedSteps(TrainedWeights):
         numbers: Numbers,
         pairs: Sequence[Pair],
         anchor_pairs: Sequence[Pair] = (),
-    ) -> None:
-        """Count a step that has been taken."""
+    ) -> list[Call]:
+        """What counts and records a step, to be called with the pass that takes it; `_taken` is to follow."""
         here: Any = tuple(pairs)
         there: Any = tuple(anchor_pairs)
         record = Record(self.step_count, kind, tuple(rates[::2]), here, there, eps=eps)
-        self._gradients = numbers.gradients[0]
-        self.step_count += 1
-        self._steps_since_built += 1
-        flat = [value for pair in (*pairs, *anchor_pairs) for value in pair]
-        where = device_of(*flat)
-        self._recording.took(record, weights, None if where is None else stacked(flat, where))
+        return [
+            *self._recording.adding(record, numbers.losses),
+            partial(setattr, self, "_gradients", numbers.gradients[0]),
+            partial(setattr, self, "step_count", self.step_count + 1),
+            partial(setattr, self, "_steps_since_built", self._steps_since_built + 1),
+            partial(setattr, attempt, "recorded", record),
+        ]
+
+    def _failing(self, attempt: Attempt, kind: Kind) -> list[Call]:
+        """As `_taking`, of a step that was refused or interrupted, when the weights are restored."""
+        record = Record(self.step_count, kind, probes=0 if attempt.probes is None else attempt.probes.moves)
+        noted: list[Call] = [*self._recording.adding(record), partial(setattr, attempt, "recorded", record)]
+        if kind is Kind.INTERRUPTED:
+            return noted
+        return [  # the next step draws other directions: these might fail for ever
+            *noted,
+            partial(setattr, self, "_gradients", [0.0] * self.directions),
+            partial(setattr, self, "step_count", self.step_count + 1),
+            partial(setattr, self, "_refused_steps", self._refused_steps + 1),
+        ]
+
+    def _taken(self, attempt: Attempt, weights: Weights) -> None:
+        """Write down a step that was taken, refused or interrupted, and recorded."""
+        assert attempt.recorded is not None
+        if not attempt.seen:
+            self._recording.note_versions(weights)
+            attempt.seen = True  # later changes, such as those of hooks after the step, are others'
+        self._recording.added(attempt.recorded, weights)
 
     @property
     def projected_gradients(self) -> list[float]:
@@ -69,17 +102,26 @@ class RecordedSteps(TrainedWeights):
     def refused_steps(self, n: int) -> None:
         self._refused_steps = n - self._recording.refused_unseen
 
-    def _failed(self, kind: Kind, reached: int) -> None:
-        """Count a step that ended without an update; after a refusal the next one draws other directions, since these
-        might fail for ever.
-        """
-        assert self._weights is not None
-        record = Record(self.step_count, kind, probes=reached)
-        if kind is Kind.REFUSED:
-            self._gradients = [0.0] * self.directions
-            self.step_count += 1
-            self.refused_steps += 1
-        self._recording.took(record, self._weights)
+    def _restore(self, probes: Probes, weights: Weights) -> bool:
+        """Bring θ back to where it was before the step, if that can be; it may be called again and again."""
+        if weights.torn:
+            self._torn = True
+            self._recording.note_versions(weights)
+            return False
+        probes.to({})
+        return True
+
+    def _check_whole(self, weights: Weights) -> None:
+        """Raise RuntimeError if the weights are not known to be those of a step."""
+        if not self._torn:
+            return
+        if not self._recording.changed_by_others(weights):
+            raise RuntimeError(
+                "weights: expected those of a whole step, but a pass over them did not end: the backend failed in the "
+                "middle of it, or another thread raised an exception there; load them anew, from a checkpoint or by "
+                "resuming the trajectory"
+            )
+        self._torn = weights.torn = False
 
     @property
     def trajectory(self) -> Trajectory:
@@ -92,11 +134,48 @@ class RecordedSteps(TrainedWeights):
 
     def _begin_record(self, weights: Weights, eps: float) -> None:
         key = (self._builds, eps, self.seed, self.directions, self.drop, *self._weight_decays())
+        if self._ranks is not None:
+            on_gpu = weights.theta[0].device.type == "cuda" or self._execution_device is not None
+            self._ranks.begin(self.step_count, key, self.directions, on_gpu, lambda: self._options(weights, eps))
         self._recording.begin(key, lambda continues: self._setup(weights, eps, continues), weights)
 
     def _agreed(self) -> list[str]:
-        """What the ranks that take a step together must have in common."""
-        return [*self._recording.setup_told, f"learning rates {self._rates()[::2]}"]
+        """What the ranks that take a step together must have in common, and what may change from step to step; as texts
+        "name: value".
+        """
+        return [
+            f"learning rates: {self._rates()[::2]}",
+            f"weights changed from outside: {self._recording.changed_from_outside}",
+        ]
+
+    def _options(self, weights: Weights, eps: float) -> list[str]:
+        """What else they must have in common."""
+        assert self._ranks is not None
+        how = self._ranks.how
+        options = {
+            "method": type(self).__name__,
+            "parallel": how.split,
+            "check_every": how.check_every,
+            "directions": self.directions,
+            "seed": self.seed,
+            "eps": eps,
+            "weight_decay": self._weight_decays()[::2],
+            "drop": self.drop,
+            "blocks": self._n_blocks,
+            "sparsity": [group["sparsity"] for group in self.param_groups],
+            "perturb": self.perturb,
+            "stochastic rounding": weights.stochastic,
+            "noise": spec.VERSION,
+        }
+        told = names.bare(self._names)
+        for w in weights.weights:
+            how_sharded = f", {getattr(w.parameter, 'placements', '')}" if is_sharded(w.parameter) else ""
+            exempt = ", no weight decay" if w.row % 2 else ""
+            options[f"parameter {told[w.parameter]}"] = (
+                f"{w.tensor.dtype} {w.shard.whole}{how_sharded} of group {w.row // 2}, block {w.block}, "
+                f"noise {w.param_id}, threshold {w.threshold}{exempt}"
+            )
+        return [f"{name}: {value}" for name, value in options.items()]
 
     def _svrg_setup(self) -> dict[str, bool]:
         """The fields of a setup that are MeZO-SVRG's."""
@@ -137,6 +216,7 @@ class RecordedSteps(TrainedWeights):
     def _writes_files(self) -> bool:
         return self._ranks is None or self._ranks.is_first
 
+    @alone("resume")
     def resume(
         self, path: str | FilePath, *, weights: str = "first", missing_ok: bool = False, recover: bool = False
     ) -> None:
@@ -165,7 +245,8 @@ class RecordedSteps(TrainedWeights):
             ValueError: this optimizer has taken other steps already, writes another file, is of another method, or its
                 parameters are not those that the run started with (see `zo_kernels.replay`); or the file is damaged, of
                 a newer version or no trajectory: the message says where, and what to do. Then neither the file nor the
-                weights nor the optimizer have changed.
+                weights nor the optimizer have changed; but if the replay comes to other weights than the run had (they
+                were changed on the way, unnoticed, or a machine computed wrong), the parameters hold these.
         """
         checks.choice("weights", weights, ("first", "last"))
         for name, option in (("missing_ok", missing_ok), ("recover", recover)):
@@ -190,55 +271,16 @@ class RecordedSteps(TrainedWeights):
             data = self._by_first(find)
             if data is not None:
                 trajectory = found[0].trajectory if found else Trajectory.from_bytes(data)
-                self._resume_from(trajectory, found, path, weights)
+                resume_from(self, trajectory, found, path, weights)
         except BaseException:
             for file in found:
                 file.close()
             raise
         for told in filter(None, (file.told() for file in found)):
-            warnings.warn(told, stacklevel=2)
+            warn(told)
 
-    def _by_first(self, make: Callable[[], T]) -> T:
+    def _by_first(self, make: Callable[[], bytes | None]) -> bytes | None:
         return make() if self._ranks is None else self._ranks.from_first(make)
-
-    def _resume_from(self, trajectory: Trajectory, found: list[FoundFile], path: str | FilePath, weights: str) -> None:
-        """As `resume`. All is checked, and what is not sound of the file is copied, before anything is changed."""
-        if weights == "first":  # what an interrupted step left of its rounding went with the process
-            trajectory = trajectory.without_interrupted_end()
-        if weights == "last" and trajectory.steps != self.step_count:
-            raise ValueError(
-                f"resume: expected the state (load_state_dict) after step {trajectory.steps}, where {path} ends, got "
-                f"an optimizer after step {self.step_count}"
-            )
-        replay = None
-        if trajectory.setups:
-            last = trajectory.setups[-1][1]
-            if last.method != type(self).__name__:
-                raise ValueError(f"resume: expected a trajectory of {type(self).__name__}, got one of {last.method}")
-            if self._ranks is not None and weights == "first":
-                self._ranks.check_directions(last.directions)
-            self._warn_of_other_options(last)
-            replay = Replay(self._names, trajectory, self.backend, check_values=weights == "first")
-        self._by_first(lambda: found[0].set_aside())
-        if replay is not None and weights == "first":
-            replay.run()
-            self._go_on_from(replay, last)
-        elif replay is not None:
-            self._recording.note_versions(self._prepare())
-        self._by_first(lambda: self._recording.go_on(found[0], trajectory))
-        if not found:
-            self._recording.go_on(None, trajectory)
-
-    def _warn_of_other_options(self, setup: Setup) -> None:
-        """Of a run that is gone on with."""
-        kept = {"seed": self.seed, "directions": self.directions, "drop": self.drop}
-        changed = {"eps": self._eps(), "weight_decays": tuple(self._weight_decays()[::2])}
-        changed |= {"in_place": self.perturb == "in_place", "stochastic": self.rounding != "nearest"}
-        for own, what in ((kept, "the run's are taken"), (changed, "the optimizer's are taken from here on")):
-            names_of_others = [name for name, value in own.items() if value != getattr(setup, name)]
-            if names_of_others:
-                told = ", ".join(f"{name} {getattr(setup, name)} (not {own[name]})" for name in names_of_others)
-                warnings.warn(f"resume: the run had {told}; {what}", stacklevel=4)
 
     def _go_on_from(self, replay: Replay, setup: Setup) -> None:
         trajectory = replay.trajectory
@@ -256,8 +298,9 @@ class RecordedSteps(TrainedWeights):
         return {**super().state_dict(), "zo": self._zo_state()}
 
     def _zo_state(self) -> dict[str, Any]:
-        parameters = [p for g in self.param_groups for p in g["params"]]
+        parameters = self._parameters()
         return {
+            "version": state.VERSION,
             "method": type(self).__name__,
             "noise": spec.VERSION,
             "seed": self.seed,
@@ -269,28 +312,71 @@ class RecordedSteps(TrainedWeights):
             "thresholds": [self._thresholds.get(p) for p in parameters],
         }
 
+    def _parameters(self) -> list[Tensor]:
+        return [p for g in self.param_groups for p in g["params"]]
+
+    @alone("load_state_dict")
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a run: the next step draws what it would have drawn.
 
         Raises:
-            ValueError: the state is of another kind of optimizer, or its parameters have other ids (names).
+            TypeError, ValueError: the state is of another kind of optimizer or of a newer zo_kernels, its parameters
+                have other ids (names), or a value in it cannot be, which the message names. Nothing is changed, nor is
+                anything if a hook raises.
         """
-        if "zo" not in state_dict:
+        if "zo" not in state.mapping("state_dict", state_dict):
             raise ValueError("state_dict: expected the state of a zeroth-order optimizer, got one without 'zo'")
-        zo = state_dict["zo"]
-        ours = self._zo_state()
-        for key in ("method", "noise", "param_ids"):
-            if zo.get(key) != ours[key]:
-                raise ValueError(f"state_dict: expected {key} {ours[key]!r}, got {zo.get(key)!r}")
-        super().load_state_dict({k: v for k, v in state_dict.items() if k != "zo"})
-        for key in ("seed", "step_count", "refused_steps", "directions", "drop"):
-            setattr(self, key, zo[key])
-        parameters = [p for g in self.param_groups for p in g["params"]]
-        self._thresholds = {p: h for p, h in zip(parameters, zo["thresholds"], strict=True) if h is not None}
-        self._weights = None
-        self._recording.forget_versions()
+        given: Any = {key: value for key, value in state_dict.items() if key != "zo"}
+        before = dict(self.__dict__)
+        hooks = before.get("_optimizer_load_state_dict_pre_hooks", {})
+        for hook in hooks.values():  # which torch calls when it is too late to check what they make of the state
+            if (changed := hook(self, given)) is not None:
+                given = changed
+        run = self._check_run(state_dict["zo"])
+        self._check_kept(state.check_torch(given, self.param_groups, self._check_more), run)
+        unseen, weights = self._recording.refused_unseen, self._weights
+        ours = weights is not None and not self._recording.changed_by_others(weights)
+        versions = self._recording.forget_versions()
+        try:
+            self._optimizer_load_state_dict_pre_hooks = type(hooks)()
+            super().load_state_dict(given)
+            self._optimizer_load_state_dict_pre_hooks = hooks
+            for key in ("seed", "step_count", "directions", "drop"):
+                setattr(self, key, run[key])
+            self._refused_steps = run["refused_steps"] - unseen
+            heights = zip(self._parameters(), run["thresholds"], strict=True)
+            self._thresholds = {p: h for p, h in heights if h is not None}
+            self._weights = None
+            self._take_state(run)
+            self._recording.forget_versions()  # the model may be loaded after its optimizer
+        except BaseException:
+            with signals_held():
+                for key in self.__dict__.keys() - before.keys():
+                    del self.__dict__[key]
+                self.__dict__.update(before)
+                self._recording.restore_versions(versions)
+                if weights is not None and versions is not None and ours:  # what was written was put back
+                    self._recording.note_versions(weights)
+            raise
+
+    def _check_run(self, zo: Any) -> dict[str, Any]:
+        """What `load_state_dict` takes of the run, of which all is checked."""
+        names_of_them = [self._names[p] for p in self._parameters()]
+        run = state.check_run(zo, self._zo_state(), names_of_them, self._n_blocks)
+        if self._ranks is not None:
+            self._ranks.check_directions(run["directions"])
+        return run
+
+    def _check_more(self, group: Mapping[str, Any], where: str) -> None:
+        """Of a parameter group in a state, what a method has besides."""
+
+    def _check_kept(self, kept: Mapping[Tensor, tuple[str, Mapping[Any, Any]]], run: dict[str, Any]) -> None:
+        """What a method keeps of each parameter: in a state, what to call it and the entry."""
+
+    def _take_state(self, run: dict[str, Any]) -> None:
+        """What a method has besides, which is checked."""
 
     def __getstate__(self) -> dict[str, Any]:
         # The tables hold addresses, so a copy builds its own; a scheduler's wrapper of `step` is bound to the original.
-        own = {k: v for k, v in self.__dict__.items() if k != "step"}
+        own = {k: v for k, v in self.__dict__.items() if k not in ("step", "_attempt", NOT_COPIED)}
         return {**own, "_weights": None, "_built_for": None, "_in_forward": None}

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ..interrupts import Call, at_once
 from ..trajectory import Kind, Record, Setup, Trajectory
 from ..trajectory.file import FoundFile
 from ..trajectory.fingerprint import as_text
-from ..trajectory.record import RefusedSteps, WeightSetup
+from ..trajectory.record import RefusedSteps, WeightSetup, encode_setup
 from ..trajectory.recorder import Recorder
 from .pending import Pending
+from .warned import warn
 from .weights import Weights
 from .whole import combined_fingerprint, fingerprints
 
@@ -31,59 +33,65 @@ class _Log:
         self.steps = recorder.trajectory.steps  # pending ones included
         self.unseen = RefusedSteps()  # of the steps of which only their losses tell it
 
-    def add(self, record: Record, losses: Tensor | None) -> None:
-        self.steps += record.kind is not Kind.INTERRUPTED
+    def adding(self, record: Record, losses: Tensor | None) -> list[Call]:
+        """What appends a step."""
+        counted = partial(setattr, self, "steps", self.steps + (record.kind is not Kind.INTERRUPTED))
         if losses is None:
-            self.settle()
-            self.recorder.add(record)
-            return
+            self.pending.work_off(wait=True)
+            return [*self.recorder.trajectory.adding(record), counted]
         n = len(record.losses)
 
-        def then(flat: list[float]) -> None:
+        def then(flat: list[float]) -> list[Call]:
             pairs = tuple(zip(flat[::2], flat[1::2], strict=True))
             whole = replace(record, losses=pairs[:n], anchor_losses=pairs[n:])
-            self.unseen.add(whole)
-            self.recorder.add(whole)
+            unseen = partial(setattr, self, "unseen", self.unseen.after(whole))
+            return [*self.recorder.trajectory.adding(whole), unseen]
 
-        self.pending.put(losses, then)
-        self.pending.work_off(wait=False)
+        return [self.pending.putting(losses, then), counted]
 
-    def settle(self) -> None:
-        self.pending.work_off(wait=True)
+    def settle(self, *, wait: bool = True) -> None:
+        """Write down what is known; with `wait`, all."""
+        self.pending.work_off(wait=wait)
+        self.recorder.write()
 
     def close(self) -> None:
-        """At the end of the run, or of the process."""
+        """At the end of the run, or of the process, when nobody can catch an error any more."""
+        path = self.recorder.path
         try:
-            self.settle()
-        finally:
-            self.recorder.close()
+            try:
+                self.pending.work_off(wait=True)
+                if not self.recorder.lost:
+                    self.recorder.write()
+            finally:
+                self.recorder.close()
+        except (OSError, RuntimeError) as error:
+            warn(f"{path}: the end of the trajectory may not be there, or not on the disk: {error}")
 
 
 class _Versions:
     """A count of the changes of each weight, as it was last noted; tensors made in inference mode have none."""
 
     def __init__(self) -> None:
-        self._weights: Weights | None = None  # of whose tensors these are
-        self._noted: list[int] = []
+        self._now: tuple[Weights, list[int]] | None = None
         self._before: dict[Tensor, int] = {}  # of tensors that others had
 
     def note(self, weights: Weights) -> None:
-        if weights is not self._weights:
+        if self._now is not None and weights is not self._now[0]:
             self._before = self._all()
-            self._weights = weights
-        self._noted = weights.versions()
+        self._now = weights, weights.versions()
 
     def differ(self, weights: Weights) -> bool:
         """Whether one of its tensors was changed since it was noted."""
-        if weights is self._weights:
-            return self._noted != weights.versions()
+        if self._now is not None and weights is self._now[0]:
+            return self._now[1] != weights.versions()
         known = self._all()
         return any(known.get(t, v) != v for t, v in zip(weights.counted, weights.versions(), strict=True))
 
     def _all(self) -> dict[Tensor, int]:
-        if self._weights is None:
+        if self._now is None:
             return self._before
-        return {**self._before, **dict(zip(self._weights.counted, self._noted, strict=True))}
+        weights, noted = self._now
+        return {**self._before, **dict(zip(weights.counted, noted, strict=True))}
 
 
 class Recording:
@@ -94,15 +102,18 @@ class Recording:
         sync: see `ZeroOrderOptimizer`.
 
     Attributes:
-        setup_told: the setup of the steps that are being taken, as texts.
+        changed_from_outside: whether the steps that are being taken began with weights that others had set.
     """
+
+    _cut = False  # whether a setup says that the weights are others than the records before it lead to
+    _warned = False
 
     def __init__(self, sync: str) -> None:
         self._sync = sync
         self._begin_log(Recorder(sync))
         self._versions: _Versions | None = None  # after the last step that a weight took part in
         self._key: Any = None
-        self.setup_told: list[str] = []
+        self.changed_from_outside = False
 
     def _begin_log(self, recorder: Recorder) -> None:
         self._log = _Log(recorder)
@@ -110,8 +121,8 @@ class Recording:
 
     @property
     def trajectory(self) -> Trajectory:
-        """What there is so far."""
-        self._log.settle()
+        """What there is so far, whether or not it can be written."""
+        self._log.pending.work_off(wait=True)
         return self._log.recorder.trajectory
 
     @property
@@ -120,19 +131,25 @@ class Recording:
         return self._log.recorder.path
 
     @property
+    def has_setup(self) -> bool:
+        """Whether steps can be appended."""
+        return bool(self._log.recorder.trajectory.setups)
+
+    @property
     def refused_unseen(self) -> int:
         """Steps that were refused without anybody having been told."""
-        self._log.settle()
+        self._log.pending.work_off(wait=True)
         return self._log.unseen.count
 
     def write_to(self, path: str | Path) -> None:
         """See `ZeroOrderOptimizer.record_to`."""
-        self._log.settle()
+        self._log.pending.work_off(wait=True)  # what the file before could not take goes to this one
         self._log.recorder.write_to(path)
 
     def go_on(self, found: FoundFile | None, trajectory: Trajectory) -> None:
         """With a file of which `trajectory` is the sound beginning, or without one."""
         self._begin_log(Recorder.resumed(found, trajectory, self._sync))
+        self._cut = not all(setup.continues for _, setup in trajectory.setups)
 
     def sync(self) -> None:
         """Force what was recorded to the disk, unless that is never to be done."""
@@ -147,37 +164,62 @@ class Recording:
             setup: makes it, told whether the weights are those that the records before it lead to.
             weights: of the step.
         """
-        continues = self._versions is not None and not self.changed_by_others(weights)
-        if self._key != key or not continues:
-            self._log.settle()
-            due = setup(continues or not len(self.trajectory))
-            self._log.recorder.add_setup(due)
-            self.setup_told = _told(due)
-            self._key = key
+        changed = self.changed_by_others(weights)
+        continues = self._versions is not None and not changed
+        if self._key == key and continues:
+            return
+        if self._key == key and changed and self._cut:  # a replay does not come here, so another setup serves nobody
+            self.changed_from_outside = True
+            return
+        self._log.settle()
+        due = setup(continues or not len(self.trajectory))
+        at_once(self._log.recorder.trajectory.adding_setup(due))
+        self._log.recorder.write()
+        self.changed_from_outside = not due.continues
+        self._key = key
+        self._cut |= not due.continues
+        if changed and not due.continues and not self._warned:
+            self._warned = True
+            warn(
+                f"something else than the optimizer changed the weights after step {due.step} (clamp_, copy_, an "
+                f"average swapped in, weights loaded): the trajectory gives the weights up to there (upto={due.step}) "
+                "and not of the steps to come. To note it took "
+                f"{len(encode_setup(due, 0))} bytes; later changes are not noted"
+                + ("; MeZO-SVRG takes a new anchor after each" if due.svrg else "")
+            )
 
-    def took(self, record: Record, weights: Weights, losses: Tensor | None = None) -> None:
-        """Append a step that was taken, refused or interrupted.
+    def adding(self, record: Record, losses: Tensor | None = None) -> list[Call]:
+        """What appends a step that was taken, refused or interrupted; to be called with the pass that takes it.
+        `added` is to follow, and may follow more than once.
 
         Args:
             losses: the record's, (L+, L-) of each pair one after the other, if they are on a device; the record's own
                 are then not looked at.
         """
-        self.note_versions(weights)
-        self._log.add(record, losses)
-        if self._log.steps % CHECK_EVERY == 0 and record.losses:
-            total = combined_fingerprint(weights.shards)
-            recorder = self._log.recorder
-            self._log.pending.put(total.reshape(1), lambda value: recorder.add_check(as_text(value[0])))
-            self._log.pending.work_off(wait=False)
+        return self._log.adding(record, losses)
+
+    def added(self, record: Record, weights: Weights) -> None:
+        """Write down what is known, and from time to time what the weights are."""
+        log = self._log
+        log.settle(wait=False)
+        if record.losses and log.steps % CHECK_EVERY == 0 and log.steps == record.step + 1:
+            total = combined_fingerprint(weights.shards).reshape(1)
+            at_once([log.pending.putting(total, lambda v: log.recorder.trajectory.adding_check(as_text(v[0])))])
+            log.settle(wait=False)
 
     def note_versions(self, weights: Weights) -> None:
         """What was changed up to now was changed by the optimizer."""
         self._versions = self._versions or _Versions()
         self._versions.note(weights)
 
-    def forget_versions(self) -> None:
-        """The weights may be others from now on."""
-        self._versions = None
+    def forget_versions(self) -> _Versions | None:
+        """The weights may be others from now on; returns what `restore_versions` takes."""
+        known, self._versions = self._versions, None
+        return known
+
+    def restore_versions(self, known: _Versions | None) -> None:
+        """They are not, after all."""
+        self._versions = known
 
     def changed_by_others(self, weights: Weights) -> bool:
         """Whether somebody has loaded or set weights since the last step."""
@@ -191,15 +233,6 @@ class Recording:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         weakref.finalize(self, self._log.close)
-
-
-def _told(setup: Setup) -> list[str]:
-    """What does not follow from the weights' values, which are compared by themselves."""
-    told = {field.name: getattr(setup, field.name) for field in fields(setup) if field.name != "step"}
-    trained = [replace(w, fingerprint="", threshold=None) for w in told.pop("weights")]
-    told["weights changed from outside"] = not told.pop("continues")
-    told["names and shapes of the weights, as a digest:"] = hashlib.blake2s(repr(trained).encode()).hexdigest()[:16]
-    return [f"{name} {value}" for name, value in told.items()]
 
 
 def weight_setups(weights: Weights, names: Mapping[Tensor, str]) -> tuple[WeightSetup, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import checks, names, spec
 from ..backends.types import Pass
+from ..interrupts import Call, at_once
 from ..trajectory import Kind, Record, Setup, Trajectory
 from ..trajectory.fingerprint import as_text
 from .draws import ANCHOR_SLOT, SEPARATE_SLOT, blocks_to_drop, direction_seeds
@@ -22,6 +23,8 @@ from .shards import local, shard_of
 from .weights import Weight, Weights
 from .whole import combined_fingerprint, fingerprints
 
+# Said where a replay cannot go on, since to keep the first weights would take as much memory again.
+_NOW = "; the parameters now hold what came of the replay: load the first ones again"
 _MOST_DIRECTIONS = 64  # of passes that were put together
 
 
@@ -122,6 +125,8 @@ class Replay:
             if (shape, dtype) != (w.shape, w.dtype):
                 wanted = f"{w.dtype} of shape {w.shape}, as in the trajectory"
                 raise ValueError(f"{w.name}: expected {wanted}, got {dtype} of {shape}")
+            if not names.may_have(w.name, w.param_id):
+                raise ValueError(f"{w.name}: expected the id of this name in the trajectory, got {w.param_id}")
             checks.weight(w.name, local(t))
 
     def _check_values(self, setup: Setup) -> None:
@@ -131,7 +136,8 @@ class Replay:
             return
         some = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         what = "the run started with" if self.weights is None else f"the run had after step {setup.step}"
-        raise ValueError(f"params: expected the weights that {what}, got other values in {some}")
+        now = "" if self.weights is None else _NOW
+        raise ValueError(f"params: expected the weights that {what}, got other values in {some}{now}")
 
     def run(self, upto: int | None = None) -> None:
         """Take all steps, or those before the step count `upto`.
@@ -171,7 +177,7 @@ class Replay:
         if as_text(int(combined_fingerprint(self.weights.shards))) != expected:
             raise ValueError(
                 f"trajectory: replaying it to step {step} gives other weights than the run had: something else than "
-                "the optimizer changed them on the way, unnoticed, or a machine computed wrong"
+                f"the optimizer changed them on the way, unnoticed, or a machine computed wrong{_NOW}"
             )
 
     def _begin(self, setup: Setup) -> None:
@@ -225,11 +231,8 @@ class Replay:
                 for w, anchor in zip(weights.weights, weights.anchors, strict=True):
                     anchor.copy_(w.tensor)
                 self.dropped = blocks_to_drop(setup.seed, record.step, setup.blocks, setup.drop)
-                self.path, self.age = Path(weights.rows), 1
                 n = Numbers.of([record.losses], record.eps, rates, decay_factors(rates, rows))
-                self.path.ok = n.ok
-                estimate = self.path.start(self._seeds(record, ANCHOR_SLOT), n.gradients[0])
-                self.path.advance(estimate, n.rates, n.decays)
+                self.path, self.age = Path.started(weights.rows, self._seeds(record, ANCHOR_SLOT), n), 1
                 self._stale = True
             case Kind.BETWEEN:
                 if self.path is None or self.age is None:
@@ -239,7 +242,7 @@ class Replay:
                 losses = [record.losses, record.anchor_losses]
                 n = Numbers.of(losses, record.eps, rates, decay_factors(rates, rows), self.path.ok)
                 estimate = self.path.estimate(seeds, n.gradients[0], anchor_seeds, n.gradients[1])
-                self.path.advance(estimate, n.rates, n.decays)
+                self.path = self.path.advanced(estimate, n)
                 self.age += 1
                 self._stale = True
 
@@ -286,11 +289,12 @@ class _Queue:
         self._waiting: Pass | None = None
         self.describe = weights.describe
 
-    def run(self, do: Pass, *, record: bool = False) -> None:
-        """Make a pass, now or later."""
+    def run(self, do: Pass, *, record: bool = False, then: Sequence[Call] = ()) -> None:
+        """Make a pass, now or later; what it is noted to have done is true now."""
         if not self._chains:
-            self._weights.run(do, record=record)
+            self._weights.run(do, record=record, then=then)
             return
+        at_once(then)
         waiting = self._waiting
         if waiting is None:
             self._waiting = do

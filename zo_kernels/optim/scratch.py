@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, device
 
-from .interrupts import interrupts_held
+from ..interrupts import at_once
 
 ALIGNMENT = 64  # bytes; of a cache line, and more than any kernel asks for
 
@@ -79,17 +80,15 @@ class Scratch:
         if at == len(self._chunks):
             return
         self._on_drop()
-        with interrupts_held():
-            del self._chunks[at:], self._used[at:], self._spans[at:]
+        kept = self._chunks, self._used, self._spans
+        at_once([partial(each.__delitem__, slice(at, None)) for each in kept])
 
     def _add(self, size: int) -> None:
         # Whether the step runs in inference mode or not.
         with torch.inference_mode(self._inference):
             chunk = torch.empty(size, dtype=torch.uint8, device=self._where)
-        with interrupts_held():
-            self._chunks.append(chunk)
-            self._used.append(0)
-            self._spans.append((chunk.data_ptr(), chunk.data_ptr() + size))
+        span = chunk.data_ptr(), chunk.data_ptr() + size
+        at_once([partial(self._chunks.append, chunk), partial(self._used.append, 0), partial(self._spans.append, span)])
 
     def give_back(self, place: tuple[int, int]) -> None:
         """Free what was taken from there on."""

@@ -11,6 +11,7 @@ from torch import Tensor, device, nn
 from .. import checks, names
 from .groups import check_eps, check_group, check_owned
 from .in_forward import InForward
+from .overflow import Reach
 from .shards import Shard, cannot_be_trained, local, shard_of
 from .streamed import StreamedInForward, settle
 from .thresholds import magnitude_threshold
@@ -84,9 +85,14 @@ class TrainedWeights(torch.optim.Optimizer):
                 found.append(Weight(name, p, shard, self._ids[p], row, self._block_of.get(p), threshold))
         if not found:
             raise ValueError("params: expected at least one parameter that requires grad, got none")
+        reach = Reach.of({w.tensor.dtype for w in found})
+        for group in self.param_groups:
+            reach.check_eps(check_eps("eps", group["eps"]))
         anchors = self._anchors(found)
         keep_masks = self.perturb == "in_place" or anchors is not None
         rows, stochastic = 2 * len(self.param_groups), self.rounding != "nearest"
+        self._weights = None  # an exception from outside may come at any line
+        self._builds += 1
         weights = Weights(
             found, rows, stochastic, anchors, keep_masks, self.backend, self._reshard, self._execution_device
         )
@@ -96,9 +102,9 @@ class TrainedWeights(torch.optim.Optimizer):
                 self._in_forward = InForward(self._module, weights)
             else:
                 self._in_forward = StreamedInForward(self._module, weights, self._execution_device)
-        self._weights, self._built_for, self._steps_since_built = weights, signature, 0
-        self._builds += 1
-        return self._weights
+        self._built_for, self._steps_since_built = signature, 0
+        self._weights = weights
+        return weights
 
     def _signature(self, parameters: Sequence[Tensor], here: Sequence[Tensor]) -> tuple[list[Any], int]:
         """What the tables are valid for: parameters, and what of each is here."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, device
 
 from ..backends.types import Entry, MaskKind, Pass
+from ..interrupts import Call
 from ..ops import Table
 from .numbers import Row, Value, device_of, vector
+from .overflow import Reach
 from .pinned import pin
 from .shards import Shard
 
@@ -50,7 +53,13 @@ class Weights:
         on_write: called after every pass.
         copied_to: another device that modules run on, if there is one. For a GPU, what it is sent besides θ is moved to
             pinned memory: the anchors' data, and the masks that are kept.
+
+    Attributes:
+        torn: whether a pass that is not one call of a C function has begun and not ended. Signals wait for its end, so
+            this stays true only if it failed, or another thread raised an exception in this one.
     """
+
+    torn = False
 
     def __init__(
         self,
@@ -68,6 +77,7 @@ class Weights:
         self.theta = [w.tensor.detach() for w in weights]
         self.anchors = None if anchors is None else list(anchors)
         self.shards = [w.shard for w in weights]
+        self.reach = Reach.of({t.dtype for t in self.theta})
         self.counted = [w.tensor for w in weights if not w.tensor.is_inference()]  # changes of
         runs = [shard.runs for shard in self.shards]
         self._on_write = on_write
@@ -86,7 +96,7 @@ class Weights:
         def table(sources: Sequence[Tensor], kind: MaskKind) -> Table:
             dsts = [w.tensor for w in weights]
             entries = [self.entry(i, dsts[i], sources[i], kind) for i in range(len(weights))]
-            return Table(entries, names, backend, runs)
+            return Table(entries, names, backend, runs, own_masks=True)
 
         own = [w.tensor for w in weights]
         self._in_place = table(own, MaskKind.BITS)
@@ -143,6 +153,7 @@ class Weights:
         active: Sequence[int] | None = None,
         record: bool = False,
         from_anchor: bool = False,
+        then: Sequence[Call] = (),
     ) -> None:
         """One pass: w <- round(decay * (w or anchor) + m . sum delta[seed] * z(seed)).
 
@@ -152,17 +163,24 @@ class Weights:
             active: indices of the weights that take part, None for all.
             record: take the masks from the weights (or anchors) that this pass reads, and keep them.
             from_anchor: start from the anchors instead of the weights.
+            then: C functions that are called with the pass, or not at all: notes of what it did.
         """
-        self.run(self.describe(deltas, decays, active), record=record, from_anchor=from_anchor)
+        self.run(self.describe(deltas, decays, active), record=record, from_anchor=from_anchor, then=then)
 
-    def run(self, do: Pass, *, record: bool = False, from_anchor: bool = False) -> None:
+    def run(self, do: Pass, *, record: bool = False, from_anchor: bool = False, then: Sequence[Call] = ()) -> None:
         """As `move`, the pass being described already."""
         if from_anchor:
             table = self._from_anchor_recording if record else self._from_anchor
         else:
             table = self._in_place_recording if record else self._in_place
         assert table is not None
-        table.apply(do)
+        if then and not table.in_c:
+            self.torn, then = True, [*then, partial(setattr, self, "torn", False)]
+        table.apply(do, then)
+        self.written()
+
+    def written(self) -> None:
+        """To be called after a pass; again, if an exception may have come before it was."""
         if self._on_write is not None:
             self._on_write()
 

@@ -53,23 +53,20 @@ class Kind(IntEnum):
 _KINDS = tuple(Kind)
 
 
+@dataclass(frozen=True, slots=True)
 class RefusedSteps:
-    """Counts them, given the records of a run one after the other: after an anchor that was refused, all steps until
+    """A count of them, over the records of a run one after the other: after an anchor that was refused, all steps until
     the next change nothing either.
     """
 
-    def __init__(self) -> None:
-        self.count = 0
-        self._at_anchor = False
+    count: int = 0
+    at_anchor: bool = False
 
-    def add(self, record: Record) -> bool:
-        """Whether it was refused."""
+    def after(self, record: Record) -> RefusedSteps:
+        """The count with one record more."""
         refused = record.refused
-        if record.kind is Kind.ANCHOR:
-            self._at_anchor = refused
-        refused |= record.kind is Kind.BETWEEN and self._at_anchor
-        self.count += refused
-        return refused
+        at_anchor = refused if record.kind is Kind.ANCHOR else self.at_anchor
+        return RefusedSteps(self.count + (refused or (record.kind is Kind.BETWEEN and at_anchor)), at_anchor)
 
 
 @dataclass(frozen=True, slots=True)

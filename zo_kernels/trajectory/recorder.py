@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from .file import FoundFile, TrajectoryFile
-from .record import Record, Setup
 from .trajectory import Trajectory
 
 
@@ -20,7 +19,12 @@ class Recorder:
     Args:
         sync: when the file is forced to the disk, so that it survives a power cut, too: "step": after each record.
             "checkpoint": by `sync` and `close`. "never": when the system likes.
+
+    Attributes:
+        lost: whether the file was found to be somebody else's, which `write` has told.
     """
+
+    lost = False
 
     def __init__(self, sync: str = "checkpoint") -> None:
         self.trajectory = Trajectory()
@@ -48,9 +52,9 @@ class Recorder:
         if not (folder := Path(os.path.abspath(path)).parent).is_dir():
             raise ValueError(f"trajectory: expected a file in a folder that exists, got {path}; make {folder} first")
         self.close()
-        self._path, self._written = Path(path), 0
+        self._path, self._written = Path(os.path.abspath(path)), 0  # wherever the process goes
         if self.trajectory.setups:
-            self._write()
+            self.write()
 
     @property
     def path(self) -> Path | None:
@@ -69,31 +73,18 @@ class Recorder:
             recorder._path = recorder._file.path
         return recorder
 
-    def add_setup(self, setup: Setup) -> None:
-        """Append a setup."""
-        self.trajectory.add_setup(setup)
-        self._write()
-
-    def add_check(self, fingerprint: str) -> None:
-        """Append a fingerprint of the weights."""
-        self.trajectory.add_check(fingerprint)
-        self._write()
-
-    def add(self, record: Record) -> None:
-        """Append a step."""
-        self.trajectory.add(record)
-        self._write()
-
-    def _write(self) -> None:
+    def write(self) -> None:
         """Write what the file lacks; what a full disk left out comes with the next record."""
-        if self._path is None:
+        if self._path is None or not self.trajectory.setups or self._written == self.trajectory.nbytes:
             return
         if self._file is None:
             self._file = TrajectoryFile(self._path, new=True)
             if self._sync != "never":
                 self._file.sync_folder()
         file = self._file
+        self.lost = True  # should it be somebody else's now
         self._written = file.check(self.trajectory, self._written)
+        self.lost = False
         while data := self.trajectory.tail(self._written):
             self._written += file.append(data)
         if self._sync == "step":

@@ -5,8 +5,9 @@ from __future__ import annotations
 import zlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import overload
 
@@ -86,12 +87,17 @@ class Trajectory(Sequence[Record]):
         """How many of its steps changed nothing, because of losses that were not finite."""
         refused = RefusedSteps()
         for record in self:
-            refused.add(record)
+            refused = refused.after(record)
         return refused.count
 
     def to_bytes(self) -> bytes:
         """What a file of it holds."""
         return bytes(self._data)
+
+    @property
+    def nbytes(self) -> int:
+        """How many they are."""
+        return len(self._data)
 
     def until(self, steps: int) -> int:
         """How many records there are before the first one that was taken at this step count, or later."""
@@ -136,23 +142,34 @@ class Trajectory(Sequence[Record]):
         """Count in the record at byte `at` of the data, and return its end. What others wrote is to keep an order."""
         setup = self.setups[-1][1] if self.setups else None
         kind, end = check(self._data, at, self._crc, None if setup is None else len(setup.weight_decays))
+        what: Setup | str | None = None
         if order is not None and kind is not Kind.SETUP:
             order.comes(kind, self._data, at)
         if kind is Kind.SETUP:
-            setup = decode_setup(self._data, at, end)
+            what = setup = decode_setup(self._data, at, end)
             if order is not None:
                 order.setup_comes(setup, self.steps, len(self))
-            self.setups.append((len(self), setup))
-            self.steps = setup.step
         elif kind is Kind.CHECK:
-            self.checks[len(self)] = decode_check(self._data, at)
-        else:
-            self._starts.append(at)
-            self._ends.append(end)
-            self._at.append(self.steps)
-            self.steps += kind is not Kind.INTERRUPTED
-        self._crc = crc_of(self._data, at)
+            what = decode_check(self._data, at)
+        for note in self._noting(kind, at, end, crc_of(self._data, at), what):
+            note()
         return end
+
+    def _noting(self, kind: Kind, at: int, end: int, crc: int, what: Setup | str | None) -> list[Callable[[], object]]:
+        """What counts a record in, of which `what` is the setup or the fingerprint: C functions all."""
+        here = partial(setattr, self, "_crc", crc)
+        if isinstance(what, Setup):
+            return [partial(self.setups.append, (len(self), what)), partial(setattr, self, "steps", what.step), here]
+        if what is not None:
+            return [partial(self.checks.__setitem__, len(self), what), here]
+        steps = self.steps + (kind is not Kind.INTERRUPTED)
+        return [
+            partial(self._starts.append, at),
+            partial(self._ends.append, end),
+            partial(self._at.append, self.steps),
+            partial(setattr, self, "steps", steps),
+            here,
+        ]
 
     def without_interrupted_end(self) -> Trajectory:
         """As it was before the steps at its end that were interrupted, and hence do not count."""
@@ -165,20 +182,33 @@ class Trajectory(Sequence[Record]):
 
     def add_setup(self, setup: Setup) -> None:
         """Append a setup, which holds for the records after it."""
-        self._append(encode_setup(setup, self._crc))
-
-    def add_check(self, fingerprint: str) -> None:
-        """Append a fingerprint of all weights after the last step."""
-        self._append(encode_check(fingerprint, self._crc))
+        _make(self.adding_setup(setup))
 
     def add(self, record: Record) -> None:
         """Append a step; its own step count and eps are those of the trajectory."""
-        self._append(encode(replace(record, step=self.steps), self._crc))
+        _make(self.adding(record))
 
-    def _append(self, data: bytes) -> None:
+    def adding_setup(self, setup: Setup) -> list[Callable[[], object]]:
+        """As `adding`, for `add_setup`."""
+        return self._appending(Kind.SETUP, encode_setup(setup, self._crc), setup)
+
+    def adding_check(self, fingerprint: str) -> list[Callable[[], object]]:
+        """As `adding`, of a fingerprint of all weights after the last step."""
+        return self._appending(Kind.CHECK, encode_check(fingerprint, self._crc), fingerprint)
+
+    def adding(self, record: Record) -> list[Callable[[], object]]:
+        """What `add` does, as calls of C functions, for who makes them together with what the record tells of."""
+        return self._appending(record.kind, encode(replace(record, step=self.steps), self._crc), None)
+
+    def _appending(self, kind: Kind, data: bytes, what: Setup | str | None) -> list[Callable[[], object]]:
         at = len(self._data)
-        self._data += data
-        self._take(at)
+        notes = self._noting(kind, at, at + len(data), crc_of(data, 0), what)
+        return [partial(self._data.extend, data), *notes]
+
+
+def _make(calls: Sequence[Callable[[], object]]) -> None:
+    for call in calls:
+        call()
 
 
 def read(data: bytes) -> tuple[Trajectory, int, Fault | None]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import device
 
+from ..fits import Fits
 from ..gpu_table import BLOCK, Coefficients, GpuTable, Group, Work, current, stream_of
 from ..tuning import Tuning
 from ..types import Entry, Pass
@@ -63,7 +64,7 @@ def prepare(entries: Sequence[Entry]) -> Callable[[Pass], None]:
 
     It changes the active entries' dst, and the mask_tensor of those that record.
     """
-    here = target()
+    fits, here = Fits(entries), target()
     counters = COUNTERS
     if here == "interpreter":
         largest = max((entry.dst.numel() for entry in entries), default=0)
@@ -74,6 +75,7 @@ def prepare(entries: Sequence[Entry]) -> Callable[[Pass], None]:
     def run(do: Pass) -> None:
         if where is None:
             return
+        fits.check(do)
         with _context(where, here):
             stream = stream_of(where)
             numbers = Coefficients.of(do, where, stream)

@@ -10,7 +10,8 @@ from transformers import TrainingArguments
 
 from zo_kernels import checks
 from zo_kernels.ops import ROUNDINGS
-from zo_kernels.optim.base import MAX_DIRECTIONS, PERTURB
+from zo_kernels.optim.base import PERTURB
+from zo_kernels.optim.draws import MAX_DIRECTIONS
 from zo_kernels.optim.parallel import SPLITS
 
 METHODS = ("mezo", "sparse-mezo", "lezo", "mezo-svrg")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+from zo_kernels import Trajectory, files
 
 TRAJECTORY = "trajectory.zo"
+
+logger = logging.get_logger(__name__)
 
 
 def last_whole(output_dir: Path) -> str | None:
@@ -24,11 +28,16 @@ def last_whole(output_dir: Path) -> str | None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """The trainer's state is written last."""
+    """The trainer's state is written last; a power cut may have emptied what was written before."""
     try:
-        return isinstance(json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8")), dict)
-    except (OSError, ValueError):
+        state = json.loads((folder / TRAINER_STATE_NAME).read_bytes())
+    except (OSError, ValueError, RecursionError):
         return False
+    if not isinstance(state, dict) or f"{PREFIX_CHECKPOINT_DIR}-{state.get('global_step')}" != folder.name:
+        return False
+    if empty := [path.name for path in folder.iterdir() if path.is_file() and not path.stat().st_size]:
+        logger.warning(f"{folder} is passed over: {', '.join(sorted(empty))} is empty, as a power cut leaves files.")
+    return not empty
 
 
 def check_resumable(checkpoint: str) -> None:
@@ -43,9 +52,34 @@ def check_resumable(checkpoint: str) -> None:
 
 
 def take_back(checkpoint: str, output_dir: Path) -> None:
-    """Put the checkpoint's trajectory in the place of the run's, which may have gone further."""
-    target = output_dir / TRAJECTORY
+    """Put the checkpoint's trajectory in the place of the run's, whose further steps are taken again. One that has
+    steps of another run, or of later checkpoints, is kept beside.
+
+    Raises ValueError if the checkpoint's is damaged, BlockingIOError if another process writes the run's; then nothing
+    has changed.
+    """
+    source, target = Path(checkpoint) / TRAJECTORY, output_dir / TRAJECTORY
+    data = Trajectory.load(source).to_bytes()
     target.parent.mkdir(parents=True, exist_ok=True)
-    copy = target.with_suffix(".zo.new")
-    shutil.copyfile(Path(checkpoint) / TRAJECTORY, copy)
-    os.replace(copy, target)
+    if target.exists() and (before := _bytes_of(target)) != data:
+        last = last_whole(output_dir)
+        is_last = last is None or os.path.realpath(last) == os.path.realpath(checkpoint)
+        if not (is_last and before.startswith(data)) and not data.startswith(before):
+            set_aside(target)
+    files.replace(target, data)
+
+
+def _bytes_of(trajectory: Path) -> bytes:
+    """Raises BlockingIOError if another process writes it."""
+    with trajectory.open("r+b") as file:
+        if not files.lock(file.fileno()):
+            raise BlockingIOError(f"{trajectory}: expected a run that has ended, but another process writes it")
+        return file.read()
+
+
+def set_aside(trajectory: Path) -> None:
+    """Give a file that another is to replace another name, and say so."""
+    kept = files.unused(trajectory, "replaced")
+    os.replace(trajectory, kept)
+    files.sync_folder(kept.parent)
+    logger.warning(f"{trajectory} of an earlier run is kept as {kept.name}.")

@@ -292,8 +292,7 @@ class ZOTrainer(Trainer):
     def _begin_trajectory(self, optimizer: zo.ZeroOrderOptimizer) -> None:
         path = self._folder() / checkpoints.TRAJECTORY
         if path.exists():
-            logger.warning(f"{path} of an earlier run is replaced; checkpoints keep their own copies.")
-            path.unlink()
+            checkpoints.set_aside(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         optimizer.record_to(path)
 

@@ -1,4 +1,4 @@
-"""`interrupts_held`: SIGINT waits for the end of a block, and whoever handled it handles it again."""
+"""`signals_held`: SIGINT waits for the end of a block, and whoever handled it handles it again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from zo_kernels.optim import interrupts
-from zo_kernels.optim.interrupts import interrupts_held
+from zo_kernels import interrupts
+from zo_kernels.interrupts import signals_held
 
 
 @pytest.fixture(params=["the interpreter's own functions", "those of the library"], autouse=True)
@@ -33,8 +33,8 @@ def set_handler() -> Iterator[Callable[[Any], None]]:
 def test_it_waits_for_the_end_of_the_outermost_block(set_handler: Callable[[Any], None]) -> None:
     set_handler(signal.default_int_handler)
     done = []
-    with pytest.raises(KeyboardInterrupt), interrupts_held():
-        with interrupts_held():
+    with pytest.raises(KeyboardInterrupt), signals_held():
+        with signals_held():
             signal.raise_signal(signal.SIGINT)
             done.append("inner")
         done.append("outer")
@@ -49,7 +49,7 @@ def test_several_are_handled_once_by_the_handler_that_was_there(set_handler: Cal
         seen.append((number, frame is not None))
 
     set_handler(handler)
-    with interrupts_held():
+    with signals_held():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         assert not seen
@@ -61,7 +61,7 @@ def test_several_are_handled_once_by_the_handler_that_was_there(set_handler: Cal
 
 def test_a_block_that_fails_puts_the_handler_back(set_handler: Callable[[Any], None]) -> None:
     set_handler(signal.default_int_handler)
-    with pytest.raises(ValueError, match=r"^its own$"), interrupts_held():
+    with pytest.raises(ValueError, match=r"^its own$"), signals_held():
         raise ValueError("its own")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -69,7 +69,7 @@ def test_a_block_that_fails_puts_the_handler_back(set_handler: Callable[[Any], N
 @pytest.mark.parametrize("ignored", [signal.SIG_IGN, signal.SIG_DFL])
 def test_what_is_not_handled_in_python_is_left_alone(set_handler: Callable[[Any], None], ignored: Any) -> None:
     set_handler(ignored)
-    with interrupts_held():
+    with signals_held():
         assert signal.getsignal(signal.SIGINT) is ignored
         if ignored is signal.SIG_IGN:
             signal.raise_signal(signal.SIGINT)
@@ -81,7 +81,7 @@ def test_other_threads_hold_nothing(set_handler: Callable[[Any], None]) -> None:
     seen: list[Any] = []
 
     def work() -> None:
-        with interrupts_held():
+        with signals_held():
             seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=work)

@@ -1,0 +1,64 @@
+"""The format of a trajectory once more, so that no attack asks the code that it attacks."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass, replace
+
+MAGIC = b"ZOTRAJ1\n"
+SETUP, STEP, ANCHOR, BETWEEN, REFUSED, INTERRUPTED, CHECK = range(7)
+RATE_EACH, DOUBLE = 1, 2
+
+
+@dataclass(frozen=True)
+class Part:
+    """A record without its checksum."""
+
+    kind: int
+    flags: int
+    count: int
+    body: bytes
+
+    @property
+    def size(self) -> int:
+        return 8 + len(self.body)
+
+    @property
+    def text(self) -> bytes:
+        """Of a setup."""
+        return self.body[4:]
+
+    def with_text(self, text: bytes) -> Part:
+        return replace(self, body=struct.pack("<I", len(text)) + text)
+
+
+def parts_of(data: bytes, groups: int) -> list[Part]:
+    """The records of a sound file whose setups all have so many parameter groups."""
+    result, at = [], len(MAGIC)
+    while at < len(data):
+        _, kind, flags, count = struct.unpack_from("<IBBH", data, at)
+        if kind == SETUP:
+            size = 4 + struct.unpack_from("<I", data, at + 8)[0]
+        elif kind in (REFUSED, INTERRUPTED):
+            size = 4
+        elif kind == CHECK:
+            size = 8
+        else:
+            rates = groups if flags & RATE_EACH else 1
+            pairs = (count + 1) * (2 if kind == BETWEEN else 1)
+            size = 8 * rates + pairs * (16 if flags & DOUBLE else 8)
+        result.append(Part(kind, flags, count, data[at + 8 : at + 8 + size]))
+        at += 8 + size
+    assert at == len(data), "it is sound"
+    return result
+
+
+def sealed(parts: list[Part]) -> bytes:
+    """A file of them, with the right checksums."""
+    out, crc = [MAGIC], zlib.crc32(MAGIC)
+    for part in parts:
+        rest = struct.pack("<BBH", part.kind & 255, part.flags & 255, part.count & 65535) + part.body
+        crc = zlib.crc32(rest, crc)
+        out.append(struct.pack("<I", crc) + rest)
+    return b"".join(out)

@@ -1,0 +1,133 @@
+"""A step that is being taken: whatever exception ends it, it was taken whole and recorded, or not at all."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from ..interrupts import at_once, signals_held
+from ..trajectory import Kind, Record
+from .losses import Refused
+from .probes import Probes
+
+if TYPE_CHECKING:
+    from .recorded import RecordedSteps
+
+# Seconds before each try to restore the weights: exceptions may come from outside, or another thread make a pass over
+# the same memory.
+_PAUSES = (0.0, 0.0, 1e-3, 1e-2, 0.1, 1.0)
+Step = TypeVar("Step", bound=Callable[..., Any])
+
+
+class Attempt:
+    """At one step; a context manager.
+
+    Attributes:
+        probes: what moves the weights; None while nothing can have moved.
+        recorded: the step's record, from the moment on when it was taken, refused or interrupted, and noted as such.
+        seen: whether what it did to the weights is known to be no change by others.
+    """
+
+    probes: Probes | None = None
+    recorded: Record | None = None
+    seen = False
+
+    def __init__(self, optimizer: RecordedSteps):
+        self._optimizer, self._gradients = optimizer, torch.is_grad_enabled()
+
+    def __enter__(self) -> Attempt:
+        return self
+
+    def begin(self) -> None:
+        """From here on the optimizer knows of it."""
+        optimizer = self._optimizer
+        if optimizer._attempt is not None:  # two exceptions at once, of which the second kept its step from being ended
+            optimizer._attempt.end(InterruptedError())
+        optimizer._attempt = self
+
+    @contextmanager
+    def quietly(self) -> Iterator[None]:
+        """Without gradients; when an exception leaves, `__exit__` sets them as they were."""
+        torch.set_grad_enabled(False)
+        yield
+        torch.set_grad_enabled(self._gradients)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is not None:
+                self.end(error)
+            self._optimizer._attempt = None  # which knows it: they would keep each other alive
+        finally:
+            torch.set_grad_enabled(self._gradients)
+        if isinstance(error, Refused):
+            raise error.error(f"{error.of}{error}; the step is refused, the weights are restored") from None
+
+    def end(self, error: BaseException) -> None:
+        """After whatever exception, and whenever it came: restore the weights and record that, unless the step was
+        taken whole. Should another one come meanwhile, it is raised when that is done.
+        """
+        another: BaseException | None = None
+        for pause in _PAUSES:
+            try:
+                with signals_held():
+                    time.sleep(pause)
+                    self._put_right(error)
+                break
+            except BaseException as later:  # what is done already is not done twice
+                another = later
+        if another is not None:
+            raise another
+
+    def _put_right(self, error: BaseException) -> None:
+        optimizer, weights = self._optimizer, self._optimizer._weights
+        if self.recorded is not None:
+            if weights is not None:
+                weights.written()
+                with suppress(OSError, RuntimeError):  # it is told already, and the next step writes it
+                    optimizer._taken(self, weights)
+            return
+        torch.set_grad_enabled(False)
+        if self.probes is None:
+            self.seen = True  # nothing has moved: if weights changed, others did it
+            # An argument that is wrong is no step that was interrupted.
+            if isinstance(error, (ValueError, TypeError)) or not optimizer._recording.has_setup or weights is None:
+                return
+        else:
+            assert weights is not None
+            if not optimizer._restore(self.probes, weights):
+                return
+            weights.written()
+        at_once(optimizer._failing(self, Kind.REFUSED if isinstance(error, Refused) else Kind.INTERRUPTED))
+        optimizer._taken(self, weights)
+
+
+def attempted(step: Step) -> Step:
+    """An optimizer's `step` with all of it within an `Attempt`, PyTorch's own wrapper and the hooks that it calls, too.
+    It finds that as `self._attempt`.
+    """
+
+    def quiet(self: Any, *closures: Any, **named: Any) -> Any:
+        with self._attempt.quietly():
+            return step(self, *closures, **named)
+
+    within = torch.optim.Optimizer.profile_hook_step(quiet)
+
+    @functools.wraps(step)
+    def outermost(self: Any, *closures: Any, **named: Any) -> Any:
+        with Attempt(self) as attempt:
+            attempt.begin()
+            overridden = getattr(type(self).step, "attempted", None) is not step  # by one for which PyTorch calls them
+            return (quiet if overridden else within)(self, *closures, **named)
+
+    result: Any = outermost
+    result.attempted = step
+    result.hooked = True  # PyTorch puts its wrapper around what has not this
+    return result

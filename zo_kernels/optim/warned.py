@@ -1,0 +1,16 @@
+"""Warnings that point to the user's line, however many frames lie between."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+_OURS = ("zo_kernels.optim", "torch")
+
+
+def warn(message: str) -> None:
+    """As `warnings.warn`, at the innermost line that is neither of these optimizers nor of PyTorch."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(_OURS):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
