@@ -128,9 +128,7 @@ class Locked:
         OSError: the file cannot be made.
     """
 
-    _held: ClassVar[set[tuple[int, str]]] = (
-        set()
-    )  # the process, since one that is forked off it holds none, and the path
+    _held: ClassVar[set[tuple[int, str]]] = set()  # process, since one that is forked off it holds none, and path
 
     def __init__(self, path: str | Path, told: str):
         self._path = os.path.realpath(path)

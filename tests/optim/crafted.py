@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import zlib
@@ -24,10 +25,8 @@ def a_run(method: str = "MeZO", *, groups: bool = False, directions: int = 1, do
     opt = build(method, two if groups else model, directions=directions, perturb="in_place")
     for i in range(9):
         for bad in {3: [lambda: 1 / 0], 5: [lambda: float("nan")]}.get(i, []):
-            try:
+            with contextlib.suppress(ZeroDivisionError, ValueError):
                 take_step(opt, bad)
-            except (ZeroDivisionError, ValueError):
-                pass
         if i == 7:
             for group in opt.param_groups:
                 group["eps"] *= 2

@@ -93,9 +93,8 @@ def beginning(data: bytes | bytearray) -> Fault | None:
     if first == MAGIC:
         return None
     if MAGIC.startswith(first):
-        return Fault(
-            0, 0, f"cut off: {len(first)} of the {len(MAGIC)} bytes that a trajectory begins with", "incomplete"
-        )
+        reason = f"cut off: {len(first)} of the {len(MAGIC)} bytes that a trajectory begins with"
+        return Fault(0, 0, reason, "incomplete")
     at = len(MAGIC)
     if any(_sealed(data, at, zlib.crc32(MAGIC), head, 1) for head in Order().heads()):
         lost = further(data, at, None)
@@ -116,9 +115,7 @@ def found(data: bytes | bytearray, at: int, crc: int, order: Order, record: int,
     if any(_sealed(data, at, crc, head, groups) for head in heads):
         return _fault(at, record, "it is damaged in its first bytes", "damaged", replace(lost, exact=False))
     if not lost.sound and _may_be_cut(bytes(data[at:]), order, heads, groups):
-        return _fault(
-            at, record, f"cut off: {len(data) - at} bytes of it are there", "incomplete", Further(False, 0, True)
-        )
+        return Fault(at, record, f"cut off: {len(data) - at} bytes of it are there", "incomplete")
     if data[at + 4 : at + HEAD.size] not in heads and _sealed_somewhere(data, at, crc):
         kind, flags, count = struct.unpack_from("<BBH", data, at + 4)
         reason = f"its checksum is right, but kind {kind} with flags {flags} and count {count} is not known"
