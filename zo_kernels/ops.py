@@ -78,15 +78,16 @@ class Table:
         pointers, sizes = [*map(Tensor.data_ptr, self._tensors)], [*map(Tensor.numel, self._tensors)]
         return (pointers, sizes, [*map(Tensor.data_ptr, self._masks)]) if self._masks else (pointers, sizes)
 
-    def apply(self, do: Pass, then: Sequence[Call] = ()) -> None:
+    def apply(self, do: Pass, then: Sequence[Call] = (), first: Sequence[Call] = ()) -> None:
         """One pass over the active entries.
 
         That seeds are of 64 bits and scales and decays finite is taken as checked.
 
         Args:
             do: the pass.
-            then: C functions that note what it did: they are called with it, or neither it nor they are, whatever
-                exception comes from outside, if the pass is `in_c`; if not, signals wait for their end.
+            then: C functions that note what it did. If the pass is `in_c`, they are called with it, or neither it nor
+                they are, whatever exception comes from outside; if not, signals wait for their end.
+            first: C functions that note that a pass which is not `in_c` begins.
 
         Raises:
             ValueError: there are fewer scales or decays than the entries' groups need, or `active` has an index that is
@@ -114,8 +115,9 @@ class Table:
         elif isinstance(self._run, InC):
             at_once([self._run.bound(do), *then])
         else:
+            self._fits.check(do)
             with signals_held():
-                at_once([partial(self._run, do), *then])
+                at_once([*first, partial(self._run, do), *then])
 
     @property
     def in_c(self) -> bool:

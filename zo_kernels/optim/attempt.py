@@ -15,13 +15,14 @@ from ..interrupts import at_once, signals_held
 from ..trajectory import Kind, Record
 from .losses import Refused
 from .probes import Probes
+from .weights import Weights
 
 if TYPE_CHECKING:
     from .recorded import RecordedSteps
 
 # Seconds before each try to restore the weights: exceptions may come from outside, or another thread make a pass over
 # the same memory.
-_PAUSES = (0.0, 0.0, 1e-3, 1e-2, 0.1, 1.0)
+_PAUSES = (0.0, 0.0, 1e-3, 1e-2, 0.1)
 Step = TypeVar("Step", bound=Callable[..., Any])
 
 
@@ -83,6 +84,10 @@ class Attempt:
                 break
             except BaseException as later:  # what is done already is not done twice
                 another = later
+        else:
+            if isinstance(another, Exception):  # it cannot be: the trajectory ends here, and the weights are others
+                self._optimizer._recording.forget_versions()
+                self._optimizer._attempt = None
         if another is not None:
             raise another
 
@@ -91,8 +96,7 @@ class Attempt:
         if self.recorded is not None:
             if weights is not None:
                 weights.written()
-                with suppress(OSError, RuntimeError):  # it is told already, and the next step writes it
-                    optimizer._taken(self, weights)
+                self._write_down(weights)
             return
         torch.set_grad_enabled(False)
         if self.probes is None:
@@ -106,7 +110,11 @@ class Attempt:
                 return
             weights.written()
         at_once(optimizer._failing(self, Kind.REFUSED if isinstance(error, Refused) else Kind.INTERRUPTED))
-        optimizer._taken(self, weights)
+        self._write_down(weights)
+
+    def _write_down(self, weights: Weights) -> None:
+        with suppress(OSError, RuntimeError):  # the next step writes it, or raises
+            self._optimizer._taken(self, weights)
 
 
 def attempted(step: Step) -> Step:

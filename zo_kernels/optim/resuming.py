@@ -34,7 +34,7 @@ def resume_from(
             optimizer._ranks.check_directions(last.directions)
         _warn_of_other_options(optimizer, last)
         replay = Replay(optimizer._names, trajectory, optimizer.backend, check_values=weights == "first")
-    optimizer._by_first(lambda: FoundFile.set_aside(found[0]))
+    optimizer._by_first(lambda: found[0].set_aside())
     if replay is not None and weights == "first":
         replay.run()
         optimizer._go_on_from(replay, last)

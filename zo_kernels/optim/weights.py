@@ -174,9 +174,10 @@ class Weights:
         else:
             table = self._in_place_recording if record else self._in_place
         assert table is not None
+        first: list[Call] = []
         if then and not table.in_c:
-            self.torn, then = True, [*then, partial(setattr, self, "torn", False)]
-        table.apply(do, then)
+            first, then = [partial(setattr, self, "torn", True)], [*then, partial(setattr, self, "torn", False)]
+        table.apply(do, then, first)
         self.written()
 
     def written(self) -> None:
