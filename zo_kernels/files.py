@@ -86,10 +86,28 @@ def unused(path: str | Path, word: str) -> Path:
     return next(p for n in itertools.count(1) if not os.path.lexists(p := Path(f"{path}.{word}-{n}")))
 
 
+_locked: set[int] = set()  # descriptors
+
+
+def read(path: str | Path) -> bytes:
+    """What a file holds. That it is closed again takes no lock from this process, as it would by POSIX."""
+    try:
+        return Path(path).read_bytes()
+    finally:
+        for file in list(_locked):
+            with suppress(OSError):
+                lock(file)
+
+
+def unlock(file: int) -> None:
+    """To be called before an open file is closed that was locked."""
+    _locked.discard(file)
+
+
 def lock(file: int) -> bool:
     """Keep other processes from locking an open file; False if one has it. The system gives the lock up when the
     process ends, however it ends: there are no stale ones. In one process it can be had again and again, and is given
-    up when any descriptor of that file is closed.
+    up when any descriptor of that file is closed (but by `read`).
     """
     try:
         if _fcntl is not None:
@@ -110,6 +128,7 @@ def lock(file: int) -> bool:
             f"this file system has no locks ({error.strerror}): two processes that write one run are not kept apart",
             stacklevel=2,
         )
+    _locked.add(file)
     return True
 
 
@@ -162,12 +181,17 @@ class Locked:
         """Give it up."""
         if self._key in self._held:
             self._held.discard(self._key)
+            unlock(self._file)
             if self._key[0] != os.getpid():  # the file is the other process's
                 os.close(self._file)
                 return
             if os.name == "posix":  # Windows removes no open file
                 Path(self._path).unlink(missing_ok=True)
             os.close(self._file)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self.release()
 
     def __enter__(self) -> Locked:
         return self

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,7 +27,7 @@ Step = TypeVar("Step", bound=Callable[..., Any])
 
 
 class Attempt:
-    """At one step; a context manager.
+    """At one step, without gradients; a context manager.
 
     Attributes:
         probes: what moves the weights; None while nothing can have moved.
@@ -43,21 +43,15 @@ class Attempt:
         self._optimizer, self._gradients = optimizer, torch.is_grad_enabled()
 
     def __enter__(self) -> Attempt:
+        optimizer = self._optimizer
+        if optimizer._attempt is not None:
+            optimizer._attempt.leave()
+        optimizer._attempt = self
         return self
 
     def begin(self) -> None:
-        """From here on the optimizer knows of it."""
-        optimizer = self._optimizer
-        if optimizer._attempt is not None:  # two exceptions at once, of which the second kept its step from being ended
-            optimizer._attempt.end(InterruptedError())
-        optimizer._attempt = self
-
-    @contextmanager
-    def quietly(self) -> Iterator[None]:
-        """Without gradients; when an exception leaves, `__exit__` sets them as they were."""
+        """No gradients from here on; not in `__enter__`, after which alone `__exit__` is sure to come."""
         torch.set_grad_enabled(False)
-        yield
-        torch.set_grad_enabled(self._gradients)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -70,6 +64,13 @@ class Attempt:
             torch.set_grad_enabled(self._gradients)
         if isinstance(error, Refused):
             raise error.error(f"{error.of}{error}; the step is refused, the weights are restored") from None
+
+    def leave(self) -> None:
+        """Of two exceptions at once, the second kept this one from its end: what it moved is not known to be there,
+        since somebody may have loaded weights meanwhile.
+        """
+        if self.recorded is None and self.probes is not None:
+            self._optimizer._give_up()
 
     def end(self, error: BaseException) -> None:
         """After whatever exception, and whenever it came: restore the weights and record that, unless the step was
@@ -102,7 +103,7 @@ class Attempt:
         if self.probes is None:
             self.seen = True  # nothing has moved: if weights changed, others did it
             # An argument that is wrong is no step that was interrupted.
-            if isinstance(error, (ValueError, TypeError)) or not optimizer._recording.has_setup or weights is None:
+            if isinstance(error, (ValueError, TypeError)) or weights is None or not optimizer._recording.has_begun:
                 return
         else:
             assert weights is not None
@@ -118,24 +119,13 @@ class Attempt:
 
 
 def attempted(step: Step) -> Step:
-    """An optimizer's `step` with all of it within an `Attempt`, PyTorch's own wrapper and the hooks that it calls, too.
-    It finds that as `self._attempt`.
-    """
-
-    def quiet(self: Any, *closures: Any, **named: Any) -> Any:
-        with self._attempt.quietly():
-            return step(self, *closures, **named)
-
-    within = torch.optim.Optimizer.profile_hook_step(quiet)
+    """An optimizer's `step` within an `Attempt`, which it finds as `self._attempt`."""
 
     @functools.wraps(step)
     def outermost(self: Any, *closures: Any, **named: Any) -> Any:
         with Attempt(self) as attempt:
             attempt.begin()
-            overridden = getattr(type(self).step, "attempted", None) is not step  # by one for which PyTorch calls them
-            return (quiet if overridden else within)(self, *closures, **named)
+            return step(self, *closures, **named)
 
     result: Any = outermost
-    result.attempted = step
-    result.hooked = True  # PyTorch puts its wrapper around what has not this
     return result

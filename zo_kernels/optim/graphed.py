@@ -114,7 +114,7 @@ class GraphedStep:
             self._ordinary_steps += 1
             self._warm_for = key
             return None
-        with Attempt(optimizer) as attempt, attempt.quietly():
+        with Attempt(optimizer) as attempt:
             attempt.begin()
             eps, rates, decays, weights = optimizer._begin()
             if (why := unusable(rates, decays)) is not None:

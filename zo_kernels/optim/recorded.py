@@ -105,11 +105,18 @@ class RecordedSteps(TrainedWeights):
     def _restore(self, probes: Probes, weights: Weights) -> bool:
         """Bring θ back to where it was before the step, if that can be; it may be called again and again."""
         if weights.torn:
-            self._torn = True
-            self._recording.note_versions(weights)
+            self._give_up()
             return False
         probes.to({})
         return True
+
+    def _give_up(self) -> None:
+        """Nobody knows what the weights are, so no step is taken until others are loaded."""
+        self._torn = True
+        if self._in_forward is not None:
+            self._in_forward.restore()
+        if self._weights is not None:
+            self._recording.note_versions(self._weights)
 
     def _check_whole(self, weights: Weights) -> None:
         """Raise RuntimeError if the weights are not known to be those of a step."""
@@ -117,8 +124,8 @@ class RecordedSteps(TrainedWeights):
             return
         if not self._recording.changed_by_others(weights):
             raise RuntimeError(
-                "weights: expected those of a whole step, but a pass over them did not end: the backend failed in the "
-                "middle of it, or another thread raised an exception there; load them anew, from a checkpoint or by "
+                "weights: expected those of a whole step, but one ended in the middle: the backend failed there, or "
+                "exceptions came at once from signals or other threads; load them anew, from a checkpoint or by "
                 "resuming the trajectory"
             )
         self._torn = weights.torn = False
@@ -346,7 +353,7 @@ class RecordedSteps(TrainedWeights):
             self._refused_steps = run["refused_steps"] - unseen
             heights = zip(self._parameters(), run["thresholds"], strict=True)
             self._thresholds = {p: h for p, h in heights if h is not None}
-            self._weights = None
+            self._weights = self._attempt = None
             self._take_state(run)
             self._recording.forget_versions()  # the model may be loaded after its optimizer
         except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -107,6 +108,7 @@ class Recording:
 
     _cut = False  # whether a setup says that the weights are others than the records before it lead to
     _warned = False
+    _checked = -1  # the steps after which the last check was made
 
     def __init__(self, sync: str) -> None:
         self._sync = sync
@@ -123,6 +125,8 @@ class Recording:
     def trajectory(self) -> Trajectory:
         """What there is so far, whether or not it can be written."""
         self._log.pending.work_off(wait=True)
+        with suppress(OSError, RuntimeError):  # the next step says it
+            self._log.recorder.write()
         return self._log.recorder.trajectory
 
     @property
@@ -131,9 +135,9 @@ class Recording:
         return self._log.recorder.path
 
     @property
-    def has_setup(self) -> bool:
-        """Whether steps can be appended."""
-        return bool(self._log.recorder.trajectory.setups)
+    def has_begun(self) -> bool:
+        """Whether a step was appended before, so that another can be."""
+        return self._versions is not None and bool(self._log.recorder.trajectory.setups)
 
     @property
     def refused_unseen(self) -> int:
@@ -202,9 +206,11 @@ class Recording:
         """Write down what is known, and from time to time what the weights are."""
         log = self._log
         log.settle(wait=False)
-        if record.losses and log.steps % CHECK_EVERY == 0 and log.steps == record.step + 1:
+        due = record.losses and log.steps % CHECK_EVERY == 0 and log.steps == record.step + 1
+        if due and self._checked != log.steps:
             total = combined_fingerprint(weights.shards).reshape(1)
-            at_once([log.pending.putting(total, lambda v: log.recorder.trajectory.adding_check(as_text(v[0])))])
+            put = log.pending.putting(total, lambda v: log.recorder.trajectory.adding_check(as_text(v[0])))
+            at_once([put, partial(setattr, self, "_checked", log.steps)])
             log.settle(wait=False)
 
     def note_versions(self, weights: Weights) -> None:
