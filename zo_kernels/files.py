@@ -86,7 +86,7 @@ def unused(path: str | Path, word: str) -> Path:
     return next(p for n in itertools.count(1) if not os.path.lexists(p := Path(f"{path}.{word}-{n}")))
 
 
-_locked: set[int] = set()  # descriptors
+_locked: dict[int, int] = {}  # descriptor -> process: one that is forked off has the descriptors, and no locks
 
 
 def read(path: str | Path) -> bytes:
@@ -94,14 +94,15 @@ def read(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
     finally:
-        for file in list(_locked):
-            with suppress(OSError):
-                lock(file)
+        for file, process in list(_locked.items()):
+            if process == os.getpid():
+                with suppress(OSError):
+                    lock(file)
 
 
 def unlock(file: int) -> None:
     """To be called before an open file is closed that was locked."""
-    _locked.discard(file)
+    _locked.pop(file, None)
 
 
 def lock(file: int) -> bool:
@@ -128,7 +129,7 @@ def lock(file: int) -> bool:
             f"this file system has no locks ({error.strerror}): two processes that write one run are not kept apart",
             stacklevel=2,
         )
-    _locked.add(file)
+    _locked[file] = os.getpid()
     return True
 
 

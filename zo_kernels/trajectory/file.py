@@ -102,6 +102,7 @@ class TrajectoryFile:
 
     def close(self) -> None:
         """Give it up."""
+        files.unlock(self._file)
         os.close(self._file)
 
 

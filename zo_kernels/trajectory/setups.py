@@ -119,12 +119,19 @@ def loaded(text: bytes, *, whole: bool = True) -> Any:
         raise ValueError("expected a setup, got lists in lists") from None
 
 
+_SMALL: dict[str, Any] = {}
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Objects of few fields, of which there may be very many, are seen before they take memory."""
+    """Objects of few fields, of which there may be very many, take no memory: they are refused where they stand."""
     if len(pairs) < _LEAST_FIELDS:
-        names = ", ".join(name[:40] for name, _ in pairs)
-        raise ValueError(f"expected objects of {_LEAST_FIELDS} fields or more, got one of {names}")
-    return dict(pairs)
+        return _SMALL
+    known = dict(pairs)
+    if len(known) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"{twice[:40]}: expected each field once, got it twice")
+    return known
 
 
 def _fields(name: str, given: Any, kind: Any) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class Trajectory(Sequence[Record]):
             ValueError: it is no trajectory, or of a newer version, or one of its records is cut off or damaged, and is
                 not to be left out; the message says which, at which byte, and what to do.
         """
-        return cls.from_bytes(Path(path).read_bytes(), recover=recover, path=path)
+        return cls.from_bytes(files.read(path), recover=recover, path=path)
 
     @classmethod
     def from_bytes(cls, data: bytes, *, recover: bool | str = False, path: str | Path = "trajectory") -> Trajectory:
