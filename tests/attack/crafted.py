@@ -82,6 +82,7 @@ def _tried(known: Recorded, made: craft.Crafted, path: Path, how: str) -> str:
     expect(state_of(opt) == before, f"{how} refused it, and changed the optimizer")
     names = [*made.fields, "a trajectory of", *(n for n, _ in model.named_parameters())]
     told = str(refused).replace("_", " ")
-    expect(midway or any(n.replace("_", " ") in told for n in names), f"{how} names none of {made.fields}: {refused}"[:400])
+    named = midway or any(n.replace("_", " ") in told for n in names)
+    expect(named, f"{how} names none of {made.fields}: {refused}"[:400])
     expect(len(str(refused)) < 2000, f"{how} says too much: {len(str(refused))} characters")
     return "refused"

@@ -110,7 +110,8 @@ def loaded(text: bytes, *, whole: bool = True) -> Any:
     Raises:
         ValueError: it is none, or would take far more memory than text; json.JSONDecodeError says where it ends.
     """
-    if text.count(b"[") + text.count(b"{") > len(text) // 16 + 64:
+    outside = _STRINGS.sub(b"", text)
+    if outside.count(b"[") + outside.count(b"{") > len(text) // 16 + 64:
         raise ValueError("expected a setup, got lists in lists")
     decoder = json.JSONDecoder(object_pairs_hook=_object)
     try:
@@ -119,6 +120,7 @@ def loaded(text: bytes, *, whole: bool = True) -> Any:
         raise ValueError("expected a setup, got lists in lists") from None
 
 
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _SMALL: dict[str, Any] = {}
 
 

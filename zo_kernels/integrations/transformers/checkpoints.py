@@ -74,11 +74,15 @@ def _bytes_of(trajectory: Path) -> bytes:
     with trajectory.open("r+b") as file:
         if not files.lock(file.fileno()):
             raise BlockingIOError(f"{trajectory}: expected a run that has ended, but another process writes it")
-        return file.read()
+        try:
+            return file.read()
+        finally:
+            files.unlock(file.fileno())
 
 
 def set_aside(trajectory: Path) -> None:
-    """Give a file that another is to replace another name, and say so."""
+    """Give a file that another is to replace another name, and say so. Raises BlockingIOError as `_bytes_of`."""
+    _bytes_of(trajectory)
     kept = files.unused(trajectory, "replaced")
     os.replace(trajectory, kept)
     files.sync_folder(kept.parent)
