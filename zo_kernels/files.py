@@ -164,13 +164,17 @@ class Locked:
                 if self._is_there():
                     break
             except BaseException:
-                os.close(self._file)
+                self._close()
                 raise
-            os.close(self._file)  # whoever had it has just taken it away
+            self._close()  # whoever had it has just taken it away
         self._held.add(self._key)
         with suppress(OSError):  # a full disk; the number is there to be told alone
             os.ftruncate(self._file, 0)
             os.write(self._file, f"{os.getpid()}\n".encode())
+
+    def _close(self) -> None:
+        unlock(self._file)
+        os.close(self._file)
 
     def _is_there(self) -> bool:
         try:
@@ -182,13 +186,9 @@ class Locked:
         """Give it up."""
         if self._key in self._held:
             self._held.discard(self._key)
-            unlock(self._file)
-            if self._key[0] != os.getpid():  # the file is the other process's
-                os.close(self._file)
-                return
-            if os.name == "posix":  # Windows removes no open file
+            if self._key[0] == os.getpid() and os.name == "posix":  # not another's; and Windows removes no open file
                 Path(self._path).unlink(missing_ok=True)
-            os.close(self._file)
+            self._close()
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
