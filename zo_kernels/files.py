@@ -150,6 +150,8 @@ class Locked:
 
     _held: ClassVar[set[tuple[int, str]]] = set()  # process, since one that is forked off it holds none, and path
 
+    _holds = False
+
     def __init__(self, path: str | Path, told: str):
         self._path = os.path.realpath(path)
         self._key = os.getpid(), self._path
@@ -168,6 +170,7 @@ class Locked:
                 raise
             self._close()  # whoever had it has just taken it away
         self._held.add(self._key)
+        self._holds = True
         with suppress(OSError):  # a full disk; the number is there to be told alone
             os.ftruncate(self._file, 0)
             os.write(self._file, f"{os.getpid()}\n".encode())
@@ -184,15 +187,15 @@ class Locked:
 
     def release(self) -> None:
         """Give it up."""
-        if self._key in self._held:
+        if self._holds:
+            self._holds = False
             self._held.discard(self._key)
             if self._key[0] == os.getpid() and os.name == "posix":  # not another's; and Windows removes no open file
                 Path(self._path).unlink(missing_ok=True)
             self._close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            self.release()
+        self.release()
 
     def __enter__(self) -> Locked:
         return self
