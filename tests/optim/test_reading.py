@@ -156,7 +156,7 @@ SETUPS = [
         ("block", 0), ("threshold", -1.0), ("threshold", "0"), ("fingerprint", "0"), ("fingerprint", 7),
     ]),
     (_weight(name="head.bias"), "weights: expected a name for each"),
-    (_changed(weights={"a": 1}), "objects of 8 fields"),
+    (_changed(weights={"a": 1}), "weights: expected a list, got dict"),
     (_without("eps"), "eps"),
     (lambda given: [given], "setup"),
     (lambda given: b"{" * 100_000, "setup"),

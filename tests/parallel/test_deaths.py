@@ -14,7 +14,6 @@ from deaths import Death
         Death(0, 2, "in an exchange", "exit", "MeZOSVRG", met="tcp"),
         Death(1, 2, "after a step", "loop", "MeZO", "directions", "in_forward"),
         Death(0, 2, "in the first closure", "segfault"),
-        Death(1, 2, "in resume", "exit"),
     ],
     ids=str,
 )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from .. import checks, names
 from ..interrupts import Call, signals_held
 from ..trajectory import Kind, Setup
 from . import state
@@ -86,6 +86,10 @@ class MeZOSVRG(ZeroOrderOptimizer):
             _checked(param_group.setdefault("anchor_lr", self.anchor_lr))
         super().add_param_group(param_group)
 
+    def _trained_names(self) -> set[str]:
+        bare = names.bare(self._names)
+        return {bare[p] for p in self._trainable()}
+
     def _on_other_weights(self) -> None:
         self._forget()
 
@@ -140,6 +144,9 @@ class MeZOSVRG(ZeroOrderOptimizer):
 
     def _go_on_from(self, replay: Replay, setup: Setup) -> None:
         self._path, self._dropped, self._age = replay.path, replay.dropped, replay.age
+        begun = replay.trajectory.setups[-1][0] < len(replay.trajectory)
+        if not (begun or setup.anchored) or {w.name for w in setup.weights} != self._trained_names():
+            self._forget()  # the anchor is one of other weights, or was given up already
         if replay.weights is not None and replay.weights.anchors is not None:
             for w, anchor in zip(replay.weights.weights, replay.weights.anchors, strict=True):
                 self.state[w.parameter]["anchor"] = like(w.parameter, anchor)
@@ -181,6 +188,8 @@ class MeZOSVRG(ZeroOrderOptimizer):
     ) -> Tensor | float:
         for w in weights.weights:
             self._anchor(w).copy_(w.tensor)
+        for p in self.state.keys() - {w.parameter for w in weights.weights}:
+            self.state[p].pop("anchor", None)  # of one that is frozen now
         self._dropped = self._draw_dropped()
         seeds, seen = self._seeds(ANCHOR_SLOT), list[Any]()
         self._path = Path(weights.rows)
@@ -277,8 +286,11 @@ class MeZOSVRG(ZeroOrderOptimizer):
                 state.check_snapshot(f"{name}['anchor']", entry["anchor"], p, same_dtype=p in needed)
                 needed.discard(p)
         if needed:
-            names = [self._names[p] for p in anchored if p in needed]
-            raise ValueError(f"state_dict: state: expected an anchor of {names[0]}, at age {run['age']}, got none")
+            absent = [self._names[p] for p in anchored if p in needed]
+            raise ValueError(
+                f"state_dict: state: expected an anchor of {absent[0]}, at age {run['age']}, got none; before loading, "
+                "freeze what the run had frozen"
+            )
 
     def _take_state(self, run: dict[str, Any]) -> None:
         self.anchor_every, self.shared_direction = run["anchor_every"], run["shared_direction"]
@@ -287,6 +299,8 @@ class MeZOSVRG(ZeroOrderOptimizer):
             decays, coefficients = run["path_decays"], run["path"]
             self._path = Path(len(decays), decays, coefficients, run["anchor_gradients"], run["anchor_ok"])
         self._dropped, self._age = frozenset(run["dropped"]), run["age"]
+        if {p for p, kept in self.state.items() if "anchor" in kept} != set(self._trainable()):
+            self._forget()
         for kept in self.state.values():  # torch keeps the caller's tensors; a snapshot must be our own
             if "anchor" in kept:
                 kept["anchor"] = kept["anchor"].clone().contiguous()

@@ -177,6 +177,8 @@ class Recording:
             return
         self._log.settle()
         due = setup(continues or not len(self.trajectory))
+        if not self.trajectory.may_go_on(due):  # better a trajectory that ends here than one that nobody can read
+            due = replace(due, continues=False)
         at_once(self._log.recorder.trajectory.adding_setup(due))
         self._log.recorder.write()
         self.changed_from_outside = not due.continues

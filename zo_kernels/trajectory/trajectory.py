@@ -21,6 +21,7 @@ from .record import (
     Record,
     RefusedSteps,
     Setup,
+    Unknown,
     check,
     crc_of,
     decode,
@@ -54,6 +55,7 @@ class Trajectory(Sequence[Record]):
         self.setups: list[tuple[int, Setup]] = []
         self.checks: dict[int, str] = {}
         self.steps = 0
+        self._anchored = False
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -159,7 +161,9 @@ class Trajectory(Sequence[Record]):
         """What counts a record in, of which `what` is the setup or the fingerprint: C functions all."""
         here = partial(setattr, self, "_crc", crc)
         if isinstance(what, Setup):
-            return [partial(self.setups.append, (len(self), what)), partial(setattr, self, "steps", what.step), here]
+            anchored = partial(setattr, self, "_anchored", what.anchored)
+            taken = partial(self.setups.append, (len(self), what))
+            return [taken, partial(setattr, self, "steps", what.step), anchored, here]
         if what is not None:
             return [partial(self.checks.__setitem__, len(self), what), here]
         steps = self.steps + (kind is not Kind.INTERRUPTED)
@@ -168,6 +172,7 @@ class Trajectory(Sequence[Record]):
             partial(self._ends.append, end),
             partial(self._at.append, self.steps),
             partial(setattr, self, "steps", steps),
+            partial(setattr, self, "_anchored", self._anchored or kind is Kind.ANCHOR),
             here,
         ]
 
@@ -187,6 +192,16 @@ class Trajectory(Sequence[Record]):
     def add(self, record: Record) -> None:
         """Append a step; its own step count and eps are those of the trajectory."""
         _make(self.adding(record))
+
+    def may_go_on(self, setup: Setup) -> bool:
+        """Whether a setup that continues the records can be read again."""
+        order = Order()
+        order.setup, order.anchored = (self.setups[-1][1] if self.setups else None), self._anchored
+        try:
+            order.setup_comes(setup, self.steps, len(self))
+        except Unknown:
+            return False
+        return True
 
     def adding_setup(self, setup: Setup) -> list[Callable[[], object]]:
         """As `adding`, for `add_setup`."""
