@@ -244,14 +244,14 @@ def test_resume_and_replay_by_command(
     whole = finetune(Config(**options | {"out": str(tmp_path / "whole"), "method": "lezo"}))
     run = cut_off({**options, "method": "lezo"}, monkeypatch, 4)
     moved = run.rename(tmp_path / "moved")
-    assert cli.main(["replay", str(moved), "--step", "3", "--out", str(tmp_path / "early")]) == 0
+    assert cli.main(["replay", str(moved), "--step", "3", "--out", str(moved / "early")]) == 0
     assert "weights after step 3 of 4" in capsys.readouterr().out
     assert cli.main(["--resume", str(moved)]) == 0
     said = capsys.readouterr().out
     assert "resumed after step 4" in said and said.splitlines()[-1].startswith(f"accuracy {whole.before.accuracy:.3f}")
     assert [r["step"] for r in records(moved, "step")] == list(range(1, 7))
     assert (records(moved, "summary")[0]["after"]["loss"], 6) == (whole.after.loss, whole.steps)
-    for step, out, source in ((6, "late", tmp_path / "whole"), (3, "again", tmp_path / "early")):
+    for step, out, source in ((6, "late", tmp_path / "whole"), (3, "again", moved / "early")):
         replayed = tmp_path / out
         assert cli.main(["replay", str(moved), "--step", str(step), "--out", str(replayed)]) == 0
         for file in ("model.safetensors", "head.safetensors"):

@@ -51,6 +51,10 @@ def replace(path: str | Path, data: bytes | bytearray | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         if target.exists():
+            before = target.stat()
+            if hasattr(os, "chown") and before.st_uid != os.getuid():
+                with suppress(OSError):  # who may not give it away keeps it
+                    os.chown(part, before.st_uid, before.st_gid)
             shutil.copymode(target, part)
         os.replace(part, target)
     except BaseException:

@@ -22,7 +22,8 @@ def rebuild(run: str, step: int | None, out: str, backend: str | None = None) ->
         ValueError, TypeError, OSError: the run, the step or the folder cannot be used; nothing has been written.
     """
     config = run_folder.config_of(run)
-    read = {"RUN": run, **claims.sources(config)}
+    own: dict[str, str | None] = {f"RUN's {name}": str(Path(run) / name) for name in claims.RUN.names}
+    read = {**own, **claims.sources(config)}
     claims.check_new(out, claims.MODEL_ALONE, read)
     trajectory = sound_trajectory(Path(run) / run_folder.TRAJECTORY, step)
     start = load_start(Path(run), config)
