@@ -65,7 +65,9 @@ def lost_in_silence(known: Recorded, data: bytes) -> int | None:
     rest = data[kept:]
     # The beginning of a setup of another file looks like that of one's own.
     of_setup = kept >= 8 and rest[4:8] == bytes(4) and any(text.startswith(rest[12:]) for text in _setups())
-    return kept if len(rest) < known.size_at(kept) or of_setup else None
+    # Whatever record was there, it may have been another one, as far as its checksum was not reached.
+    longest = max(known.size_at(kept), *(part.size for part in known.parts if part.kind != SETUP))
+    return kept if len(rest) < longest or of_setup else None
 
 
 def _setups() -> list[bytes]:
