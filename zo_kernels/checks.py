@@ -39,7 +39,10 @@ def number(
     wanted = f"expected a finite number in {left}{low}, {high}{right}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: {wanted}, got {type(value).__name__} {value!r}")
-    value = float(value)
+    try:
+        value = float(value)
+    except OverflowError:  # an integer that no float holds
+        value = math.inf if value > 0 else -math.inf
     inside = math.isfinite(value) and low <= value <= high
     if not inside or (open_low and value == low) or (open_high and value == high):
         raise ValueError(f"{name}: {wanted}, got {value}")

@@ -17,6 +17,7 @@ MAX_STEP = 2**44 - 1  # more does not fit the draws
 _MAX_BLOCKS = 2**16
 _MAX_DIMENSIONS = 1000
 _MAX_GROUPS = 2**20
+_MAX_NAME = 2**12
 _DTYPES = tuple(str(dtype).removeprefix("torch.") for dtype in checks.DTYPES)
 _FINGERPRINT = re.compile("[0-9a-f]{16}")
 
@@ -100,7 +101,9 @@ def from_text(text: bytes) -> Setup:
     weights = [_fields(f"weights[{i}]", w, WeightSetup) for i, w in enumerate(_listed("weights", given["weights"]))]
     for i, w in enumerate(weights):
         w["shape"] = tuple(_listed(f"weights[{i}].shape", w["shape"]))
-    given["weight_decays"] = tuple(_listed("weight_decays", given["weight_decays"]))
+        w["threshold"] = _float(w["threshold"])
+    given["weight_decays"] = tuple(map(_float, _listed("weight_decays", given["weight_decays"])))
+    given["eps"], given["drop"] = _float(given["eps"]), _float(given["drop"])
     return Setup(**{**given, "weights": tuple(WeightSetup(**w) for w in weights)})
 
 
@@ -157,6 +160,13 @@ def _listed(name: str, given: Any) -> list[Any]:
 def _text(name: str, given: Any) -> None:
     if not isinstance(given, str):
         raise TypeError(f"{name}: expected a string, got {type(given).__name__}")
+    if len(given) > _MAX_NAME:
+        raise ValueError(f"{name}: expected at most {_MAX_NAME} characters, got {len(given)}")
+
+
+def _float(given: Any) -> Any:
+    """A whole number as a float; the rest is for `check`."""
+    return float(given) if type(given) is int and abs(given) < 2**1023 else given
 
 
 def check(setup: Setup) -> None:
