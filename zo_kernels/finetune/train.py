@@ -35,7 +35,7 @@ def finetune(config: Config, console: Console | None = None) -> Summary:
     """Do the run that `config` describes, write its folder and print its progress and closing table.
 
     Raises ValueError, TypeError or OSError, before the first step, for settings, data or a model that cannot be used;
-    `Diverged` if 20 steps in a row had a loss that was not finite.
+    `Diverged` if 20 steps in a row were refused.
     """
     started = time.perf_counter()
     return run(prepare(config), console or Console(), started)
@@ -185,8 +185,9 @@ def _give_up_if_diverged(steps: Sequence[Step], config: Config) -> None:
     last = steps[-_MOST_REFUSED_IN_A_ROW:]
     if len(last) == _MOST_REFUSED_IN_A_ROW and all(step.loss is None for step in last):
         raise Diverged(
-            f"the last {len(last)} of {len(steps)} steps had a loss that is not finite: the run has diverged. "
-            f"Lower --lr, got {config.lr}, or --eps, got {config.eps}"
+            f"the last {len(last)} of {len(steps)} steps were refused, since a loss was not finite or the update too "
+            f"large for the weights: the run has diverged. Lower --lr, got {config.lr}, --eps, got {config.eps}, or "
+            f"--weight-decay, got {config.weight_decay}"
         )
 
 

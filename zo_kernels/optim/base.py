@@ -83,7 +83,7 @@ class ZeroOrderOptimizer(RecordedSteps):
 
     Attributes:
         step_count: steps taken, refused ones included.
-        refused_steps: steps refused because a loss was not finite. Asking for this or the next two waits for a GPU.
+        refused_steps: steps refused (see `step`). Asking for this or the next two waits for a GPU.
         projected_gradients: g_k of the last step; zeros if it was refused.
         bytes_sent: by this rank to each of the others, in all steps so far: 32 a step and 16 a direction of its own,
             and a message more whenever options change, of 64 bytes in the first step.

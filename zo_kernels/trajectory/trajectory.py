@@ -86,7 +86,7 @@ class Trajectory(Sequence[Record]):
 
     @property
     def refused_steps(self) -> int:
-        """How many of its steps changed nothing, because of losses that were not finite."""
+        """How many of its steps were refused, and changed nothing."""
         refused = RefusedSteps()
         for record in self:
             refused = refused.after(record)

@@ -1,4 +1,4 @@
-"""Steps that were refused because a loss was not finite, and when to give up."""
+"""Steps that were refused, and when to give up."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Refusals:
         elif in_a_row >= MOST_IN_A_ROW:
             group = self.optimizer.param_groups[0]
             raise Diverged(
-                f"the last {in_a_row} of {steps} steps had a loss that is not finite: the run has diverged. "
-                f"Lower learning_rate, which is {group['lr']} now, or eps, which is {group['eps']}"
+                f"the last {in_a_row} of {steps} steps were refused, since a loss was not finite or the update too large "
+                f"for the weights: the run has diverged. Lower learning_rate, which is {group['lr']} now, eps, which is "
+                f"{group['eps']}, or weight_decay, which is {group['weight_decay']}"
             )

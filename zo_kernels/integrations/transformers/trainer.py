@@ -49,7 +49,7 @@ class ZOTrainer(Trainer):
     Raises:
         TypeError, ValueError: what was asked for needs gradients, or cannot be trained without them; the message says
             what to do instead.
-        Diverged: by `train`, if 10 steps in a row had a loss that is not finite.
+        Diverged: by `train`, if 10 steps in a row were refused.
     """
 
     args: ZOTrainingArguments
