@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import warnings
 from collections.abc import Iterator
@@ -71,7 +72,8 @@ def _tried(known: Recorded, made: craft.Crafted, path: Path, how: str) -> str:
             expected = known.states[known.attempts_within(len(known.data), settled=how == "resume")]
             expect(bits_of(model) == expected, f"{how} gave other weights for the same contents")
         if how == "resume" and opt.directions < 50:
-            known.run.attempt(opt, model)
+            with contextlib.suppress(ValueError):  # with another eps it may be refused
+                known.run.attempt(opt, model)
             expect(bits_of(model) == replayed(known.run, path), "after another step the file gives other weights")
         return "accepted"
     expect(made.verdict != "same", f"{how} refused it: {refused}")

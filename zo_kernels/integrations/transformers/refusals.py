@@ -30,7 +30,7 @@ class Refusals:
         elif in_a_row >= MOST_IN_A_ROW:
             group = self.optimizer.param_groups[0]
             raise Diverged(
-                f"the last {in_a_row} of {steps} steps were refused, since a loss was not finite or the update too large "
-                f"for the weights: the run has diverged. Lower learning_rate, which is {group['lr']} now, eps, which is "
-                f"{group['eps']}, or weight_decay, which is {group['weight_decay']}"
+                f"the last {in_a_row} of {steps} steps were refused, since a loss was not finite or the update too "
+                f"large for the weights: the run has diverged. Lower learning_rate, which is {group['lr']} now, eps, "
+                f"which is {group['eps']}, or weight_decay, which is {group['weight_decay']}"
             )
