@@ -30,16 +30,28 @@ class TrajectoryFile:
         self.path = Path(path)
         self._place = os.path.abspath(path)  # wherever the process goes
         self._process = os.getpid()
-        self._file = os.open(self._place, _FLAGS | (os.O_CREAT if new else 0), 0o666)
+        self._open(os.O_CREAT if new else 0)
+
+    def _open(self, more: int) -> None:
+        self._file = os.open(self._place, _FLAGS | more, 0o666)
         try:
             self._is = os.fstat(self._file)
             if not stat.S_ISREG(self._is.st_mode):
-                raise OSError(f"{path}: expected a file, got something else")
+                raise OSError(f"{self.path}: expected a file, got something else")
             if not files.lock(self._file):
-                raise BlockingIOError(f"{path}: another process writes this trajectory; end it, or wait for it")
+                raise BlockingIOError(f"{self.path}: another process writes this trajectory; end it, or wait for it")
         except BaseException:
             os.close(self._file)
             raise
+
+    def _is_open(self) -> bool:
+        """Whether the descriptor is still the file's: a process that becomes a daemon closes all that it has, and the
+        next file that it opens takes the number.
+        """
+        try:
+            return os.path.samestat(os.fstat(self._file), self._is)
+        except OSError:
+            return False
 
     def read(self, start: int = 0) -> bytes:
         """What it holds from a byte on."""
@@ -70,6 +82,9 @@ class TrajectoryFile:
                 f"{'' if there is None else ', and another one is in its place'}; record_to(another path) writes all "
                 "steps so far and goes on there"
             )
+        if not self._is_open():
+            files.unlock(self._file)
+            self._open(0)
         if not files.lock(self._file):
             raise RuntimeError(f"{self.path}: another process writes to the same trajectory, and has locked it")
         size = there.st_size
@@ -103,7 +118,8 @@ class TrajectoryFile:
     def close(self) -> None:
         """Give it up."""
         files.unlock(self._file)
-        os.close(self._file)
+        if self._is_open():
+            os.close(self._file)
 
 
 class FoundFile:
