@@ -254,8 +254,17 @@ class MeZOSVRG(ZeroOrderOptimizer):
         then = [partial(setattr, self, "_path", path), *then]
         path.write(weights, weights.active(self._dropped), record=record, then=then)
 
+    def _holds(self) -> bool:
+        """Whether the anchor is of the weights that are trained now; those of groups that came later are at it."""
+        if self._age is None or self._path is None:
+            return False
+        groups = self.param_groups[: self._path.rows // 2]
+        trained = {p for g in groups for p in g["params"] if p.requires_grad}
+        return trained == {p for p, kept in self.state.items() if "anchor" in kept}
+
     def _zo_state(self) -> dict[str, Any]:
-        path = self._path
+        holds = self._holds()  # if not, the next step takes another anchor
+        path = self._path if holds else None
         return {
             **super()._zo_state(),
             "anchor_every": self.anchor_every,
@@ -265,8 +274,8 @@ class MeZOSVRG(ZeroOrderOptimizer):
             "path_decays": [] if path is None else on_host(path.decays),
             "anchor_gradients": [] if path is None else [[seed, float(g)] for seed, g in path.gradients.items()],
             "anchor_ok": path is None or bool(path.ok),
-            "dropped": sorted(self._dropped),
-            "age": self._age,
+            "dropped": sorted(self._dropped) if holds else [],
+            "age": self._age if holds else None,
         }
 
     def _check_run(self, zo: Any) -> dict[str, Any]:
@@ -299,7 +308,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
             decays, coefficients = run["path_decays"], run["path"]
             self._path = Path(len(decays), decays, coefficients, run["anchor_gradients"], run["anchor_ok"])
         self._dropped, self._age = frozenset(run["dropped"]), run["age"]
-        if {p for p, kept in self.state.items() if "anchor" in kept} != set(self._trainable()):
+        if not self._holds():
             self._forget()
         for kept in self.state.values():  # torch keeps the caller's tensors; a snapshot must be our own
             if "anchor" in kept:
