@@ -76,9 +76,9 @@ def _trajectory(number: int, draw: random.Random) -> Result:
                 copied.append(path.read_bytes() if path.exists() else b"")
                 disk.free = failures >= 3
     told = f"{name}, operation {disk.at} failed ({failures} errors)"
-    expect(not disk.failed or failures > 0 or disk.part > 0 or disk.at <= 2, f"{told}: nobody was told")
     expect(bits_of(model) == expected, f"{told}: other weights at the end")
-    if failures and path.read_bytes() != opt.trajectory.to_bytes():  # the last step's error: the next one writes it
+    if path.read_bytes() != opt.trajectory.to_bytes():  # the last step's error: the next one writes it
+        expect(failures > 0, f"{told}: nobody was told")
         expect(len(copied) == failures, told)
     else:
         expect(steps_of(path) == records, f"{told}: other steps in the file")
