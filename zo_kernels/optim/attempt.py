@@ -51,7 +51,7 @@ class Attempt:
 
     def begin(self) -> None:
         """No gradients from here on; not in `__enter__`, after which alone `__exit__` is sure to come."""
-        torch.set_grad_enabled(False)
+        torch._C._set_grad_enabled(False)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -61,7 +61,7 @@ class Attempt:
                 self.end(error)
             self._optimizer._attempt = None  # which knows it: they would keep each other alive
         finally:
-            torch.set_grad_enabled(self._gradients)
+            torch._C._set_grad_enabled(self._gradients)
         if isinstance(error, Refused):
             raise error.error(f"{error.of}{error}; the step is refused, the weights are restored") from None
 
@@ -99,7 +99,7 @@ class Attempt:
                 weights.written()
                 self._write_down(weights)
             return
-        torch.set_grad_enabled(False)
+        torch._C._set_grad_enabled(False)
         if self.probes is None:
             self.seen = True  # nothing has moved: if weights changed, others did it
             # An argument that is wrong is no step that was interrupted.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, device
 from torch.utils import dlpack
 
+from ..modes import inference_mode
 from .scratch import ALIGNMENT
 
 # Bytes. A piece is allocated before what goes there has given its memory back, so it should not be large; and below the
@@ -143,7 +144,7 @@ def _units(tensors: Iterable[Tensor]) -> list[tuple[int, int, list[Tensor]]]:
 
 def _move(sharing: Sequence[Tensor], start: int, memory: Tensor) -> None:
     """Let tensors that share the memory from an address on have `memory`, uint8, instead."""
-    with torch.inference_mode(sharing[0].is_inference()):
+    with inference_mode(sharing[0].is_inference()):
         # A storage of its own, which keeps the piece alive.
         own = dlpack.from_dlpack(dlpack.to_dlpack(memory))
         for t in sharing:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, device
 
 from ..interrupts import at_once
+from ..modes import inference_mode
 
 ALIGNMENT = 64  # bytes; of a cache line, and more than any kernel asks for
 
@@ -85,7 +86,7 @@ class Scratch:
 
     def _add(self, size: int) -> None:
         # Whether the step runs in inference mode or not.
-        with torch.inference_mode(self._inference):
+        with inference_mode(self._inference):
             chunk = torch.empty(size, dtype=torch.uint8, device=self._where)
         span = chunk.data_ptr(), chunk.data_ptr() + size
         at_once([partial(self._chunks.append, chunk), partial(self._used.append, 0), partial(self._spans.append, span)])
@@ -114,7 +115,7 @@ class Scratch:
 def carved(memory: Tensor, like: Sequence[Tensor], inference: bool) -> list[Tensor]:
     """A tensor of each of these shapes and dtypes, uninitialised, one after the other from the memory's begin on."""
     made, start = [], 0
-    with torch.inference_mode(inference):
+    with inference_mode(inference):
         for t in like:
             nbytes = t.numel() * t.element_size()
             made.append(memory[start : start + nbytes].view(t.dtype).view(t.shape))

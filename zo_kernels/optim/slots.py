@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, device
 
+from ..modes import inference_mode
 from .scratch import carved, find, parts_of
 
 
@@ -67,7 +68,7 @@ class Slots:
         """
         number = next((i for i, slot in enumerate(self._slots) if not slot.taken), len(self._slots))
         if number == len(self._slots):
-            with torch.inference_mode(self._inference):
+            with inference_mode(self._inference):
                 self._slots.append(_Slot(torch.empty(self._size, dtype=torch.uint8, device=self._where)))
         slot = self._slots[number]
         slot.taken = True

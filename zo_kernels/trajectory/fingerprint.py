@@ -8,6 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor, device
 
+from ..modes import inference_mode
+
 _COLUMNS = 1 << 14
 # Rows at a time: as int64 they stay in a processor's cache, or give a GPU enough to do. On a CPU, also too few for
 # PyTorch to share among threads: waiting for these costs more than it saves, most of all where other work holds a core.
@@ -50,7 +52,7 @@ def summed(t: Tensor, runs: Sequence[int] = (0,)) -> Tensor:
         t: contiguous, of 16 or 32-bit elements.
         runs: the index in the whole of the first element of each of the equally long stretches that t falls into.
     """
-    with torch.inference_mode(False), torch.no_grad():
+    with inference_mode(False), torch.no_grad():
         words = t.detach().reshape(-1).view(_WORDS[t.element_size()])
         if not len(words):
             return torch.zeros((), dtype=torch.int64, device=t.device)
