@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from attack.points import Asynchronous, Counter, counting
+from attack.runs import bits_of
 from attack.victims import KINDS, Victim
 from attack.workers import Result, expect
 
@@ -73,10 +74,25 @@ def attempt(case: Case) -> Result:
         raised = _leaves(victim, counter, failing)
         when = f"{name}, step {steps}, at {counter.where}"
         expect(not raised or not isinstance(raised, Exception), f"swallowed: {when}: {raised!r} came of it")
+        if failing and victim.check(when).startswith("left moved"):
+            _told_at_the_next(victim, when)
+            return Result("told at the next step")
         victim.check_after(when)
     if raised is None:
         return Result("not reached" if not counter.where else "swallowed")
     return Result("whole" if victim.opt.step_count == steps + 2 else "restored")
+
+
+def _told_at_the_next(victim: Victim, when: str) -> None:
+    """The second exception came before anybody could begin to restore: no step is taken from there."""
+    moved = bits_of(victim.model)
+    try:
+        victim.step()
+    except RuntimeError as error:
+        expect("expected those of a whole step" in str(error), f"left moved: {when}: then {error}")
+    else:
+        expect(False, f"left moved: {when}, and nobody was told")
+    expect(bits_of(victim.model) == moved, f"left moved: {when}: and moved once more")
 
 
 def _leaves(victim: Victim, counter: Counter, failing: bool) -> BaseException | None:
