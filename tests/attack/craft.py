@@ -83,7 +83,7 @@ def acceptable(field: str, value: Any, setup: dict[str, Any]) -> bool:
         case "block":
             return value is None or (whole and 0 <= value < setup["blocks"])
         case "threshold":
-            return value is None or (real and value >= 0)
+            return value is None or (real and value >= 0) or value == f"{RAW}1e400"  # of a tensor that holds infinities
         case "fingerprint":
             return False  # of the pool none has 16 hex digits
     return False

@@ -82,7 +82,7 @@ def _tried(known: Recorded, made: craft.Crafted, path: Path, how: str) -> str:
     midway = "hold what came of the replay" in str(refused)
     expect(midway or bits_of(model) == known.states[0], f"{how} refused it, and changed weights")
     expect(state_of(opt) == before, f"{how} refused it, and changed the optimizer")
-    names = [*made.fields, "a trajectory of", *(n for n, _ in model.named_parameters())]
+    names = [*made.fields, "a trajectory of", "changed the weights", *(n for n, _ in model.named_parameters())]
     told = str(refused).replace("_", " ")
     named = midway or any(n.replace("_", " ") in told for n in names)
     expect(named, f"{how} names none of {made.fields}: {refused}"[:400])
