@@ -136,7 +136,7 @@ class Replay:
             return
         some = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         what = "the run started with" if self.weights is None else f"the run had after step {setup.step}"
-        now = "" if self.weights is None else _NOW
+        now = "; the trajectory has none: load those that it began with" if self.weights is None else _NOW
         raise ValueError(f"params: expected the weights that {what}, got other values in {some}{now}")
 
     def run(self, upto: int | None = None) -> None:
