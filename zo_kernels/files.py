@@ -98,15 +98,26 @@ def read(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
     finally:
-        for file, process in list(_locked.items()):
-            if process == os.getpid():
-                with suppress(OSError):
-                    lock(file)
+        _lock_again()
 
 
-def unlock(file: int) -> None:
-    """To be called before an open file is closed that was locked."""
+def close(file: int) -> None:
+    """Close an open file that may have been locked; others that this process has locked stay so."""
+    forget(file)
+    os.close(file)
+    _lock_again()
+
+
+def forget(file: int) -> None:
+    """That an open file was locked: the number is another one's now."""
     _locked.pop(file, None)
+
+
+def _lock_again() -> None:
+    for file, process in list(_locked.items()):
+        if process == os.getpid():
+            with suppress(OSError):
+                lock(file)
 
 
 def lock(file: int) -> bool:
@@ -166,7 +177,7 @@ class Locked:
             try:
                 if not lock(self._file):
                     owner = os.read(self._file, 32).decode(errors="replace").strip()
-                    raise BlockingIOError(f"{told}: process {owner or 'unknown'}")
+                    raise BlockingIOError(f"{told}: process {owner or 'unknown'}; wait for it, or end it")
                 if self._is_there():
                     break
             except BaseException:
@@ -180,8 +191,7 @@ class Locked:
             os.write(self._file, f"{os.getpid()}\n".encode())
 
     def _close(self) -> None:
-        unlock(self._file)
-        os.close(self._file)
+        close(self._file)
 
     def _is_there(self) -> bool:
         try:

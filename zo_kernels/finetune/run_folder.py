@@ -160,7 +160,8 @@ def read_description(folder: Path) -> Description:
             raise ValueError(f"{path}: weights: expected names of files, got {name!r:.80}")
         schema.check_file(folder / name)
         if (got := _checksum(folder / name)) != expected:
-            raise ValueError(f"{folder / name}: expected size and checksum {expected!r:.60}, got {got}: damaged")
+            again = f"; delete {folder}, which --resume makes again" if folder.name == START else ""
+            raise ValueError(f"{folder / name}: expected size and checksum {expected!r:.60}, got {got}: damaged{again}")
     return about
 
 

@@ -123,9 +123,13 @@ def attempted(step: Step) -> Step:
 
     @functools.wraps(step)
     def outermost(self: Any, *closures: Any, **named: Any) -> Any:
-        with Attempt(self) as attempt:
-            attempt.begin()
-            return step(self, *closures, **named)
+        gradients = torch.is_grad_enabled()
+        try:
+            with Attempt(self) as attempt:
+                attempt.begin()
+                return step(self, *closures, **named)
+        finally:  # again, should an exception have come before the attempt's end could begin
+            torch._C._set_grad_enabled(gradients)
 
     result: Any = outermost
     return result

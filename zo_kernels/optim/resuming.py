@@ -23,7 +23,8 @@ def resume_from(
     if weights == "last" and trajectory.steps != optimizer.step_count:
         raise ValueError(
             f"resume: expected the state (load_state_dict) after step {trajectory.steps}, where {path} ends, got "
-            f"an optimizer after step {optimizer.step_count}"
+            f"an optimizer after step {optimizer.step_count}; from the first weights the whole run comes back, without "
+            "weights='last' and load_state_dict"
         )
     replay = None
     if trajectory.setups:

@@ -83,7 +83,7 @@ class TrajectoryFile:
                 "steps so far and goes on there"
             )
         if not self._is_open():
-            files.unlock(self._file)
+            files.forget(self._file)
             self._open(0)
         if not files.lock(self._file):
             raise RuntimeError(f"{self.path}: another process writes to the same trajectory, and has locked it")
@@ -95,7 +95,8 @@ class TrajectoryFile:
             return size
         raise RuntimeError(
             f"{self.path}: expected the {written} bytes that this run wrote, got {size}: another process writes to the "
-            "same trajectory"
+            "same trajectory, or another optimizer of this one, or somebody cut it; record_to(another path) writes all "
+            "steps so far and goes on there"
         )
 
     def append(self, data: bytes) -> int:
@@ -117,9 +118,10 @@ class TrajectoryFile:
 
     def close(self) -> None:
         """Give it up."""
-        files.unlock(self._file)
         if self._is_open():
-            os.close(self._file)
+            files.close(self._file)
+        else:
+            files.forget(self._file)
 
 
 class FoundFile:

@@ -85,10 +85,14 @@ class Recorder:
         self.lost = True  # should it be somebody else's now
         self._written = file.check(self.trajectory, self._written)
         self.lost = False
-        while data := self.trajectory.tail(self._written):
-            self._written += file.append(data)
-        if self._sync == "step":
-            file.sync()
+        try:
+            while data := self.trajectory.tail(self._written):
+                self._written += file.append(data)
+            if self._sync == "step":
+                file.sync()
+        except OSError as error:
+            what = f"{error.strerror}; what was recorded is in memory, and the next step writes what is missing"
+            raise OSError(error.errno, what, str(self._path)) from error
 
     def sync(self) -> None:
         """Force what was written to the disk, unless that is never to be done."""

@@ -77,7 +77,7 @@ def _bytes_of(trajectory: Path) -> bytes:
         try:
             return file.read()
         finally:
-            files.unlock(file.fileno())
+            files.forget(file.fileno())
 
 
 def set_aside(trajectory: Path) -> None:
