@@ -82,8 +82,8 @@ def _told(fault: Fault, steps: int) -> str:
     if not fault.recoverable:
         return where
     return (
-        f"{where}; with recover=True, Trajectory.load takes those before it alone, and `resume` goes on after them and moves "
-        "the rest to a file beside it"
+        f"{where}; with recover=True, Trajectory.load takes those before it alone, and `resume` goes on after them and "
+        "moves the rest to a file beside it"
     )
 
 
