@@ -125,10 +125,11 @@ def test_two_exceptions_at_once_are_told_at_the_next_step(
         take_step(opt, stopped)
     torch.set_grad_enabled(True)
     model.load_state_dict(good)
-    with pytest.raises(RuntimeError, match="weights: expected those of a whole step"):
-        take_step(opt, lambda: real_loss(model, 0))
-    assert_same(snapshot(model), good)
-    model.load_state_dict(good)
+    if perturb == "in_place":  # in the forward nothing had moved
+        with pytest.raises(RuntimeError, match="weights: expected those of a whole step"):
+            take_step(opt, lambda: real_loss(model, 0))
+        assert_same(snapshot(model), good)
+        model.load_state_dict(good)
     with pytest.warns(UserWarning, match="something else"):
         go(opt, model, 1)
 

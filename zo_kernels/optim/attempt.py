@@ -69,7 +69,10 @@ class Attempt:
         """Of two exceptions at once, the second kept this one from its end: what it moved is not known to be there,
         since somebody may have loaded weights meanwhile.
         """
-        if self.recorded is None and self.probes is not None:
+        engine = self._optimizer._in_forward
+        if engine is not None and engine.is_still():
+            engine.restore()  # the weights are θ, whoever wrote it
+        elif self.recorded is None and self.probes is not None:
             self._optimizer._give_up()
 
     def end(self, error: BaseException) -> None:

@@ -1,8 +1,7 @@
 """Perturbation in the forward: a module runs on perturbed copies of its weights, and θ itself is never written.
 
-Just before a module runs, its weights' perturbed values are written to a scratch buffer by one pass, and its
-parameters' `data` points there until its forward has ended, however it ends. Where the buffer has room for the weights
-of all modules within it, too, one pass serves them all.
+Just before a module runs, its weights' perturbed values are written to a scratch buffer by one pass, which serves all
+modules within it if there is room, and its parameters' `data` points there until its forward has ended, however it ends.
 """
 
 from __future__ import annotations
@@ -203,9 +202,13 @@ class InForward:
             self._put_back()
         self._scratch.clear()
         self._stack.clear()
-        if self._watch is not None:
-            self._watch.leave()
+        if (watch := self._watch) is not None:
+            watch.leave()
         self._watch = None
+
+    def is_still(self) -> bool:
+        """Whether no module was left in the middle of its forward."""
+        return not self._frames
 
     def memory_in_use(self) -> list[Any]:
         """What the passes read and write besides θ: it may be replaced by other memory in later evaluations."""
