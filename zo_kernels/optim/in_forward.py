@@ -1,7 +1,7 @@
 """Perturbation in the forward: a module runs on perturbed copies of its weights, and θ itself is never written.
 
 Just before a module runs, its weights' perturbed values are written to a scratch buffer by one pass, which serves all
-modules within it if there is room, and its parameters' `data` points there until its forward has ended, however it ends.
+modules within it if there is room, and its parameters' `data` points there until its forward ends, however it does.
 """
 
 from __future__ import annotations
