@@ -13,6 +13,7 @@ import torch
 
 from ..interrupts import at_once, signals_held
 from ..trajectory import Kind, Record
+from .alone import alone
 from .losses import Refused
 from .probes import Probes
 from .weights import Weights
@@ -46,6 +47,7 @@ class Attempt:
         optimizer = self._optimizer
         if optimizer._attempt is not None:
             optimizer._attempt.leave()
+        optimizer._attempts += 1
         optimizer._attempt = self
         return self
 
@@ -122,10 +124,13 @@ class Attempt:
 
 
 def attempted(step: Step) -> Step:
-    """An optimizer's `step` within an `Attempt`, which it finds as `self._attempt`."""
+    """An optimizer's `step` within an `Attempt`, which it finds as `self._attempt`, one at a time. Around it are
+    PyTorch's own wrapper and the hooks that it calls; what ends these before the step has begun is recorded, too.
+    """
 
+    @alone("step")
     @functools.wraps(step)
-    def outermost(self: Any, *closures: Any, **named: Any) -> Any:
+    def alone_within(self: Any, *closures: Any, **named: Any) -> Any:
         gradients = torch.is_grad_enabled()
         try:
             with Attempt(self) as attempt:
@@ -134,5 +139,20 @@ def attempted(step: Step) -> Step:
         finally:  # again, should an exception have come before the attempt's end could begin
             torch._C._set_grad_enabled(gradients)
 
+    hooked = torch.optim.Optimizer.profile_hook_step(alone_within)
+
+    @functools.wraps(step)
+    def outermost(self: Any, *closures: Any, **named: Any) -> Any:
+        attempts = self._attempts
+        try:
+            overridden = getattr(type(self).step, "attempted", None) is not step  # by one for which PyTorch calls hooks
+            return (alone_within if overridden else hooked)(self, *closures, **named)
+        except BaseException as error:
+            if self._attempts == attempts and self._attempt is None:
+                self._interrupted_before(error)
+            raise
+
     result: Any = outermost
+    result.attempted = step
+    result.hooked = True  # PyTorch puts its wrapper around what has not this
     return result

@@ -210,7 +210,6 @@ class ZeroOrderOptimizer(RecordedSteps):
         n = self._steps_since_built
         return n & (n - 1) == 0
 
-    @alone("step")
     @attempted
     def step(self, closure: Closure) -> Tensor | float:  # type: ignore[override]
         """One step: two evaluations of the loss a direction, then the update.

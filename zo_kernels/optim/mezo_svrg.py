@@ -13,7 +13,6 @@ from .. import checks, names
 from ..interrupts import Call, signals_held
 from ..trajectory import Kind, Setup
 from . import state
-from .alone import alone
 from .attempt import Attempt, attempted
 from .base import ZeroOrderOptimizer
 from .draws import ANCHOR_SLOT, SEPARATE_SLOT
@@ -153,7 +152,6 @@ class MeZOSVRG(ZeroOrderOptimizer):
         self.shared_direction = setup.shared_direction
         super()._go_on_from(replay, setup)
 
-    @alone("step")
     @attempted
     def step(self, closure: Closure, full_closure: Closure | None = None) -> Tensor | float:  # type: ignore[override]
         """One step; every `anchor_every`-th is a full-batch step.

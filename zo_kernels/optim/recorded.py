@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path as FilePath
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import checks, names, spec
-from ..interrupts import Call, signals_held
+from ..interrupts import Call, at_once, signals_held
 from ..trajectory import Kind, Record, Setup, Trajectory
 from ..trajectory.file import FoundFile
 from . import state
@@ -42,6 +43,7 @@ class RecordedSteps(TrainedWeights):
     _recording: Recording
     _ranks: Ranks | None
     _attempt: Attempt | None = None  # at the step that is being taken
+    _attempts = 0
     _torn: bool  # whether a pass did not end, so that nobody knows the weights
 
     def _taking(
@@ -79,6 +81,14 @@ class RecordedSteps(TrainedWeights):
             partial(setattr, self, "step_count", self.step_count + 1),
             partial(setattr, self, "_refused_steps", self._refused_steps + 1),
         ]
+
+    def _interrupted_before(self, error: BaseException) -> None:
+        """Note that an exception from outside kept a step from beginning; what is wrong with its arguments does not."""
+        if isinstance(error, (ValueError, TypeError, RuntimeError)) or not self._recording.has_begun:
+            return
+        with signals_held(), suppress(OSError, RuntimeError):
+            at_once(self._recording.adding(Record(self.step_count, Kind.INTERRUPTED)))
+            self._recording.write()
 
     def _taken(self, attempt: Attempt, weights: Weights) -> None:
         """Write down a step that was taken, refused or interrupted, and recorded."""

@@ -155,6 +155,10 @@ class Recording:
         self._begin_log(Recorder.resumed(found, trajectory, self._sync))
         self._cut = not all(setup.continues for _, setup in trajectory.setups)
 
+    def write(self) -> None:
+        """Write down what is known."""
+        self._log.settle(wait=False)
+
     def sync(self) -> None:
         """Force what was recorded to the disk, unless that is never to be done."""
         self._log.settle()
