@@ -93,6 +93,44 @@ def test_hooks_of_steps_have_gradients_and_may_load() -> None:
     assert seen == [True, True] and opt.step_count == 0 and torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize(("error", "kept"), [(Outside, True), (TimeoutError, True), (ValueError, False)])
+def test_what_keeps_a_step_from_beginning_is_recorded(error: type[BaseException], kept: bool, tmp_path: Path) -> None:
+    model = block_mlp(**SHAPE)
+    start = copy.deepcopy(model)
+    opt = build("MeZO", model, trajectory=tmp_path / "run.zo")
+    go(opt, model, 2)
+    before = snapshot(model)
+
+    def hook(*_: Any) -> None:
+        handle.remove()
+        raise error
+
+    handle = opt.register_step_pre_hook(hook)
+    with pytest.raises(error):
+        take_step(opt, lambda: real_loss(model, 0))
+    assert_same(snapshot(model), before)
+    assert len(opt.trajectory) == 2 + kept and opt.step_count == 2
+    assert not kept or (opt.trajectory[-1].kind, opt.trajectory[-1].probes) == (Kind.INTERRUPTED, 0)
+    go(opt, model, 1)
+    zo.replay(start, tmp_path / "run.zo")
+    assert_same(snapshot(start), snapshot(model))
+
+
+class Overriding(zo.MeZO):
+    def step(self, closure: Any) -> Any:
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("cls", [zo.MeZO, Overriding])
+def test_hooks_run_once(cls: type[zo.MeZO]) -> None:
+    model = block_mlp(**SHAPE)
+    opt, seen = cls(model, lr=1e-3), []
+    opt.register_step_pre_hook(lambda *_: seen.append("before"))
+    opt.register_step_post_hook(lambda *_: seen.append("after"))
+    opt.step(lambda: real_loss(model, 0))
+    assert seen == ["before", "after"]
+
+
 def test_a_check_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zo_kernels.optim.recording.CHECK_EVERY", 2)
     model = block_mlp(**SHAPE)
