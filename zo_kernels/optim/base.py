@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path as FilePath
@@ -30,6 +29,7 @@ from .recorded import RecordedSteps
 from .recording import Recording
 from .shards import resharding
 from .streamed import StreamedInForward
+from .warned import Doubts
 from .weights import Weights
 
 PERTURB = ("auto", "in_place", "in_forward")
@@ -78,6 +78,7 @@ class ZeroOrderOptimizer(RecordedSteps):
             directions), a `zo_kernels.Parallel`, "off", or "auto": "batch" if there are several ranks. All of them make
             the optimizer alike, of equal weights.
         backend: see `zo_kernels.add_noise_`.
+        strict: raise a ValueError where there would be a warning of something that makes a run wrong.
 
     `lr`, `eps`, `weight_decay`, `decay_all` and `sparsity` may be given for each group.
 
@@ -113,6 +114,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         sync: str = "checkpoint",
         parallel: str | Parallel = "auto",
         backend: str | None = None,
+        strict: bool = False,
     ):
         self.seed = checks.integer("seed", seed, 0, checks.MAX_SEED)
         self.directions = checks.integer("directions", directions, 1, MAX_DIRECTIONS)
@@ -120,6 +122,9 @@ class ZeroOrderOptimizer(RecordedSteps):
         checks.choice("perturb", perturb, PERTURB)
         self.rounding = checks.choice("rounding", rounding, ("auto", *ROUNDINGS))
         checks.choice("sync", sync, SYNC)
+        if not isinstance(strict, bool):
+            raise TypeError(f"strict: expected a bool, got {type(strict).__name__}")
+        self._doubts = Doubts(strict)
         self.backend = backend
         self._ranks = ranks_of(parallel)
         if self._ranks is not None:
@@ -185,10 +190,10 @@ class ZeroOrderOptimizer(RecordedSteps):
         if asked != "auto" or all(p.element_size() >= 4 for p in self._trainable()):
             return "in_place" if asked == "auto" else asked
         if reason:
-            warnings.warn(
+            self._doubts.say(
+                "drift",
                 "perturbing 16-bit weights in place rounds them three times a step, so they drift; in the forward they "
                 f"would not, but {reason} (perturb='in_place' silences this warning)",
-                stacklevel=3 + (type(self).__init__ is not ZeroOrderOptimizer.__init__),  # the line that makes it
             )
             return "in_place"
         return "in_forward"

@@ -15,6 +15,7 @@ from .overflow import Reach
 from .shards import Shard, cannot_be_trained, local, shard_of
 from .streamed import StreamedInForward, settle
 from .thresholds import magnitude_threshold
+from .warned import Doubts
 from .weights import Weight, Weights
 
 
@@ -37,6 +38,7 @@ class TrainedWeights(torch.optim.Optimizer):
     _steps_since_built: int
     _execution_device: device | None
     _reshard: Callable[[], None] | None
+    _doubts: Doubts
 
     def _name(self) -> dict[Tensor, str]:
         """Each parameter's name; those of a module include what is frozen, so that freezing changes no id."""

@@ -14,3 +14,23 @@ def warn(message: str) -> None:
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(_OURS):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
+
+
+class Doubts:
+    """What would make a run wrong, if nobody looks at it: said once each; or raised, if `strict`."""
+
+    def __init__(self, strict: bool):
+        self.strict = strict
+        self._said: set[str] = set()
+
+    def say(self, about: str, message: str) -> None:
+        """Warn, unless that was said of the same thing before.
+
+        Raises:
+            ValueError: instead of the warning, every time, if strict.
+        """
+        if self.strict:
+            raise ValueError(message)
+        if about not in self._said:
+            self._said.add(about)
+            warn(message)
