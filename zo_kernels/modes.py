@@ -1,16 +1,30 @@
-"""PyTorch's inference mode, entered only where it is another one.
-
-Its guard is an object of C++ that puts back the thread's whole state when it goes. Should an exception from outside
-come just as it is entered or left, that is too late, so it is best not there.
-"""
+"""PyTorch's modes, and exceptions from outside that come just as one is entered or left."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _pop_mode
 
 
 def inference_mode(mode: bool) -> AbstractContextManager[object]:
-    """A context in which new tensors are inference tensors, or are not."""
+    """A context in which new tensors are inference tensors, or are not; entered only where it is another one.
+
+    Its guard is an object of C++ that puts back the thread's whole state when it goes: where an exception cuts short
+    how it is entered or left, that is too late, so it is best not there.
+    """
     return nullcontext() if torch.is_inference_mode_enabled() == mode else torch.inference_mode(mode)
+
+
+def take_off(mode: TorchDispatchMode) -> None:
+    """Off PyTorch's stack of modes, where an exception from outside may have left it: one that came while PyTorch took
+    it, or let go of it.
+    """
+    stack = _get_current_dispatch_mode_stack()
+    if not stack or stack[-1] is not mode:
+        return
+    if mode.old_dispatch_mode_flags:
+        mode.__exit__(None, None, None)
+    else:
+        _pop_mode(None)

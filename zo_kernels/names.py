@@ -68,8 +68,13 @@ def add_group(every: dict[Tensor, str], group: Mapping[str, Any]) -> None:
     """Add the parameters of an optimizer's group to their names: given ones, or else positions."""
     given, taken = group.get("param_names"), set(every.values())
     for i, p in enumerate(group["params"]):
-        name = given[i] if given else str(len(every))
-        while name in taken:  # two models in one optimizer
-            name += "'"
-        every.setdefault(p, name)
-        taken.add(name)
+        if p not in every:
+            every[p] = free(given[i] if given else str(len(every)), taken)
+
+
+def free(name: str, taken: set[str]) -> str:
+    """The name, or one like it if it is taken, as where two models are in one optimizer; taken from then on."""
+    while name in taken:
+        name += "'"
+    taken.add(name)
+    return name

@@ -65,7 +65,9 @@ class Attempt:
         finally:
             torch._C._set_grad_enabled(self._gradients)
         if isinstance(error, Refused):
-            raise error.error(f"{error.of}{error}; the step is refused, the weights are restored") from None
+            known = not self._optimizer._torn
+            now = ", the weights are restored" if known else "; load weights anew, from a checkpoint or the trajectory"
+            raise error.error(f"{error.of}{error}; the step is refused{now}") from None
 
     def leave(self) -> None:
         """Of two exceptions at once, the second kept this one from its end: what it moved is not known to be there,

@@ -16,11 +16,10 @@ from ..trajectory import Kind
 from ..trajectory.file import SYNC
 from .alone import alone
 from .attempt import attempted
-from .blocks import block_of_parameters
 from .draws import FIRST_SLOT, MAX_DIRECTIONS, blocks_to_drop, direction_seeds
 from .graphed import GraphedStep, cannot_be_graphed
-from .groups import check_group, given_blocks, norm_parameters
-from .in_forward import InForward, InForwardProbes, cannot_perturb_in_forward
+from .groups import check_group
+from .in_forward import InForward, InForwardProbes
 from .losses import Closure, Refused, check_closure, check_pair, decay_factors, value_of
 from .numbers import Numbers, Pair, Seed, spsa_update
 from .parallel import Parallel, ranks_of
@@ -29,8 +28,10 @@ from .recorded import RecordedSteps
 from .recording import Recording
 from .shards import resharding
 from .streamed import StreamedInForward
+from .structure import Structure
 from .warned import Doubts
 from .weights import Weights
+from .writes import Unwritten
 
 PERTURB = ("auto", "in_place", "in_forward")
 
@@ -151,52 +152,17 @@ class ZeroOrderOptimizer(RecordedSteps):
         super().__init__(given, defaults)
 
         self._module, self._reshard = module, reshard
-        self._norms = norm_parameters(module)
-        self._names = self._name()
-        self._ids = self._identify()
-        found = given_blocks(module, blocks, self.drop)
-        self._n_blocks, self._block_of = len(found), block_of_parameters(found)
+        self._structure = None if module is None else Structure(module)
+        self._names, self._blocks = {}, blocks
+        self._derive()
         self._thresholds = {}
         self._execution_device = None if execution_device is None else self._stream_to(execution_device, perturb)
-        self.perturb = self._choose_perturb(perturb)
+        self._asked_perturb = perturb
+        self.perturb = self._choose_perturb()
         self._recording = Recording(sync)
         if trajectory is not None:
             self.record_to(trajectory)
         self._prepare()
-
-    def _stream_to(self, where: Any, perturb: str) -> device:
-        if (reason := cannot_perturb_in_forward(self._module)) or perturb == "in_place":
-            raise ValueError(
-                f"execution_device: expected perturb='in_forward' with it, got {perturb!r}"
-                if not reason
-                else f"execution_device: it needs perturb='in_forward', which cannot be: {reason}"
-            )
-        return checks.usable_device("execution_device", where)
-
-    def _choose_perturb(self, asked: str) -> str:
-        """What was asked for, or what "auto" comes to."""
-        reason = cannot_perturb_in_forward(self._module)
-        if asked == "in_forward" and reason:
-            raise ValueError(f"perturb: 'in_forward' cannot be: {reason}")
-        if self._ranks is not None and self._ranks.how.split == "directions":
-            if asked == "in_place" or reason:
-                raise ValueError(
-                    "parallel: 'directions' needs perturb='in_forward', since weights that each rank moves along its "
-                    f"own directions in place are rounded differently, but {reason or 'got in_place'}; use 'batch'"
-                )
-            return "in_forward"
-        if self._execution_device is not None:
-            return "in_forward"
-        if asked != "auto" or all(p.element_size() >= 4 for p in self._trainable()):
-            return "in_place" if asked == "auto" else asked
-        if reason:
-            self._doubts.say(
-                "drift",
-                "perturbing 16-bit weights in place rounds them three times a step, so they drift; in the forward they "
-                f"would not, but {reason} (perturb='in_place' silences this warning)",
-            )
-            return "in_place"
-        return "in_forward"
 
     def _seeds(self, slot: int = FIRST_SLOT) -> list[int]:
         return direction_seeds(self.seed, self.step_count, self.directions, slot)
@@ -208,7 +174,10 @@ class ZeroOrderOptimizer(RecordedSteps):
         """For the evaluations of a step at θ."""
         if self._in_forward is not None:
             return InForwardProbes(self._in_forward, weights, active, watch=watch)
-        return InPlace(weights, active)
+        return InPlace(weights, active, self._unwritten(weights))
+
+    def _unwritten(self, weights: Weights) -> Unwritten:
+        return Unwritten(weights, guarded=self._steps_since_built == 0)
 
     def _watches(self) -> bool:
         """Whether this step looks for weights that are read outside of their module: the first, second, fourth, ..."""
@@ -224,7 +193,8 @@ class ZeroOrderOptimizer(RecordedSteps):
                 should be deterministic within a step (same batch, same dropout). In-forward perturbation reaches the
                 modules that it calls; should it read a weight elsewhere, that is noticed (in the steps 1, 2, 3, 5, 9,
                 17, ...): a weight that another module's forward reads is perturbed for that forward, and the closure
-                is called once more; one that is read outside of all modules is an error.
+                is called once more; one that is read outside of all modules is an error. It may not write to trained
+                weights, which in place are perturbed at that moment.
 
         Returns:
             The mean of the losses seen, as a tensor if the closure returns tensors.
@@ -240,6 +210,11 @@ class ZeroOrderOptimizer(RecordedSteps):
                 the former is refused there, without a word. The weights themselves are not looked at: those that are
                 above half of their dtype's largest number may still overflow.
             ValueError: perturbation in the forward cannot reach a weight; the message names it.
+            ValueError: the closure writes to a weight that is perturbed in place. In the first step that is noticed
+                before it does. Later it is noticed afterwards, by PyTorch's count of a tensor's changes (not where
+                `weight.data` is changed): then the weights must be loaded anew, but for MeZO-SVRG's.
+            ValueError: the module that the optimizer was given no longer has parameters that are trained, or has new
+                ones that are not; the message names them. Nothing is changed.
             RuntimeError: another thread is in a step of this optimizer, or the closure calls this. Nothing is changed.
             OSError: the trajectory's file cannot be written. The step was taken; the next one writes what is missing.
         """

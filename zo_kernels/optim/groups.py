@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from .. import checks
+from .. import checks, names
 from .blocks import find_blocks
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
@@ -26,18 +26,30 @@ def check_eps(name: str, eps: Any) -> float:
     return checks.number(name, eps, checks.MIN_FLOAT32, checks.MAX_FLOAT32)
 
 
-def check_owned(group: dict[str, Any], module: nn.Module, where: str) -> None:
-    """Raise ValueError if a group that is to be added has a parameter that is not the module's."""
+def name_group(group: dict[str, Any], module: nn.Module, known: Mapping[Tensor, str]) -> None:
+    """Give the parameters of a group that is to be added their names in the module, as those of the first groups have
+    them. Those that are not the module's are called what they were given, or something that is not in `known`.
+    """
     given = group.get("params")
-    if isinstance(given, (Tensor, set)) or not isinstance(given, Iterable):
-        given = [given]  # torch refuses what is not a tensor then
-    else:  # it may be read once only
-        given = group["params"] = list(given)
-    own = {id(p) for p in module.parameters()}
-    for p in given:
-        name, p = p if isinstance(p, tuple) else ("another", p)
-        if isinstance(p, Tensor) and id(p) not in own:
-            raise ValueError(f"{where}params: expected parameters of the module, for perturb='in_forward', got {name}")
+    if isinstance(given, set) or not isinstance(given, Iterable):
+        return  # torch refuses what is no tensor then
+    every = [given] if isinstance(given, Tensor) else list(given)  # it may be read once only
+    own, taken = names.of_module(module), set(known.values())
+    for i, item in enumerate(every):
+        name, p = item if isinstance(item, tuple) and len(item) == 2 else (None, item)
+        if isinstance(p, Tensor):
+            every[i] = own.get(p) or name or names.free(str(len(known) + i), taken), p
+    group["params"] = every
+
+
+def check_owned(group: dict[str, Any], module: nn.Module, where: str) -> None:
+    """Raise ValueError if a group that was named has a parameter that is not the module's."""
+    own, given = {id(p) for p in module.parameters()}, group.get("params")
+    for item in given if isinstance(given, list) else []:
+        if isinstance(item, tuple) and id(item[1]) not in own:
+            raise ValueError(
+                f"{where}params: expected parameters of the module, for perturb='in_forward', got {item[0]}"
+            )
 
 
 def norm_parameters(module: nn.Module | None) -> set[Tensor]:

@@ -228,20 +228,21 @@ class MeZOSVRG(ZeroOrderOptimizer):
         probes.to({})
         if weights.torn:
             self._write(weights)  # all of it, from the anchor
+        weights.overwritten = False
         return True
 
     def _probes_at_theta(self, weights: Weights) -> Probes:
         active = weights.active(self._dropped)
         if self._in_forward is not None:
             return InForwardProbes(self._in_forward, weights, active, watch=self._watches())
-        return RestoredInPlace(weights, active, lambda: self._write(weights))
+        return RestoredInPlace(weights, active, self._unwritten(weights), lambda: self._write(weights))
 
     def _probes_from_anchor(self, weights: Weights) -> Probes:
         active = weights.active(self._dropped)
         if self._in_forward is not None:
             watch = self._watches() and self._age is None
             return InForwardProbes(self._in_forward, weights, active, from_anchor=True, watch=watch)
-        return InPlaceFromAnchor(weights, active, lambda: self._write(weights))
+        return InPlaceFromAnchor(weights, active, self._unwritten(weights), lambda: self._write(weights))
 
     def _write(
         self, weights: Weights, path: Path | None = None, *, record: bool = False, then: Sequence[Call] = ()

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from ..backends.types import Pass
 from ..interrupts import Call, at_once
-from .losses import call
 from .numbers import Row, Seed, Value, minus
 from .weights import Weights
+from .writes import Unwritten
 
 
 class Probes(Protocol):
@@ -51,14 +51,30 @@ class Mover(Protocol):
 
 
 class InPlace:
-    """The weights themselves are moved. Every move is one pass, the update and the way back to θ together are one."""
+    """The weights themselves are moved. Every move is one pass, the update and the way back to θ together are one.
 
-    def __init__(self, weights: Mover, active: Sequence[int] | None, *, record: bool = True):
-        self._weights, self._active, self._record = weights, active, record
+    Args:
+        weights: what is moved.
+        active: which of them, None for all.
+        unwritten: evaluates closures; None where none are to be.
+        record: whether the first move takes the masks.
+    """
+
+    def __init__(
+        self,
+        weights: Mover,
+        active: Sequence[int] | None,
+        unwritten: Unwritten | None = None,
+        *,
+        record: bool = True,
+    ):
+        self._weights, self._active, self._record, self._unwritten = weights, active, record, unwritten
         self.offset: dict[Seed, float] = {}
         self.moves = 0
 
     def to(self, offset: Mapping[Seed, float]) -> None:
+        if not offset and self._unwritten is not None:
+            self._unwritten.leave()
         seeds = [*self.offset, *(s for s in offset if s not in self.offset)]
         deltas = {s: offset.get(s, 0.0) - self.offset.get(s, 0.0) for s in seeds}
         deltas = {s: d for s, d in deltas.items() if d != 0.0}
@@ -75,7 +91,8 @@ class InPlace:
         return [partial(setattr, self, "offset", dict(offset)), partial(setattr, self, "moves", moves)]
 
     def evaluate(self, closure: Callable[[], Any]) -> Any:
-        return call(closure)
+        assert self._unwritten is not None
+        return self._unwritten.evaluate(closure)
 
     def finish(self, update: Mapping[Seed, Row], decays: Row, then: Sequence[Call] = ()) -> None:
         # With w = θ + offset * z, the restored and updated weights are decay * w + (update - decay * offset) * z.
@@ -91,14 +108,15 @@ class RestoredInPlace(InPlace):
     Masks are those that the weights' tables keep.
     """
 
-    def __init__(self, weights: Mover, active: Sequence[int] | None, restore: Callable[[], None]):
-        super().__init__(weights, active, record=False)
-        self._restore = restore
+    def __init__(self, weights: Mover, active: Sequence[int] | None, unwritten: Unwritten, restore: Callable[[], None]):
+        super().__init__(weights, active, unwritten, record=False)
+        self._leave, self._restore = unwritten.leave, restore
 
     def to(self, offset: Mapping[Seed, float]) -> None:
         if offset:
             super().to(offset)
         else:
+            self._leave()
             self._restore()
             at_once(self._at({}))
 
@@ -106,8 +124,10 @@ class RestoredInPlace(InPlace):
 class InPlaceFromAnchor:
     """The weights are overwritten by anchor + offset, each time anew; `restore` brings θ back."""
 
-    def __init__(self, weights: Weights, active: Sequence[int] | None, restore: Callable[[], None]):
-        self._weights, self._active, self._restore = weights, active, restore
+    def __init__(
+        self, weights: Weights, active: Sequence[int] | None, unwritten: Unwritten, restore: Callable[[], None]
+    ):
+        self._weights, self._active, self._unwritten, self._restore = weights, active, unwritten, restore
         self.moves = 0
 
     def to(self, offset: Mapping[Seed, float]) -> None:
@@ -116,10 +136,11 @@ class InPlaceFromAnchor:
             moved = [partial(setattr, self, "moves", self.moves + 1)]
             self._weights.move(offset, active=self._active, from_anchor=True, then=moved)
         else:
+            self._unwritten.leave()
             self._restore()
 
     def evaluate(self, closure: Callable[[], Any]) -> Any:
-        return call(closure)
+        return self._unwritten.evaluate(closure)
 
     def finish(self, update: Mapping[Seed, Row], decays: Row, then: Sequence[Call]) -> None:
         raise AssertionError("the estimate at an anchor is not followed by an update of its own")

@@ -118,6 +118,8 @@ class RecordedSteps(TrainedWeights):
             self._give_up()
             return False
         probes.to({})
+        if weights.overwritten:
+            self._give_up()
         return True
 
     def _give_up(self) -> None:
@@ -134,11 +136,10 @@ class RecordedSteps(TrainedWeights):
             return
         if not self._recording.changed_by_others(weights):
             raise RuntimeError(
-                "weights: expected those of a whole step, but one ended in the middle: the backend failed there, or "
-                "exceptions came at once from signals or other threads; load them anew, from a checkpoint or by "
-                "resuming the trajectory"
+                "weights: expected those of a whole step, but in one the backend failed, the closure wrote to them, or "
+                "exceptions came at once; load them anew, from a checkpoint or by resuming the trajectory"
             )
-        self._torn = weights.torn = False
+        self._torn = weights.torn = weights.overwritten = False
 
     @property
     def trajectory(self) -> Trajectory:

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, device, nn
 
 from .. import checks, names
-from .groups import check_eps, check_group, check_owned
-from .in_forward import InForward
+from .blocks import block_of_parameters
+from .groups import check_eps, check_group, check_owned, given_blocks, name_group, norm_parameters
+from .in_forward import InForward, cannot_perturb_in_forward
 from .overflow import Reach
+from .parallel import Ranks
 from .shards import Shard, cannot_be_trained, local, shard_of
 from .streamed import StreamedInForward, settle
+from .structure import Structure
 from .thresholds import magnitude_threshold
 from .warned import Doubts
 from .weights import Weight, Weights
@@ -29,7 +32,13 @@ class TrainedWeights(torch.optim.Optimizer):
     _norms: set[Tensor]
     _names: dict[Tensor, str]
     _ids: dict[Tensor, int]
+    _structure: Structure | None
+    _blocks: Sequence[nn.Module] | None  # as they were given
+    _n_blocks: int
     _block_of: dict[Tensor, int]
+    drop: float
+    _asked_perturb: str
+    _ranks: Ranks | None
     _thresholds: dict[Tensor, float]
     _weights: Weights | None
     _built_for: tuple[list[Any], int] | None
@@ -40,24 +49,86 @@ class TrainedWeights(torch.optim.Optimizer):
     _reshard: Callable[[], None] | None
     _doubts: Doubts
 
-    def _name(self) -> dict[Tensor, str]:
-        """Each parameter's name; those of a module include what is frozen, so that freezing changes no id."""
-        if self._module is not None:
-            return names.of_module(self._module)
-        every: dict[Tensor, str] = {}
+    def _derive(self) -> None:
+        """What follows from the module and the groups: names, noise, blocks, and what weight decay leaves alone."""
+        every = {} if self._module is None else names.of_module(self._module)
+        taken = set(every.values())
+        for p, name in self._names.items():  # those that are not the module's keep what they were called
+            if p not in every:
+                every[p] = names.free(name, taken)
         for group in self.param_groups:
             names.add_group(every, group)
-        return every
+        ids = names.param_ids(every.values())
+        found = given_blocks(self._module, self._blocks, self.drop)
+        self._names, self._ids = every, {p: ids[name] for p, name in every.items()}
+        self._norms = norm_parameters(self._module)
+        self._n_blocks, self._block_of = len(found), block_of_parameters(found)
 
-    def _identify(self) -> dict[Tensor, int]:
-        ids = names.param_ids(self._names.values())
-        return {p: ids[name] for p, name in self._names.items()}
+    def _derive_anew(self) -> None:
+        """As `_derive`, after modules or parameters came, went or were replaced.
+
+        Raises:
+            ValueError: what is trained is no longer what the module has; nothing is changed.
+        """
+        assert self._structure is not None
+        if self._reshard is not None:
+            self._reshard()  # parameters that FSDP has gathered are no others
+            if not self._structure.changed():
+                return
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        self._structure.check(parameters)
+        before = [self._derived(p) for p in parameters]
+        self._derive()
+        self._structure.look()
+        if before != [self._derived(p) for p in parameters]:
+            self._weights = None
+            self._on_other_weights()
+
+    def _derived(self, p: Tensor) -> tuple[Any, ...]:
+        return self._names[p], self._ids[p], self._block_of.get(p), p in self._norms
+
+    def _stream_to(self, where: Any, perturb: str) -> device:
+        if (reason := cannot_perturb_in_forward(self._module)) or perturb == "in_place":
+            raise ValueError(
+                f"execution_device: expected perturb='in_forward' with it, got {perturb!r}"
+                if not reason
+                else f"execution_device: it needs perturb='in_forward', which cannot be: {reason}"
+            )
+        return checks.usable_device("execution_device", where)
+
+    def _choose_perturb(self) -> str:
+        """What was asked for, or what "auto" comes to with the weights as they are."""
+        asked = self._asked_perturb
+        reason = cannot_perturb_in_forward(self._module)
+        if asked == "in_forward" and reason:
+            raise ValueError(f"perturb: 'in_forward' cannot be: {reason}")
+        if self._ranks is not None and self._ranks.how.split == "directions":
+            if asked == "in_place" or reason:
+                raise ValueError(
+                    "parallel: 'directions' needs perturb='in_forward', since weights that each rank moves along its "
+                    f"own directions in place are rounded differently, but {reason or 'got in_place'}; use 'batch'"
+                )
+            return "in_forward"
+        if self._execution_device is not None:
+            return "in_forward"
+        if asked != "auto" or all(p.element_size() >= 4 for p in self._trainable()):
+            return "in_place" if asked == "auto" else asked
+        if reason:
+            self._doubts.say(
+                "drift",
+                "perturbing 16-bit weights in place rounds them three times a step, so they drift; in the forward they "
+                f"would not, but {reason} (perturb='in_place' silences this warning)",
+            )
+            return "in_place"
+        return "in_forward"
 
     def _trainable(self) -> list[Tensor]:
         return [p for g in self.param_groups for p in g["params"] if p.requires_grad]
 
     def _prepare(self) -> Weights:
-        """The tables, built anew if a parameter was frozen, unfrozen, moved or added since the last pass."""
+        """The tables, built anew if a parameter was frozen, unfrozen, moved, cast or added since the last pass."""
+        if self._structure is not None and self._structure.changed():
+            self._derive_anew()
         parameters = self._trainable()
         here = [*map(local, parameters)]
         if self._weights is not None and self._signature(parameters, here) == self._built_for:
@@ -71,6 +142,7 @@ class TrainedWeights(torch.optim.Optimizer):
             assert self._module is not None
             settle(self._module, self._execution_device)  # what has come since is not there yet
             here = [*map(local, parameters)]
+        self.perturb = self._choose_perturb()
         signature = self._signature(parameters, here)
         if self._built_for is not None and self._built_for[0] != signature[0]:
             self._on_other_weights()
@@ -104,6 +176,8 @@ class TrainedWeights(torch.optim.Optimizer):
                 self._in_forward = InForward(self._module, weights)
             else:
                 self._in_forward = StreamedInForward(self._module, weights, self._execution_device)
+        else:
+            self._in_forward = None
         self._built_for, self._steps_since_built = signature, 0
         self._weights = weights
         return weights
@@ -129,17 +203,20 @@ class TrainedWeights(torch.optim.Optimizer):
         return self._thresholds[p]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As `torch.optim.Optimizer.add_param_group`; the new parameters take part from the next step on."""
+        """As `torch.optim.Optimizer.add_param_group`; the new parameters take part from the next step on. Those of the
+        module that the optimizer was given need no names: they are called what they are called there.
+        """
+        made = hasattr(self, "_names")  # if not, the base class is adding the first groups
         if isinstance(param_group, dict):  # torch refuses anything else, and says so
             where = f"param_groups[{len(self.param_groups)}]: "
             check_group({**self.defaults, **param_group}, where)
-            if getattr(self, "perturb", None) == "in_forward":
-                assert self._module is not None
-                check_owned(param_group, self._module, where)
+            if made and self._module is not None:
+                name_group(param_group, self._module, self._names)
+                if self.perturb == "in_forward":
+                    check_owned(param_group, self._module, where)
         super().add_param_group(param_group)
-        if hasattr(self, "_names"):  # not while the base class is adding the first groups
-            names.add_group(self._names, self.param_groups[-1])
-            self._ids = self._identify()
+        if made:
+            self._derive()
 
     def _eps(self) -> float:
         values = {group["eps"] for group in self.param_groups}

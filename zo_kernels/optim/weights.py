@@ -57,9 +57,10 @@ class Weights:
     Attributes:
         torn: whether a pass that is not one call of a C function has begun and not ended. Signals wait for its end, so
             this stays true only if it failed, or another thread raised an exception in this one.
+        overwritten: whether somebody else wrote to them while they were moved.
     """
 
-    torn = False
+    torn = overwritten = False
 
     def __init__(
         self,

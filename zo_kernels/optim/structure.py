@@ -1,0 +1,71 @@
+"""What an optimizer was told of a module, and whether that is still so: its modules and parameters may be replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+from operator import is_
+from typing import Any
+
+from torch import Tensor, nn
+
+from .. import names
+
+
+class Structure:
+    """The modules and parameters of a tree as they were when somebody last looked.
+
+    Attributes:
+        names: each parameter, frozen ones too -> its name.
+    """
+
+    names: dict[Tensor, str]
+    _tables: list[dict[str, Any]] | None = None  # of parameters and modules within each module
+
+    def __init__(self, module: nn.Module):
+        self._module = module
+        self.look()
+
+    def look(self) -> None:
+        """Take it as it is now."""
+        self.names = names.of_module(self._module)
+        tables: list[dict[str, Any]] = [d for m in self._module.modules() for d in (m._parameters, m._modules)]
+        self._seen, self._tables = _entries(tables), tables
+
+    def changed(self) -> bool:
+        """Whether a module or a parameter came, went or was replaced. Asked in every step, of hundreds of them."""
+        if self._tables is None:
+            self.look()
+            return False
+        now = _entries(self._tables)
+        return len(now) != len(self._seen) or not all(map(is_, now, self._seen))
+
+    def check(self, given: Iterable[Tensor]) -> None:
+        """Raise ValueError unless those of an optimizer's parameters that require grad, and were the module's when
+        somebody last looked, still are, and the module has no others that do.
+        """
+        now, given = names.of_module(self._module), set(given)
+        if gone := [self.names[p] for p in given if p.requires_grad and p in self.names and p not in now]:
+            raise ValueError(
+                f"params: the module no longer has {_listed(gone)}, which the optimizer trains; others are in their "
+                "place, or none (after load_state_dict(assign=True), a new head, resized embeddings, an adapter). Make "
+                "the optimizer after such a change; load_state_dict(old.state_dict()) takes the run along, if names "
+                "and shapes are the same"
+            )
+        if new := [name for p, name in now.items() if p.requires_grad and p not in given]:
+            raise ValueError(
+                f"params: the module now has {_listed(new)}, which require grad and are in none of the optimizer's "
+                "groups, so that they would not be trained. Add them by add_param_group({'params': [...]}), freeze "
+                "them (requires_grad_(False)), or make the optimizer after such a change"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_module": self._module, "names": self.names}  # a copied module may not be whole yet
+
+
+def _entries(tables: Iterable[dict[str, Any]]) -> list[Any]:
+    return list(chain.from_iterable(map(dict.values, tables)))
+
+
+def _listed(every: list[str]) -> str:
+    return ", ".join(sorted(every)[:5]) + (f" and {len(every) - 5} more" if len(every) > 5 else "")
