@@ -151,9 +151,9 @@ def test_streamed_steps(host: Host, copied: list[Tensor], method: str, sparsity:
 
         go()
         model.append(nn.utils.skip_init(nn.Linear, 3, 3, bias=False))
-        nn.init.eye_(model[1].weight)
+        nn.init.eye_(model[1].weight.requires_grad_(False))
         go()  # not trained
-        opt.add_param_group({"params": [("1.weight", model[1].weight)]})
+        opt.add_param_group({"params": [("1.weight", model[1].weight.requires_grad_())]})
         go()
         opt.load_state_dict(copy.deepcopy(opt.state_dict()))
         go()
