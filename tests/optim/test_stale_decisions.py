@@ -13,6 +13,7 @@ from scripted import METHODS, assert_same, snapshot, take_step
 from torch import nn
 
 import zo_kernels as zo
+from zo_kernels.trajectory import Kind
 
 
 def assigned(model: BlockMLP) -> None:
@@ -35,6 +36,10 @@ def one_replaced(model: BlockMLP) -> None:
     model.head.bias = nn.Parameter(torch.zeros(3))
 
 
+def one_more(model: BlockMLP) -> None:
+    model.head.more = nn.Parameter(torch.zeros(3))
+
+
 def grown(model: BlockMLP) -> None:
     model.blocks.append(copy.deepcopy(model.blocks[0]))
 
@@ -52,6 +57,7 @@ GONE = {
     no_head: "no longer has head.bias, head.weight",
     new_block: "no longer has blocks.2.down.weight",
     one_replaced: "no longer has head.bias,",
+    one_more: "now has head.more,",
     grown: "now has blocks.4.down.weight",
     an_adapter: "now has blocks.1.up.1.bias, blocks.1.up.1.weight,",
 }
@@ -128,7 +134,10 @@ def test_changes_of_what_is_not_trained_do_no_harm(method: str, change: Callable
     take_step(opt, lambda: real_loss(model, 2))
     assert opt._names == zo.names.of_module(model)
     if change is wrapped:  # its noise goes by its name
-        assert opt._ids[model.head[0].weight] == zo.names.param_ids(opt._names.values())["head.0.weight"]
+        entry = {w.name: w for w in opt._weights.weights}["head.0.weight"]
+        assert entry.param_id == zo.names.param_ids(opt._names.values())["head.0.weight"]
+        if method == "MeZOSVRG":  # the path from the anchor before was along other noise
+            assert opt.trajectory.records[-1].kind is Kind.ANCHOR
     else:
         start = block_mlp()
         change(start)

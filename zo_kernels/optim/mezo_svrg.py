@@ -228,7 +228,6 @@ class MeZOSVRG(ZeroOrderOptimizer):
         probes.to({})
         if weights.torn:
             self._write(weights)  # all of it, from the anchor
-        weights.overwritten = False
         return True
 
     def _probes_at_theta(self, weights: Weights) -> Probes:
