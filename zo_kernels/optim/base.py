@@ -22,6 +22,7 @@ from .graphed import GraphedStep, cannot_be_graphed
 from .groups import check_group, given_blocks, norm_parameters
 from .in_forward import InForward, InForwardProbes, cannot_perturb_in_forward
 from .losses import Closure, Refused, check_closure, check_pair, decay_factors, value_of
+from .masks import Thresholds
 from .numbers import Numbers, Pair, Seed, spsa_update
 from .parallel import Parallel, ranks_of
 from .probes import InPlace, Probes
@@ -156,7 +157,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         self._ids = self._identify()
         found = given_blocks(module, blocks, self.drop)
         self._n_blocks, self._block_of = len(found), block_of_parameters(found)
-        self._thresholds = {}
+        self._thresholds = Thresholds(self._doubts)
         self._execution_device = None if execution_device is None else self._stream_to(execution_device, perturb)
         self.perturb = self._choose_perturb(perturb)
         self._recording = Recording(sync)

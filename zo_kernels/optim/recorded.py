@@ -18,6 +18,7 @@ from ..trajectory.file import FoundFile
 from . import state
 from .alone import NOT_COPIED, alone
 from .attempt import Attempt
+from .masks import Thresholds
 from .numbers import Numbers, Pair, Value, device_of, stacked
 from .parallel import Ranks
 from .probes import Probes
@@ -154,6 +155,7 @@ class RecordedSteps(TrainedWeights):
         if self._ranks is not None:
             on_gpu = weights.theta[0].device.type == "cuda" or self._execution_device is not None
             self._ranks.begin(self.step_count, key, self.directions, on_gpu, lambda: self._options(weights, eps))
+        self._thresholds.look(weights, self.param_groups, self.step_count, self._recording.changed_by_others)
         self._recording.begin(key, lambda continues: self._setup(weights, eps, continues), weights)
 
     def _agreed(self) -> list[str]:
@@ -305,7 +307,7 @@ class RecordedSteps(TrainedWeights):
         self.refused_steps = trajectory.refused_steps
         self.seed, self.directions, self.drop = setup.seed, setup.directions, setup.drop
         by_name = {name: p for p, name in names.bare(self._names).items()}
-        self._thresholds = {by_name[w.name]: w.threshold for w in setup.weights if w.threshold is not None}
+        self._thresholds = Thresholds.of_trajectory(self._doubts, by_name, trajectory)
         self._weights = None
         self._recording.note_versions(self._prepare())
 
@@ -361,8 +363,7 @@ class RecordedSteps(TrainedWeights):
             for key in ("seed", "step_count", "directions", "drop"):
                 setattr(self, key, run[key])
             self._refused_steps = run["refused_steps"] - unseen
-            heights = zip(self._parameters(), run["thresholds"], strict=True)
-            self._thresholds = {p: h for p, h in heights if h is not None}
+            self._thresholds = Thresholds.of_state(self._doubts, self._parameters(), run)
             self._weights = self._attempt = None
             self._take_state(run)
             self._recording.forget_versions()  # the model may be loaded after its optimizer
