@@ -139,8 +139,9 @@ def percentile(t: Tensor, sparsity: float) -> float:
 
 
 def heights(w: Weights, sparsity: float) -> dict[str, float]:
-    """The threshold of each tensor but of constant ones, which are left dense."""
-    return {name: percentile(t, sparsity) for name, t in w.items() if t.abs().min() < t.abs().max()}
+    """The threshold of each tensor but of those that are left dense: constant ones, and ones too small to leave any."""
+    masked = {name: t for name, t in w.items() if int(sparsity * t.numel()) and t.abs().min() < t.abs().max()}
+    return {name: percentile(t, sparsity) for name, t in masked.items()}
 
 
 def block_names(model: BlockMLP) -> list[set[str]]:

@@ -135,7 +135,7 @@ def test_mask_is_that_of_clean_weights() -> None:
 
 def test_thresholds_are_fixed_in_the_first_step() -> None:
     model = Holder(w=torch.linspace(0.1, 1.0, 100))
-    opt = zo.SparseMeZO(model, lr=0.0, sparsity=0.5, perturb="in_forward")
+    opt = zo.SparseMeZO(model, lr=0.0, sparsity=0.5)
     run(opt, model, 1)
     with torch.no_grad():
         model.w.mul_(10)  # all but the first few are beyond the old threshold now

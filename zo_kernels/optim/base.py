@@ -16,7 +16,7 @@ from ..trajectory import Kind
 from ..trajectory.file import SYNC
 from .alone import alone
 from .attempt import attempted
-from .blocks import block_of_parameters
+from .blocks import block_of_parameters, of_no_use
 from .draws import FIRST_SLOT, MAX_DIRECTIONS, blocks_to_drop, direction_seeds
 from .graphed import GraphedStep, cannot_be_graphed
 from .groups import check_group, given_blocks, norm_parameters
@@ -157,6 +157,8 @@ class ZeroOrderOptimizer(RecordedSteps):
         self._ids = self._identify()
         found = given_blocks(module, blocks, self.drop)
         self._n_blocks, self._block_of = len(found), block_of_parameters(found)
+        if self.drop and (reason := of_no_use(len(found), self.drop, self._block_of, self._trainable())):
+            self._doubts.say("drop", f"drop: {reason}")
         self._thresholds = Thresholds(self._doubts)
         self._execution_device = None if execution_device is None else self._stream_to(execution_device, perturb)
         self.perturb = self._choose_perturb(perturb)

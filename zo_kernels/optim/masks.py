@@ -1,4 +1,4 @@
-"""The thresholds of a run's magnitude masks: taken when it begins, kept as long as it lasts, and looked at now and then."""
+"""The thresholds of magnitude masks: taken when a run begins, kept as long as it lasts, and looked at now and then."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..trajectory import Trajectory
 from .shards import Shard, shard_of
 from .thresholds import Percentile, count_here, magnitude_percentile, too_many, wanted
@@ -18,9 +19,10 @@ from .weights import Weight, Weights
 from .whole import summed_over
 
 _EVERY = 1000  # steps from one look at the shares to the next; it costs less than a pass
-_EARLY = (10, 100)  # steps after which there is one besides
-_FEW = 64  # weights that are to take part, below which a share says little
-_SMALL = 0.01  # of the weights that are to be masked: what may be left dense without an error, if there are to be
+_EARLY = 100  # a step with one besides
+_FEW = 8  # weights that are to take part, below which a tensor's share says little
+_PART = 0.1  # of the weights that are to take part, in tensors whose share is off: from here on it is said
+_SMALL = 0.01  # of the weights to be masked, in tensors that are left dense: up to here that is no error
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Thresholds:
         self._masking = any(taken.threshold is not None for taken in self._taken.values())
         self._sparsities: list[float] = []  # of the groups, when they were fixed
         self._changes = 0  # by others
-        self._named: set[str] = set()
+        self._said: set[str] = set()
 
     @classmethod
     def of_trajectory(cls, doubts: Doubts, by_name: Mapping[str, Tensor], run: Trajectory) -> Thresholds:
@@ -82,7 +84,7 @@ class Thresholds:
     def take(self, p: Tensor, shard: Shard, sparsity: float) -> float | None:
         """The threshold of p: from now on this one."""
         if p not in self._taken:
-            n = math.prod(shard.whole)
+            n, sparsity = math.prod(shard.whole), checks.number("sparsity", sparsity, 0.0, 1.0, open_high=True)
             if wanted(n, sparsity) == n:  # all are to take part, whatever they grow to
                 self._taken[p] = _Taken(None, sparsity)
             else:
@@ -128,9 +130,8 @@ class Thresholds:
         about = f"sparsity: dense: {[w.name for w in dense]}"
         if sizes[0] > _SMALL * sizes[1]:
             self._doubts.say(about, said)
-        elif about not in self._named:  # a new head's bias
-            self._named.add(about)
-            warn(said)
+        else:  # a new head's bias
+            self._warn(about, said)
 
     def _is_odd(self, w: Weight, sparsity: float) -> bool:
         size = math.prod(w.shard.whole)
@@ -158,18 +159,19 @@ class Thresholds:
             changed: whether somebody else has changed weights since the last step.
 
         Raises:
-            ValueError: a share is far from the wanted one, and doubts are strict. No weight has moved.
+            ValueError: others have changed weights so that shares are far off, and doubts are strict. No weight has
+                moved.
         """
         self.fixed = True
-        given, known = [group["sparsity"] for group in groups], self._sparsities
-        if given != known:
+        given = [group["sparsity"] for group in groups]
+        if given != self._sparsities:
             self._check_sparsities(given)
         if not self._masking:
             return
         if changed(weights):
             self._changes += 1
-            self._due |= self._changes & (self._changes - 1) == 0
-        if self._due or step in _EARLY or (step and step % _EVERY == 0):
+            self._due |= self._changes & (self._changes - 1) == 0  # they may do so in every step
+        if self._due or (step and (step == _EARLY or step % _EVERY == 0)):
             self._check_shares(weights, groups)
             self._due = False
 
@@ -186,27 +188,48 @@ class Thresholds:
         self._sparsities = [*known, *given[len(known) :]]
 
     def _check_shares(self, weights: Weights, groups: Sequence[Mapping[str, Any]]) -> None:
+        about = "sparsity: shares"
+        if about in self._said:
+            return
         masked = [w for w in weights.weights if w.threshold is not None and groups[w.row // 2]["sparsity"]]
         if not masked:
             return
-        shards = [w.shard for w in masked]
-        counts = summed_over(shards, torch.stack([count_here(w.shard, w.threshold or 0.0) for w in masked])).tolist()
-        off = []
-        for w, count in zip(masked, counts, strict=True):
-            size = math.prod(w.shard.whole)
-            due = wanted(size, groups[w.row // 2]["sparsity"])
-            if due >= _FEW and (2 * count < due or too_many(size, due, count)):
-                off.append((max(count, due) / max(min(count, due), 0.5), w, _percent(count, size), _percent(due, size)))
-        if off:
-            _, w, share, due_share = max(off, key=lambda found: found[0])
+        sizes = [math.prod(w.shard.whole) for w in masked]
+        due = [wanted(n, groups[w.row // 2]["sparsity"]) for n, w in zip(sizes, masked, strict=True)]
+        here = torch.stack([count_here(w.shard, w.threshold or 0.0) for w in masked])
+        counts = summed_over([w.shard for w in masked], here).tolist()
+        off = [
+            i
+            for i, (n, r, count) in enumerate(zip(sizes, due, counts, strict=True))
+            if r >= _FEW and (2 * count < r or too_many(n, r, count))
+        ]
+        if sum(due[i] for i in off) <= _PART * sum(due):
+            return
+        i = max(off, key=lambda i: due[i])
+        w = masked[i]
+        said = (
+            f"sparsity: {_percent(sum(counts), sum(sizes))} of the weights of masked tensors take part, where "
+            f"{_percent(sum(due), sum(sizes))} are to: {len(off)} of {len(masked)} tensors are off by more than a "
+            f"factor of 2, and of {w.name} {_percent(counts[i], sizes[i])} have |θ| <= {w.threshold:.3g}. "
+        )
+        if self._changes and self._due:
             self._doubts.say(
-                "sparsity: shares",
-                f"sparsity: in {len(off)} of {len(masked)} masked tensors the share of weights that takes part is far "
-                f"from what it was when the thresholds were taken: of {w.name} {share} have |θ| <= {w.threshold:.3g}"
-                f", where {due_share} are to take part. Weights were loaded or changed since then, or have moved "
-                "past their thresholds. A run keeps the thresholds that it began with; to have others, make the "
-                "optimizer anew, with the weights in place",
+                about,
+                f"{said}Something else than the optimizer changed the weights, and a run keeps the thresholds that it "
+                "began with; to take new ones, make the optimizer anew, with the weights in place",
             )
+        else:  # it is the method, as published
+            self._warn(
+                about,
+                f"{said}Weights that grow past their threshold take no part any more, fewer of them with a smaller lr; "
+                "or they are not those that the thresholds were taken of. To take new ones, make the optimizer anew",
+            )
+
+    def _warn(self, about: str, message: str) -> None:
+        """Once, and no error, however strict doubts are."""
+        if about not in self._said:
+            self._said.add(about)
+            warn(message)
 
 
 def _percent(part: int, whole: int) -> str:
