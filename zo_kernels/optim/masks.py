@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from .. import checks
 from ..trajectory import Trajectory
 from .shards import Shard, shard_of
 from .thresholds import Percentile, count_here, magnitude_percentile, too_many, wanted
-from .warned import Doubts, warn
+from .warned import Doubts
 from .weights import Weight, Weights
 from .whole import summed_over
 
@@ -58,13 +58,15 @@ class Thresholds:
         self._masking = any(taken.threshold is not None for taken in self._taken.values())
         self._sparsities: list[float] = []  # of the groups, when they were fixed
         self._changes = 0  # by others
-        self._said: set[str] = set()
+        self._drifted = False  # whether weights are past their thresholds because the run moved them there
 
     @classmethod
     def of_trajectory(cls, doubts: Doubts, by_name: Mapping[str, Tensor], run: Trajectory) -> Thresholds:
         """Those that the run was recorded with, of what is frozen by its end, too."""
         every = [w for _, setup in run.setups for w in setup.weights]
-        return cls(doubts, {by_name[w.name]: w.threshold for w in every if w.name in by_name})
+        found = cls(doubts, {by_name[w.name]: w.threshold for w in every if w.name in by_name})
+        found._due = False  # the weights come out of a replay of it
+        return found
 
     @classmethod
     def of_state(cls, doubts: Doubts, parameters: Sequence[Tensor], run: Mapping[str, Any]) -> Thresholds:
@@ -131,7 +133,7 @@ class Thresholds:
         if sizes[0] > _SMALL * sizes[1]:
             self._doubts.say(about, said)
         else:  # a new head's bias
-            self._warn(about, said)
+            self._doubts.mention(about, said)
 
     def _is_odd(self, w: Weight, sparsity: float) -> bool:
         size = math.prod(w.shard.whole)
@@ -147,9 +149,7 @@ class Thresholds:
             f"{_percent(found.wanted, found.size)} are to take part"
         )
 
-    def look(
-        self, weights: Weights, groups: Sequence[Mapping[str, Any]], step: int, changed: Callable[[Weights], bool]
-    ) -> None:
+    def look(self, weights: Weights, groups: Sequence[Mapping[str, Any]], step: int, changed: bool) -> None:
         """Before each step, all ranks together: fix the thresholds, and now and then count what takes part by them.
 
         Args:
@@ -168,10 +168,10 @@ class Thresholds:
             self._check_sparsities(given)
         if not self._masking:
             return
-        if changed(weights):
+        if changed:
             self._changes += 1
             self._due |= self._changes & (self._changes - 1) == 0  # they may do so in every step
-        if self._due or (step and (step == _EARLY or step % _EVERY == 0)):
+        if (self._due or (step and (step == _EARLY or step % _EVERY == 0))) and not self._drifted:
             self._check_shares(weights, groups)
             self._due = False
 
@@ -189,8 +189,6 @@ class Thresholds:
 
     def _check_shares(self, weights: Weights, groups: Sequence[Mapping[str, Any]]) -> None:
         about = "sparsity: shares"
-        if about in self._said:
-            return
         masked = [w for w in weights.weights if w.threshold is not None and groups[w.row // 2]["sparsity"]]
         if not masked:
             return
@@ -219,17 +217,12 @@ class Thresholds:
                 "began with; to take new ones, make the optimizer anew, with the weights in place",
             )
         else:  # it is the method, as published
-            self._warn(
+            self._drifted = True
+            self._doubts.mention(
                 about,
                 f"{said}Weights that grow past their threshold take no part any more, fewer of them with a smaller lr; "
                 "or they are not those that the thresholds were taken of. To take new ones, make the optimizer anew",
             )
-
-    def _warn(self, about: str, message: str) -> None:
-        """Once, and no error, however strict doubts are."""
-        if about not in self._said:
-            self._said.add(about)
-            warn(message)
 
 
 def _percent(part: int, whole: int) -> str:

@@ -155,8 +155,8 @@ class RecordedSteps(TrainedWeights):
         if self._ranks is not None:
             on_gpu = weights.theta[0].device.type == "cuda" or self._execution_device is not None
             self._ranks.begin(self.step_count, key, self.directions, on_gpu, lambda: self._options(weights, eps))
-        self._thresholds.look(weights, self.param_groups, self.step_count, self._recording.changed_by_others)
         self._recording.begin(key, lambda continues: self._setup(weights, eps, continues), weights)
+        self._thresholds.look(weights, self.param_groups, self.step_count, self._recording.changed)
 
     def _agreed(self) -> list[str]:
         """What the ranks that take a step together must have in common, and what may change from step to step; as texts
