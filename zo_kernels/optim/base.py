@@ -59,8 +59,8 @@ class ZeroOrderOptimizer(RecordedSteps):
         seed: 64-bit seed of the run.
         directions: directions a step.
         sparsity: the fraction of each tensor left alone: only weights with |θ| <= h take part, h being the exact
-            percentile when the optimizer is made (arXiv 2402.15751). The mask is taken from unperturbed weights in
-            every step.
+            percentile at the first step (arXiv 2402.15751). The mask is taken from unperturbed weights in every step. A
+            tensor whose percentile does not separate, such as one of zeros, is left dense and named: `SparseMeZO`.
         drop: the fraction of transformer blocks left alone in a step, drawn anew every step (arXiv 2410.09823).
         blocks: the blocks, as modules; None to find them in the module (`optim.blocks.find_blocks`).
         perturb: "in_place", "in_forward" (needs a module, not compiled), or "auto": in the forward for 16-bit weights
