@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
@@ -71,9 +72,11 @@ class MaskedMeZO:
         self._kind, self._steps = kind, 0
         if kind == "large":
             complement = zo.SparseMeZO(model, sparsity=1.0 - sparsity, **options)
-            self._thresholds = complement.state_dict()["zo"]["thresholds"]
+            heights, dense = complement.state_dict()["zo"]["thresholds"], -math.inf
         else:
-            self._thresholds = state["thresholds"]
+            heights, dense = state["thresholds"], math.inf
+        # A tensor whose magnitudes do not separate has none: all of it takes part.
+        self._thresholds = [dense if h is None else h for h in heights]
         self._masks = None if redrawn else self._drawn()
 
     def _drawn(self) -> list[Tensor]:

@@ -138,6 +138,12 @@ def percentile(t: Tensor, sparsity: float) -> float:
     return t.abs().float().flatten().sort().values[n - math.floor(sparsity * n) - 1].item()
 
 
+def heights(w: Weights, sparsity: float) -> dict[str, float]:
+    """The threshold of each tensor but of those that are left dense: constant ones, and ones too small to leave any."""
+    masked = {name: t for name, t in w.items() if int(sparsity * t.numel()) and t.abs().min() < t.abs().max()}
+    return {name: percentile(t, sparsity) for name, t in masked.items()}
+
+
 def block_names(model: BlockMLP) -> list[set[str]]:
     return [{f"blocks.{i}.{n}" for n, _ in block.named_parameters()} for i, block in enumerate(model.blocks)]
 

@@ -25,7 +25,7 @@ import zo_kernels as zo
 from zo_kernels.optim import thresholds
 from zo_kernels.optim.blocks import block_of_parameters, dropped_blocks, find_blocks
 from zo_kernels.optim.shards import shard_of
-from zo_kernels.optim.thresholds import magnitude_threshold
+from zo_kernels.optim.thresholds import magnitude_percentile
 from zo_kernels.spec import direction_seed
 
 FLOATS = st.floats(width=16, allow_nan=False)  # exact in float16 and float32; ties, zeros, subnormals, infinities
@@ -43,10 +43,12 @@ def test_threshold_is_the_exact_percentile(values, repeat, sparsity, dtype, chun
     w = torch.tensor(values * repeat).to(dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(thresholds, "_CHUNK", chunk)
-        h = magnitude_threshold(shard_of("w", w), sparsity)
+        found = magnitude_percentile(shard_of("w", w), sparsity)
+    h = found.h
     assert h == percentile(w, sparsity)
     taking_part = len(w) - math.floor(sparsity * len(w))
-    assert (w.float().abs() <= h).sum() >= taking_part > (w.float().abs() < h).sum()
+    assert (found.size, found.wanted) == (len(w), taking_part)
+    assert found.upto == (w.float().abs() <= h).sum() >= taking_part > (w.float().abs() < h).sum() == found.below
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -55,8 +57,8 @@ def test_threshold_of_a_large_tensor(dtype: torch.dtype) -> None:
     n = w.numel()
     for sparsity in (0.0, 1e-6, 0.5, 0.75, 1 - 1e-6, math.nextafter(1.0, 0.0)):
         expected = w.float().abs().kthvalue(n - math.floor(sparsity * n)).values.item()
-        assert magnitude_threshold(shard_of("w", w.view(-1, 1)), sparsity) == expected
-    assert magnitude_threshold(shard_of("w", w[:0]), 0.5) == 0.0
+        assert magnitude_percentile(shard_of("w", w.view(-1, 1)), sparsity).h == expected
+    assert magnitude_percentile(shard_of("w", w[:0]), 0.5).h == 0.0
 
 
 @pytest.mark.parametrize("family", FAMILIES)

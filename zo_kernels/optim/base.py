@@ -16,11 +16,13 @@ from ..trajectory import Kind
 from ..trajectory.file import SYNC
 from .alone import alone
 from .attempt import attempted
+from .blocks import of_no_use
 from .draws import FIRST_SLOT, MAX_DIRECTIONS, blocks_to_drop, direction_seeds
 from .graphed import GraphedStep, cannot_be_graphed
 from .groups import check_group
 from .in_forward import InForward, InForwardProbes
 from .losses import Closure, Refused, check_closure, check_pair, decay_factors, value_of
+from .masks import Thresholds
 from .numbers import Numbers, Pair, Seed, spsa_update
 from .parallel import Parallel, ranks_of
 from .probes import InPlace, Probes
@@ -59,8 +61,8 @@ class ZeroOrderOptimizer(RecordedSteps):
         seed: 64-bit seed of the run.
         directions: directions a step.
         sparsity: the fraction of each tensor left alone: only weights with |θ| <= h take part, h being the exact
-            percentile when the optimizer is made (arXiv 2402.15751). The mask is taken from unperturbed weights in
-            every step.
+            percentile at the first step (arXiv 2402.15751). The mask is taken from unperturbed weights in every step. A
+            tensor whose percentile does not separate, such as one of zeros, is left dense and named: `SparseMeZO`.
         drop: the fraction of transformer blocks left alone in a step, drawn anew every step (arXiv 2410.09823).
         blocks: the blocks, as modules; None to find them in the module (`optim.blocks.find_blocks`).
         perturb: "in_place", "in_forward" (needs a module, not compiled), or "auto": in the forward for 16-bit weights
@@ -155,7 +157,9 @@ class ZeroOrderOptimizer(RecordedSteps):
         self._structure = None if module is None else Structure(module)
         self._names, self._blocks = {}, blocks
         self._derive()
-        self._thresholds = {}
+        if self.drop and (reason := of_no_use(self._n_blocks, self.drop, self._block_of, self._trainable())):
+            self._doubts.say("drop", f"drop: {reason}")
+        self._thresholds = Thresholds(self._doubts)
         self._execution_device = None if execution_device is None else self._stream_to(execution_device, perturb)
         self._asked_perturb = perturb
         self.perturb = self._choose_perturb()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -47,8 +47,31 @@ def block_of_parameters(blocks: Sequence[nn.Module]) -> dict[Tensor, int]:
     return {p: i for p, i in owner.items() if p not in shared}
 
 
+def how_many(n_blocks: int, drop: float) -> int:
+    """Blocks that a step drops: round(drop * n_blocks), and at most n_blocks - 1."""
+    return min(round(drop * n_blocks), n_blocks - 1)
+
+
+def of_no_use(n_blocks: int, drop: float, block_of: Mapping[Tensor, int], trained: Sequence[Tensor]) -> str | None:
+    """Why dropping blocks does not do what it is for, or None."""
+    count = how_many(n_blocks, drop)
+    blocks = {block_of.get(p) for p in trained}
+    if count < 1:
+        return f"{drop} of {n_blocks} blocks is none, so that every step trains all; give a larger drop, or 0"
+    if blocks <= {None}:
+        return (
+            f"no trained parameter is in one of the {n_blocks} blocks alone, so that every step trains all; give drop=0"
+        )
+    if None not in blocks and len(blocks) <= count:
+        return (
+            f"of {n_blocks} blocks {count} are dropped in a step, and all trained parameters are in {len(blocks)}, so "
+            "that some steps train nothing; give a smaller drop, or name with blocks=[...] those that are trained"
+        )
+    return None
+
+
 def dropped_blocks(n_blocks: int, drop: float, draw: int) -> frozenset[int]:
-    """round(drop * n_blocks) block indices (at most n_blocks - 1), uniform at random as the 64-bit `draw` decides."""
-    count = min(round(drop * n_blocks), n_blocks - 1)
+    """`how_many` block indices, uniform at random as the 64-bit `draw` decides."""
+    count = how_many(n_blocks, drop)
     order = sorted(range(n_blocks), key=lambda i: mix(draw + i + 1))
     return frozenset(order[:count])

@@ -18,16 +18,17 @@ from ..trajectory.file import FoundFile
 from . import state
 from .alone import NOT_COPIED, alone
 from .attempt import Attempt
+from .masks import Thresholds
 from .numbers import Numbers, Pair, Value, device_of, stacked
 from .parallel import Ranks
 from .probes import Probes
 from .recording import Recording, weight_setups
 from .replay import Replay
 from .resuming import resume_from
-from .shards import is_sharded
 from .trained import TrainedWeights
 from .warned import warn
 from .weights import Weights
+from .wording import options_of
 
 
 class RecordedSteps(TrainedWeights):
@@ -156,6 +157,7 @@ class RecordedSteps(TrainedWeights):
             on_gpu = weights.theta[0].device.type == "cuda" or self._execution_device is not None
             self._ranks.begin(self.step_count, key, self.directions, on_gpu, lambda: self._options(weights, eps))
         self._recording.begin(key, lambda continues: self._setup(weights, eps, continues), weights)
+        self._thresholds.look(weights, self.param_groups, self.step_count, self._recording.changed)
 
     def _agreed(self) -> list[str]:
         """What the ranks that take a step together must have in common, and what may change from step to step; as texts
@@ -168,32 +170,7 @@ class RecordedSteps(TrainedWeights):
 
     def _options(self, weights: Weights, eps: float) -> list[str]:
         """What else they must have in common."""
-        assert self._ranks is not None
-        how = self._ranks.how
-        options = {
-            "method": type(self).__name__,
-            "parallel": how.split,
-            "check_every": how.check_every,
-            "directions": self.directions,
-            "seed": self.seed,
-            "eps": eps,
-            "weight_decay": self._weight_decays()[::2],
-            "drop": self.drop,
-            "blocks": self._n_blocks,
-            "sparsity": [group["sparsity"] for group in self.param_groups],
-            "perturb": self.perturb,
-            "stochastic rounding": weights.stochastic,
-            "noise": spec.VERSION,
-        }
-        told = names.bare(self._names)
-        for w in weights.weights:
-            how_sharded = f", {getattr(w.parameter, 'placements', '')}" if is_sharded(w.parameter) else ""
-            exempt = ", no weight decay" if w.row % 2 else ""
-            options[f"parameter {told[w.parameter]}"] = (
-                f"{w.tensor.dtype} {w.shard.whole}{how_sharded} of group {w.row // 2}, block {w.block}, "
-                f"noise {w.param_id}, threshold {w.threshold}{exempt}"
-            )
-        return [f"{name}: {value}" for name, value in options.items()]
+        return options_of(self, weights, eps)
 
     def _svrg_setup(self) -> dict[str, bool]:
         """The fields of a setup that are MeZO-SVRG's."""
@@ -306,7 +283,7 @@ class RecordedSteps(TrainedWeights):
         self.refused_steps = trajectory.refused_steps
         self.seed, self.directions, self.drop = setup.seed, setup.directions, setup.drop
         by_name = {name: p for p, name in names.bare(self._names).items()}
-        self._thresholds = {by_name[w.name]: w.threshold for w in setup.weights if w.threshold is not None}
+        self._thresholds = Thresholds.of_trajectory(self._doubts, by_name, trajectory)
         self._weights = None
         self._recording.note_versions(self._prepare())
 
@@ -362,8 +339,7 @@ class RecordedSteps(TrainedWeights):
             for key in ("seed", "step_count", "directions", "drop"):
                 setattr(self, key, run[key])
             self._refused_steps = run["refused_steps"] - unseen
-            heights = zip(self._parameters(), run["thresholds"], strict=True)
-            self._thresholds = {p: h for p, h in heights if h is not None}
+            self._thresholds = Thresholds.of_state(self._doubts, self._parameters(), run)
             self._weights = self._attempt = None
             self._take_state(run)
             self._recording.forget_versions()  # the model may be loaded after its optimizer

@@ -103,6 +103,7 @@ class Recording:
         sync: see `ZeroOrderOptimizer`.
 
     Attributes:
+        changed: whether others had changed weights when the last step began.
         changed_from_outside: whether the steps that are being taken began with weights that others had set.
     """
 
@@ -115,7 +116,7 @@ class Recording:
         self._begin_log(Recorder(sync))
         self._versions: _Versions | None = None  # after the last step that a weight took part in
         self._key: Any = None
-        self.changed_from_outside = False
+        self.changed = self.changed_from_outside = False
 
     def _begin_log(self, recorder: Recorder) -> None:
         self._log = _Log(recorder)
@@ -172,7 +173,7 @@ class Recording:
             setup: makes it, told whether the weights are those that the records before it lead to.
             weights: of the step.
         """
-        changed = self.changed_by_others(weights)
+        changed = self.changed = self.changed_by_others(weights)
         continues = self._versions is not None and not changed
         if self._key == key and continues:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
+from .. import names
 from ..trajectory import Setup, Trajectory
 from ..trajectory.file import FoundFile
 from .replay import Replay
@@ -35,6 +36,8 @@ def resume_from(
             optimizer._ranks.check_directions(last.directions)
         _warn_of_other_options(optimizer, last)
         replay = Replay(optimizer._names, trajectory, optimizer.backend, check_values=weights == "first")
+        if weights == "first":
+            _warn_of_other_thresholds(optimizer, trajectory.setups[0][1])
     optimizer._by_first(lambda: found[0].set_aside())
     if replay is not None and weights == "first":
         replay.run()
@@ -56,3 +59,17 @@ def _warn_of_other_options(optimizer: RecordedSteps, setup: Setup) -> None:
         if names_of_others:
             told = ", ".join(f"{name} {getattr(setup, name)} (not {own[name]})" for name in names_of_others)
             warn(f"resume: the run had {told}; {what}")
+
+
+def _warn_of_other_thresholds(optimizer: RecordedSteps, setup: Setup) -> None:
+    """While the weights are those that the run started with, so that equal options give equal thresholds."""
+    optimizer._prepare()
+    own = {name: optimizer._thresholds.get(p) for p, name in names.bare(optimizer._names).items() if p.requires_grad}
+    others = [w for w in setup.weights if w.name in own and own[w.name] != w.threshold]
+    if others:
+        w = others[0]
+        warn(
+            f"resume: the run had other thresholds in {len(others)} of {len(setup.weights)} tensors, such as "
+            f"{w.threshold} (not {own[w.name]}) in {w.name}, so another sparsity or another rule for ties; the run's "
+            "are taken"
+        )

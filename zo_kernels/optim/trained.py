@@ -12,12 +12,12 @@ from .. import checks, names
 from .blocks import block_of_parameters
 from .groups import check_eps, check_group, check_owned, given_blocks, name_group, norm_parameters
 from .in_forward import InForward, cannot_perturb_in_forward
+from .masks import Thresholds
 from .overflow import Reach
 from .parallel import Ranks
-from .shards import Shard, cannot_be_trained, local, shard_of
+from .shards import cannot_be_trained, local, shard_of
 from .streamed import StreamedInForward, settle
 from .structure import Structure
-from .thresholds import magnitude_threshold
 from .warned import Doubts
 from .weights import Weight, Weights
 
@@ -39,7 +39,7 @@ class TrainedWeights(torch.optim.Optimizer):
     drop: float
     _asked_perturb: str
     _ranks: Ranks | None
-    _thresholds: dict[Tensor, float]
+    _thresholds: Thresholds
     _weights: Weights | None
     _built_for: tuple[list[Any], int] | None
     _in_forward: InForward | None
@@ -131,7 +131,8 @@ class TrainedWeights(torch.optim.Optimizer):
             self._derive_anew()
         parameters = self._trainable()
         here = [*map(local, parameters)]
-        if self._weights is not None and self._signature(parameters, here) == self._built_for:
+        stale = self._thresholds.forget_stale(self.param_groups, self._names)
+        if self._weights is not None and not stale and self._signature(parameters, here) == self._built_for:
             return self._weights
         if self._built_for is None:
             if reason := cannot_be_trained(self._module, [(self._names[p], p) for p in parameters]):
@@ -155,10 +156,11 @@ class TrainedWeights(torch.optim.Optimizer):
                 exempt = p in self._norms or p.dim() < 2
                 row = 2 * g + int(exempt and not group["decay_all"])
                 shard = shard_of(name, p)
-                threshold = self._threshold(p, shard, group)
+                threshold = self._thresholds.take(p, shard, group["sparsity"])
                 found.append(Weight(name, p, shard, self._ids[p], row, self._block_of.get(p), threshold))
         if not found:
             raise ValueError("params: expected at least one parameter that requires grad, got none")
+        self._thresholds.name_dense(found, self.param_groups)
         reach = Reach.of({w.tensor.dtype for w in found})
         for group in self.param_groups:
             reach.check_eps(check_eps("eps", group["eps"]))
@@ -194,13 +196,6 @@ class TrainedWeights(torch.optim.Optimizer):
     def _anchors(self, weights: Sequence[Weight]) -> Sequence[Tensor] | None:
         """Snapshots that passes may start from, for methods that have them."""
         return None
-
-    def _threshold(self, p: Tensor, shard: Shard, group: dict[str, Any]) -> float | None:
-        if group["sparsity"] == 0.0:
-            return None
-        if p not in self._thresholds:
-            self._thresholds[p] = magnitude_threshold(shard, group["sparsity"])
-        return self._thresholds[p]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As `torch.optim.Optimizer.add_param_group`; the new parameters take part from the next step on. Those of the

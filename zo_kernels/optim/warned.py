@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import warnings
 
-_OURS = ("zo_kernels.optim", "torch")
+_BETWEEN = ("zo_kernels", "torch", "transformers", "accelerate")
 
 
 def warn(message: str) -> None:
-    """As `warnings.warn`, at the innermost line that is neither of these optimizers nor of PyTorch."""
+    """As `warnings.warn`, at the innermost line that is none of this package or of what calls it for a user."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(_OURS):
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(_BETWEEN):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
 
@@ -31,6 +31,10 @@ class Doubts:
         """
         if self.strict:
             raise ValueError(message)
+        self.mention(about, message)
+
+    def mention(self, about: str, message: str) -> None:
+        """Warn once of what is as documented, but may not be what somebody expects: no error, however strict."""
         if about not in self._said:
             self._said.add(about)
             warn(message)

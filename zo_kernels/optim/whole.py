@@ -19,9 +19,10 @@ def sums_here(shards: Sequence[Shard]) -> Tensor:
     return torch.stack([summed(shard.tensor, shard.runs) for shard in shards])
 
 
-def _sums(shards: Sequence[Shard]) -> Tensor:
-    """The fingerprint of each whole parameter, as int64; the processes that hold its shards must call this together."""
-    sums = sums_here(shards)
+def summed_over(shards: Sequence[Shard], sums: Tensor) -> Tensor:
+    """Values of each shard added up over its whole parameter, in place; the processes that hold its shards must call
+    this together.
+    """
     groups: dict[Any, list[int]] = {}
     for i, shard in enumerate(shards):
         for group in shard.groups:
@@ -31,6 +32,12 @@ def _sums(shards: Sequence[Shard]) -> Tensor:
         part = sums[members]
         torch.distributed.all_reduce(part, group=group)
         sums[members] = part
+    return sums
+
+
+def _sums(shards: Sequence[Shard]) -> Tensor:
+    """The fingerprint of each whole parameter, as int64; the processes that hold its shards must call this together."""
+    sums = summed_over(shards, sums_here(shards))
     return sums + on_device([math.prod(shard.whole) for shard in shards], torch.int64, sums.device)
 
 

@@ -7,7 +7,14 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from .. import names, spec
+from .shards import is_sharded
+from .weights import Weights
+
+if TYPE_CHECKING:
+    from .recorded import RecordedSteps
 
 
 def named(ranks: Sequence[int]) -> str:
@@ -74,3 +81,33 @@ def odd_ones_out(values: Sequence[Any]) -> list[int]:
     counts = Counter(map(str, values))
     usual = max(map(str, values), key=lambda value: (counts[value], value == str(values[0])))
     return [i for i, value in enumerate(values) if str(value) != usual]
+
+
+def options_of(optimizer: RecordedSteps, weights: Weights, eps: float) -> list[str]:
+    """What optimizers of ranks that take steps together must have in common, as texts "name: value"."""
+    assert optimizer._ranks is not None
+    how = optimizer._ranks.how
+    options = {
+        "method": type(optimizer).__name__,
+        "parallel": how.split,
+        "check_every": how.check_every,
+        "directions": optimizer.directions,
+        "seed": optimizer.seed,
+        "eps": eps,
+        "weight_decay": optimizer._weight_decays()[::2],
+        "drop": optimizer.drop,
+        "blocks": optimizer._n_blocks,
+        "sparsity": [group["sparsity"] for group in optimizer.param_groups],
+        "perturb": optimizer.perturb,
+        "stochastic rounding": weights.stochastic,
+        "noise": spec.VERSION,
+    }
+    told = names.bare(optimizer._names)
+    for w in weights.weights:
+        how_sharded = f", {getattr(w.parameter, 'placements', '')}" if is_sharded(w.parameter) else ""
+        exempt = ", no weight decay" if w.row % 2 else ""
+        options[f"parameter {told[w.parameter]}"] = (
+            f"{w.tensor.dtype} {w.shard.whole}{how_sharded} of group {w.row // 2}, block {w.block}, "
+            f"noise {w.param_id}, threshold {w.threshold}{exempt}"
+        )
+    return [f"{name}: {value}" for name, value in options.items()]
