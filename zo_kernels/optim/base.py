@@ -17,6 +17,7 @@ from ..trajectory.file import SYNC
 from .alone import alone
 from .attempt import attempted
 from .blocks import block_of_parameters
+from .closures import Closures
 from .draws import FIRST_SLOT, MAX_DIRECTIONS, blocks_to_drop, direction_seeds
 from .graphed import GraphedStep, cannot_be_graphed
 from .groups import check_group, given_blocks, norm_parameters
@@ -159,7 +160,8 @@ class ZeroOrderOptimizer(RecordedSteps):
         self._thresholds = {}
         self._execution_device = None if execution_device is None else self._stream_to(execution_device, perturb)
         self.perturb = self._choose_perturb(perturb)
-        self._recording = Recording(sync)
+        self._closures = Closures(self._doubts, module)
+        self._recording = Recording(sync, self._doubts)
         if trajectory is not None:
             self.record_to(trajectory)
         self._prepare()
@@ -334,6 +336,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         weights = self._prepare()
         self._check_whole(weights)
         weights.reach.check_eps(eps)
+        self._closures.begin(weights, self._steps_since_built)
         self._begin_record(weights, eps)
         return eps, rates, decays, weights
 
@@ -345,6 +348,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         self, probes: Probes, closure: Closure, seeds: Sequence[Seed], eps: float, seen: list[Any]
     ) -> list[Pair]:
         """As `_evaluate`, of the directions of all ranks, each of which does its part."""
+        closure = self._closures.looked_at(closure, eps)
         if self._ranks is None:
             return self._evaluate(probes, closure, seeds, eps, seen)
         assert self._weights is not None

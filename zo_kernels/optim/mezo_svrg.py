@@ -176,6 +176,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
             weights.reach.check_eps(eps)
             if self._age is None or self._age >= self.anchor_every or self._recording.changed_by_others(weights):
                 self._forget()
+            self._closures.begin(weights, self._steps_since_built)
             self._begin_record(weights, eps)
         if self._age is None:
             return self._anchor_step(attempt, weights, full_closure, eps, anchor_rates)

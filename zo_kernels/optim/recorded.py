@@ -182,6 +182,7 @@ class RecordedSteps(TrainedWeights):
             "sparsity": [group["sparsity"] for group in self.param_groups],
             "perturb": self.perturb,
             "stochastic rounding": weights.stochastic,
+            "strict": self._doubts.strict,
             "noise": spec.VERSION,
         }
         told = names.bare(self._names)

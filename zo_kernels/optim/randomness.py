@@ -1,0 +1,118 @@
+"""Whether the two losses of a direction are of the same network: dropout and the like draw anew in each evaluation.
+
+Modules tell what they would do; that they did it, and not alike both times, is told by PyTorch's random generators: a
+closure that sets their seed leaves them in the same state each time, and one that draws nothing leaves them alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from .warned import Doubts
+
+_ACTIVE = "dropout"  # what is said is about
+_STATISTICS = "batch normalisation"
+
+
+class Randomness:
+    """Looks at the modules that may be active. All of them are gone through only now and then; in every step no more
+    than whether the mode has changed of those that matter.
+    """
+
+    def __init__(self, doubts: Doubts, module: nn.Module | None):
+        self._doubts, self._module = doubts, module
+        self._matter: list[nn.Module] = []
+        self._training = 0  # of these, in the last step
+        self._drawing = False
+
+    def begin(self, due: bool) -> None:
+        """Before a step.
+
+        Args:
+            due: look at every module.
+
+        Raises:
+            ValueError: see `Doubts`.
+        """
+        self._drawing = False
+        if self._module is None or (self._doubts.heard(_ACTIVE) and self._doubts.heard(_STATISTICS)):
+            return
+        training = sum([m.training for m in self._matter])
+        if due or training != self._training:
+            keeping = _keeping(self._module)
+            self._matter = [self._module, *(m for _, m in [*_random(self._module), *keeping])]
+            training = sum([m.training for m in self._matter])
+            self._training = -1  # look again, should this raise
+            if names := [name for name, m in keeping if m.training]:
+                self._doubts.say(_STATISTICS, _told_of_statistics(names))
+            self._drawing = training > 0
+        self._training = training
+
+    def called(self) -> Callable[[], None] | None:
+        """What is to be called after each of the evaluations that are next; None if there is nothing to see. It raises
+        ValueError where `Doubts` does.
+        """
+        module, before = self._module, list[list[torch.Tensor]]()
+        if module is None or not self._drawing or self._doubts.heard(_ACTIVE):
+            return None
+
+        def look() -> None:
+            if len(before) < 2:
+                before.append(_generators())
+                if len(before) == 2 and not all(map(torch.equal, *before)):
+                    self._training = -1  # look again, should this raise
+                    self._doubts.say(_ACTIVE, _told_of_drawing([name for name, m in _random(module) if m.training]))
+
+        return look
+
+
+def _generators() -> list[torch.Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
+
+
+def _random(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Those that draw random numbers in training mode, as far as they tell it: by their class, or by an attribute such
+    as `attention_dropout`.
+    """
+    return [
+        (name, m)
+        for name, m in module.named_modules()
+        if (isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0)
+        or (isinstance(m, nn.RReLU) and m.lower < m.upper)
+        or any("drop" in key and isinstance(p, float) and p > 0 for key, p in vars(m).items())
+    ]
+
+
+def _keeping(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Those that keep statistics of what they see in training mode."""
+    norm = nn.modules.batchnorm._NormBase
+    return [
+        (name, m)
+        for name, m in module.named_modules()
+        if isinstance(m, norm) and m.track_running_stats and m.running_mean is not None
+    ]
+
+
+def _some(names: list[str]) -> str:
+    told = ", ".join(name or "the module itself" for name in names[:3])
+    return told + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _told_of_drawing(names: list[str]) -> str:
+    where = f"active in {_some(names)}" if names else "drawn by something in training mode, such as functional dropout"
+    return (
+        f"closure: random numbers ({where}) differ between L+ and L-, which are of two networks then, and g is mostly their "
+        "difference: call model.eval() before the step; or set the generator's seed in the closure (torch.manual_seed), "
+        "so that it draws the same each time"
+    )
+
+
+def _told_of_statistics(names: list[str]) -> str:
+    return (
+        f"closure: {_some(names)} in training mode: batch normalisation updates its running statistics in every evaluation, "
+        "at perturbed weights; call model.eval() before the step, or eval() of these modules"
+    )
+

@@ -1,0 +1,187 @@
+"""Losses that are too coarse for a difference of two: what g = (L+ - L-) / 2ε comes out as is then their rounding.
+
+A loss in 16 bits is told by its dtype. Others are told by their values: whatever a loss was computed in, and whatever
+it was made of it since (`loss.item()`, `loss.float()`, a mean of several), it remains a multiple of a power of two, its
+grain, which is seen in the values themselves. Differences of a few grains, or none, in many steps in a row say that the
+weights are not heard in the loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..interrupts import Call
+from ..trajectory import Kind, Record
+from .losses import Refused
+from .warned import Doubts
+
+# Steps in a row before anything is said. Healthy losses differ by thousands of grains: in float32 by 1e-3 L of 1e-7 L.
+_STEPS = 10
+_STEPS_OF_COUNTS = 25  # an accuracy is often the same twice
+_FEW = 8  # grains: g has no more than three bits
+_A_COUNT = 128  # fewer grains than this in a loss are things counted; a number of 8 bits, bfloat16's, has as many
+_LITTLE = 1e-3  # of the largest loss: what has come down to this has little more to tell
+_NARROW = frozenset(
+    t for t in vars(torch).values() if isinstance(t, torch.dtype) and t.is_floating_point and t.itemsize <= 2
+)
+_FLOAT32 = (
+    "compute it in float32, from float32 logits (F.cross_entropy(logits.float(), labels)): once it was rounded, float() "
+    "or item() does not help"
+)
+
+
+def is_narrow(loss: Any) -> bool:
+    """Whether it is a tensor of a floating-point dtype of at most 16 bits."""
+    return isinstance(loss, Tensor) and loss.dtype in _NARROW
+
+
+def told_of_narrow(loss: Tensor, eps: float) -> str:
+    """What a loss of so few bits comes to. A GPU's value is not looked at."""
+    info, what = torch.finfo(loss.dtype), f"closure: expected a float32 loss, got one of {loss.dtype}"
+    size = abs(loss.item()) if loss.device.type == "cpu" and loss.numel() == 1 else math.nan
+    if math.isfinite(size):
+        grain = info.eps * 2.0 ** math.floor(math.log2(max(size, info.smallest_normal)))
+        told = f"at {size:.4g} it comes in steps of {grain:.3g}, hence g = (L+ - L-) / 2 eps in steps of {_step(grain, eps)}"
+    else:
+        told = (
+            f"it comes in steps of {info.eps / 2:.3g} to {info.eps:.3g} of its size, hence g = (L+ - L-) / 2 eps of a loss "
+            f"of 1 in steps of {_step(info.eps, eps)}"
+        )
+    return f"{what}: {told}, and is either 0 or a multiple of that; {_FLOAT32}; or take an eps far above {eps:g}"
+
+
+def _step(grain: float, eps: float) -> str:
+    return f"{grain / (2 * eps):.3g}"
+
+
+def _grain(value: float) -> float:
+    """The largest power of two that it is a multiple of; infinity for 0."""
+    n, d = value.as_integer_ratio()
+    if d != 1:
+        return 1.0 / d if d.bit_length() < 1000 else 0.0
+    return float(n & -n) if n else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class _Coarse:
+    """Steps in a row whose losses differ by a few grains at most, all of them together.
+
+    Attributes:
+        difference, size: the largest |L+ - L-|, and |L|.
+        grain: of all of their losses.
+    """
+
+    steps: int
+    difference: float
+    grain: float
+    size: float
+
+    @property
+    def is_count(self) -> bool:
+        return self.size < _A_COUNT * self.grain
+
+    def after(self, before: _Coarse | None) -> _Coarse:
+        """With the steps before; without them, if they were not coarse by the grain that is known now."""
+        if before is None:
+            return self
+        difference, grain = max(self.difference, before.difference), min(self.grain, before.grain)
+        if difference > _FEW * grain:
+            return self
+        return _Coarse(self.steps + before.steps, difference, grain, max(self.size, before.size))
+
+
+def _coarse(record: Record) -> _Coarse | None:
+    """A step's, or None if it is a fine one, which one pair tells."""
+    difference, grain, size = 0.0, math.inf, 0.0
+    for plus, minus in (*record.losses, *record.anchor_losses):
+        difference = max(difference, abs(plus - minus))
+        grain = min(grain, _grain(plus), _grain(minus))
+        if difference > _FEW * grain:
+            return None
+        size = max(size, abs(plus), abs(minus))
+    return _Coarse(1, difference, grain, size)
+
+
+class Resolution:
+    """Looks at the losses of each step that is recorded; those on a GPU it gets later, when they are there."""
+
+    def __init__(self, doubts: Doubts):
+        self._doubts = doubts
+        self._arrived: deque[Record] = deque()
+        self._coarse: dict[bool, _Coarse | None] = {}  # of anchors, which another closure is for, and of other steps
+        self._largest = 0.0  # |L| so far
+        self._fine = False  # whether any losses differed well
+
+    def arriving(self, record: Record) -> Call:
+        """A call that notes the losses of a step that was taken; `look` is to follow."""
+        return partial(self._arrived.append, record)
+
+    def look(self) -> None:
+        """At what has arrived.
+
+        Raises:
+            ValueError: see `Doubts`.
+        """
+        while self._arrived:
+            if told := self._told_of(self._arrived.popleft()):
+                self._doubts.say(*told)
+
+    def look_at(self, record: Record) -> None:
+        """At the losses of a step that is about to be taken.
+
+        Raises:
+            Refused: where `Doubts` would raise ValueError.
+        """
+        if told := self._told_of(record):
+            if self._doubts.strict:
+                raise Refused(ValueError, told[1], of="")
+            self._doubts.say(*told)
+
+    def _told_of(self, record: Record) -> tuple[str, str] | None:
+        """What is to be said after this step, and what it is about."""
+        if not record.losses:
+            return None
+        size, anchor = abs(record.losses[0][0]), record.kind is Kind.ANCHOR
+        if not math.isfinite(size):
+            return None  # it was refused, on a device, where all losses are then not a number
+        self._largest = max(self._largest, size)
+        if (step := _coarse(record)) is None:
+            self._coarse[anchor], self._fine = None, True
+            return None
+        if self._fine and size < _LITTLE * self._largest:
+            return None
+        now = self._coarse[anchor] = step.after(self._coarse.get(anchor))
+        if now.steps < (_STEPS_OF_COUNTS if now.is_count else _STEPS):
+            return None
+        about = "no difference" if now.difference == 0.0 else "resolution"
+        if (about == "resolution" and now.is_count) or self._doubts.heard(about) or self._doubts.heard("resolution"):
+            return None  # the last of which says that differences may be 0, too
+        told = _told_of_equal if now.difference == 0.0 else _told_of_coarse
+        return about, told("full_closure" if anchor else "closure", now, record)
+
+
+def _told_of_equal(name: str, found: _Coarse, record: Record) -> str:
+    return (
+        f"{name}: L+ and L- were equal, bit for bit, in {found.steps} steps in a row (now {record.losses[0][0]:.6g}), so g "
+        "is 0 and the loss does not lead the training. It may not depend on the weights that are trained: a closure that "
+        "calls another model or a copy, a head that is frozen, replaced or read by nobody; or eps is too small for it "
+        f"(got {record.eps:g}); or it has few values, as a loss in 16 bits, or an accuracy, which needs a larger batch or "
+        "eps"
+    )
+
+
+def _told_of_coarse(name: str, found: _Coarse, record: Record) -> str:
+    eps = record.eps
+    return (
+        f"{name}: L+ and L- differed by {found.difference:.3g} at most in {found.steps} steps in a row, while they come in "
+        f"steps of {found.grain:.3g} (at {found.size:.6g}), so g = (L+ - L-) / 2 eps comes in steps of "
+        f"{_step(found.grain, eps)} and is made of rounding; take an eps far above {eps:g}, leave away what is constant in "
+        f"the loss or makes it large, or, if it was computed in 16 bits, {_FLOAT32}"
+    )
