@@ -218,7 +218,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         return n & (n - 1) == 0
 
     @attempted
-    def step(self, closure: Closure) -> Tensor | float:  # type: ignore[override]
+    def step(self, closure: Closure | None = None) -> Tensor | float:  # type: ignore[override]
         """One step: two evaluations of the loss a direction, then the update.
 
         Args:
@@ -248,7 +248,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         attempt = self._attempt
         assert attempt is not None
         with self._telling_others():
-            check_closure("closure", closure)
+            closure = check_closure("closure", closure)
             eps, rates, decays, weights = self._begin()
         attempt.probes = probes = self._probes(weights, weights.active(self._draw_dropped()), watch=self._watches())
         seeds, seen = self._seeds(), list[Any]()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from . import first_order
 from .losses import Closure
@@ -39,7 +39,7 @@ class Closures:
 
         def looked() -> Any:
             loss = closure()
-            if is_narrow(loss) and not self._doubts.heard("resolution"):
+            if isinstance(loss, Tensor) and is_narrow(loss) and not self._doubts.heard("resolution"):
                 self._doubts.say("resolution", told_of_narrow(loss, eps))
             if called is not None:
                 called()

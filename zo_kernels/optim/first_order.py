@@ -22,10 +22,11 @@ def look(doubts: Doubts, weights: Sequence[Weight], step: int, due: bool) -> Non
         if w.parameter.grad is not None and not doubts.heard(_GRADIENTS):
             doubts.say(
                 _GRADIENTS,
-                f"{w.name}: it has a .grad, which this optimizer does not read: loss.backward() is of no use, gradients "
-                "accumulated over micro-batches neither, and each step knows only the batches of its own closure; go "
-                "over all micro-batches within the closure. In Lightning, set automatic_optimization to False and call "
-                "step(closure) yourself. Gradients that mean nothing: opt.zero_grad()",
+                f"{w.name}: it has a .grad, which this optimizer does not read: loss.backward() is of no use, nor are "
+                "gradients of several micro-batches, of which only those count that the step's own closure goes over. "
+                "Leave backward() away, and put all micro-batches of a step into its closure; in Lightning, set "
+                "automatic_optimization to False and call step(closure) yourself (gradients that are left over from "
+                "something else: zero_grad())",
             )
     if due and "accelerate.optimizer" in sys.modules and (n := _accumulated()) > 1:
         doubts.say(

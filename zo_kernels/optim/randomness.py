@@ -46,7 +46,7 @@ class Randomness:
             self._matter = [self._module, *(m for _, m in [*_random(self._module), *keeping])]
             training = sum([m.training for m in self._matter])
             self._training = -1  # look again, should this raise
-            if names := [name for name, m in keeping if m.training]:
+            if names := _active(keeping):
                 self._doubts.say(_STATISTICS, _told_of_statistics(names))
             self._drawing = training > 0
         self._training = training
@@ -55,16 +55,16 @@ class Randomness:
         """What is to be called after each of the evaluations that are next; None if there is nothing to see. It raises
         ValueError where `Doubts` does.
         """
-        module, before = self._module, list[list[torch.Tensor]]()
-        if module is None or not self._drawing or self._doubts.heard(_ACTIVE):
+        if not self._drawing or (module := self._module) is None or self._doubts.heard(_ACTIVE):
             return None
+        before: list[list[torch.Tensor]] = []
 
         def look() -> None:
             if len(before) < 2:
                 before.append(_generators())
                 if len(before) == 2 and not all(map(torch.equal, *before)):
                     self._training = -1  # look again, should this raise
-                    self._doubts.say(_ACTIVE, _told_of_drawing([name for name, m in _random(module) if m.training]))
+                    self._doubts.say(_ACTIVE, _told_of_drawing(_active(_random(module))))
 
         return look
 
@@ -96,23 +96,26 @@ def _keeping(module: nn.Module) -> list[tuple[str, nn.Module]]:
     ]
 
 
+def _active(modules: list[tuple[str, nn.Module]]) -> list[str]:
+    """What to call those that are in training mode."""
+    return [f"{name or 'the module'} ({type(m).__name__})" for name, m in modules if m.training]
+
+
 def _some(names: list[str]) -> str:
-    told = ", ".join(name or "the module itself" for name in names[:3])
-    return told + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _told_of_drawing(names: list[str]) -> str:
-    where = f"active in {_some(names)}" if names else "drawn by something in training mode, such as functional dropout"
+    where = f"dropout is active in {_some(names)}" if names else "of something in training mode, a functional dropout?"
     return (
-        f"closure: random numbers ({where}) differ between L+ and L-, which are of two networks then, and g is mostly their "
-        "difference: call model.eval() before the step; or set the generator's seed in the closure (torch.manual_seed), "
-        "so that it draws the same each time"
+        f"closure: random numbers ({where}) are others for L+ than for L-, which are of two networks then, and g "
+        "is mostly their difference; call model.eval() before the step, or set the generator's seed in the closure "
+        "(torch.manual_seed), so that it draws the same each time"
     )
 
 
 def _told_of_statistics(names: list[str]) -> str:
     return (
-        f"closure: {_some(names)} in training mode: batch normalisation updates its running statistics in every evaluation, "
-        "at perturbed weights; call model.eval() before the step, or eval() of these modules"
+        f"closure: {_some(names)} in training mode: running statistics are updated in every evaluation, at perturbed "
+        "weights; call model.eval() before the step, or eval() of these modules"
     )
-

@@ -12,7 +12,6 @@ import math
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,14 +31,14 @@ _NARROW = frozenset(
     t for t in vars(torch).values() if isinstance(t, torch.dtype) and t.is_floating_point and t.itemsize <= 2
 )
 _FLOAT32 = (
-    "compute it in float32, from float32 logits (F.cross_entropy(logits.float(), labels)): once it was rounded, float() "
-    "or item() does not help"
+    "compute it in float32, from float32 logits (F.cross_entropy(logits.float(), labels)): once it is rounded, float() "
+    "and item() are of no help"
 )
 
 
-def is_narrow(loss: Any) -> bool:
-    """Whether it is a tensor of a floating-point dtype of at most 16 bits."""
-    return isinstance(loss, Tensor) and loss.dtype in _NARROW
+def is_narrow(loss: Tensor) -> bool:
+    """Whether it has floating-point numbers of at most 16 bits."""
+    return loss.dtype in _NARROW
 
 
 def told_of_narrow(loss: Tensor, eps: float) -> str:
@@ -48,13 +47,15 @@ def told_of_narrow(loss: Tensor, eps: float) -> str:
     size = abs(loss.item()) if loss.device.type == "cpu" and loss.numel() == 1 else math.nan
     if math.isfinite(size):
         grain = info.eps * 2.0 ** math.floor(math.log2(max(size, info.smallest_normal)))
-        told = f"at {size:.4g} it comes in steps of {grain:.3g}, hence g = (L+ - L-) / 2 eps in steps of {_step(grain, eps)}"
-    else:
-        told = (
-            f"it comes in steps of {info.eps / 2:.3g} to {info.eps:.3g} of its size, hence g = (L+ - L-) / 2 eps of a loss "
-            f"of 1 in steps of {_step(info.eps, eps)}"
+        steps = (
+            f"at {size:.4g} it comes in steps of {grain:.3g}, so g = (L+ - L-) / 2 eps in steps of {_step(grain, eps)}"
         )
-    return f"{what}: {told}, and is either 0 or a multiple of that; {_FLOAT32}; or take an eps far above {eps:g}"
+    else:
+        steps = (
+            f"it comes in steps of {info.eps / 2:.3g} to {info.eps:.3g} of its size, so g = (L+ - L-) / 2 eps for a "
+            f"loss of 1 in steps of {_step(info.eps, eps)}"
+        )
+    return f"{what}: {steps}, and |g| is 0 or a multiple of that; {_FLOAT32}; or take an eps far above {eps:g}"
 
 
 def _step(grain: float, eps: float) -> str:
@@ -169,19 +170,17 @@ class Resolution:
 
 def _told_of_equal(name: str, found: _Coarse, record: Record) -> str:
     return (
-        f"{name}: L+ and L- were equal, bit for bit, in {found.steps} steps in a row (now {record.losses[0][0]:.6g}), so g "
-        "is 0 and the loss does not lead the training. It may not depend on the weights that are trained: a closure that "
-        "calls another model or a copy, a head that is frozen, replaced or read by nobody; or eps is too small for it "
-        f"(got {record.eps:g}); or it has few values, as a loss in 16 bits, or an accuracy, which needs a larger batch or "
-        "eps"
+        f"{name}: L+ and L- were equal, bit for bit, in {found.steps} steps in a row (now {record.losses[0][0]:.6g}), "
+        "so g is 0 and the loss leads nowhere. It may not depend on the weights that are trained: a closure that calls "
+        "another model or a copy, a head that is frozen, replaced or read by nobody. Or eps is too small for it (got "
+        f"{record.eps:g}). Or it has few values, as a loss of 16 bits or an accuracy, which needs a larger batch or eps"
     )
 
 
 def _told_of_coarse(name: str, found: _Coarse, record: Record) -> str:
-    eps = record.eps
     return (
-        f"{name}: L+ and L- differed by {found.difference:.3g} at most in {found.steps} steps in a row, while they come in "
-        f"steps of {found.grain:.3g} (at {found.size:.6g}), so g = (L+ - L-) / 2 eps comes in steps of "
-        f"{_step(found.grain, eps)} and is made of rounding; take an eps far above {eps:g}, leave away what is constant in "
-        f"the loss or makes it large, or, if it was computed in 16 bits, {_FLOAT32}"
+        f"{name}: L+ and L- differed by {found.difference:.3g} at most in {found.steps} steps in a row, and losses of "
+        f"{found.size:.6g} come in steps of {found.grain:.3g} here, so g = (L+ - L-) / 2 eps comes in steps of "
+        f"{_step(found.grain, record.eps)} and is mostly rounding; take an eps far above {record.eps:g}; leave away a "
+        f"constant that makes the loss large; if it comes from 16 bits, {_FLOAT32}"
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, device, nn
 
 from .. import checks, names
-from .groups import check_eps, check_group, check_owned
+from .groups import check_eps, check_group, check_keys, check_owned
 from .in_forward import InForward
 from .overflow import Reach
 from .shards import Shard, cannot_be_trained, local, shard_of
@@ -22,6 +22,7 @@ from .weights import Weight, Weights
 class TrainedWeights(torch.optim.Optimizer):
     """What an optimizer trains, as tables that are built anew when that changes."""
 
+    _more_options: tuple[str, ...] = ()  # of a group, that a method has besides
     backend: str | None
     perturb: str
     rounding: str
@@ -132,6 +133,7 @@ class TrainedWeights(torch.optim.Optimizer):
         """As `torch.optim.Optimizer.add_param_group`; the new parameters take part from the next step on."""
         if isinstance(param_group, dict):  # torch refuses anything else, and says so
             where = f"param_groups[{len(self.param_groups)}]: "
+            check_keys(param_group, [*self.defaults, *self._more_options], where)
             check_group({**self.defaults, **param_group}, where)
             if getattr(self, "perturb", None) == "in_forward":
                 assert self._module is not None
