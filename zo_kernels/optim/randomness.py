@@ -6,6 +6,7 @@ closure that sets their seed leaves them in the same state each time, and one th
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -42,13 +43,13 @@ class Randomness:
             return
         training = sum([m.training for m in self._matter])
         if due or training != self._training:
-            keeping = _keeping(self._module)
-            self._matter = [self._module, *(m for _, m in [*_random(self._module), *keeping])]
+            drawing, keeping = draws_in_training(self._module), _keeps_statistics(self._module)
+            self._matter = [m for _, m in [*drawing, *keeping]]
             training = sum([m.training for m in self._matter])
             self._training = -1  # look again, should this raise
             if names := _active(keeping):
                 self._doubts.say(_STATISTICS, _told_of_statistics(names))
-            self._drawing = training > 0
+            self._drawing = bool(_active(drawing))
         self._training = training
 
     def called(self) -> Callable[[], None] | None:
@@ -64,7 +65,7 @@ class Randomness:
                 before.append(_generators())
                 if len(before) == 2 and not all(map(torch.equal, *before)):
                     self._training = -1  # look again, should this raise
-                    self._doubts.say(_ACTIVE, _told_of_drawing(_active(_random(module))))
+                    self._doubts.say(_ACTIVE, _told_of_drawing(_active(draws_in_training(module))))
 
         return look
 
@@ -73,21 +74,26 @@ def _generators() -> list[torch.Tensor]:
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
 
 
-def _random(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Those that draw random numbers in training mode, as far as they tell it: by their class, or by an attribute such
-    as `attention_dropout`.
+def draws_in_training(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Modules that draw random numbers if they are in training mode, as far as they tell it: by their class, by an
+    attribute such as `attention_dropout`, or by a forward that calls a dropout of which they have no attribute.
     """
-    return [
-        (name, m)
-        for name, m in module.named_modules()
-        if (isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0)
-        or (isinstance(m, nn.RReLU) and m.lower < m.upper)
-        or any("drop" in key and isinstance(p, float) and p > 0 for key, p in vars(m).items())
-    ]
+    return [(name, m) for name, m in module.named_modules() if _draws(m)]
 
 
-def _keeping(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Those that keep statistics of what they see in training mode."""
+def _draws(m: nn.Module) -> bool:
+    if isinstance(m, nn.modules.dropout._DropoutNd):
+        return m.p > 0
+    if isinstance(m, nn.RReLU):
+        return m.lower < m.upper
+    attributes = [value for key, value in vars(m).items() if "drop" in key]
+    if attributes or any("drop" in key for key in m._modules):
+        return any(isinstance(p, float) and p > 0 for p in attributes)
+    code = getattr(inspect.unwrap(type(m).forward), "__code__", None)
+    return code is not None and any("dropout" in name for name in code.co_names)
+
+
+def _keeps_statistics(module: nn.Module) -> list[tuple[str, nn.Module]]:
     norm = nn.modules.batchnorm._NormBase
     return [
         (name, m)
@@ -106,11 +112,10 @@ def _some(names: list[str]) -> str:
 
 
 def _told_of_drawing(names: list[str]) -> str:
-    where = f"dropout is active in {_some(names)}" if names else "of something in training mode, a functional dropout?"
     return (
-        f"closure: random numbers ({where}) are others for L+ than for L-, which are of two networks then, and g "
-        "is mostly their difference; call model.eval() before the step, or set the generator's seed in the closure "
-        "(torch.manual_seed), so that it draws the same each time"
+        f"closure: {_some(names)} in training mode: other random numbers were drawn for L+ than for L-, which are "
+        "losses of two networks then, and g is mostly their difference; call model.eval() before the step, or set the "
+        "generator's seed in the closure (torch.manual_seed), so that it draws the same each time"
     )
 
 

@@ -23,7 +23,7 @@ from .warned import Doubts
 
 # Steps in a row before anything is said. Healthy losses differ by thousands of grains: in float32 by 1e-3 L of 1e-7 L.
 _STEPS = 10
-_STEPS_OF_COUNTS = 25  # an accuracy is often the same twice
+_EQUAL_STEPS = 20  # an accuracy is often the same twice
 _FEW = 8  # grains: g has no more than three bits
 _A_COUNT = 128  # fewer grains than this in a loss are things counted; a number of 8 bits, bfloat16's, has as many
 _LITTLE = 1e-3  # of the largest loss: what has come down to this has little more to tell
@@ -44,7 +44,8 @@ def is_narrow(loss: Tensor) -> bool:
 def told_of_narrow(loss: Tensor, eps: float) -> str:
     """What a loss of so few bits comes to. A GPU's value is not looked at."""
     info, what = torch.finfo(loss.dtype), f"closure: expected a float32 loss, got one of {loss.dtype}"
-    size = abs(loss.item()) if loss.device.type == "cpu" and loss.numel() == 1 else math.nan
+    known = loss.device.type == "cpu" and loss.numel() == 1 and not hasattr(loss, "full_tensor")
+    size = abs(loss.item()) if known else math.nan
     if math.isfinite(size):
         grain = info.eps * 2.0 ** math.floor(math.log2(max(size, info.smallest_normal)))
         steps = (
@@ -159,12 +160,13 @@ class Resolution:
         if self._fine and size < _LITTLE * self._largest:
             return None
         now = self._coarse[anchor] = step.after(self._coarse.get(anchor))
-        if now.steps < (_STEPS_OF_COUNTS if now.is_count else _STEPS):
+        equal = now.difference == 0.0
+        if now.steps < (_EQUAL_STEPS if equal else _STEPS) or (now.is_count and not equal):
             return None
-        about = "no difference" if now.difference == 0.0 else "resolution"
-        if (about == "resolution" and now.is_count) or self._doubts.heard(about) or self._doubts.heard("resolution"):
-            return None  # the last of which says that differences may be 0, too
-        told = _told_of_equal if now.difference == 0.0 else _told_of_coarse
+        about = "no difference" if equal else "resolution"
+        if self._doubts.heard(about) or self._doubts.heard("resolution"):
+            return None  # the latter says that differences may be 0, too
+        told = _told_of_equal if equal else _told_of_coarse
         return about, told("full_closure" if anchor else "closure", now, record)
 
 
