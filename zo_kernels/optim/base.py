@@ -81,7 +81,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         backend: see `zo_kernels.add_noise_`.
         strict: raise a ValueError where there would be a warning of something that makes a run wrong.
 
-    `lr`, `eps`, `weight_decay`, `decay_all` and `sparsity` may be given for each group.
+    `lr`, `eps`, `weight_decay`, `decay_all` and `sparsity` may be given for each group; other keys are refused.
 
     Attributes:
         step_count: steps taken, refused ones included.
@@ -140,13 +140,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         module = params if isinstance(params, nn.Module) else None
         if (reshard := resharding(module)) is not None:
             reshard()  # or else the parameters that it shows may be gathered ones, which are given up later
-        defaults = {
-            "lr": lr,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "decay_all": False,
-            "sparsity": sparsity,
-        }
+        defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "decay_all": False, "sparsity": sparsity}
         check_group(defaults, "")
         given: Any = params if module is None else list(module.named_parameters())
         super().__init__(given, defaults)
@@ -230,6 +224,14 @@ class ZeroOrderOptimizer(RecordedSteps):
 
         Returns:
             The mean of the losses seen, as a tensor if the closure returns tensors.
+
+        Warns:
+            once of each, or raises ValueError if `strict`: the loss is a tensor of 16 bits, so that g comes in steps of
+            2^-8 L / 2ε or so; L+ and L- are equal in 20 steps in a row, or differ in 10 by no more than a few of the
+            steps that they come in; dropout draws other numbers for L+ than for L-, or batch normalisation is in
+            training mode (in the module that was given: bare parameters tell neither); a weight has a `.grad`, which
+            means nothing here. Losses on a GPU are looked at when they are there, at the start of a later step, which
+            is where they raise; others are looked at before the update, and the step is refused.
 
         Raises:
             TypeError, ValueError: the closure returned no finite scalar, or losses too far apart for float32. The step
@@ -375,13 +377,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         return 0 if self._ranks is None else self._ranks.bytes_sent
 
     @staticmethod
-    def _evaluate(
-        probes: Probes,
-        closure: Closure,
-        seeds: Sequence[Seed],
-        eps: float,
-        seen: list[Any],
-    ) -> list[Pair]:
+    def _evaluate(probes: Probes, closure: Closure, seeds: Sequence[Seed], eps: float, seen: list[Any]) -> list[Pair]:
         """(L+, L-) of each seed; what the closure returned is added to `seen`."""
         pairs: list[Pair] = []
         for seed in seeds:

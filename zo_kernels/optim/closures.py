@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from . import first_order
 from .losses import Closure
 from .randomness import Randomness
-from .resolution import is_narrow, told_of_narrow
+from .resolution import COARSE, is_narrow, told_of_narrow
 from .warned import Doubts
 from .weights import Weights
 
@@ -39,8 +39,8 @@ class Closures:
 
         def looked() -> Any:
             loss = closure()
-            if isinstance(loss, Tensor) and is_narrow(loss) and not self._doubts.heard("resolution"):
-                self._doubts.say("resolution", told_of_narrow(loss, eps))
+            if isinstance(loss, Tensor) and is_narrow(loss) and not self._doubts.heard(COARSE):
+                self._doubts.say(COARSE, told_of_narrow(loss, eps))
             if called is not None:
                 called()
             return loss

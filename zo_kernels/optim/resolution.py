@@ -21,15 +21,14 @@ from ..trajectory import Kind, Record
 from .losses import Refused
 from .warned import Doubts
 
+COARSE, _EQUAL = "resolution", "no difference"  # what is said is about
 # Steps in a row before anything is said. Healthy losses differ by thousands of grains: in float32 by 1e-3 L of 1e-7 L.
 _STEPS = 10
 _EQUAL_STEPS = 20  # an accuracy is often the same twice
 _FEW = 8  # grains: g has no more than three bits
 _A_COUNT = 128  # fewer grains than this in a loss are things counted; a number of 8 bits, bfloat16's, has as many
 _LITTLE = 1e-3  # of the largest loss: what has come down to this has little more to tell
-_NARROW = frozenset(
-    t for t in vars(torch).values() if isinstance(t, torch.dtype) and t.is_floating_point and t.itemsize <= 2
-)
+_NARROW = frozenset((torch.bfloat16, torch.float16))
 _FLOAT32 = (
     "compute it in float32, from float32 logits (F.cross_entropy(logits.float(), labels)): once it is rounded, float() "
     "and item() are of no help"
@@ -37,7 +36,7 @@ _FLOAT32 = (
 
 
 def is_narrow(loss: Tensor) -> bool:
-    """Whether it has floating-point numbers of at most 16 bits."""
+    """Whether it has floating-point numbers of 16 bits."""
     return loss.dtype in _NARROW
 
 
@@ -117,7 +116,9 @@ class Resolution:
     def __init__(self, doubts: Doubts):
         self._doubts = doubts
         self._arrived: deque[Record] = deque()
-        self._coarse: dict[bool, _Coarse | None] = {}  # of anchors, which another closure is for, and of other steps
+        # Of anchors, which another closure is for, and of other steps:
+        self._coarse: dict[bool, _Coarse | None] = {}
+        self._equal: dict[bool, int] = {}  # steps in a row
         self._largest = 0.0  # |L| so far
         self._fine = False  # whether any losses differed well
 
@@ -155,24 +156,25 @@ class Resolution:
             return None  # it was refused, on a device, where all losses are then not a number
         self._largest = max(self._largest, size)
         if (step := _coarse(record)) is None:
-            self._coarse[anchor], self._fine = None, True
+            self._coarse[anchor], self._equal[anchor], self._fine = None, 0, True
             return None
         if self._fine and size < _LITTLE * self._largest:
             return None
         now = self._coarse[anchor] = step.after(self._coarse.get(anchor))
-        equal = now.difference == 0.0
-        if now.steps < (_EQUAL_STEPS if equal else _STEPS) or (now.is_count and not equal):
-            return None
-        about = "no difference" if equal else "resolution"
-        if self._doubts.heard(about) or self._doubts.heard("resolution"):
-            return None  # the latter says that differences may be 0, too
-        told = _told_of_equal if equal else _told_of_coarse
-        return about, told("full_closure" if anchor else "closure", now, record)
+        equal = self._equal[anchor] = 0 if step.difference else self._equal.get(anchor, 0) + 1
+        name = "full_closure" if anchor else "closure"
+        if self._doubts.heard(COARSE):
+            return None  # which says that differences may be 0, too
+        if now.steps >= _STEPS and now.difference and not now.is_count:
+            return COARSE, _told_of_coarse(name, now, record)
+        if equal >= _EQUAL_STEPS and not self._doubts.heard(_EQUAL):
+            return _EQUAL, _told_of_equal(name, equal, record)
+        return None
 
 
-def _told_of_equal(name: str, found: _Coarse, record: Record) -> str:
+def _told_of_equal(name: str, steps: int, record: Record) -> str:
     return (
-        f"{name}: L+ and L- were equal, bit for bit, in {found.steps} steps in a row (now {record.losses[0][0]:.6g}), "
+        f"{name}: L+ and L- were equal, bit for bit, in {steps} steps in a row (now {record.losses[0][0]:.6g}), "
         "so g is 0 and the loss leads nowhere. It may not depend on the weights that are trained: a closure that calls "
         "another model or a copy, a head that is frozen, replaced or read by nobody. Or eps is too small for it (got "
         f"{record.eps:g}). Or it has few values, as a loss of 16 bits or an accuracy, which needs a larger batch or eps"

@@ -130,7 +130,9 @@ class TrainedWeights(torch.optim.Optimizer):
         return self._thresholds[p]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As `torch.optim.Optimizer.add_param_group`; the new parameters take part from the next step on."""
+        """As `torch.optim.Optimizer.add_param_group`; the new parameters take part from the next step on. Keys that are
+        no options are refused.
+        """
         if isinstance(param_group, dict):  # torch refuses anything else, and says so
             where = f"param_groups[{len(self.param_groups)}]: "
             check_keys(param_group, [*self.defaults, *self._more_options], where)
