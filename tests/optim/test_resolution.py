@@ -168,6 +168,25 @@ def test_healthy_losses_are_not_doubted(method: str, what: str) -> None:
     assert said(lambda: run(loss, 45, method, strict=True, **options)) == []
 
 
+def test_what_was_told_of_16_bits_is_not_told_again() -> None:
+    """As steps without a difference, which follow from it."""
+    (told,) = said(lambda: run(lambda m, i: real_loss(ELSEWHERE, i).bfloat16(), 30))
+    assert "got one of torch.bfloat16" in told
+
+
+def test_a_step_whose_values_are_round_by_chance_is_not_counted() -> None:
+    def loss(model: nn.Module, data: int) -> float:
+        real_loss(model, 0)
+        values = [0.625, 0.5] if data == 0 else [0.7, 0.7]
+        calls.append(data)
+        return values[len(calls) % 2]
+
+    calls: list[int] = []
+    assert said(lambda: run(loss, 20)) == []
+    (told,) = said(lambda: run(loss, 21))
+    assert "equal, bit for bit, in 20 steps" in told
+
+
 def test_each_closure_of_svrg_has_its_own_steps() -> None:
     """The anchors between are not what keeps it from being said; nor are steps the anchors'."""
     model = block_mlp(**SHAPE)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import zo_kernels as zo
+from zo_kernels.optim import randomness
 
 X = torch.linspace(-1, 1, 40).view(8, 5)
 
@@ -35,11 +36,11 @@ class Layerdrop(nn.Module):
 
     def __init__(self, always: bool):
         super().__init__()
-        self.line, self.always, self.layerdrop = nn.Linear(6, 6), always, 0.0
+        self.line, self.always, self.layerdrop, self.dropout = nn.Linear(6, 6), always, 0.0, 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         skipped = (self.training or self.always) and torch.rand([]) < self.layerdrop
-        return x if skipped else self.line(x)
+        return x if skipped else functional.dropout(self.line(x), self.dropout, self.training)
 
 
 def model_with(middle: nn.Module) -> nn.Sequential:
@@ -164,6 +165,15 @@ def test_running_statistics_are_named(strict: bool) -> None:
     else:
         (told,) = said(opt, lambda: loss_of(model))
         assert "1 (BatchNorm1d) in training mode: running statistics" in told
+
+
+def test_all_modules_are_gone_through_now_and_then_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    find = randomness.draws_in_training
+    monkeypatch.setattr(randomness, "draws_in_training", lambda m: looks.append(opt.step_count) or find(m))
+    model = model_with(nn.Dropout(0.5)).eval()
+    opt = made(model)
+    assert said(opt, lambda: loss_of(model), 20) == [] and looks == [0, 1, 2, 4, 8, 16]
 
 
 def test_bare_parameters_tell_nothing() -> None:
