@@ -17,6 +17,7 @@ from ..trajectory.file import SYNC
 from .alone import alone
 from .attempt import attempted
 from .blocks import of_no_use
+from .closures import Closures
 from .draws import FIRST_SLOT, MAX_DIRECTIONS, blocks_to_drop, direction_seeds
 from .graphed import GraphedStep, cannot_be_graphed
 from .groups import check_group
@@ -83,7 +84,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         backend: see `zo_kernels.add_noise_`.
         strict: raise a ValueError where there would be a warning of something that makes a run wrong.
 
-    `lr`, `eps`, `weight_decay`, `decay_all` and `sparsity` may be given for each group.
+    `lr`, `eps`, `weight_decay`, `decay_all` and `sparsity` may be given for each group; other keys are refused.
 
     Attributes:
         step_count: steps taken, refused ones included.
@@ -142,13 +143,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         module = params if isinstance(params, nn.Module) else None
         if (reshard := resharding(module)) is not None:
             reshard()  # or else the parameters that it shows may be gathered ones, which are given up later
-        defaults = {
-            "lr": lr,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "decay_all": False,
-            "sparsity": sparsity,
-        }
+        defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "decay_all": False, "sparsity": sparsity}
         check_group(defaults, "")
         given: Any = params if module is None else list(module.named_parameters())
         super().__init__(given, defaults)
@@ -163,7 +158,8 @@ class ZeroOrderOptimizer(RecordedSteps):
         self._execution_device = None if execution_device is None else self._stream_to(execution_device, perturb)
         self._asked_perturb = perturb
         self.perturb = self._choose_perturb()
-        self._recording = Recording(sync)
+        self._closures = Closures(self._doubts, module)
+        self._recording = Recording(sync, self._doubts)
         if trajectory is not None:
             self.record_to(trajectory)
         self._prepare()
@@ -189,7 +185,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         return n & (n - 1) == 0
 
     @attempted
-    def step(self, closure: Closure) -> Tensor | float:  # type: ignore[override]
+    def step(self, closure: Closure | None = None) -> Tensor | float:  # type: ignore[override]
         """One step: two evaluations of the loss a direction, then the update.
 
         Args:
@@ -202,6 +198,14 @@ class ZeroOrderOptimizer(RecordedSteps):
 
         Returns:
             The mean of the losses seen, as a tensor if the closure returns tensors.
+
+        Warns:
+            once of each, or raises ValueError if `strict`: the loss is a tensor of 16 bits, so that g comes in steps of
+            2^-8 L / 2ε or so; L+ and L- are equal in 20 steps in a row, or differ in 10 by no more than a few of the
+            steps that they come in; dropout draws other numbers for L+ than for L-, or batch normalisation is in
+            training mode (in the module that was given: bare parameters tell neither); a weight has a `.grad`, which
+            means nothing here. Losses on a GPU are looked at when they are there, at the start of a later step, which
+            is where they raise; others are looked at before the update, and the step is refused.
 
         Raises:
             TypeError, ValueError: the closure returned no finite scalar, or losses too far apart for float32. The step
@@ -225,7 +229,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         attempt = self._attempt
         assert attempt is not None
         with self._telling_others():
-            check_closure("closure", closure)
+            closure = check_closure("closure", closure)
             eps, rates, decays, weights = self._begin()
         attempt.probes = probes = self._probes(weights, weights.active(self._draw_dropped()), watch=self._watches())
         seeds, seen = self._seeds(), list[Any]()
@@ -313,6 +317,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         weights = self._prepare()
         self._check_whole(weights)
         weights.reach.check_eps(eps)
+        self._closures.begin(weights, self._steps_since_built)
         self._begin_record(weights, eps)
         return eps, rates, decays, weights
 
@@ -324,6 +329,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         self, probes: Probes, closure: Closure, seeds: Sequence[Seed], eps: float, seen: list[Any]
     ) -> list[Pair]:
         """As `_evaluate`, of the directions of all ranks, each of which does its part."""
+        closure = self._closures.looked_at(closure, eps)
         if self._ranks is None:
             return self._evaluate(probes, closure, seeds, eps, seen)
         assert self._weights is not None
@@ -350,13 +356,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         return 0 if self._ranks is None else self._ranks.bytes_sent
 
     @staticmethod
-    def _evaluate(
-        probes: Probes,
-        closure: Closure,
-        seeds: Sequence[Seed],
-        eps: float,
-        seen: list[Any],
-    ) -> list[Pair]:
+    def _evaluate(probes: Probes, closure: Closure, seeds: Sequence[Seed], eps: float, seen: list[Any]) -> list[Pair]:
         """(L+, L-) of each seed; what the closure returned is added to `seen`."""
         pairs: list[Pair] = []
         for seed in seeds:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +12,26 @@ from .. import checks, names
 from .blocks import find_blocks
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+
+# What PyTorch, schedulers and logs write into groups, so that groups of a run that was begun may have them.
+_OF_OTHERS = ("params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "swa_lr", "lr_scale")
+
+
+def check_keys(group: Mapping[str, Any], options: Collection[str], where: str) -> None:
+    """Raise ValueError if a group that a user gives has what is no option, and would be left alone without a word.
+
+    Args:
+        options: those that a group of the method may have.
+    """
+    for key in group:
+        if key in options or key in _OF_OTHERS:
+            continue
+        near = get_close_matches(str(key), options, 1)
+        meant = f", which is {near[0]!r} perhaps" if near else ""
+        raise ValueError(
+            f"{where}expected options of this optimizer ({', '.join(options)}), got {key!r}{meant} (what is for "
+            "others, such as a scheduler, can be written into param_groups later)"
+        )
 
 
 def check_group(group: dict[str, Any], where: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,10 +23,15 @@ class Refused(Exception):
         self.error, self.of = error, of
 
 
-def check_closure(name: str, closure: Any) -> None:
-    """Raise TypeError unless it can be called."""
-    if not callable(closure):
-        raise TypeError(f"{name}: expected a function that returns the loss, got {type(closure).__name__}")
+def check_closure(name: str, closure: Any) -> Closure:
+    """The closure; raise TypeError unless it can be called."""
+    if callable(closure):
+        return cast(Closure, closure)
+    raise TypeError(
+        f"{name}: expected a function that returns the loss, got {type(closure).__name__}; a step evaluates the loss "
+        "itself, at perturbed weights and without backward(): opt.step(lambda: F.cross_entropy(model(inputs), labels))"
+        + ("" if name == "closure" else f", and {name}=, the same of all of the data")
+    )
 
 
 def call(closure: Closure) -> Any:

@@ -56,6 +56,8 @@ class MeZOSVRG(ZeroOrderOptimizer):
     weights is kept. Other arguments, attributes, errors: `ZeroOrderOptimizer`.
     """
 
+    _more_options = ("anchor_lr",)
+
     def __init__(
         self,
         params: nn.Module | Iterable[Any],
@@ -153,7 +155,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
         super()._go_on_from(replay, setup)
 
     @attempted
-    def step(self, closure: Closure, full_closure: Closure | None = None) -> Tensor | float:  # type: ignore[override]
+    def step(self, closure: Closure | None = None, full_closure: Closure | None = None) -> Tensor | float:  # type: ignore[override]
         """One step; every `anchor_every`-th is a full-batch step.
 
         Args:
@@ -167,15 +169,14 @@ class MeZOSVRG(ZeroOrderOptimizer):
         attempt = self._attempt
         assert attempt is not None
         with self._telling_others():
-            check_closure("closure", closure)
-            check_closure("full_closure", full_closure)
-            assert full_closure is not None
+            closure, full_closure = check_closure("closure", closure), check_closure("full_closure", full_closure)
             eps, rates, anchor_rates = self._eps(), self._rates(), self._anchor_rates()
             weights = self._prepare()
             self._check_whole(weights)
             weights.reach.check_eps(eps)
             if self._age is None or self._age >= self.anchor_every or self._recording.changed_by_others(weights):
                 self._forget()
+            self._closures.begin(weights, self._steps_since_built)
             self._begin_record(weights, eps)
         if self._age is None:
             return self._anchor_step(attempt, weights, full_closure, eps, anchor_rates)

@@ -19,7 +19,8 @@ from ..trajectory.fingerprint import as_text
 from ..trajectory.record import RefusedSteps, WeightSetup, encode_setup
 from ..trajectory.recorder import Recorder
 from .pending import Pending
-from .warned import warn
+from .resolution import Resolution
+from .warned import Doubts, warn
 from .weights import Weights
 from .whole import combined_fingerprint, fingerprints
 
@@ -34,8 +35,12 @@ class _Log:
         self.steps = recorder.trajectory.steps  # pending ones included
         self.unseen = RefusedSteps()  # of the steps of which only their losses tell it
 
-    def adding(self, record: Record, losses: Tensor | None) -> list[Call]:
-        """What appends a step."""
+    def adding(self, record: Record, losses: Tensor | None, arriving: Callable[[Record], Call]) -> list[Call]:
+        """What appends a step.
+
+        Args:
+            arriving: makes a call for when its losses are known, should they be on a device.
+        """
         counted = partial(setattr, self, "steps", self.steps + (record.kind is not Kind.INTERRUPTED))
         if losses is None:
             self.pending.work_off(wait=True)
@@ -46,7 +51,7 @@ class _Log:
             pairs = tuple(zip(flat[::2], flat[1::2], strict=True))
             whole = replace(record, losses=pairs[:n], anchor_losses=pairs[n:])
             unseen = partial(setattr, self, "unseen", self.unseen.after(whole))
-            return [*self.recorder.trajectory.adding(whole), unseen]
+            return [*self.recorder.trajectory.adding(whole), unseen, arriving(whole)]
 
         return [self.pending.putting(losses, then), counted]
 
@@ -101,6 +106,7 @@ class Recording:
 
     Args:
         sync: see `ZeroOrderOptimizer`.
+        doubts: what is wrong with losses is said there.
 
     Attributes:
         changed: whether others had changed weights when the last step began.
@@ -111,8 +117,9 @@ class Recording:
     _warned = False
     _checked = -1  # the steps after which the last check was made
 
-    def __init__(self, sync: str) -> None:
+    def __init__(self, sync: str, doubts: Doubts) -> None:
         self._sync = sync
+        self._resolution = Resolution(doubts)
         self._begin_log(Recorder(sync))
         self._versions: _Versions | None = None  # after the last step that a weight took part in
         self._key: Any = None
@@ -172,7 +179,11 @@ class Recording:
             key: stands for all that it says.
             setup: makes it, told whether the weights are those that the records before it lead to.
             weights: of the step.
+
+        Raises:
+            ValueError: losses that have come from a GPU since are too coarse; see `Resolution`.
         """
+        self._resolution.look()
         changed = self.changed = self.changed_by_others(weights)
         continues = self._versions is not None and not changed
         if self._key == key and continues:
@@ -206,8 +217,13 @@ class Recording:
         Args:
             losses: the record's, (L+, L-) of each pair one after the other, if they are on a device; the record's own
                 are then not looked at.
+
+        Raises:
+            Refused: losses on the host are too coarse; see `Resolution`.
         """
-        return self._log.adding(record, losses)
+        if losses is None:
+            self._resolution.look_at(record)
+        return self._log.adding(record, losses, self._resolution.arriving)
 
     def added(self, record: Record, weights: Weights) -> None:
         """Write down what is known, and from time to time what the weights are."""

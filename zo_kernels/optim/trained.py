@@ -10,7 +10,7 @@ from torch import Tensor, device, nn
 
 from .. import checks, names
 from .blocks import block_of_parameters
-from .groups import check_eps, check_group, check_owned, given_blocks, name_group, norm_parameters
+from .groups import check_eps, check_group, check_keys, check_owned, given_blocks, name_group, norm_parameters
 from .in_forward import InForward, cannot_perturb_in_forward
 from .masks import Thresholds
 from .overflow import Reach
@@ -25,6 +25,7 @@ from .weights import Weight, Weights
 class TrainedWeights(torch.optim.Optimizer):
     """What an optimizer trains, as tables that are built anew when that changes."""
 
+    _more_options: tuple[str, ...] = ()  # of a group, that a method has besides
     backend: str | None
     perturb: str
     rounding: str
@@ -199,11 +200,13 @@ class TrainedWeights(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As `torch.optim.Optimizer.add_param_group`; the new parameters take part from the next step on. Those of the
-        module that the optimizer was given need no names: they are called what they are called there.
+        module that the optimizer was given need no names: they are called what they are called there. Keys that are no
+        options are refused.
         """
         made = hasattr(self, "_names")  # if not, the base class is adding the first groups
         if isinstance(param_group, dict):  # torch refuses anything else, and says so
             where = f"param_groups[{len(self.param_groups)}]: "
+            check_keys(param_group, [*self.defaults, *self._more_options], where)
             check_group({**self.defaults, **param_group}, where)
             if made and self._module is not None:
                 name_group(param_group, self._module, self._names)

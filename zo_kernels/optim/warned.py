@@ -38,3 +38,7 @@ class Doubts:
         if about not in self._said:
             self._said.add(about)
             warn(message)
+
+    def heard(self, about: str) -> bool:
+        """Whether it was said, so that another time would say nothing."""
+        return about in self._said

@@ -100,6 +100,7 @@ def options_of(optimizer: RecordedSteps, weights: Weights, eps: float) -> list[s
         "sparsity": [group["sparsity"] for group in optimizer.param_groups],
         "perturb": optimizer.perturb,
         "stochastic rounding": weights.stochastic,
+        "strict": optimizer._doubts.strict,
         "noise": spec.VERSION,
     }
     told = names.bare(optimizer._names)

@@ -1,0 +1,48 @@
+"""What the calls of a closure tell, beside the losses, of a run that goes wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import first_order
+from .losses import Closure
+from .randomness import Randomness
+from .resolution import COARSE, is_narrow, told_of_narrow
+from .warned import Doubts
+from .weights import Weights
+
+
+class Closures:
+    """Looks at every call, for as long as there is something left to say."""
+
+    def __init__(self, doubts: Doubts, module: nn.Module | None):
+        self._doubts, self._randomness = doubts, Randomness(doubts, module)
+
+    def begin(self, weights: Weights, step: int) -> None:
+        """Before a step.
+
+        Args:
+            step: steps taken with these tables of weights. At 0, 1, 2, 4, 8, ... what costs more is looked at, too.
+
+        Raises:
+            ValueError: see `Doubts`.
+        """
+        due = step & (step - 1) == 0
+        first_order.look(self._doubts, weights.weights, step, due)
+        self._randomness.begin(due)
+
+    def looked_at(self, closure: Closure, eps: float) -> Closure:
+        """To be called in place of the closure; raises ValueError where `Doubts` does."""
+        called = self._randomness.called()
+
+        def looked() -> Any:
+            loss = closure()
+            if isinstance(loss, Tensor) and is_narrow(loss) and not self._doubts.heard(COARSE):
+                self._doubts.say(COARSE, told_of_narrow(loss, eps))
+            if called is not None:
+                called()
+            return loss
+
+        return looked
