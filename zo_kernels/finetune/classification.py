@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zo_kernels import checks, files
-from zo_kernels.finetune import run_folder, schema
+from zo_kernels.finetune import run_folder, schema, tables
 from zo_kernels.finetune.batches import Batch, Texts
 from zo_kernels.finetune.config import Config
-from zo_kernels.finetune.data import Split, from_tables, with_test
+from zo_kernels.finetune.data import Split, TextData, from_tables, with_test
 from zo_kernels.finetune.docstrings import stdlib_docstrings
 from zo_kernels.finetune.examples import Examples
 from zo_kernels.finetune.learner import Learner, Predictor, checked_rows, no_bar, warn_of_cut
@@ -150,7 +150,20 @@ def classifier_learner(
         classifier.head.load_state_dict(started.model.head.state_dict())
     freeze(classifier.encoder, config.freeze)
     predictor = TrainedClassifier(classifier, tokenizer, data.names, max_tokens)
-    return ClassifierLearner(predictor, train, dev, test, device, data.notes)
+    notes = (*data.notes, *_unreadable(tokenizer, data, (train, dev, test)))
+    return ClassifierLearner(predictor, train, dev, test, device, notes)
+
+
+def _unreadable(tokenizer: Any, data: TextData, splits: tuple[Texts, ...]) -> Iterator[str]:
+    """Texts of another language or script than the model's, which are all the same to it."""
+    said, special = tables.Count(), set(tokenizer.all_special_ids)
+    for split, tokenized in zip((data.train, data.dev, data.test), splits, strict=True):
+        for text, ids in zip(split.texts, tokenized.ids, strict=True):
+            if special.issuperset(ids.tolist()):
+                said(reprlib.repr(text))
+    yield from said.told(
+        "1 text has no word that the tokenizer knows", "{} texts have no word that the tokenizer knows"
+    )
 
 
 def pretrained(config: Config) -> str:

@@ -176,6 +176,10 @@ class Config:
                 f"--max-new-tokens belongs to a task that is learned by generating, got {self.max_new_tokens} with "
                 f"--task {self.task}"
             )
+        if self.freeze == "encoder" and self.drop:
+            raise ValueError(
+                f"--drop leaves blocks of the encoder alone, got {self.drop} with --freeze encoder, which trains none"
+            )
         if self.rounding != "auto" and self.dtype == "fp32":
             raise ValueError(f"--rounding belongs to 16-bit weights, got {self.rounding} with --dtype fp32")
 

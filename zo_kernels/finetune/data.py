@@ -160,8 +160,8 @@ def _check_labels(path: str | Path, table: Labelled) -> None:
     if 2 * len(table.texts) > count > 3:
         some = reprlib.repr(list(table.texts))
         raise ValueError(
-            f"{path}: expected a few labels of many texts each, got {len(table.texts)} labels of {count} texts: {some}; "
-            "are the columns label and text exchanged?"
+            f"{path}: expected a few labels of many texts each, got {len(table.texts)} labels of {count} texts: {some}"
+            "; are the columns label and text exchanged?"
         )
 
 
@@ -170,7 +170,8 @@ def _test_of(path: str | Path, train: str | Path, training: Labelled) -> tuple[d
     table = labelled(path)
     if unknown := [label for label in table.texts if label not in training.texts]:
         known = reprlib.repr(list(training.texts))
-        some = [f"{label!r} (line {table.lines[_key(table.texts[label][0])]})" for label in unknown if table.texts[label]]
+        firsts = {label: table.texts[label][0] for label in unknown if table.texts[label]}
+        some = [f"{label!r} (line {table.lines[_key(text)]})" for label, text in firsts.items()]
         raise ValueError(
             f"{path}: expected labels that {train} has, {known}, got also {', '.join(some[:3]) or unknown}"
             f"{f' and {len(some) - 3} others' if len(some) > 3 else ''}"

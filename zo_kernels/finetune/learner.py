@@ -50,7 +50,9 @@ def checked_rows(rows: Iterable[Any], each: str) -> list[Any]:
     through.
     """
     if isinstance(rows, str | bytes | Mapping):
-        raise TypeError(f"predict: expected a list of {each}, got {reprlib.repr(rows)}: for one of them, predict([it])[0]")
+        raise TypeError(
+            f"predict: expected a list of {each}, got {reprlib.repr(rows)}: for one of them, predict([it])[0]"
+        )
     if isinstance(rows, set | frozenset) or not isinstance(rows, Iterable):
         raise TypeError(f"predict: expected a list of {each}, got a {type(rows).__name__}")
     return list(rows)

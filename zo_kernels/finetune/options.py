@@ -78,7 +78,7 @@ def add_options(parser: argparse.ArgumentParser, several: Collection[str] = ()) 
     add(method, "--anchor-every", f"mezo-svrg: steps from one anchor to the next (default {anchor.every})", type=int)
     add(method, "--anchor-lr", "mezo-svrg: of the steps at an anchor (default twice --lr)", type=float)
     add(method, "--anchor-examples", "mezo-svrg: training examples that stand for all at an anchor, in "
-        f"whole batches (default {anchor.examples})", type=int)  # fmt: skip
+        f"whole batches (default {anchor.examples}; where there are fewer, some stand for two)", type=int)  # fmt: skip
 
     run = parser.add_argument_group("run")
     add(run, "--steps", "of the optimizer", type=int)

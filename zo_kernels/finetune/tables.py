@@ -110,7 +110,9 @@ def _objects(path: Path, text: str, needed: Collection[str]) -> Table:
         try:
             row = json.loads(line, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}: expected a JSON object, got {reprlib.repr(line)}: {error}") from None
+            raise ValueError(
+                f"{path}, line {number}: expected a JSON object, got {reprlib.repr(line)}: {error}"
+            ) from None
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: expected a JSON object, got {reprlib.repr(row)}")
         if missing := [name for name in needed if name not in row]:
@@ -175,9 +177,12 @@ def _fields(path: Path, text: str, needed: Collection[str], delimiter: str) -> T
 
 def _records(path: Path, text: str, delimiter: str, quoted: bool) -> Iterator[tuple[int, int, list[str]]]:
     """Fields of each record, and the lines where it begins and ends."""
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     # Lines end with a line feed alone: a carriage return in the middle of one is an error, and not another row.
-    reader = csv.reader(io.StringIO(text, newline="\n"), delimiter=delimiter, quoting=quoting, strict=True)
+    lines = io.StringIO(text, newline="\n")
+    if quoted:
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    else:
+        reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=csv.QUOTE_NONE)
     before = 0
     try:
         for values in reader:
@@ -212,7 +217,7 @@ def _cure(more: bool, delimiter: str, quoted: bool) -> str:
     if not more:
         return "a field is missing, or a line break is in a field that is not quoted"
     if quoted:
-        return f'a field with a {name} in it has to be in double quotes, and nothing but the {name} before these'
+        return f"a field with a {name} in it has to be in double quotes, and nothing but the {name} before these"
     return f"a {name} in a field: take it out, or write the table as .csv"
 
 
@@ -271,8 +276,8 @@ def _quoted(path: Path, text: str) -> tuple[bool, list[str]]:
             f"line {literal} is not: mend the quotes, or write the table as .csv with every field quoted"
         )
     return False, [
-        f"quotes are part of the texts (the first: line {first or literal}), since line {literal} has one where csv and "
-        "pandas write none; in a .csv they would be taken off"
+        f"quotes are part of the texts (the first: line {first or literal}), since line {literal} has one where csv "
+        "and pandas write none; in a .csv they would be taken off"
     ]
 
 
@@ -297,5 +302,5 @@ def _blank(blank: Count, text: str) -> Iterable[str]:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return " and ".join(names) if len(names := list(names)) < 3 else ", ".join(names)
-
+    names = list(names)
+    return (" and " if len(names) < 3 else ", ").join(names)

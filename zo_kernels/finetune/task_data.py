@@ -74,8 +74,8 @@ def load_task(
             1000 (those that there are). "all" for all of the validation split.
 
     Raises:
-        ValueError: datasets is not installed, the data cannot be had, lack a column or have fewer rows, or a row that is
-            drawn is wrong.
+        ValueError: datasets is not installed, the data cannot be had, lack a column or have fewer rows, or a row that
+            is drawn is wrong.
     """
     splits = _load(name, task, folder)
     for split in splits.values():

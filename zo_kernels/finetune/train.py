@@ -218,7 +218,8 @@ def _evaluate(job: Job, metrics: Metrics, split: str, step: int, progress: Progr
 def _progress(console: Console, *, transient: bool = False) -> Progress:
     text = TextColumn("{task.description}"), TextColumn("{task.fields[status]}")
     columns = text[0], BarColumn(10), MofNCompleteColumn(), TimeRemainingColumn(), text[1]
-    return Progress(*columns, console=console, transient=transient)
+    # One that goes would leave an empty line where nothing can be taken back.
+    return Progress(*columns, console=console, transient=transient, disable=transient and not console.is_terminal)
 
 
 def _status(step: Step, dev: Evaluation, share: float) -> str:
