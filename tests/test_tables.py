@@ -99,6 +99,7 @@ WRONG = {
     "a misspelt header": ("t.csv", b"Label, text\na,b\n", r", line 1: .*; rename 'Label' to 'label'"),
     "another delimiter": ("t.csv", b"label;text\na;b\n", r", line 1: .*separated by commas"),
     "a column twice": ("t.csv", b"label,text,text\na,b,c\n", r", line 1: .*different names, got text twice"),
+    "the header again": ("t.csv", b"label,text\na,b\nlabel,text\n", r", line 3: the header again"),
     "empty": ("t.csv", b"\n\n", r"expected a header with the columns label and text, got an empty file"),
     "JSON cut off": ("t.jsonl", b'{"label": "a", "text": "b"}\n{"label": "a"\n', r", line 2: expected a JSON object"),
     "a JSON list": ("t.jsonl", b'["a", "b"]\n', r", line 1: expected a JSON object, got \['a', 'b'\]"),
@@ -106,6 +107,8 @@ WRONG = {
     "a key twice": ("t.jsonl", b'{"label": "a", "text": "b", "text": "c"}\n', r", line 1: .*a key stands twice"),
     "a JSON number": ("t.jsonl", b'{"label": "a", "text": 7}\n', r", line 1: text: expected a text, got 7"),
     "a JSON label": ("t.jsonl", b'{"label": true, "text": "b"}\n', r", line 1: label: expected a text, got True"),
+    "a JSON NUL": ("t.jsonl", b'{"label": "a", "text": "b\\u0000"}\n', r", line 1: text: .* a NUL or half"),
+    "half a character": ("t.jsonl", b'{"label": "a", "text": "\\ud83d"}\n', r", line 1: text: .* a NUL or half"),
     "no JSON": ("t.jsonl", b"\n", r"expected lines of JSON with the keys label and text, got none"),
     "another suffix": ("t.txt", b"label\ttext\n", r"named .tsv, .csv or .jsonl, got '.txt'"),
 }  # fmt: skip

@@ -65,7 +65,7 @@ def read(path: str | Path, needed: Collection[str]) -> Table:
     if kind not in (*_DELIMITERS, ".jsonl"):
         raise ValueError(f"{path}: expected a file named .tsv, .csv or .jsonl, got {path.suffix or 'no suffix'!r}")
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(f"{path}: {'expected a file' if path.exists() else 'no such file'}")
     text = _text(path)
     table = _objects(path, text, needed) if kind == ".jsonl" else _fields(path, text, needed, _DELIMITERS[kind])
     if unused := [name for name in table.columns if name not in needed]:
@@ -121,6 +121,11 @@ def _objects(path: Path, text: str, needed: Collection[str]) -> Table:
             table.columns = tuple(row)
         elif row.keys() != set(table.columns):
             others(f"line {number}, {sorted(row.keys() ^ set(table.columns))}")
+        if "\\u" in line and (wrong := [name for name in needed if _is_no_text(row[name])]):
+            raise ValueError(
+                f"{path}, line {number}: {wrong[0]}: expected a text, got {row[wrong[0]]!r:.80}, with a NUL or half a "
+                "character in it: take it out"
+            )
         table.rows.append(row)
         table.lines.append(number)
     if not table.rows:
@@ -137,6 +142,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+def _is_no_text(value: Any) -> bool:
+    """What JSON can escape, and no tokenizer can read."""
+    return isinstance(value, str) and re.search("[\0\ud800-\udfff]", value) is not None
+
+
 def _fields(path: Path, text: str, needed: Collection[str], delimiter: str) -> Table:
     quoted, notes = (True, []) if delimiter == "," else _quoted(path, text)
     blank, broken, spaced = Count(), Count(), Count()
@@ -149,6 +159,8 @@ def _fields(path: Path, text: str, needed: Collection[str], delimiter: str) -> T
             blank(f"line {line}")
         elif columns is None:
             columns = table.columns = _header(path, line, tuple(values), needed, delimiter)
+        elif tuple(values) == columns:
+            raise ValueError(f"{path}, line {line}: the header again: two tables in one file? Take it out")
         elif len(values) != len(columns):
             raise ValueError(
                 f"{path}, line {line}: expected {len(columns)} fields, as the header has ({_listed(columns)}), got "
