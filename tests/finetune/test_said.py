@@ -69,14 +69,14 @@ def test_a_run_says_what_must_be_known_of_its_data(
 ) -> None:
     data = tmp_path / "words.tsv"
     lines = Path(tiny["data"]).read_text(encoding="utf-8").splitlines()
-    data.write_text("\n".join([*lines, lines[1], "fruit\tpomme", "metal\t[bold]cuivre"]) + "\n", encoding="utf-8")
+    data.write_text("\n".join([*lines, lines[1], "fruit\t[b]pomme", "metal\tcuivre"]) + "\n", encoding="utf-8")
     options = {**tiny, "data": str(data), "test_examples": 9, "out": str(tmp_path / "run")}
     assert cli.main([f"--{name.replace('_', '-')}={value}" for name, value in options.items()]) == 0
     said = capsys.readouterr().out
     notes = records_of(tmp_path / "run")[0]["notes"]
     assert f"1 row repeats another and is left out (the first: line {len(lines) + 1}, as line 2)" in notes[0]
     assert "9 of 16 held-out texts are the test (--test-examples, or all)" in notes
-    assert "2 texts have no word that the tokenizer knows (the first: 'pomme')" in notes
+    assert "2 texts have no word that the tokenizer knows (the first: '[b]pomme')" in notes
     assert len(notes) == 3 and all(note in said for note in notes)
 
 
