@@ -101,7 +101,7 @@ def test_csv_quotes_and_tsv_does_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.txt", b"label\ttext\n", r"\.tsv or \.csv"),
+        ("t.txt", b"label\ttext\n", r"\.tsv, \.csv or \.jsonl"),
         ("t.tsv", b"label,text\nx,y\n", "columns label and text"),
         ("t.tsv", b"", "columns label and text"),
         ("t.tsv", b"label\ttext\nx\n", "line 2"),
@@ -201,7 +201,7 @@ def test_every_method_runs_and_repeats(options: dict[str, object], method: str, 
 
 
 def test_learns(options: dict[str, object]) -> None:
-    settings = options | {"head_start": "random", "steps": 150, "eval_every": 150, "lr": 1e-3}
+    settings = options | {"head_start": "random", "shots": 1, "steps": 150, "eval_every": 150, "lr": 1e-3}
     summary = finetune(Config(**settings))
     assert summary.after.loss < summary.before.loss - 0.1
 
@@ -220,8 +220,8 @@ def test_names_start_needs_words(options: dict[str, object], tmp_path: Path) -> 
     numbered = tmp_path / "numbered.tsv"
     numbered.write_text(Path(str(options["data"])).read_text(encoding="utf-8").replace("fruit", "0"), encoding="utf-8")
     with pytest.raises(ValueError, match="--head-start names: expected labels that are words"):
-        finetune(Config(**options | {"data": str(numbered), "head_start": "names"}))
-    finetune(Config(**options | {"head_start": "names"}))
+        finetune(Config(**options | {"data": str(numbered), "head_start": "names", "shots": 1}))
+    finetune(Config(**options | {"head_start": "names", "shots": 1}))
 
 
 def test_refused_steps_are_counted_and_end_a_hopeless_run(

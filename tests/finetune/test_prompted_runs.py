@@ -80,7 +80,7 @@ def test_a_run_from_the_command_line(
     about = json.loads((out / "model" / "labels.json").read_text(encoding="utf-8"))
     assert about.pop("weights").keys() == {"model.safetensors"}
     assert about == {
-        "names": ["terrible", "great"], "max_tokens": 8, "max_new_tokens": 4, "task": "sst2", "kind": "causal",
+        "names": ["terrible", "great"], "max_tokens": 8, "max_new_tokens": 50, "task": "sst2", "kind": "causal",
     }  # fmt: skip
 
 
@@ -215,7 +215,7 @@ WRONG = {
     "a head": ({"shots": 3}, "--shots belongs to a classifier, got 3 with --task"),
     "no task": ({"task": None}, "--task-data belongs to --task, got .* without a task"),
     "kind without task": (
-        {"task": None, "task_data": None, "dev_examples": None, "max_new_tokens": 50, "model_kind": "masked"},
+        {"task": None, "task_data": None, "dev_examples": None, "model_kind": "masked"},
         "--model-kind belongs to --task, got 'masked' without a task",
     ),
     "a frozen encoder": ({"freeze": "encoder"}, "--freeze: expected nothing or embeddings with --task"),

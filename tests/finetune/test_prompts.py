@@ -249,17 +249,17 @@ BAD_DATA = {
     "two files": ({"validation.csv": "a\n1\n", "validation.jsonl": "{}"}, r"got \['validation.jsonl', 'valid.*csv'\]"),
     "an empty file": ({"validation.jsonl": ""}, r"expected one file .*, not empty, .* got \[\]"),
     "two kinds": ({"validation.csv": "sentence,label\na,1\n"}, r"files of one kind, got \['csv', 'json'\]"),
-    "no JSON": ({"validation.jsonl": '{"sentence": \n'}, r"--task sst2: expected to load .*JSON parse error"),
+    "no JSON": ({"validation.jsonl": '{"sentence": \n'}, r"validation.jsonl, line 1: expected a JSON .*Expecting"),
     "no label": (
         dict.fromkeys(SPLITS, lines({"sentence": "a"})),
-        r"--task sst2: expected the columns \['sentence', 'label'\], got none named \['label'\]",
+        r"train.jsonl, line 1: expected the keys sentence and label, got none named \['label'\]",
     ),
     "no such label": (
         {"validation.jsonl": lines(*[{"sentence": "a", "label": -1}] * 2)}, "expected labels from 0 to 1, got -1"
     ),
     "a label that is a word": (
         dict.fromkeys(SPLITS, lines(*[{"sentence": "a", "label": "good"}] * 2)),
-        "--task sst2: expected a row with sentence, label, got .*good",
+        r"--task sst2, .*train.jsonl, line \d: expected a row with sentence, label, got .*good",
     ),
     "a number for a text": (
         dict.fromkeys(SPLITS, lines(*[{"sentence": 7, "label": 1}] * 2)), "expected a row with sentence, label, got .*7"
@@ -293,7 +293,7 @@ def test_a_question_without_answers_is_refused(tmp_path: Path) -> None:
     folder = write_rows(tmp_path / "rows", "squad", train=2, validation=1)
     row = {**row_of("squad", random.Random(0)), "answers": {"text": [], "answer_start": []}}
     (folder / "train.jsonl").write_text(lines(row, row_of("squad", random.Random(0))), encoding="utf-8")
-    with pytest.raises(ValueError, match="--task squad: expected an answer in every row, got none"):
+    with pytest.raises(ValueError, match=r"train.jsonl, line 1: expected an answer in every row, got none"):
         load("squad", folder)
 
 

@@ -153,7 +153,8 @@ MODELS = {"opt": tiny_opt, "gpt2": tiny_gpt2, "roberta": tiny_roberta, "bert": t
 
 def prompted_options(model: Path, task: str, data: Path) -> dict[str, Any]:
     """Settings of a run of a second, all but its folder."""
+    generating = {"max_new_tokens": 4} if task == "squad" else {}
     return {
         "model": str(model), "task": task, "task_data": str(data), "steps": 6, "eval_every": 3, "batch_size": 4,
-        "dev_examples": 8, "threads": 1, "max_new_tokens": 4, "lr": 1e-3,
+        "dev_examples": 8, "threads": 1, "lr": 1e-3, **generating,
     }  # fmt: skip

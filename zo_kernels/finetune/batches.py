@@ -37,11 +37,16 @@ class Texts(Examples[Batch]):
         cls, tokenizer: Any, texts: Sequence[str], labels: Iterable[int], max_tokens: int, device: torch.device
     ) -> Texts:
         """Raises ValueError if the tokenizer makes no tokens of a text."""
-        encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
+        # One token more, so that those that are cut are seen; they alone are tokenized again.
+        encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens + 1)["input_ids"]
+        long = [at for at, row in enumerate(encoded) if len(row) > max_tokens]
+        if long:
+            again = tokenizer([texts[at] for at in long], truncation=True, max_length=max_tokens)["input_ids"]
+            for at, row in zip(long, again, strict=True):
+                encoded[at] = row
         for text, row in zip(texts, encoded, strict=True):
             if not row:
                 raise ValueError(f"--model: expected a tokenizer that makes tokens of every text, got none of {text!r}")
-        one_more = tokenizer(list(texts), truncation=True, max_length=max_tokens + 1)["input_ids"]
         ids = [torch.tensor(row, dtype=torch.int64, device="cpu") for row in encoded]
         return cls(
             ids,
@@ -49,7 +54,7 @@ class Texts(Examples[Batch]):
             tokenizer.pad_token_id,
             max_tokens,
             device,
-            sum(len(row) > max_tokens for row in one_more),
+            len(long),
         )
 
     def length(self, index: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zo_kernels import checks, files
-from zo_kernels.finetune import run_folder, schema
+from zo_kernels.finetune import run_folder, schema, tables
 from zo_kernels.finetune.batches import Batch, Texts
 from zo_kernels.finetune.config import Config
-from zo_kernels.finetune.data import Split, from_tables
+from zo_kernels.finetune.data import Split, TextData, from_tables, with_test
 from zo_kernels.finetune.docstrings import stdlib_docstrings
 from zo_kernels.finetune.examples import Examples
-from zo_kernels.finetune.learner import Learner, Predictor
+from zo_kernels.finetune.learner import Learner, Predictor, checked_rows, no_bar, warn_of_cut
 from zo_kernels.finetune.minilm import minilm_folder
-from zo_kernels.finetune.model import Classifier, freeze, load_encoder, no_progress_bars, start_head
+from zo_kernels.finetune.model import Classifier, check_max_tokens, freeze, load_encoder, no_progress_bars, start_head
 from zo_kernels.finetune.results import Evaluation
 from zo_kernels.finetune.run_folder import MODEL, START, Description
 
@@ -37,15 +39,30 @@ class TrainedClassifier(Predictor):
     max_tokens: int
 
     @torch.no_grad()
-    def predict(self, texts: list[str]) -> list[str]:
-        """The most likely label of each text."""
+    def predict(self, texts: Iterable[str]) -> list[str]:
+        """The most likely label of each text, in their order. Warns if texts are cut.
+
+        Raises:
+            TypeError: it is one text and not several, or one of them is none.
+            ValueError: one of them is blank.
+        """
+        texts = checked_rows(texts, "texts")
+        for at, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"predict: text {at}: expected a text, got {reprlib.repr(text)}")
+            if not text.strip():
+                raise ValueError(f"predict: text {at}: expected a text, got {text!r}, which no label fits")
         if not texts:
             return []
         device = self.model.head.weight.device
-        batch = Texts.tokenize(self.tokenizer, texts, [0] * len(texts), self.max_tokens, device).batch(
-            range(len(texts))
-        )
-        return [self.names[label] for label in self.model(batch.input_ids, batch.attention_mask).argmax(1).tolist()]
+        tokenized = Texts.tokenize(self.tokenizer, texts, range(len(texts)), self.max_tokens, device)
+        warn_of_cut(tokenized.cut, len(texts), self.max_tokens)
+        found = [""] * len(texts)
+        for batch in tokenized.in_order_of_length(_EVALUATION_BATCH):
+            chosen = self.model(batch.input_ids, batch.attention_mask).argmax(1).tolist()
+            for at, label in zip(batch.labels.tolist(), chosen, strict=True):
+                found[at] = self.names[label]
+        return found
 
     def save_start(self, folder: Path) -> None:
         self._save_head(folder / START)
@@ -74,22 +91,24 @@ class ClassifierLearner(Learner):
     dev: Texts
     test: Texts
     device: torch.device
+    notes: tuple[str, ...] = ()
 
     def loss(self, batch: Batch) -> Tensor:
         return F.cross_entropy(self.predictor.model(batch.input_ids, batch.attention_mask), batch.labels)
 
-    def evaluate(self, examples: Examples[Batch]) -> Evaluation:
-        return evaluate(self.predictor.model, examples)
+    def evaluate(self, examples: Examples[Batch], done: Callable[[int], object] = no_bar) -> Evaluation:
+        return evaluate(self.predictor.model, examples, done)
 
 
 @torch.no_grad()
-def evaluate(classifier: Classifier, texts: Examples[Batch]) -> Evaluation:
-    """Loss and accuracy over all texts."""
+def evaluate(classifier: Classifier, texts: Examples[Batch], done: Callable[[int], object] = no_bar) -> Evaluation:
+    """Loss and accuracy over all texts; `done` is called with how many more have been evaluated."""
     loss, right = 0.0, 0
     for batch in texts.in_order_of_length(_EVALUATION_BATCH):
         logits = classifier(batch.input_ids, batch.attention_mask)
         loss += F.cross_entropy(logits, batch.labels, reduction="sum").item()
         right += int((logits.argmax(1) == batch.labels).sum())
+        done(len(batch.labels))
     return Evaluation(loss / len(texts), right / len(texts))
 
 
@@ -107,12 +126,13 @@ def classifier_learner(
     Raises ValueError, TypeError or OSError for settings, data or a model that cannot be used.
     """
     if config.data is None:
-        data = stdlib_docstrings(seed=config.seed)
+        data = with_test(stdlib_docstrings(seed=config.seed), config.test_examples)
     else:
-        data = from_tables(config.data, config.test_data, seed=config.seed)
+        data = from_tables(config.data, config.test_data, seed=config.seed, test_examples=config.test_examples)
     assert config.max_tokens is not None
     max_tokens = config.max_tokens
     encoder, tokenizer, hidden_size = load_encoder(pretrained(config), dtype)
+    check_max_tokens(encoder, max_tokens)
     classifier = Classifier(encoder, hidden_size, len(data.names)).to(device=device, dtype=dtype).eval()
 
     def tokenize(split: Split) -> Texts:
@@ -129,7 +149,21 @@ def classifier_learner(
         # computed by forwards, whose last bits another machine need not share
         classifier.head.load_state_dict(started.model.head.state_dict())
     freeze(classifier.encoder, config.freeze)
-    return ClassifierLearner(TrainedClassifier(classifier, tokenizer, data.names, max_tokens), train, dev, test, device)
+    predictor = TrainedClassifier(classifier, tokenizer, data.names, max_tokens)
+    notes = (*data.notes, *_unreadable(tokenizer, data, (train, dev, test)))
+    return ClassifierLearner(predictor, train, dev, test, device, notes)
+
+
+def _unreadable(tokenizer: Any, data: TextData, splits: tuple[Texts, ...]) -> Iterator[str]:
+    """Texts of another language or script than the model's, which are all the same to it."""
+    said, special = tables.Count(), set(tokenizer.all_special_ids)
+    for split, tokenized in zip((data.train, data.dev, data.test), splits, strict=True):
+        for text, ids in zip(split.texts, tokenized.ids, strict=True):
+            if special.issuperset(ids.tolist()):
+                said(reprlib.repr(text))
+    yield from said.told(
+        "1 text has no word that the tokenizer knows", "{} texts have no word that the tokenizer knows"
+    )
 
 
 def pretrained(config: Config) -> str:

@@ -29,6 +29,7 @@ _DEFAULT_DROP = {"lezo": 0.5}
 # What says nothing where it has this value, and belongs to one kind of run alone where it has another.
 _OF_TASK: dict[str, Any] = {"model_kind": "auto", "objective": "loss", "max_new_tokens": 50}
 _OF_CLASSIFIER: dict[str, Any] = {"head_start": "few-shot", "shots": 1}
+ALL = "all"
 
 
 class Anchor(NamedTuple):
@@ -47,7 +48,7 @@ class Config:
     """The settings of one run. None asks for the default of the method or the task, and is replaced by it at once; but
     for how many examples and tokens of a task there are, which data and model decide, and for `anchor_lr`, twice lr.
 
-    Raises ValueError naming the option, what was expected and what came.
+    Raises ValueError naming the option, what was expected and what came; also for an option that would have no effect.
     """
 
     model: str | None = None
@@ -60,7 +61,7 @@ class Config:
     objective: str = "loss"
     train_examples: int | None = None
     dev_examples: int | None = None
-    test_examples: int | None = None
+    test_examples: int | str | None = None
     max_new_tokens: int = 50
     out: str | None = None
     overwrite: bool = False
@@ -115,9 +116,14 @@ class Config:
             self._check_number(name, "a number from 0 to below 1", lambda value: 0 <= value < 1)
         for name in (
             "shots", "directions", "anchor_every", "steps", "batch_size", "eval_every", "train_examples",
-            "dev_examples", "test_examples", "max_new_tokens",
+            "dev_examples", "max_new_tokens",
         ):  # fmt: skip
             self._check_whole(name, 1)
+        if isinstance(self.test_examples, str) and self.test_examples != ALL:
+            raise _wrong("test_examples", f"a whole number of at least 1, or {ALL}", self.test_examples)
+        if self.test_examples != ALL:
+            self._check_whole("test_examples", 1)
+        self._check_effect()
         self._check_whole("threads", 1, _MOST_THREADS)
         self._check_whole("anchor_examples", 1, _MOST_ANCHOR_EXAMPLES)
         self._check_whole("max_tokens", 4)
@@ -133,7 +139,7 @@ class Config:
         return Anchor(self.anchor_lr, self.anchor_every, self.anchor_examples)
 
     def _fill_in_task(self) -> None:
-        of_task = ("task_data", "train_examples", "dev_examples", "test_examples", "loss", *_OF_TASK)
+        of_task = ("task_data", "train_examples", "dev_examples", "loss", *_OF_TASK)
         of_classifier = ("data", "test_data", *_OF_CLASSIFIER)
         if self.task is None:
             for name in of_task:
@@ -157,6 +163,25 @@ class Config:
             )
         if not generates and self.objective == "f1":
             raise ValueError(f"--objective: expected loss or accuracy for --task {self.task}, got f1")
+
+    def _check_effect(self) -> None:
+        """Options that would be read by nobody."""
+        if self.shots != _OF_CLASSIFIER["shots"] and self.head_start != "few-shot":
+            raise ValueError(
+                f"--shots belongs to --head-start few-shot, got {self.shots} with --head-start {self.head_start}"
+            )
+        generates = self.task is not None and TASKS[self.task].references is not None
+        if self.max_new_tokens != _OF_TASK["max_new_tokens"] and not generates:
+            raise ValueError(
+                f"--max-new-tokens belongs to a task that is learned by generating, got {self.max_new_tokens} with "
+                f"--task {self.task}"
+            )
+        if self.freeze == "encoder" and self.drop:
+            raise ValueError(
+                f"--drop leaves blocks of the encoder alone, got {self.drop} with --freeze encoder, which trains none"
+            )
+        if self.rounding != "auto" and self.dtype == "fp32":
+            raise ValueError(f"--rounding belongs to 16-bit weights, got {self.rounding} with --dtype fp32")
 
     def _fill_in_method(self) -> None:
         rates = DEFAULT_LR if self.task is None else TASK_LR

@@ -12,7 +12,7 @@ from torch import nn
 import zo_kernels as zo
 from zo_kernels import files
 from zo_kernels.finetune import claims, classification, prompt_learner, run_folder
-from zo_kernels.finetune.config import Config
+from zo_kernels.finetune.config import DEFAULT_ANCHOR, Config
 from zo_kernels.finetune.learner import Learner, Predictor
 from zo_kernels.trajectory import FaultyTrajectory
 
@@ -72,10 +72,21 @@ def prepare_learner(config: Config, run: Path | None = None) -> Learner:
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     device, dtype = _device(config.device), _DTYPES[config.dtype]
+    learner: Learner
     if config.task is not None:
-        return prompt_learner.prompt_learner(config, device, dtype)
-    begun = run if run is not None and run_folder.begun(run) else None
-    return classification.classifier_learner(config, device, dtype, begun)
+        learner = prompt_learner.prompt_learner(config, device, dtype)
+    else:
+        begun = run if run is not None and run_folder.begun(run) else None
+        learner = classification.classifier_learner(config, device, dtype, begun)
+    _check_anchor(config, learner)
+    return learner
+
+
+def _check_anchor(config: Config, learner: Learner) -> None:
+    """Raise ValueError if more examples are asked for than there are: some would be taken again and again."""
+    asked, there = config.anchor_examples, len(learner.train)
+    if asked is not None and asked > there and asked != DEFAULT_ANCHOR.examples:
+        raise ValueError(f"--anchor-examples: expected at most {there}, the training examples, got {asked}")
 
 
 def prepare_run(

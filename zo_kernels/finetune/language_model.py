@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zo_kernels.finetune.model import ensure_padding, no_progress_bars
+from zo_kernels.finetune.model import ensure_padding, no_progress_bars, positions
 
 _MOST_TOKENS = 2048  # of a prompt if nothing is asked for, as in MeZO
 
@@ -51,12 +51,7 @@ def tokens_allowed(model: Any, tokenizer: Any, wanted: int | None) -> int:
 
     Raises ValueError if the model cannot read so many as are wanted.
     """
-    positions = int(getattr(model.config, "max_position_embeddings", None) or _MOST_TOKENS)
-    for name, module in model.named_modules():
-        # RoBERTa counts positions from the one after its padding's.
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            positions -= module.padding_idx + 1
-    most = min(positions, tokenizer.model_max_length)
+    most = min(positions(model) or _MOST_TOKENS, tokenizer.model_max_length)
     if wanted is not None and wanted > most:
         raise ValueError(f"--max-tokens: expected at most {most}, which the model can read, got {wanted}")
     return min(most, _MOST_TOKENS) if wanted is None else wanted

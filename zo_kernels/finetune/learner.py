@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import reprlib
+import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,34 @@ class Predictor(ABC):
         """All of it to a folder."""
 
 
+def no_bar(count: int) -> None:
+    """For an evaluation that nobody watches."""
+
+
+def checked_rows(rows: Iterable[Any], each: str) -> list[Any]:
+    """What a predictor is asked for, as a list.
+
+    Raises TypeError for one row alone, which is taken for many by Python, and for what has no order or cannot be gone
+    through.
+    """
+    if isinstance(rows, str | bytes | Mapping):
+        raise TypeError(
+            f"predict: expected a list of {each}, got {reprlib.repr(rows)}: for one of them, predict([it])[0]"
+        )
+    if isinstance(rows, set | frozenset) or not isinstance(rows, Iterable):
+        raise TypeError(f"predict: expected a list of {each}, got a {type(rows).__name__}")
+    return list(rows)
+
+
+def warn_of_cut(cut: int, of: int, max_tokens: int) -> None:
+    """That texts to be predicted were longer than the model was trained on."""
+    if cut:
+        warnings.warn(
+            f"predict: {cut} of {of} texts are longer than {max_tokens} tokens and were cut (--max-tokens of the run)",
+            stacklevel=4,  # predict, and torch.no_grad around it
+        )
+
+
 class Learner(ABC):
     """A predictor that is trained, the examples that it learns from, and what is measured on them."""
 
@@ -44,6 +75,7 @@ class Learner(ABC):
     dev: Examples[Any]
     test: Examples[Any]
     device: torch.device
+    notes: tuple[str, ...]  # what a person must know of the data
 
     @property
     def splits(self) -> dict[str, Examples[Any]]:
@@ -59,5 +91,5 @@ class Learner(ABC):
         """What training makes smaller: a scalar."""
 
     @abstractmethod
-    def evaluate(self, examples: Examples[Any]) -> Evaluation:
-        """On all examples of a split, without gradients."""
+    def evaluate(self, examples: Examples[Any], done: Callable[[int], object] = no_bar) -> Evaluation:
+        """On all examples of a split, without gradients; `done` is called with how many more have been evaluated."""

@@ -62,6 +62,25 @@ def load_encoder(model: str, dtype: torch.dtype, *, whole: bool = False) -> tupl
     return encoder.eval(), tokenizer, int(loaded.config.hidden_size)
 
 
+def positions(model: Any) -> int | None:
+    """How many tokens a model can read, if its positions are numbered."""
+    most = getattr(model.config, "max_position_embeddings", None)
+    if not most:
+        return None
+    for name, module in model.named_modules():
+        # RoBERTa counts positions from the one after its padding's.
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            most -= module.padding_idx + 1
+    return int(most)
+
+
+def check_max_tokens(model: Any, wanted: int) -> None:
+    """Raise ValueError if a model cannot read so many tokens: the first text that is so long would end the run."""
+    most = positions(model)
+    if most is not None and wanted > most:
+        raise ValueError(f"--max-tokens: expected at most {most}, which the model can read, got {wanted}")
+
+
 def ensure_padding(tokenizer: Any, model: str) -> None:
     """Let the tokenizer of a model pad, with its end token if need be. Raises ValueError if it has neither."""
     if tokenizer.pad_token_id is None:

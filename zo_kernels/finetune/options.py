@@ -35,11 +35,17 @@ def add_options(parser: argparse.ArgumentParser, several: Collection[str] = ()) 
         "is not a run's is refused", action="store_true")  # fmt: skip
 
     classifier = parser.add_argument_group("to train a classifier")
-    add(classifier, "--data", "training examples: a .tsv or .csv with a header label,text", metavar="FILE")
+    add(classifier, "--data", "training examples: a .tsv or .csv with a header label,text, or a .jsonl with these keys "
+        "(docs/tasks.md, Tables)", metavar="FILE")  # fmt: skip
     add(classifier, "--test-data", "test examples; by default a fifth of --data is held out", metavar="FILE")
     add(classifier, "--head-start", "the head before training: from the embeddings of the labels' names, of --shots "
         "examples a label, or at random", choices=settings.HEAD_STARTS)  # fmt: skip
     add(classifier, "--shots", "examples a label of a few-shot start", type=int)
+
+    data = parser.add_argument_group("to do either")
+    add(data, "--test-examples", "held-out examples that are evaluated, from the validation split if there is a task, "
+        "the same for every --seed; or all (default 1000, or all if there are fewer)",
+        type=_count_or_all, metavar="N|all")  # fmt: skip
 
     task = parser.add_argument_group("to learn a task with prompts (docs/tasks.md)")
     add(task, "--task", "which one; its data set is loaded from the hub", choices=tuple(TASKS))
@@ -52,8 +58,6 @@ def add_options(parser: argparse.ArgumentParser, several: Collection[str] = ()) 
         choices=settings.OBJECTIVES)  # fmt: skip
     add(task, "--train-examples", "from the training split (default 1000, or all that are left)", type=int)
     add(task, "--dev-examples", "from the training split (default 500, 100 for cb and copa; at most half of it)",
-        type=int)  # fmt: skip
-    add(task, "--test-examples", "from the validation split, the same for every --seed (default 1000, or all)",
         type=int)  # fmt: skip
     add(task, "--max-new-tokens", "of a generated answer", type=int)
 
@@ -73,8 +77,8 @@ def add_options(parser: argparse.ArgumentParser, several: Collection[str] = ()) 
     anchor = settings.DEFAULT_ANCHOR
     add(method, "--anchor-every", f"mezo-svrg: steps from one anchor to the next (default {anchor.every})", type=int)
     add(method, "--anchor-lr", "mezo-svrg: of the steps at an anchor (default twice --lr)", type=float)
-    add(method, "--anchor-examples", "mezo-svrg: training examples that stand for all at an anchor "
-        f"(default {anchor.examples})", type=int)  # fmt: skip
+    add(method, "--anchor-examples", "mezo-svrg: training examples that stand for all at an anchor, in "
+        f"whole batches (default {anchor.examples}; where there are fewer, some stand for two)", type=int)  # fmt: skip
 
     run = parser.add_argument_group("run")
     add(run, "--steps", "of the optimizer", type=int)
@@ -85,6 +89,12 @@ def add_options(parser: argparse.ArgumentParser, several: Collection[str] = ()) 
     add(run, "--dtype", "of the weights", choices=settings.DTYPES)
     add(run, "--device", "any that PyTorch knows")
     add(run, "--backend", "of our passes; by default by the device", metavar="NAME")
+
+
+def _count_or_all(text: str) -> int | str:
+    if text != settings.ALL and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number, or {settings.ALL}, got {text!r}")
+    return text if text == settings.ALL else int(text)
 
 
 def numbers(text: str) -> tuple[float, ...]:

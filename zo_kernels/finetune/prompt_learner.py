@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from zo_kernels.finetune.causal import CausalTexts
 from zo_kernels.finetune.config import Config
 from zo_kernels.finetune.examples import Examples
 from zo_kernels.finetune.language_model import load_language_model, tokens_allowed
-from zo_kernels.finetune.learner import Learner
+from zo_kernels.finetune.learner import Learner, no_bar
 from zo_kernels.finetune.model import freeze
 from zo_kernels.finetune.prompted import Prompted
 from zo_kernels.finetune.results import Evaluation
@@ -36,6 +37,7 @@ class PromptLearner(Learner):
     over: str
     objective: str
     batch_size: int
+    notes: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -55,7 +57,7 @@ class PromptLearner(Learner):
         return total / weight
 
     @torch.no_grad()
-    def evaluate(self, examples: Examples[Any]) -> Evaluation:
+    def evaluate(self, examples: Examples[Any], done: Callable[[int], object] = no_bar) -> Evaluation:
         total, weight, right, overlap = 0.0, 0.0, 0.0, 0.0
         for batch in examples.in_order_of_length(self.batch_size):
             sums, counts = self.predictor.likelihoods(batch)
@@ -66,6 +68,7 @@ class PromptLearner(Learner):
                 right, overlap = right + exact * len(batch.labels), overlap + f1 * len(batch.labels)
             else:
                 right += int(((sums / counts).argmax(1) == batch.labels).sum())
+            done(len(batch.labels))
         f1_of_all = overlap / len(examples) if self.predictor.generates else None
         return Evaluation(total / weight, right / len(examples), f1_of_all)
 
@@ -114,6 +117,7 @@ def prompt_learner(config: Config, device: torch.device, dtype: torch.dtype) -> 
         config.loss,
         config.objective,
         config.batch_size,
+        data.notes,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from zo_kernels.finetune import run_folder
 from zo_kernels.finetune.causal import CausalTexts, generate, log_likelihoods
 from zo_kernels.finetune.examples import Examples
 from zo_kernels.finetune.language_model import load_language_model
-from zo_kernels.finetune.learner import Predictor
+from zo_kernels.finetune.learner import Predictor, checked_rows, warn_of_cut
 from zo_kernels.finetune.masked import MaskedTexts, label_logits
 from zo_kernels.finetune.model import no_progress_bars
 from zo_kernels.finetune.prompts import CausalPrompts, MaskedPrompts, single_tokens
@@ -107,14 +108,18 @@ class Prompted(Predictor):
         return generate(self.model, self.tokenizer, prompts, self.max_new_tokens)
 
     @torch.no_grad()
-    def predict(self, rows: list[Row]) -> list[str]:
+    def predict(self, rows: Iterable[Row]) -> list[str]:
         """The answer to each row, which has the task's columns but for the label: the likeliest candidate, or a text
-        that is generated.
+        that is generated. In their order; warns if texts are cut.
 
-        Raises ValueError if a column is missing, or a prompt cannot be made to fit.
+        Raises:
+            TypeError: it is one row and not several, or one of them is none.
+            ValueError: a column is missing, or a prompt cannot be made to fit.
         """
+        rows = checked_rows(rows, "rows")
         fields = [fields_of(f"row {at}", self.task, row) for at, row in enumerate(rows)]
         texts = self.prepare([Example(each, label=0) for each in fields])
+        warn_of_cut(texts.cut, len(rows), self.max_tokens)
         answers = []
         for start in range(0, len(rows), _PREDICTED_TOGETHER):
             indices = list(range(start, min(start + _PREDICTED_TOGETHER, len(rows))))

@@ -50,6 +50,7 @@ def opening_lines(start: dict[str, Any]) -> list[str]:
     ]
     if start["cut"]:
         lines.append(f"{start['cut']} texts are longer than {start['max_tokens']} tokens and were cut (--max-tokens)")
+    lines += start.get("notes", [])
     if start["dtype"] != "fp32" and start["perturb"] == "in_place":
         lines.append("16-bit weights are perturbed in place, which rounds them three times a step: they drift")
     return lines

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import random
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from zo_kernels.finetune import tables
+from zo_kernels.finetune.config import ALL
+from zo_kernels.finetune.data import TEST_EXAMPLES
 from zo_kernels.finetune.tasks import Row, Task
 
 T = TypeVar("T")
 
 _KINDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
-_TRAIN_EXAMPLES, _TEST_EXAMPLES = 1000, 1000
+_READ_HERE = (".jsonl", ".csv")  # line by line, so that the line that is wrong can be named
+_TRAIN_EXAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -28,15 +32,35 @@ class Example:
 
 @dataclass(frozen=True)
 class TaskData:
-    """Three splits that share no row."""
+    """Three splits that share no row. `notes` are what a person must know of them."""
 
     train: list[Example]
     dev: list[Example]
     test: list[Example]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Of a split, and the name of each."""
+
+    columns: Sequence[str]
+    rows: Any  # a sequence of mappings
+    where: Callable[[int], str]
+    notes: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 def load_task(
-    name: str, task: Task, folder: str | None, seed: int, train: int | None, dev: int | None, test: int | None
+    name: str,
+    task: Task,
+    folder: str | None,
+    seed: int,
+    train: int | None,
+    dev: int | None,
+    test: int | str | None,
 ) -> TaskData:
     """Examples of a task.
 
@@ -47,25 +71,55 @@ def load_task(
         seed: draws training and development examples from the training split. The test examples are drawn from the
             validation split, and are the same for every seed.
         train, dev, test: how many. None: 1000 (those that are left), the task's number (at most half of the split),
-            1000 (those that there are).
+            1000 (those that there are). "all" for all of the validation split.
 
     Raises:
-        ValueError: datasets is not installed, the data cannot be had, lack a column or have fewer rows.
+        ValueError: datasets is not installed, the data cannot be had, lack a column or have fewer rows, or a row that
+            is drawn is wrong.
     """
     splits = _load(name, task, folder)
     for split in splits.values():
-        if missing := [column for column in task.columns if column not in split.column_names]:
+        if missing := [column for column in task.columns if column not in split.columns]:
             raise ValueError(f"--task {name}: expected the columns {list(task.columns)}, got none named {missing}")
     n_dev = _count("dev_examples", dev, task.dev_examples, len(splits["train"]), at_most=len(splits["train"]) // 2)
     n_train = _count("train_examples", train, _TRAIN_EXAMPLES, len(splits["train"]) - n_dev)
-    n_test = _count("test_examples", test, _TEST_EXAMPLES, len(splits["validation"]))
+    wanted = len(splits["validation"]) if test == ALL else None if test is None else int(test)
+    n_test = _count("test_examples", wanted, TEST_EXAMPLES, len(splits["validation"]))
     order = random.Random(f"{seed} train").sample(range(len(splits["train"])), n_dev + n_train)
     tests = random.Random("test").sample(range(len(splits["validation"])), n_test)
-    return TaskData(
-        train=[_example(name, task, splits["train"][index]) for index in order[n_dev:]],
-        dev=[_example(name, task, splits["train"][index]) for index in order[:n_dev]],
-        test=[_example(name, task, splits["validation"][index]) for index in tests],
-    )
+
+    empty = tables.Count()
+
+    def drawn(split: str, indices: Sequence[int]) -> list[Example]:
+        there, examples = splits[split], []
+        for index in indices:
+            where = there.where(index)
+            examples.append(_example(f"--task {name}, {where}", task, there.rows[index]))
+            if lacking := [field for field, value in examples[-1].fields.items() if not value]:
+                empty(f"{where}, {lacking[0]}")
+        return examples
+
+    data = TaskData(drawn("train", order[n_dev:]), drawn("train", order[:n_dev]), drawn("validation", tests))
+    read = [note for split in splits.values() for note in split.notes]
+    lacking = empty.told("1 example has an empty text", "{} examples have an empty text")
+    return replace(data, notes=(*read, *lacking, *_leaks(data), *_lopsided(task, data)))
+
+
+def _leaks(data: TaskData) -> Iterator[str]:
+    """Data sets are trained on as they were published; so that is only said."""
+    known = {repr(example.fields) for example in data.train}
+    for split, examples in (("development", data.dev), ("test", data.test)):
+        if shared := sum(repr(example.fields) in known for example in examples):
+            yield f"{shared} of the {len(examples)} {split} examples stand among the training examples, too"
+
+
+def _lopsided(task: Task, data: TaskData) -> Iterator[str]:
+    if len(task.causal.words) == 1:  # answers that are generated
+        return
+    for split, examples in (("training", data.train), ("development", data.dev), ("test", data.test)):
+        if len(labels := {example.label for example in examples}) == 1:
+            word = task.causal.names[labels.pop()]
+            yield f"all {len(examples)} {split} examples have one label, {word}: their score says little"
 
 
 def fields_of(where: str, task: Task, row: Row) -> dict[str, str]:
@@ -86,27 +140,41 @@ def _of_row(where: str, task: Task, row: Row, what: Callable[[Row], T]) -> T:
         raise ValueError(f"{where}: expected a row with {', '.join(task.columns)}, got {got}: {error!r}") from error
 
 
-def _load(name: str, task: Task, folder: str | None) -> Any:
+def _load(name: str, task: Task, folder: str | None) -> dict[str, Rows]:
+    files: dict[str, str] | None = None
+    source: Sequence[str | None] = task.hub
+    if folder is not None:
+        files = {split: str(_file(Path(folder), split)) for split in ("train", "validation")}
+        suffixes = {Path(file).suffix.lower() for file in files.values()}
+        kinds = {_KINDS[suffix] for suffix in suffixes}
+        if len(kinds) != 1:
+            raise ValueError(f"--task-data: expected train and validation files of one kind, got {sorted(kinds)}")
+        if suffixes <= set(_READ_HERE):
+            return {split: _read(file, task) for split, file in files.items()}
+        source = (kinds.pop(), None)
     try:
         import datasets
     except ModuleNotFoundError as error:
         raise ValueError(
             "--task: expected the package datasets, which `pip install 'zo_kernels[tasks]'` brings"
         ) from error
-    source: Sequence[str | None] = task.hub
-    files: dict[str, str] | None = None
-    if folder is not None:
-        files = {split: str(_file(Path(folder), split)) for split in ("train", "validation")}
-        kinds = {_KINDS[Path(file).suffix.lower()] for file in files.values()}
-        if len(kinds) != 1:
-            raise ValueError(f"--task-data: expected train and validation files of one kind, got {sorted(kinds)}")
-        source = (kinds.pop(), None)
     try:
-        return datasets.load_dataset(*source, data_files=files)
+        loaded = datasets.load_dataset(*source, data_files=files)
+        return {split: _rows(loaded[split], split, files) for split in ("train", "validation")}
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         hint = " (--task-data FOLDER takes files instead)" if folder is None else ""
         got = repr(error.__cause__ or error)
         raise ValueError(f"--task {name}: expected to load {folder or task.hub[0]}{hint}, got {got}") from error
+
+
+def _read(file: str, task: Task) -> Rows:
+    table = tables.read(file, task.columns)
+    return Rows(table.columns, table.rows, lambda index: f"{file}, line {table.lines[index]}", table.notes)
+
+
+def _rows(split: Any, name: str, files: Mapping[str, str] | None) -> Rows:
+    file = name if files is None else files[name]
+    return Rows(split.column_names, split, lambda index: f"{file}, row {index + 1}")
 
 
 def _file(folder: Path, split: str) -> Path:
@@ -126,8 +194,8 @@ def _count(name: str, wanted: int | None, default: int, there: int, at_most: int
     return wanted
 
 
-def _example(name: str, task: Task, row: Row) -> Example:
-    where, words = f"--task {name}", len(task.causal.words)
+def _example(where: str, task: Task, row: Row) -> Example:
+    words = len(task.causal.words)
     fields, label = fields_of(where, task, row), _of_row(where, task, row, task.label)
     if not 0 <= label < words:
         raise ValueError(f"{where}: expected labels from 0 to {words - 1}, got {label}")

@@ -34,6 +34,13 @@ class Template:
         return tuple(word.strip(" {}\n") for word in self.words)
 
 
+def _label(row: Row) -> int:
+    label = row["label"]
+    if (number := int(label)) != label and not isinstance(label, str):  # 0.7 is no label
+        raise ValueError(f"label: expected a whole number, got {label!r}")
+    return number
+
+
 @dataclass(frozen=True)
 class Task:
     """What distinguishes one task from another.
@@ -54,7 +61,7 @@ class Task:
     causal: Template
     masked: Template | None
     fields: Callable[[Row], dict[str, str]]
-    label: Callable[[Row], int] = lambda row: int(row["label"])
+    label: Callable[[Row], int] = _label
     dev_examples: int = 500
     loss: str = "candidates"
     references: Callable[[Row], tuple[str, ...]] | None = None

@@ -68,13 +68,13 @@ def run(job: Job, console: Console, started: float, *, resumed: bool = False) ->
     """Evaluate, train, evaluate and save; `started` is the `time.perf_counter()` from which the run is timed."""
     with job.lock, Metrics(job.folder, resumed=resumed, recover=job.recover) as metrics:
         for line in report.opening_lines(record_start(job, metrics)):
-            console.print(line, highlight=False, soft_wrap=True)
-        before = _evaluate(job, metrics, "test", 0)
-        _evaluate(job, metrics, "dev", 0)
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        before = _evaluated(job, metrics, console, "test", 0)
+        _evaluated(job, metrics, console, "dev", 0)
         if resumed:
             _resume(job, metrics, console)
         steps, _ = _train(job, metrics, console)
-        after = _evaluate(job, metrics, "test", len(steps))
+        after = _evaluated(job, metrics, console, "test", len(steps))
         report.draw_curves(metrics.records, job.folder / run_folder.CURVES)
         timed = [step for step in steps if step.seconds]
         in_steps = sum(step.seconds for step in timed) or math.nan
@@ -108,8 +108,8 @@ def train_only(job: Job, console: Console, rule: StopRule, *, resumed: bool = Fa
     """
     with job.lock, Metrics(job.folder, resumed=resumed, recover=job.recover) as metrics:
         for line in report.opening_lines(record_start(job, metrics)):
-            console.print(line, highlight=False, soft_wrap=True)
-        _evaluate(job, metrics, "dev", 0)
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        _evaluated(job, metrics, console, "dev", 0)
         if resumed:
             _resume(job, metrics, console)
         steps, stopped = _train(job, metrics, console, rule)
@@ -138,14 +138,14 @@ def _train(job: Job, metrics: Metrics, console: Console, rule: StopRule | None =
     steps = _steps_so_far(job, metrics)
     losses = [step.loss for step in steps]
     in_forwards, in_steps = sum(step.forward_seconds for step in steps), sum(step.seconds for step in steps)
-    dev = dev_before = _evaluate(job, metrics, "dev", 0)
+    dev = dev_before = _evaluated(job, metrics, console, "dev", 0)
     console.print(_evaluation_line(0, dev), highlight=False)
     with _progress(console) as progress:
         task = progress.add_task(config.method, total=config.steps, completed=len(steps), status="")
         while True:
             number = len(steps)
             if number and (number % config.eval_every == 0 or number == config.steps):
-                dev = _evaluate(job, metrics, "dev", number)
+                dev = _evaluate(job, metrics, "dev", number, progress)
                 files.sync(job.folder / run_folder.TRAJECTORY)  # up to here the run outlives a power cut
                 progress.console.print(_evaluation_line(number, dev), highlight=False)
             if rule and (stopped := rule.reason(losses, dev_before.loss, dev.loss)) is not None:
@@ -196,19 +196,30 @@ def _schedule(name: str, progress: float) -> float:
     return {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}[name]
 
 
-def _evaluate(job: Job, metrics: Metrics, split: str, step: int) -> Evaluation:
+def _evaluated(job: Job, metrics: Metrics, console: Console, split: str, step: int) -> Evaluation:
+    """As `_evaluate`, with a bar of its own, which goes when it is done."""
+    with _progress(console, transient=True) as progress:
+        return _evaluate(job, metrics, split, step, progress)
+
+
+def _evaluate(job: Job, metrics: Metrics, split: str, step: int, progress: Progress) -> Evaluation:
     """After a step; what has been evaluated already, before the run was cut off, is looked up."""
     if (known := metrics.find("evaluation", split=split, step=step)) is not None:
         return Evaluation(known["loss"], known["accuracy"], known.get("f1"))
     start = time.perf_counter()
-    result = job.learner.evaluate(job.learner.splits[split])
+    examples = job.learner.splits[split]
+    bar = progress.add_task(f"evaluating {split}", total=len(examples), status="")
+    result = job.learner.evaluate(examples, lambda count: progress.advance(bar, count))
+    progress.remove_task(bar)
     metrics.write("evaluation", split=split, step=step, **result.as_record(), seconds=time.perf_counter() - start)
     return result
 
 
-def _progress(console: Console) -> Progress:
+def _progress(console: Console, *, transient: bool = False) -> Progress:
     text = TextColumn("{task.description}"), TextColumn("{task.fields[status]}")
-    return Progress(text[0], BarColumn(10), MofNCompleteColumn(), TimeRemainingColumn(), text[1], console=console)
+    columns = text[0], BarColumn(10), MofNCompleteColumn(), TimeRemainingColumn(), text[1]
+    # One that goes would leave an empty line where nothing can be taken back.
+    return Progress(*columns, console=console, transient=transient, disable=transient and not console.is_terminal)
 
 
 def _status(step: Step, dev: Evaluation, share: float) -> str:
