@@ -154,8 +154,7 @@ class Scaled(ZOTrainer):
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **told: Any) -> Any:
         outputs = model(**inputs)
-        share = len(inputs["labels"]) / ROWS * self.accelerator.num_processes if self.is_in_train else 1.0
-        loss = outputs.loss * share
+        loss = outputs.loss * len(inputs["labels"]) / ROWS * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
 
