@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import children
 import pytest
 import torch
-from heads import HEADS, LENGTH, ROWS, WAYS, WORDS, rows, trainer_of
+from heads import HEADS, LENGTH, ROWS, WAYS, WORDS, trainer_of
 from tiny_trainer import Kept, seeded
 from tolerances import loss_slope, reordered
 

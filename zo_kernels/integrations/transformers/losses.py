@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,10 +73,10 @@ def _terms(
         return trainer.compute_loss(model, copy.copy(batch), return_outputs=True, num_items_in_batch=num_items)[1]
 
     if scaled:
-        return [lambda batch=batch: loss_of(batch, num_items) for batch in batches], 1.0
+        return [partial(loss_of, batch, num_items) for batch in batches], 1.0
     if trainer._objective == "loss":
         told, weights = _shares(trainer, batches, num_items)
-        return [lambda b=batch, n=items: loss_of(b, n) for batch, items in zip(batches, told, strict=True)], weights
+        return [partial(loss_of, batch, own) for batch, own in zip(batches, told, strict=True)], weights
     if trainer._objective == "accuracy":
         shifted = objectives.predicts_the_next_token(trainer.model)
         labels = [objectives.labels_of(batch, shifted) for batch in batches]
@@ -88,16 +89,19 @@ def _terms(
             wrong = objectives.errors(outputs_of(batch), objectives.labels_of(batch, shifted), shifted)
             return wrong / total * processes
 
-        return [lambda batch=batch: error_rate(batch) for batch in batches], 1.0
-    objective: Any = trainer._objective
-    return [lambda b=batch: objective(model, b, outputs_of(b)) for batch in batches], 1 / len(batches)
+        return [partial(error_rate, batch) for batch in batches], 1.0
+
+    def given(batch: Any) -> Any:
+        return trainer._objective(model, batch, outputs_of(batch))
+
+    return [partial(given, batch) for batch in batches], 1 / len(batches)
 
 
 def _shares(trainer: Any, batches: Sequence[Any], num_items: Any) -> tuple[Sequence[Any], Tensor | float]:
     """The number of items that each micro-batch is told, and its weight."""
     # Those over which the optimizer will take a mean that all items have an equal part in.
     processes = trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1
-    if _adds_up(trainer.model):
+    if _adds_up(trainer):
         return [num_items] * len(batches), float(processes)
     if len(batches) == processes == 1:
         return [num_items], 1.0
@@ -125,7 +129,8 @@ def items(batch: Any, trainer: Any) -> Tensor | int:
         return len(tensors[0]) if tensors else 1
     if labels.is_floating_point() or labels.dtype == torch.bool:
         return labels.numel()
-    if labels.dim() > 1 and (getattr(trainer, "_loss_shifts_labels", False) or objectives.predicts_the_next_token(model)):
+    shifted = getattr(trainer, "_loss_shifts_labels", False) or objectives.predicts_the_next_token(model)
+    if shifted and labels.dim() > 1:
         labels = labels[..., 1:]
     ignored = getattr(getattr(model, "config", None), "semantic_loss_ignore_index", None)
     if ignored is not None and "SemanticSegmentation" in type(model).__name__:
@@ -138,10 +143,11 @@ def _is_ctc(model: Any) -> bool:
     return type(model).__name__.endswith("ForCTC")
 
 
-def _adds_up(model: Any) -> bool:
+def _adds_up(trainer: Any) -> bool:
     """Whether its loss is a sum over the examples, as CTC of speech models is by default."""
-    base = objectives.unwrapped(model)
-    return _is_ctc(base) and getattr(getattr(base, "config", None), "ctc_loss_reduction", None) == "sum"
+    base = objectives.unwrapped(trainer.model)
+    own = trainer.compute_loss_func is None and _is_ctc(base)
+    return own and getattr(getattr(base, "config", None), "ctc_loss_reduction", None) == "sum"
 
 
 @contextmanager

@@ -55,12 +55,13 @@ class _Replaced:
     """
 
     def __init__(self) -> None:
-        self._lock, self._users, self._own = threading.Lock(), 0, {}
+        self._lock, self._users = threading.Lock(), 0
+        self._own: dict[str, Any] = {}
 
     def __enter__(self) -> None:
         with self._lock:
             if self._users == 0:
-                self._own: dict[str, Any] = {name: getattr(functional, name) for name in _LOSSES}
+                self._own = {name: getattr(functional, name) for name in _LOSSES}
                 for name, function in self._own.items():
                     setattr(functional, name, _of_float32(function))
             self._users += 1
