@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from zo_kernels import ZeroOrderOptimizer
 
+_FUNCTIONAL = vars(functional)
 _SIXTEEN_BITS = (torch.float16, torch.bfloat16)
 # Those of torch.nn.functional; the modules of torch.nn call them there.
 _LOSSES = tuple(
@@ -45,7 +46,7 @@ _LOSSES = tuple(
         "triplet_margin_loss",
         "triplet_margin_with_distance_loss",
     )
-    if hasattr(functional, name)
+    if name in _FUNCTIONAL
 )
 
 
@@ -57,21 +58,22 @@ class _Replaced:
     def __init__(self) -> None:
         self._lock, self._users = threading.Lock(), 0
         self._own: dict[str, Any] = {}
+        self._others: dict[str, Any] = {}
 
     def __enter__(self) -> None:
         with self._lock:
             if self._users == 0:
-                self._own = {name: getattr(functional, name) for name in _LOSSES}
-                for name, function in self._own.items():
-                    setattr(functional, name, _of_float32(function))
+                own = {name: _FUNCTIONAL[name] for name in _LOSSES}
+                if own != self._own:  # others may have replaced them, too
+                    self._own, self._others = own, {name: _of_float32(function) for name, function in own.items()}
+                _FUNCTIONAL.update(self._others)
             self._users += 1
 
     def __exit__(self, *raised: object) -> None:
         with self._lock:
             self._users -= 1
             if self._users == 0:
-                for name, function in self._own.items():
-                    setattr(functional, name, function)
+                _FUNCTIONAL.update(self._own)
 
 
 _replaced = _Replaced()
