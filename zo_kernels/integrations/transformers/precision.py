@@ -21,7 +21,7 @@ from zo_kernels import ZeroOrderOptimizer
 _FUNCTIONAL = vars(functional)
 _SIXTEEN_BITS = (torch.float16, torch.bfloat16)
 # Those of torch.nn.functional; the modules of torch.nn call them there.
-_LOSSES = tuple(
+_LOSSES: tuple[str, ...] = tuple(
     name
     for name in (
         "binary_cross_entropy",
