@@ -77,3 +77,13 @@ SHARED_DIRECTION_FACTOR = 10.0
 STEP_MEMORY = 1024
 # Fresh pages touched by a call, counted as page faults and therefore exact: less than 64 KiB.
 CALL_PAGES = 16
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models in 16 bits.
+
+
+def of_16_bits(largest: float, mantissa: int, roundings: int, terms: int) -> float:
+    """How far a mean of so many terms, computed exactly from logits up to `largest`, may be off if these went through
+    so many roundings to so many bits of mantissa, independent of each other.
+    """
+    return SIGMAS * 2.0 ** -(mantissa + 1) * largest * math.sqrt(roundings / terms)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import models
@@ -39,8 +40,10 @@ def by_hand(trainer: ZOTrainer, start: nn.Module, batches: list[Any], accumulate
 
 
 def mean_over_tokens(model: nn.Module, batches: list[Any]) -> torch.Tensor:
-    items = sum((batch["labels"][:, 1:] != -100).sum() for batch in batches)
-    return sum(model(**batch, num_items_in_batch=items).loss.double() for batch in batches)
+    counts = torch.stack([(batch["labels"][:, 1:] != -100).sum() for batch in batches])
+    shares = (counts.double() / counts.sum()).float().double()  # so that products with float32 losses are exact
+    told = zip(batches, counts.float(), shares, strict=True)
+    return sum(model(**batch, num_items_in_batch=items).loss.double() * share for batch, items, share in told)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +96,9 @@ def points(count: int = 12) -> list[dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("per_token", [True, False])
-def test_microbatches_here_or_in_other_processes_give_equal_bits(per_token: bool, tmp_path: Path) -> None:
+def test_microbatches_here_or_in_other_processes_give_equal_bits(
+    per_token: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = made(tmp_path, *((None, None) if per_token else (NormalisedByItself(), points())))
     trainer.model.eval()
     rows = tokens(8, ignored=True) if per_token else points(8)
@@ -101,8 +106,10 @@ def test_microbatches_here_or_in_other_processes_give_equal_bits(per_token: bool
     items = sum((batch["labels"][:, 1:] != -100).sum() for batch in batches) if per_token else None
     with torch.no_grad():
         together = trainer._closure(trainer.model, batches, items)()
-        # A process multiplies what it has normalised over all processes by their number, and then the mean is taken.
-        apart = [trainer._closure(trainer.model, [batch], items)() * (4 if per_token else 1) for batch in batches]
+        total = torch.tensor(float(items if per_token else 8), dtype=torch.float64)
+        several = SimpleNamespace(num_processes=4, reduce=lambda counted, how: total)
+        monkeypatch.setattr(trainer, "accelerator", several)
+        apart = [trainer._closure(trainer.model, [batch], items)() for batch in batches]
     assert together.dtype == torch.float64
     assert torch.equal(together, sum(apart) / 4)
 

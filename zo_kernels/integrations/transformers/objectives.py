@@ -10,15 +10,18 @@ from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 Objective = Callable[[nn.Module, Mapping[str, Any], Any], "Tensor | float"]
-_IGNORED = -100
+IGNORED = -100
+
+
+def unwrapped(model: Any) -> Any:
+    """What torch.compile and peft have put something around."""
+    base = getattr(model, "_orig_mod", model)
+    return base.get_base_model() if hasattr(base, "get_base_model") else base
 
 
 def predicts_the_next_token(model: Any) -> bool:
     """Whether the logits at one token are about the next one's label, as in a causal language model."""
-    base = getattr(model, "_orig_mod", model)  # torch.compile's
-    if hasattr(base, "get_base_model"):  # peft's
-        base = base.get_base_model()
-    return type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    return type(unwrapped(model)).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 def labels_of(inputs: Mapping[str, Any], shifted: bool) -> Tensor:
@@ -35,7 +38,7 @@ def labels_of(inputs: Mapping[str, Any], shifted: bool) -> Tensor:
 
 def count(labels: Tensor) -> Tensor:
     """How many are not to be ignored."""
-    return (labels != _IGNORED).sum()
+    return (labels != IGNORED).sum()
 
 
 def errors(outputs: Any, labels: Tensor, shifted: bool) -> Tensor:
@@ -56,4 +59,4 @@ def errors(outputs: Any, labels: Tensor, shifted: bool) -> Tensor:
             f"objective: 'accuracy' expected logits of shape {(*labels.shape, 'classes')}, got {tuple(logits.shape)}; "
             "pass a function as ZOTrainer(objective=...)"
         )
-    return torch.count_nonzero((logits.argmax(-1) != labels) & (labels != _IGNORED))
+    return torch.count_nonzero((logits.argmax(-1) != labels) & (labels != IGNORED))

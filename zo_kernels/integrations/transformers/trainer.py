@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from transformers import Trainer
 from transformers.utils import logging
 
 import zo_kernels as zo
-from zo_kernels.integrations.transformers import checkpoints, objectives
+from zo_kernels.integrations.transformers import checkpoints, losses
 from zo_kernels.integrations.transformers.anchors import anchor_batches
 from zo_kernels.integrations.transformers.arguments import ZOTrainingArguments
-from zo_kernels.integrations.transformers.evaluation import evaluation_mode, float64
+from zo_kernels.integrations.transformers.evaluation import evaluation_mode
 from zo_kernels.integrations.transformers.objectives import Objective
 from zo_kernels.integrations.transformers.optimizers import (
     DEFAULT_ANCHOR_EXAMPLES,
@@ -27,6 +27,7 @@ from zo_kernels.integrations.transformers.optimizers import (
     make_optimizer,
     schedule_anchor_rates,
 )
+from zo_kernels.integrations.transformers.precision import float32_losses
 from zo_kernels.integrations.transformers.refusals import MOST_IN_A_ROW, Refusals
 
 logger = logging.get_logger(__name__)
@@ -127,12 +128,17 @@ class ZOTrainer(Trainer):
         return self.optimizer
 
     def prediction_step(self, model: nn.Module, *more: Any, **options: Any) -> Any:
-        """As `Trainer`; weights that are offloaded are copied to where they are needed."""
-        if not self.args.offload:
-            return super().prediction_step(model, *more, **options)
-        if self.optimizer is None:
-            self.create_optimizer()
-        with self.zo_optimizer.streaming():
+        """As `Trainer`; weights that are offloaded are copied to where they are needed.
+
+        The loss is that of the batch by itself, which the Trainer weights by its examples.
+        """
+        with ExitStack() as within:
+            within.enter_context(losses.alone(self))
+            within.enter_context(float32_losses(self))
+            if self.args.offload:
+                if self.optimizer is None:
+                    self.create_optimizer()
+                within.enter_context(self.zo_optimizer.streaming())
             return super().prediction_step(model, *more, **options)
 
     def _share_weights(self, model: nn.Module) -> None:
@@ -206,52 +212,7 @@ class ZOTrainer(Trainer):
         return self._refusals
 
     def _closure(self, model: nn.Module, batches: Sequence[Any], num_items: Any) -> Callable[[], Tensor]:
-        """What is minimised, over all micro-batches of a step: a float64 scalar on the device.
-
-        In float64 sums of float32 losses are exact, or nearly so: they do not depend on how many of the micro-batches
-        are another process's.
-        """
-        value, shares = self._value(model, batches, num_items)
-
-        def closure() -> Tensor:
-            with self.compute_loss_context_manager():
-                values = [float64(value(batch), self.args.device) for batch in batches]
-            return sum(values[1:], values[0]) / shares
-
-        return closure
-
-    def _value(self, model: nn.Module, batches: Sequence[Any], num_items: Any) -> tuple[Callable[[Any], Any], int]:
-        """What a micro-batch adds to the sum, and what the sum is to be divided by."""
-
-        def outputs_of(batch: Any) -> Any:
-            return self.compute_loss(model, copy.copy(batch), return_outputs=True, num_items_in_batch=num_items)[1]
-
-        if self._objective == "loss":
-            shares = 1 if self._is_normalised(num_items) else len(batches)
-            # A copy, because compute_loss may take the labels out.
-            return lambda batch: self.compute_loss(model, copy.copy(batch), num_items_in_batch=num_items), shares
-        if self._objective == "accuracy":
-            shifted = objectives.predicts_the_next_token(self.model)
-            labels = [objectives.labels_of(batch, shifted) for batch in batches]
-            total, processes = sum(map(objectives.count, labels)), 1
-            if self.accelerator.num_processes > 1 and self.args.parallel != "directions":
-                total = self.accelerator.reduce(total, "sum")
-                processes = self.accelerator.num_processes  # over which there will be a mean
-
-            def error_rate(batch: Any) -> Tensor:
-                wrong = objectives.errors(outputs_of(batch), objectives.labels_of(batch, shifted), shifted)
-                return wrong / total * processes
-
-            return error_rate, 1
-        objective: Any = self._objective
-        return lambda batch: objective(model, batch, outputs_of(batch)), len(batches)
-
-    def _is_normalised(self, num_items: Any) -> bool:
-        """Whether `compute_loss` divides by the number of items in all micro-batches, as `Trainer` decides it."""
-        told = getattr(self, "loss_is_scaled_for_ga", None)  # transformers 5
-        if told is not None:
-            return told
-        return (self.model_accepts_loss_kwargs and num_items is not None) or self.compute_loss_func is not None
+        return losses.closure_of(self, model, batches, num_items)
 
     def _full_closure(self, model: nn.Module, optimizer: zo.MeZOSVRG) -> Callable[[], Tensor]:
         loader: Any = self.callback_handler.train_dataloader
