@@ -1,0 +1,144 @@
+"""Random numbers that reading the training examples draws, apart from everybody else's."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_DEEP = 4  # how far generators are looked for
+
+
+class Draws:
+    """PyTorch's generator of the CPU, NumPy's and Python's, as they are while examples are read."""
+
+    def __init__(self, seed: int):
+        """seed: below 2⁶³."""
+        own = torch.Generator().manual_seed(seed)
+        self._torch, self._python = own.get_state(), random.Random(seed).getstate()
+        self._numpy = np.random.MT19937(seed)
+        torch.empty((), dtype=torch.int64).random_(generator=own)
+        # A DataLoader begins by drawing a seed for its workers, unless it has a generator of its own.
+        self._unused = ((self._torch, own.get_state()), self._python, _position(self._numpy))
+
+    @contextmanager
+    def drawn_from(self) -> Iterator[None]:
+        """They stand in for the process's own."""
+        outside = torch.default_generator.get_state(), random.getstate(), np.random.get_bit_generator()
+        torch.default_generator.set_state(self._torch)
+        random.setstate(self._python)
+        np.random.set_bit_generator(self._numpy)  # copying its state would take ten times as long
+        try:
+            yield
+        finally:
+            self._torch, self._python = torch.default_generator.get_state(), random.getstate()
+            torch.default_generator.set_state(outside[0])
+            random.setstate(outside[1])
+            np.random.set_bit_generator(outside[2])
+
+    @property
+    def used(self) -> bool:
+        """Whether anything was drawn of them."""
+        begun, python, numpy = self._unused
+        same = any(torch.equal(self._torch, state) for state in begun)
+        return not (same and self._python == python and _position(self._numpy) == numpy)
+
+
+def _position(generator: np.random.MT19937) -> tuple[int, bytes]:
+    state: Any = generator.state["state"]
+    return int(state["pos"]), state["key"].tobytes()
+
+
+def own_generators(roots: Mapping[str, Any]) -> dict[str, Any]:
+    """The states of generators that datasets, samplers and collators keep in their attributes, by where they are, as
+    JSON has them.
+    """
+    return {name: _state_of(generator) for name, generator in _found(roots).items()}
+
+
+def set_own_generators(roots: Mapping[str, Any], states: Mapping[str, Any]) -> None:
+    """Bring those that are still there to the states that `own_generators` returned."""
+    for name, generator in _found(roots).items():
+        if name in states:
+            _set_state_of(generator, states[name])
+
+
+_KINDS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+
+def _found(roots: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+
+    def look(name: str, value: Any, deep: int) -> None:
+        if isinstance(value, _KINDS):
+            # Several names for one are one, so that it is set once.
+            if id(value) not in seen and not (isinstance(value, torch.Generator) and value.device.type != "cpu"):
+                seen.add(id(value))
+                found[name] = value
+        elif deep and id(value) not in seen and not isinstance(value, (Tensor, nn.Module, type)):
+            seen.add(id(value))
+            for key, part in _parts(value):
+                look(f"{name}.{key}", part, deep - 1)
+
+    for name, root in roots.items():
+        look(name, root, _DEEP)
+    return found
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    yield from dict(getattr(value, "__dict__", {})).items()
+    if isinstance(value, partial):
+        yield "func", value.func
+        yield from ((f"args{i}", part) for i, part in enumerate(value.args))
+        yield from value.keywords.items()
+    elif isinstance(value, MethodType):
+        yield "self", value.__self__
+    elif isinstance(value, FunctionType):
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            try:
+                yield name, cell.cell_contents
+            except ValueError:  # it is empty
+                continue
+
+
+def _state_of(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator):
+        return bytes(generator.get_state().tolist()).hex()
+    if isinstance(generator, random.Random):
+        version, numbers, gauss = generator.getstate()
+        return [version, list(numbers), gauss]
+    if isinstance(generator, np.random.RandomState):
+        return _plain(generator.get_state(legacy=False))
+    return _plain(generator.bit_generator.state)
+
+
+def _set_state_of(generator: Any, state: Any) -> None:
+    if isinstance(generator, torch.Generator):
+        generator.set_state(torch.tensor(list(bytes.fromhex(state)), dtype=torch.uint8))
+    elif isinstance(generator, random.Random):
+        generator.setstate((state[0], tuple(state[1]), state[2]))
+    elif isinstance(generator, np.random.RandomState):
+        generator.set_state(_arrays(state))
+    else:
+        generator.bit_generator.state = _arrays(state)
+
+
+def _plain(state: Any) -> Any:
+    """A NumPy generator's state with lists for arrays."""
+    if isinstance(state, Mapping):
+        return {key: _plain(value) for key, value in state.items()}
+    return state.tolist() if isinstance(state, (np.ndarray, np.generic)) else state
+
+
+def _arrays(state: Any) -> Any:
+    if isinstance(state, Mapping):
+        return {key: _arrays(value) for key, value in state.items()}
+    return np.array(state, dtype=np.uint64) if isinstance(state, list) else state
