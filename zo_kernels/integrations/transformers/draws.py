@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 _DEEP = 4  # how far generators are looked for
+_MANY = 16  # parts of a list that is looked through
 
 
 class Draws:
@@ -65,26 +66,38 @@ def own_generators(roots: Mapping[str, Any]) -> dict[str, Any]:
 
 def set_own_generators(roots: Mapping[str, Any], states: Mapping[str, Any]) -> None:
     """Bring those that are still there to the states that `own_generators` returned."""
+    for collator_name, collator in _found(roots, _makes_its_generator).items():
+        if (f"{collator_name}.generator" in states) != (collator.generator is not None):
+            collator.generator = None  # it makes it when it is called, so perhaps not yet, or only since
+            if f"{collator_name}.generator" in states:
+                collator.create_rng()
     for name, generator in _found(roots).items():
         if name in states:
             _set_state_of(generator, states[name])
 
 
-_KINDS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+def _is_generator(value: Any) -> bool:
+    kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+    return isinstance(value, kinds) and not (isinstance(value, torch.Generator) and value.device.type != "cpu")
 
 
-def _found(roots: Mapping[str, Any]) -> dict[str, Any]:
+def _makes_its_generator(value: Any) -> bool:
+    """As transformers' collators that have a seed."""
+    own = getattr(value, "__dict__", {})
+    return own.get("seed") is not None and "generator" in own and hasattr(value, "create_rng")
+
+
+def _found(roots: Mapping[str, Any], wanted: Callable[[Any], bool] = _is_generator) -> dict[str, Any]:
     found: dict[str, Any] = {}
     seen: set[int] = set()
 
     def look(name: str, value: Any, deep: int) -> None:
-        if isinstance(value, _KINDS):
-            # Several names for one are one, so that it is set once.
-            if id(value) not in seen and not (isinstance(value, torch.Generator) and value.device.type != "cpu"):
-                seen.add(id(value))
-                found[name] = value
-        elif deep and id(value) not in seen and not isinstance(value, (Tensor, nn.Module, type)):
-            seen.add(id(value))
+        if id(value) in seen or isinstance(value, (Tensor, nn.Module, ModuleType, type)):
+            return
+        seen.add(id(value))  # what has several names has one
+        if wanted(value):
+            found[name] = value
+        elif deep:
             for key, part in _parts(value):
                 look(f"{name}.{key}", part, deep - 1)
 
@@ -95,10 +108,11 @@ def _found(roots: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     yield from dict(getattr(value, "__dict__", {})).items()
-    if isinstance(value, partial):
-        yield "func", value.func
-        yield from ((f"args{i}", part) for i, part in enumerate(value.args))
-        yield from value.keywords.items()
+    if isinstance(value, (list, tuple, dict)):
+        if len(value) <= _MANY:
+            yield from ((str(i), value[i]) for i in (value if isinstance(value, dict) else range(len(value))))
+    elif isinstance(value, partial):
+        yield from (("func", value.func), ("args", value.args), ("keywords", value.keywords))
     elif isinstance(value, MethodType):
         yield "self", value.__self__
     elif isinstance(value, FunctionType):
