@@ -66,8 +66,9 @@ class Trial(dict):
         self.number, self.params = number, values
 
 
-def test_each_trial_of_a_search_keeps_its_trajectory(tmp_path: Path) -> None:
+def test_each_trial_of_a_search_keeps_its_trajectory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In its folder, by an optimizer of its own, from the weights of `model_init`."""
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: True)  # takes any
     args = arguments(tmp_path, max_steps=2)
     trainer = ZOTrainer(args=args, model_init=lambda: seeded(models.opt, 1), train_dataset=tokens())
     trainer.hp_search_backend, trainer.hp_name = HPSearchBackend.OPTUNA, None

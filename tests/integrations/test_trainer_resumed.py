@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import warnings
@@ -22,9 +21,7 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast, default_data_collator
 
-import zo_kernels as zo
-from zo_kernels.integrations.transformers import ZOTrainer, checkpoints
-from zo_kernels.integrations.transformers.draws import own_generators, set_own_generators
+from zo_kernels.integrations.transformers import ZOTrainer
 
 QUIET: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 1, "learning_rate": 0.05}
 

@@ -1,5 +1,6 @@
 """What a checkpoint tells of the run that is gone on with: its options, where they differ from those given now, and the
-place in its data."""
+place in its data.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ def check_method(saved: Mapping[str, Any], args: ZOTrainingArguments) -> None:
     """Raise ValueError if the run is of another method."""
     if saved["method"] != args.method:
         raise ValueError(
-            f"method: expected {saved['method']!r}, with which the run to be resumed began, got {args.method!r}; {_ANEW}"
+            f"method: expected {saved['method']!r}, with which the run to be resumed began, got {args.method!r}; "
+            f"{_ANEW}"
         )
 
 
@@ -157,7 +159,7 @@ def saved(checkpoint: str | Path, args: ZOTrainingArguments) -> dict[str, Any] |
         raise ValueError(f"resume_from_checkpoint: expected JSON of ZOTrainer, got another {path}") from None
     if version != 1 or missing:
         raise ValueError(
-            f"resume_from_checkpoint: expected {path} of version 1, got {version!r}: the checkpoint was made by a newer "
-            "zo_kernels; update this one"
+            f"resume_from_checkpoint: expected {path} of version 1, got {version!r}: the checkpoint was made by a "
+            "newer zo_kernels; update this one"
         )
     return told

@@ -163,8 +163,8 @@ class ZOTrainer(Trainer):
             self._data = None  # it holds what cannot be copied
 
     def get_batch_samples(self, epoch_iterator: Any, *more: Any, **options: Any) -> Any:
-        """As `Trainer`. Micro-batches of a step that an epoch's end has cut off are dropped. What is drawn while they are
-        read depends on the seed and the epoch alone.
+        """As `Trainer`. Micro-batches of a step that an epoch's end has cut off are dropped. What is drawn while they
+        are read depends on the seed and the epoch alone.
 
         None once all steps are taken: a run that is resumed from its end would take one more.
         """
