@@ -74,11 +74,12 @@ class Fails(DropsAtTheRoot):
 
 def test_modes_and_forward_come_back_after_an_exception(tmp_path: Path) -> None:
     trainer = made(tmp_path, Fails(0.5), points())
-    trainer.model.net.eval()
-    with pytest.raises(RuntimeError, match=r"no forward"):
-        trainer.train()
-    assert trainer.model.training
-    assert not any(m.training for m in trainer.model.net.modules())
+    trainer.model.net.head.eval()
+    modes = {name: m.training for name, m in trainer.model.named_modules()}
+    with pytest.raises(RuntimeError, match=r"no forward"), evaluation_mode(trainer.model):
+        assert [name for name, m in trainer.model.named_modules() if m.training] == [""]
+        trainer.compute_loss(trainer.model, points()[0])
+    assert {name: m.training for name, m in trainer.model.named_modules()} == modes
     assert "forward" not in vars(trainer.model)
 
 

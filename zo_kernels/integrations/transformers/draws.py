@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+_numpy: Any = np.random
 _DEEP = 4  # how far generators are looked for
 _MANY = 16  # parts of a list that is looked through
 
@@ -32,17 +33,17 @@ class Draws:
     @contextmanager
     def drawn_from(self) -> Iterator[None]:
         """They stand in for the process's own."""
-        outside = torch.default_generator.get_state(), random.getstate(), np.random.get_bit_generator()
+        outside = torch.default_generator.get_state(), random.getstate(), _numpy.get_bit_generator()
         torch.default_generator.set_state(self._torch)
         random.setstate(self._python)
-        np.random.set_bit_generator(self._numpy)  # copying its state would take ten times as long
+        _numpy.set_bit_generator(self._numpy)  # copying its state would take ten times as long
         try:
             yield
         finally:
             self._torch, self._python = torch.default_generator.get_state(), random.getstate()
             torch.default_generator.set_state(outside[0])
             random.setstate(outside[1])
-            np.random.set_bit_generator(outside[2])
+            _numpy.set_bit_generator(outside[2])
 
     @property
     def used(self) -> bool:

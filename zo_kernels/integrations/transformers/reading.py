@@ -168,7 +168,7 @@ class TrainingData:
 
 def _set_epoch(loader: Any, epoch: int) -> None:
     """As the Trainer does."""
-    sampler = getattr(getattr(loader, "batch_sampler", None), "batch_sampler", None)
+    sampler: Any = getattr(getattr(loader, _SAMPLER, None), _SAMPLER, None)
     for part in (loader, sampler):
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)

@@ -197,8 +197,9 @@ class ZOTrainer(Trainer):
         closures = [self._closure(model, batches, num_items_in_batch)]
         if isinstance(optimizer, zo.MeZOSVRG):
             closures.append(self._full_closure(model, optimizer))
-        self.model.training = True  # what Trainer has after a step, too: logs are filed by it
-        with evaluation_mode(model, self.model):
+        asked: Any = self.model
+        asked.training = True  # after the step, too, as Trainer leaves it: logs are filed by it
+        with evaluation_mode(model, asked):
             loss = self._take_step(optimizer, counted_once(self, closures))
         if (every := self.args.torch_empty_cache_steps) and self.state.global_step % every == 0:
             clear_device_cache()
@@ -310,7 +311,8 @@ class ZOTrainer(Trainer):
         """As `Trainer`; the card names the zeroth-order method and its options."""
         super().create_model_card(*args, **options)
         if self.is_world_process_zero():
-            optimizer: Any = self.zo_optimizer or make_optimizer(self.model, self.args)
+            trained: Any = self.model
+            optimizer = self.zo_optimizer or make_optimizer(trained, self.args)
             objective = self._objective if isinstance(self._objective, str) else "a function"
             card.tell_of(optimizer, objective, Path(str(self.args.output_dir)) / "README.md")
 
