@@ -48,7 +48,7 @@ class Reading:
     def __next__(self) -> Any:
         batch = self._ahead.pop() if self._ahead else self._read()
         self.batches += 1
-        self._last = [t.detach().flatten()[:_COMPARED].clone() for t in _tensors(batch)]
+        self._last = [t.flatten()[:_COMPARED].clone() for t in _tensors(batch)]
         return batch
 
     def _read(self) -> Any:
@@ -122,7 +122,7 @@ class Reading:
         digest = hashlib.sha256()
         for t in self._last:
             digest.update(f"{t.dtype}{tuple(t.shape)}".encode())
-            digest.update(t.cpu().view(torch.uint8).numpy().tobytes())
+            digest.update(t.detach().cpu().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
 
