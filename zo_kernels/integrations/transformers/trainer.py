@@ -171,9 +171,12 @@ class ZOTrainer(Trainer):
         self._microbatches = []
         if self.is_in_train and self.state.global_step >= self.state.max_steps:
             return [], None
+        loader = self.callback_handler.train_dataloader
+        if loader is None:  # in a loop of a subclass's own
+            return super().get_batch_samples(epoch_iterator, *more, **options)
         if self._data is None:
             self._data = TrainingData(resumed.seed_of_data(self.args))
-        batches = self._data.reading(epoch_iterator, self.callback_handler.train_dataloader)
+        batches = self._data.reading(epoch_iterator, loader)
         if not self._data.is_as_it_was:
             self._data.is_as_it_was = True
             self.zo_optimizer._doubts.say("resumed data", resumed.OTHER_DATA)
