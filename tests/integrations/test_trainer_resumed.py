@@ -111,7 +111,7 @@ DATA: dict[str, Any] = {
 @pytest.mark.parametrize("kind", DATA)
 def test_a_resumed_run_reads_what_the_run_read(kind: str, tmp_path: Path) -> None:
     """Though evaluations draw, too, and a resumed one has had others."""
-    often = {**QUIET, "eval_strategy": "steps", "eval_steps": 3, "eval_dataset": tokens(2), "max_steps": 7}
+    often = {**QUIET, "eval_strategy": "steps", "eval_steps": 1, "eval_dataset": tokens(2), "max_steps": 7}
     data, options = DATA[kind]()
     whole = trained(tmp_path, model(), data, **{**often, **options})
     for step in (2, 4, 6) if "of" not in kind else (6,):
