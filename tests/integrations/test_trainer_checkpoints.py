@@ -115,7 +115,9 @@ def test_an_optimizer_of_ones_own_is_resumed_and_never_replaced(tmp_path: Path) 
 
 def test_resuming_as_another_method(tmp_path: Path) -> None:
     trained(tmp_path, **SAVED)
-    with pytest.raises(ValueError, match=r"zo.method: expected 'LeZO', got 'MeZO'"):
+    with pytest.raises(
+        ValueError, match=r"method: expected 'mezo', with which the run to be resumed began, got 'lezo'"
+    ):
         made(tmp_path, method="lezo", **SAVED).train(resume_from_checkpoint=True)
 
 

@@ -128,7 +128,7 @@ class Doubled(ZOTrainer):
     grad_modes: list[bool]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        self.grad_modes = [*getattr(self, "grad_modes", []), torch.is_grad_enabled(), model.training]
+        self.grad_modes = [*getattr(self, "grad_modes", []), torch.is_grad_enabled()]
         inputs.pop("labels")
         loss = model(**inputs).logits.float().square().mean()
         assert loss.grad_fn is None
@@ -136,9 +136,9 @@ class Doubled(ZOTrainer):
 
 
 def test_compute_loss_of_a_subclass_without_a_graph(tmp_path: Path) -> None:
-    """It may take the labels out, as the Trainer's own does, and sees neither gradients nor training mode."""
+    """It may take the labels out, as the Trainer's own does, and no graph is built."""
     trainer = trained(tmp_path, cls=Doubled, gradient_accumulation_steps=2, max_steps=2)
-    assert trainer.grad_modes == [False] * (2 * 2 * 2 * 2)  # steps, evaluations, micro-batches, flags
+    assert trainer.grad_modes == [False] * (2 * 2 * 2)  # steps, evaluations, micro-batches
     assert all(p.grad is None for p in trainer.model.parameters())
 
 

@@ -160,9 +160,7 @@ class RecordedSteps(TrainedWeights):
         self._thresholds.look(weights, self.param_groups, self.step_count, self._recording.changed)
 
     def _agreed(self) -> list[str]:
-        """What the ranks that take a step together must have in common, and what may change from step to step; as texts
-        "name: value".
-        """
+        """As texts "name: value" what ranks must have in common to take a step, of what may change between steps."""
         return [
             f"learning rates: {self._rates()[::2]}",
             f"weights changed from outside: {self._recording.changed_from_outside}",
@@ -312,7 +310,9 @@ class RecordedSteps(TrainedWeights):
 
     @alone("load_state_dict")
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a run: the next step draws what it would have drawn.
+        """Restore a run: the next step draws what it would have drawn. Options in the state count, not those that this
+        optimizer was made with: lr, eps, weight_decay, sparsity, seed, directions, drop, and MeZO-SVRG's; but for
+        perturb, rounding, backend, parallel and what else says how a step is computed, which stay this optimizer's.
 
         Raises:
             TypeError, ValueError: the state is of another kind of optimizer or of a newer zo_kernels, its parameters

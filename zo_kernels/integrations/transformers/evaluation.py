@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,16 +12,99 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off, so that all losses of a step see one network; afterwards every module is as it was."""
-    training = [module for module in model.modules() if module.training]
+def evaluation_mode(model: nn.Module, asked: nn.Module | None = None) -> Iterator[None]:
+    """Dropout off, so that all losses of a step see one network; afterwards every module is as it was.
+
+    Code around the forward that asks `training`, of the model that it calls or of the Trainer's own, is told that this
+    is training, as it is: by that, metrics are filed. The forward of either is told that it is not.
+
+    Args:
+        model: as `compute_loss` gets it.
+        asked: the Trainer's own, of which `model` may be what torch.compile made.
+    """
+    outermost = {id(m): m for m in (model, asked) if m is not None}
+    training = [m for m in model.modules() if m.training]
+    before = [(m, m.training) for m in outermost.values()]
     for module in training:
-        module.training = False
+        _set(module, False)
+    try:
+        with ExitStack() as forwards:
+            if not any(is_compiled_in_place(m) for m in outermost.values()):
+                for module in outermost.values():
+                    # torch.compile's forward is the other's, and it would be compiled anew with another around it.
+                    if module is model or not hasattr(model, "_orig_mod"):
+                        forwards.enter_context(_told_apart(module, list(outermost.values())))
+                for module in outermost.values():
+                    module.training = True
+            yield
+    finally:
+        for module in training:
+            _set(module, True)
+        for module, was in before:
+            module.training = was
+
+
+def _set(module: nn.Module, training: bool) -> None:
+    """As `module.training = training`, which takes a module ten times as long."""
+    own = vars(module)
+    if "training" in own:
+        own["training"] = training
+    else:  # of what torch.compile made it is a property
+        module.training = training
+
+
+def is_compiled_in_place(module: nn.Module) -> bool:
+    """By `module.compile()`: all around its forward is compiled, too."""
+    return getattr(module, "_compiled_call_impl", None) is not None
+
+
+@contextmanager
+def _told_apart(module: nn.Module, outermost: list[nn.Module]) -> Iterator[None]:
+    """While the module's forward runs, those are not training. Not by hooks, which `module.forward(...)` passes by."""
+    forward = module.forward
+    own: dict[str, Any] = vars(module)
+    lent = "forward" in own  # such as accelerate's
+
+    @functools.wraps(forward)
+    def evaluated(*inputs: Any, **options: Any) -> Any:
+        before = [m.training for m in outermost]
+        for m in outermost:
+            m.training = False
+        try:
+            return forward(*inputs, **options)
+        finally:
+            for m, was in zip(outermost, before, strict=True):
+                m.training = was
+
+    own["forward"] = evaluated
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        if lent:
+            own["forward"] = forward
+        else:
+            del own["forward"]
+
+
+def counted_once(trainer: Any, closures: Sequence[Callable[[], Tensor]]) -> list[Callable[[], Tensor]]:
+    """The closures of a step, which count the tokens of its batches, as the trainers of TRL do, once between them."""
+    first, *others = closures
+    if not hasattr(trainer, "_total_train_tokens"):
+        return [first, *others]
+    before = trainer._total_train_tokens
+
+    def evaluated() -> Tensor:
+        trainer._total_train_tokens = before
+        return first()
+
+    def uncounted(closure: Callable[[], Tensor]) -> Tensor:
+        counted = trainer._total_train_tokens
+        try:
+            return closure()
+        finally:
+            trainer._total_train_tokens = counted
+
+    return [evaluated, *(functools.partial(uncounted, closure) for closure in others)]
 
 
 def float64(value: Any, device: torch.device) -> Tensor:

@@ -141,7 +141,7 @@ def doubt_16_bits(optimizer: ZeroOrderOptimizer, loss: Any) -> None:
     if not isinstance(loss, Tensor) or loss.dtype not in _SIXTEEN_BITS:
         return
     about, doubts = "resolution", optimizer._doubts
-    if about in doubts._said:  # before its value is waited for
+    if doubts.heard(about):  # before its value is waited for
         return
     value, eps = float(loss.detach().abs().max()), optimizer.param_groups[0]["eps"]
     if not (math.isfinite(value) and value > 0):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from transformers import Trainer
 from transformers.utils import logging
 
 import zo_kernels as zo
-from zo_kernels.integrations.transformers import checkpoints, losses
+from zo_kernels.integrations.transformers import card, checkpoints, losses, resumed
 from zo_kernels.integrations.transformers.anchors import anchor_batches
 from zo_kernels.integrations.transformers.arguments import ZOTrainingArguments
-from zo_kernels.integrations.transformers.evaluation import evaluation_mode
+from zo_kernels.integrations.transformers.evaluation import counted_once, evaluation_mode
 from zo_kernels.integrations.transformers.objectives import Objective
 from zo_kernels.integrations.transformers.optimizers import (
     DEFAULT_ANCHOR_EXAMPLES,
@@ -28,6 +28,7 @@ from zo_kernels.integrations.transformers.optimizers import (
     schedule_anchor_rates,
 )
 from zo_kernels.integrations.transformers.precision import float32_losses
+from zo_kernels.integrations.transformers.reading import TrainingData
 from zo_kernels.integrations.transformers.refusals import MOST_IN_A_ROW, Refusals
 
 logger = logging.get_logger(__name__)
@@ -71,6 +72,7 @@ class ZOTrainer(Trainer):
         self._microbatches: list[Any] = []
         self._refusals: Refusals | None = None
         self._made_optimizer = False
+        self._data: TrainingData | None = None
         self._objective = _checked_objective(args.objective if objective is None else objective)
         super().__init__(model, args, *more, **options)
         self._check_optimizer()
@@ -141,6 +143,11 @@ class ZOTrainer(Trainer):
                 within.enter_context(self.zo_optimizer.streaming())
             return super().prediction_step(model, *more, **options)
 
+    def evaluation_loop(self, *args: Any, **options: Any) -> Any:
+        """As `Trainer`; what is drawn in it changes nothing of what is read in training."""
+        with nullcontext() if self._data is None else self._data.undisturbed():
+            return super().evaluation_loop(*args, **options)
+
     def _share_weights(self, model: nn.Module) -> None:
         """A head that is not pretrained starts at random, in every process by itself."""
         if self.accelerator.num_processes > 1:
@@ -154,17 +161,31 @@ class ZOTrainer(Trainer):
                 resume_from_checkpoint = checkpoints.last_whole(self._folder()) or True  # True: Trainer complains
             if self._made_optimizer:
                 self.optimizer = None  # of an earlier call; it writes to a trajectory that is now taken back
-        return super().train(resume_from_checkpoint, *more, **options)
+        self._data = None
+        try:
+            return super().train(resume_from_checkpoint, *more, **options)
+        finally:
+            self._data = None  # it holds what cannot be copied
 
-    def get_batch_samples(self, *args: Any, **options: Any) -> Any:
-        """As `Trainer`. Micro-batches of a step that an epoch's end has cut off are dropped.
+    def get_batch_samples(self, epoch_iterator: Any, *more: Any, **options: Any) -> Any:
+        """As `Trainer`. Micro-batches of a step that an epoch's end has cut off are dropped. What is drawn while they
+        are read depends on the seed and the epoch alone.
 
         None once all steps are taken: a run that is resumed from its end would take one more.
         """
         self._microbatches = []
         if self.is_in_train and self.state.global_step >= self.state.max_steps:
             return [], None
-        return super().get_batch_samples(*args, **options)
+        loader = self.callback_handler.train_dataloader
+        if loader is None:  # in a loop of a subclass's own
+            return super().get_batch_samples(epoch_iterator, *more, **options)
+        if self._data is None:
+            self._data = TrainingData(resumed.seed_of_data(self.args))
+        batches = self._data.reading(epoch_iterator, loader)
+        if not self._data.is_as_it_was:
+            self._data.is_as_it_was = True
+            self.zo_optimizer._doubts.say("resumed data", resumed.OTHER_DATA)
+        return super().get_batch_samples(batches, *more, **options)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Keep a micro-batch; with the last one of a step, take the step.
@@ -184,8 +205,10 @@ class ZOTrainer(Trainer):
         closures = [self._closure(model, batches, num_items_in_batch)]
         if isinstance(optimizer, zo.MeZOSVRG):
             closures.append(self._full_closure(model, optimizer))
-        with evaluation_mode(model):
-            loss = self._take_step(optimizer, closures)
+        asked: Any = self.model
+        asked.training = True  # after the step, too, as Trainer leaves it: logs are filed by it
+        with evaluation_mode(model, asked):
+            loss = self._take_step(optimizer, counted_once(self, closures))
         if (every := self.args.torch_empty_cache_steps) and self.state.global_step % every == 0:
             clear_device_cache()
         seen = torch.as_tensor(loss, dtype=torch.float32, device=self.args.device)
@@ -247,8 +270,18 @@ class ZOTrainer(Trainer):
                 logs["bytes_sent"] = self.zo_optimizer.bytes_sent
         super().log(logs, *more, **options)
 
+    def create_model_card(self, *args: Any, **options: Any) -> None:
+        """As `Trainer`; the card names the zeroth-order method and its options."""
+        super().create_model_card(*args, **options)
+        if self.is_world_process_zero():
+            trained: Any = self.model
+            optimizer = self.zo_optimizer or make_optimizer(trained, self.args)
+            objective = self._objective if isinstance(self._objective, str) else "a function"
+            card.tell_of(optimizer, objective, Path(str(self.args.output_dir)) / "README.md")
+
     def _folder(self) -> Path:
-        return Path(str(self.args.output_dir))
+        """Where the checkpoints are; each trial of a hyperparameter search has its own."""
+        return Path(self._get_output_dir(getattr(self, "_trial", None)))
 
     def _begin_trajectory(self, optimizer: zo.ZeroOrderOptimizer) -> None:
         path = self._folder() / checkpoints.TRAJECTORY
@@ -262,15 +295,29 @@ class ZOTrainer(Trainer):
         if self.args.should_save:
             self.zo_optimizer.trajectory.save(Path(output_dir) / checkpoints.TRAJECTORY)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        resumed.save(output_dir, self.args, self._options(), None if self._data is None else self._data.place())
+
+    def _options(self) -> dict[str, Any]:
+        return resumed.given(self.args, self.zo_optimizer, self._objective)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
         checkpoints.check_resumable(checkpoint)
+        saved, optimizer = resumed.saved(checkpoint, self.args), self.zo_optimizer
+        if saved is not None and self._made_optimizer:
+            resumed.check_method(saved, self.args)
+        given = resumed.kept_by_state(optimizer)
         super()._load_optimizer_and_scheduler(checkpoint)
+        resumed.tell_of_changes(optimizer, given, self._options(), saved)
+        self._data = TrainingData(resumed.seed_of_data(self.args), resumed.place_in_data(saved, self.args))
         if self.is_world_process_zero():
             checkpoints.take_back(checkpoint, self._folder())
-        # By all processes: those that take steps together read it together.
-        self.zo_optimizer.resume(self._folder() / checkpoints.TRAJECTORY, weights="last")
+        with resumed.without_being_told_twice(saved):
+            # By all processes: those that take steps together read it together.
+            optimizer.resume(self._folder() / checkpoints.TRAJECTORY, weights="last")
 
 
 def _checked_objective(objective: Any) -> Objective | str:

@@ -1,0 +1,165 @@
+"""What a checkpoint tells of the run that is gone on with: its options, where they differ from those given now, and the
+place in its data.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from zo_kernels import ZeroOrderOptimizer, files
+from zo_kernels.integrations.transformers.arguments import ZOTrainingArguments
+
+# Those of the arguments that count, whatever the run began with. The others are in the optimizer's state.
+_OF_ARGUMENTS = (
+    "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "max_steps", "num_train_epochs",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed", "anchor_examples",
+    "dataloader_drop_last", "dataloader_num_workers", "train_sampling_strategy", "group_by_length", "bf16",
+    "label_smoothing_factor", "average_tokens_across_devices", "world_size",
+)  # fmt: skip
+
+_ANEW = "load the model from the checkpoint and leave resume_from_checkpoint out"
+OTHER_DATA = (
+    "resume_from_checkpoint: the dataset gives other batches than it gave the run at the same place, so the steps from "
+    "here on are not those of the run; a dataset, sampler or collator that keeps a state beside the generators of "
+    "PyTorch, NumPy and Python in its attributes must derive it from set_epoch(epoch), or the data were changed"
+)
+
+
+def kept_by_state(optimizer: ZeroOrderOptimizer) -> dict[str, Any]:
+    """The options that come back with `load_state_dict`, under the names that they have in the arguments."""
+    groups = optimizer.param_groups
+    of_groups = {
+        "learning_rate": [group.get("initial_lr", group["lr"]) for group in groups],
+        "eps": [group["eps"] for group in groups],
+        "weight_decay": [group["weight_decay"] for group in groups],
+        "sparsity": [group["sparsity"] for group in groups],
+        "anchor_lr": [group.get("unscheduled_rates", (0, group.get("anchor_lr")))[1] for group in groups],
+    }
+    told = {name: values[0] if len(set(values)) == 1 else values for name, values in of_groups.items()}
+    told |= {"zo_seed": optimizer.seed, "directions": optimizer.directions, "drop": optimizer.drop}
+    return told | {name: getattr(optimizer, name, None) for name in ("anchor_every", "shared_direction")}
+
+
+def given(args: ZOTrainingArguments, optimizer: ZeroOrderOptimizer, objective: Any) -> dict[str, Any]:
+    """The options that do not, as JSON has them."""
+    told = {name: getattr(args, name) for name in _OF_ARGUMENTS if hasattr(args, name)}
+    if args.max_steps > 0:
+        told.pop("num_train_epochs", None)
+    told |= {"perturb": optimizer.perturb, "rounding": optimizer.rounding, "parallel": args.parallel}
+    told["objective"] = objective if isinstance(objective, str) else getattr(objective, "__qualname__", "a function")
+    return json.loads(json.dumps(told, default=lambda value: getattr(value, "value", str(value))))
+
+
+def check_method(saved: Mapping[str, Any], args: ZOTrainingArguments) -> None:
+    """Raise ValueError if the run is of another method."""
+    if saved["method"] != args.method:
+        raise ValueError(
+            f"method: expected {saved['method']!r}, with which the run to be resumed began, got {args.method!r}; "
+            f"{_ANEW}"
+        )
+
+
+def tell_of_changes(
+    optimizer: ZeroOrderOptimizer,
+    kept: Mapping[str, Any],
+    taken: Mapping[str, Any],
+    saved: Mapping[str, Any] | None,
+) -> None:
+    """Warn of options that the run did not begin with.
+
+    Args:
+        optimizer: with the state of the run.
+        kept: of `kept_by_state`, before it had that state.
+        taken: of `given`, now.
+        saved: of the checkpoint.
+    """
+    told = []
+    of_run = {} if saved is None else saved["options"]
+    for run, now, what in (
+        (kept_by_state(optimizer), kept, "the run's are kept"),
+        (of_run, taken, "those given now are taken from here on"),
+    ):
+        differ = [name for name in run if name in now and run[name] != now[name]]
+        if differ:
+            told.append(f"{what}: " + ", ".join(f"{name} {run[name]!r} (now {now[name]!r})" for name in differ))
+    if told:
+        optimizer._doubts.say(
+            "resumed options",
+            f"resume_from_checkpoint: the run had other options than were given now; {'; '.join(told)}. To train with "
+            f"all that was given now, {_ANEW}",
+        )
+    if saved is None:
+        optimizer._doubts.say(
+            "resumed without a place",
+            "resume_from_checkpoint: the checkpoint has no zo_trainer.json, as those of earlier versions: options that "
+            "were changed may go unnoticed, and batches differ from the run's if the dataset or the collator draws "
+            "random numbers, or if a stream was read more than once",
+        )
+
+
+@contextmanager
+def without_being_told_twice(saved: Mapping[str, Any] | None) -> Iterator[None]:
+    """`resume` warns of some options, too."""
+    with warnings.catch_warnings():
+        if saved is not None:
+            warnings.filterwarnings("ignore", message="resume: the run had ")
+        yield
+
+
+def seed_of_data(args: ZOTrainingArguments) -> int:
+    """Of what is drawn while examples are read."""
+    return args.seed if args.data_seed is None else args.data_seed
+
+
+def place_in_data(saved: Mapping[str, Any] | None, args: ZOTrainingArguments) -> dict[str, Any] | None:
+    """Where to begin to read, in batches of the size that they have now."""
+    if saved is None or saved["data"] is None:
+        return None
+    place = dict(saved["data"])
+    if args.ignore_data_skip:
+        return {**place, "batches": 0, "last": None}
+    options = saved["options"]
+    before = options["per_device_train_batch_size"] * options["world_size"]
+    if (now := args.per_device_train_batch_size * args.world_size) != before:
+        place |= {"batches": place["batches"] * before // now, "last": None}
+    return place
+
+
+def _path(checkpoint: str | Path, args: ZOTrainingArguments) -> Path:
+    return Path(checkpoint) / ("zo_trainer.json" if args.world_size == 1 else f"zo_trainer_{args.process_index}.json")
+
+
+def save(checkpoint: str | Path, args: ZOTrainingArguments, options: Mapping[str, Any], place: Any) -> None:
+    """Write what `saved` reads."""
+    told = {"version": 1, "method": args.method, "options": options, "data": place}
+    files.replace(_path(checkpoint, args), json.dumps(told).encode())
+
+
+def saved(checkpoint: str | Path, args: ZOTrainingArguments) -> dict[str, Any] | None:
+    """The options of a checkpoint, its method and the place in the data; None if it is an earlier version's, or one of
+    another number of processes that this one was not among.
+
+    Raises ValueError if the file is damaged, or a newer version's.
+    """
+    path = _path(checkpoint, args)
+    if not path.is_file():
+        path = next(iter(sorted(Path(checkpoint).glob("zo_trainer*.json"))), path)
+        if not path.is_file():
+            return None
+    try:
+        told = json.loads(path.read_bytes())
+        version, wanted = told["version"], ("method", "options", "data")
+        missing = [name for name in wanted if name not in told]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"resume_from_checkpoint: expected JSON of ZOTrainer, got another {path}") from None
+    if version != 1 or missing:
+        raise ValueError(
+            f"resume_from_checkpoint: expected {path} of version 1, got {version!r}: the checkpoint was made by a "
+            "newer zo_kernels; update this one"
+        )
+    return told
