@@ -40,7 +40,7 @@ from torch.nn import functional
 from torch.nn.modules import module as torch_module
 
 import zo_kernels as zo
-from zo_kernels.optim import in_forward
+from zo_kernels.optim import in_forward, in_forward_probes
 from zo_kernels.optim.draws import blocks_to_drop, direction_seeds
 from zo_kernels.optim.foreign_reads import Watch
 
@@ -172,7 +172,7 @@ def interruptible() -> Iterator[None]:
 def test_an_interrupt_at_any_line_leaves_no_trace(interruptible: None) -> None:
     """Ctrl-C may come in between any two lines of the engine."""
     functions = [f for f in vars(in_forward.InForward).values() if callable(f)]
-    codes = {f.__code__ for f in [*functions, in_forward.InForwardProbes.evaluate]}
+    codes = {f.__code__ for f in [*functions, in_forward_probes.InForwardProbes.evaluate]}
     model = Parent(Takes(lambda w: w))
     opt = build("MeZO", model)
     before = [(p.data_ptr(), bits(p)) for p in model.parameters()]

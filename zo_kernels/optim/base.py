@@ -20,7 +20,8 @@ from .blocks import block_of_parameters
 from .draws import FIRST_SLOT, MAX_DIRECTIONS, blocks_to_drop, direction_seeds
 from .graphed import GraphedStep, cannot_be_graphed
 from .groups import check_group, given_blocks, norm_parameters
-from .in_forward import InForward, InForwardProbes, cannot_perturb_in_forward
+from .in_forward import InForward
+from .in_forward_probes import InForwardProbes, cannot_perturb_in_forward
 from .losses import Closure, Refused, check_closure, check_pair, decay_factors, value_of
 from .numbers import Numbers, Pair, Seed, spsa_update
 from .parallel import Parallel, ranks_of
@@ -29,6 +30,7 @@ from .recorded import RecordedSteps
 from .recording import Recording
 from .shards import resharding
 from .streamed import StreamedInForward
+from .vigilance import drawn
 from .warned import Doubts
 from .weights import Weights
 
@@ -133,7 +135,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         self._refused_steps = 0
         self._gradients = []
         self._weights = self._built_for = self._in_forward = None
-        self._builds = self._steps_since_built = 0  # of the tables
+        self._builds = 0  # of the tables
         self._torn = False
 
         module = params if isinstance(params, nn.Module) else None
@@ -204,16 +206,22 @@ class ZeroOrderOptimizer(RecordedSteps):
     def _draw_dropped(self) -> frozenset[int]:
         return blocks_to_drop(self.seed, self.step_count, self._n_blocks, self.drop)
 
-    def _probes(self, weights: Weights, active: Sequence[int] | None, *, watch: bool) -> Probes:
+    def _probes(self, weights: Weights, active: Sequence[int] | None) -> Probes:
         """For the evaluations of a step at θ."""
-        if self._in_forward is not None:
-            return InForwardProbes(self._in_forward, weights, active, watch=watch)
-        return InPlace(weights, active)
+        return InPlace(weights, active) if self._in_forward is None else self._probes_in_forward(weights, active)
+
+    def _probes_in_forward(
+        self, weights: Weights, active: Sequence[int] | None, *, from_anchor: bool = False
+    ) -> InForwardProbes:
+        assert self._in_forward is not None
+        step, watch = self.step_count, self._watches()
+        return InForwardProbes(
+            self._in_forward, weights, active, step=step, doubts=self._doubts, from_anchor=from_anchor, watch=watch
+        )
 
     def _watches(self) -> bool:
-        """Whether this step looks for weights that are read outside of their module: the first, second, fourth, ..."""
-        n = self._steps_since_built
-        return n & (n - 1) == 0
+        """Whether this step looks for weights that are read outside of their module even if nothing points to it."""
+        return drawn(self.seed, self.step_count)
 
     @attempted
     def step(self, closure: Closure) -> Tensor | float:  # type: ignore[override]
@@ -222,9 +230,9 @@ class ZeroOrderOptimizer(RecordedSteps):
         Args:
             closure: returns the loss, a scalar tensor or a number; called 2 * directions times, without gradients. It
                 should be deterministic within a step (same batch, same dropout). In-forward perturbation reaches the
-                modules that it calls; should it read a weight elsewhere, that is noticed (in the steps 1, 2, 3, 5, 9,
-                17, ...): a weight that another module's forward reads is perturbed for that forward, and the closure
-                is called once more; one that is read outside of all modules is an error.
+                modules that it calls; should it read a weight elsewhere, that is noticed, in whichever call: a weight
+                that another module's forward reads is perturbed for that forward, and the closure is called once more;
+                one that is read outside of all modules is an error (docs/exactness.md).
 
         Returns:
             The mean of the losses seen, as a tensor if the closure returns tensors.
@@ -248,7 +256,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         with self._telling_others():
             check_closure("closure", closure)
             eps, rates, decays, weights = self._begin()
-        attempt.probes = probes = self._probes(weights, weights.active(self._draw_dropped()), watch=self._watches())
+        attempt.probes = probes = self._probes(weights, weights.active(self._draw_dropped()))
         seeds, seen = self._seeds(), list[Any]()
         pairs = self._probe(probes, closure, seeds, eps, seen)
         numbers = Numbers.of([pairs], eps, rates, decays, reach=weights.reach)

@@ -19,7 +19,10 @@ class Owners:
         members: all modules of the tree.
         owned: for each module that has weights of its own, or borrows some, these.
         ran: modules that were seen to run; whoever looks adds to it.
+        version: another one whenever the modules, or their parameters, are found to be others.
     """
+
+    version = 0
 
     def __init__(self, module: nn.Module, weights: Sequence[Tensor], bytes_for: Callable[[frozenset[int]], int]):
         self._module, self._bytes_for = module, bytes_for
@@ -57,6 +60,7 @@ class Owners:
         if seen != self._seen:
             self.members = members
             self._find_again()
+            self.version += 1
             self._seen = seen  # last: an interrupt may come at any line
 
     def _find_again(self) -> None:

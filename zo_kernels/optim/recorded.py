@@ -65,7 +65,6 @@ class RecordedSteps(TrainedWeights):
             *self._recording.adding(record, numbers.losses),
             partial(setattr, self, "_gradients", numbers.gradients[0]),
             partial(setattr, self, "step_count", self.step_count + 1),
-            partial(setattr, self, "_steps_since_built", self._steps_since_built + 1),
             partial(setattr, attempt, "recorded", record),
         ]
 

@@ -35,7 +35,6 @@ class TrainedWeights(torch.optim.Optimizer):
     _built_for: tuple[list[Any], int] | None
     _in_forward: InForward | None
     _builds: int
-    _steps_since_built: int
     _execution_device: device | None
     _reshard: Callable[[], None] | None
     _doubts: Doubts
@@ -104,7 +103,7 @@ class TrainedWeights(torch.optim.Optimizer):
                 self._in_forward = InForward(self._module, weights)
             else:
                 self._in_forward = StreamedInForward(self._module, weights, self._execution_device)
-        self._built_for, self._steps_since_built = signature, 0
+        self._built_for = signature
         self._weights = weights
         return weights
 
