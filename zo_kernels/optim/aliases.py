@@ -27,12 +27,19 @@ def storage_of(t: Tensor) -> int:
     return t.untyped_storage()._cdata
 
 
+def extent(t: Tensor) -> int:
+    """In bytes, from its first element to the end of its last."""
+    if t.is_nested:  # it has no strides
+        return t.untyped_storage().nbytes()
+    return t.element_size() * (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)))
+
+
 def _overlap(spans: Sequence[tuple[int, int]], t: Tensor) -> bool:
     """Whether a tensor has memory in one of the spans of addresses."""
     if t.layout != torch.strided or t.is_meta or not t.numel():
         return False
     first = t.data_ptr()
-    end = first + t.element_size() * (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)))
+    end = first + extent(t)
     return any(first < stop and start < end for start, stop in spans)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _pop_mode
 
+from .aliases import extent
 from .owners import Owners
 
 # (weight, module) of each; no module runs outside of all, and no weight is stale memory.
@@ -93,7 +94,7 @@ class Watch(TorchDispatchMode):
         address = t.data_ptr()
         at = bisect_right(self._starts, address) - 1
         ours = at >= 0 and address < self._spans[at][1]
-        if not ours and at + 1 < len(self._starts) and self._starts[at + 1] < address + _extent(t):
+        if not ours and at + 1 < len(self._starts) and self._starts[at + 1] < address + extent(t):
             at, ours = at + 1, True  # it begins before a weight
         if not ours and not self._stale(address):
             return
@@ -103,11 +104,6 @@ class Watch(TorchDispatchMode):
         if results and all(r.untyped_storage().data_ptr() == storage for r in results):
             return
         self._on_read(self._spans[at][2] if ours else None)
-
-
-def _extent(t: Tensor) -> int:
-    """In bytes, from its first element to the end of its last."""
-    return t.element_size() * (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -114,8 +114,6 @@ class InForward:
 
     def _find_wanted(self, watch: bool) -> None:
         """Where reads are watched, each owner is given its own weights alone."""
-        if watch:
-            self._owners.look_again()
         wanted: Mapping[nn.Module, frozenset[int]] = self._owners.owned if watch else self._owners.together
         if (active := self._active) is not None:
             # A module with several blocks of which some are dropped would need a table for each choice of them.
@@ -206,6 +204,8 @@ class InForward:
         except RuntimeError:  # as an operation does that reads weights on two devices
             if not (found or self._closing.met):
                 raise
+        if found is not None:
+            self._owners.saw(self._ran)
         return result, self.vigilance.saw_signs(self._ran)
 
     def _has_signs(self, closure: Callable[[], Any]) -> bool:
@@ -265,7 +265,6 @@ class InForward:
         self._ran.append(module)
         if self._watch is not None:
             self._stack.append(module)
-            self._owners.ran.add(module)
         wanted = self._wanted.get(module)
         if wanted is None:
             return

@@ -17,13 +17,22 @@ from .owners import Owners
 
 _EVERY = 64  # steps; which of them is drawn
 _LONGEST = 1024  # evaluations
+_64_BITS = 2**64 - 1
 
 _Key = tuple["nn.Module | type[nn.Module]", bool]
 
 
 def drawn(seed: int, step: int) -> bool:
     """Whether a step is watched without any cause, so that what nothing points to is found in the end."""
-    return hash((seed, step)) % _EVERY == 0
+    mixed = (seed ^ step * 0x9E3779B97F4A7C15) & _64_BITS  # as splitmix64 does
+    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & _64_BITS
+    return (mixed >> 32) % _EVERY == 0
+
+
+def _is_opaque(m: nn.Module) -> bool:
+    """Whether closing weights tells nothing of a module, or makes it do something else."""
+    # A script asks nobody. This encoder asks whether others are asked, and then pads otherwise.
+    return isinstance(m, torch.jit.ScriptModule) or type(m).forward is nn.TransformerEncoder.forward
 
 
 class Vigilance:
@@ -47,7 +56,7 @@ class Vigilance:
         self.suspicious = False
         self.watched = self.not_watched = -1
         self._version = -1  # of the owners, for which the rest holds
-        self._scripted = False
+        self._opaque = False
         self._known: set[tuple[_Key | None, _Key | None]] = set()  # modules that ran one after the other
         self._last: tuple[list[int], list[bool]] | None = None
         self._left, self._patience = 0, 1
@@ -57,9 +66,9 @@ class Vigilance:
         if self._version != self._owners.version:  # other modules
             self._known.clear()
             self._last = None
-            self._scripted = any(isinstance(m, torch.jit.ScriptModule) for m in self._owners.members)
-        # Operations of scripts, and on aliases, are not seen by closing.
-        return not self._known or self._scripted or not self.closing.complete or self._aliases.exist()
+            self._opaque = any(map(_is_opaque, self._owners.members))
+        # Operations on aliases are not seen by closing.
+        return not self._known or self._opaque or not self.closing.complete or self._aliases.exist()
 
     def is_uneasy(self) -> bool:
         """Whether it should be watched, since it would be done again for nothing, as some before."""
