@@ -1,4 +1,4 @@
-"""Perturbation in the forward is right in every step, or raises before a wrong one, whenever weights are read elsewhere."""
+"""Perturbation in the forward is right in every step, or raises before a wrong one, whoever reads weights elsewhere."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pickle
 import random
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -111,7 +112,7 @@ def test_right_in_every_step(when: str, streamed: bool) -> None:
             def loss(m: Model, step: int = step, read: Any = read) -> Tensor:
                 return loss_of(m, 3, read) if WHEN[when](step) else loss_of(m, step % 4)
 
-            opt.step(lambda loss=loss: loss(model))
+            opt.step(partial(loss, model))
             check_step(opt, twin, loss, step)
         assert_same(snapshot(model), snapshot(twin))
 
@@ -130,9 +131,7 @@ def test_right_in_every_evaluation(nth: int) -> None:
         for step in range(3):
             opt.step(closure)
             without, every = (
-                losses_outright(
-                    twin, lambda then=then: loss_of(twin, 3, then), seed=SEED, step=step, eps=EPS, directions=2
-                )
+                losses_outright(twin, partial(loss_of, twin, 3, then), seed=SEED, step=step, eps=EPS, directions=2)
                 for then in (None, read)
             )
             expected = [every[i] if step and i + 1 == nth else loss for i, loss in enumerate(without)]
@@ -192,14 +191,14 @@ def test_an_error_before_a_wrong_step(case: str, streamed: bool) -> None:
         model, twin = made(kind), made(kind)
         opt = optimizer(model, **({"execution_device": "cpu", "perturb": "auto"} if streamed else {}))
         for step in range(begin):
-            opt.step(lambda: loss_of(model, 3))
+            opt.step(partial(loss_of, model, 3))
             check_step(opt, twin, lambda m: loss_of(m, 3), step)
         for _ in range(2):
             with pytest.raises(ValueError, match=f"closure: .*{message}"):
-                opt.step(lambda: wrong(model))
+                opt.step(partial(wrong, model))
         assert opt.step_count == begin
         assert_same(snapshot(model), snapshot(twin))
-        opt.step(lambda: loss_of(model, 3))
+        opt.step(partial(loss_of, model, 3))
         check_step(opt, twin, lambda m: loss_of(m, 3), begin)
 
 

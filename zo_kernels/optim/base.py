@@ -214,10 +214,8 @@ class ZeroOrderOptimizer(RecordedSteps):
         self, weights: Weights, active: Sequence[int] | None, *, from_anchor: bool = False
     ) -> InForwardProbes:
         assert self._in_forward is not None
-        step, watch = self.step_count, self._watches()
-        return InForwardProbes(
-            self._in_forward, weights, active, step=step, doubts=self._doubts, from_anchor=from_anchor, watch=watch
-        )
+        options: Any = {"step": self.step_count, "doubts": self._doubts, "watch": self._watches()}
+        return InForwardProbes(self._in_forward, weights, active, from_anchor=from_anchor, **options)
 
     def _watches(self) -> bool:
         """Whether this step looks for weights that are read outside of their module even if nothing points to it."""

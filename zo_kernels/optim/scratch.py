@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, device
@@ -91,8 +92,9 @@ class Scratch:
         with inference_mode(self._inference):
             chunk = torch.empty(size, dtype=torch.uint8, device=self._where)
         span = chunk.data_ptr(), chunk.data_ptr() + size
-        news = [(self._chunks, chunk), (self._used, 0), (self._storages, storage_of(chunk)), (self._spans, span)]
-        at_once([partial(each.append, new) for each, new in news])
+        kept: list[tuple[list[Any], Any]] = [(self._chunks, chunk), (self._used, 0)]
+        kept += [(self._storages, storage_of(chunk)), (self._spans, span)]
+        at_once([partial(each.append, new) for each, new in kept])
 
     def give_back(self, place: tuple[int, int]) -> None:
         """Free what was taken from there on."""
