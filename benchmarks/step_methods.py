@@ -107,8 +107,8 @@ class Method:
 
 
 MEZO = Method(zo.MeZO)
-# Perturbation in the forward looks for weights that are read elsewhere in the steps 1, 2, 3, 5, 9 and 17; the next that
-# does so is the 33rd. They are slower than the thousands of others, and are not to be timed.
+# In its first steps, perturbation in the forward gets to know what runs: it looks for weights that are read elsewhere,
+# and builds tables. They are slower than the thousands of others, and are not to be timed.
 _WATCHED = 17
 
 

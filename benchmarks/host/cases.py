@@ -34,7 +34,7 @@ from .stand_ins import Launches, standing_in
 # a small one each module is perturbed by itself.
 VOCABULARIES = {"together": 50272, "one by one": 64}
 _WIDTH, _TOKENS = 16, 8
-_WATCHED = 17  # steps, the last of those at first that look for reads elsewhere
+_WATCHED = 17  # steps, by which it is known what runs
 _MICRO = 1e6
 
 
@@ -123,7 +123,7 @@ def _two(loss: Callable[[], Tensor]) -> None:
 
 
 def _settle(opt: zo.ZeroOrderOptimizer, loss: Callable[[], Tensor], stands_in: bool) -> None:
-    """Take the steps that look for reads elsewhere. Without launches the copies would hold what was in their memory
+    """Take the steps that get to know what runs. Without launches the copies would hold what was in their memory
     before: there they begin as zeros, so that later losses are finite.
     """
 

@@ -40,7 +40,8 @@ from torch.nn import functional
 from torch.nn.modules import module as torch_module
 
 import zo_kernels as zo
-from zo_kernels.optim import in_forward
+from zo_kernels.optim import in_forward, in_forward_probes
+from zo_kernels.optim.closed import Closing
 from zo_kernels.optim.draws import blocks_to_drop, direction_seeds
 from zo_kernels.optim.foreign_reads import Watch
 
@@ -114,7 +115,8 @@ class Ending:
 
     def state(self) -> list[Any]:
         parameters = self.model.parameters()
-        return [(id(p), p.data_ptr(), p.requires_grad, p.is_leaf, bits(p), p._version) for p in parameters]
+        with torch._C.DisableTorchFunctionSubclass():  # unnoticed: it would be called again
+            return [(id(p), p.data_ptr(), p.requires_grad, p.is_leaf, bits(p), p._version) for p in parameters]
 
     def end(self, where: str) -> None:
         if where == self.where and self.calls == self.call + 1 and self.how != "nan":
@@ -172,7 +174,8 @@ def interruptible() -> Iterator[None]:
 def test_an_interrupt_at_any_line_leaves_no_trace(interruptible: None) -> None:
     """Ctrl-C may come in between any two lines of the engine."""
     functions = [f for f in vars(in_forward.InForward).values() if callable(f)]
-    codes = {f.__code__ for f in [*functions, in_forward.InForwardProbes.evaluate]}
+    functions += [f for f in vars(Closing).values() if callable(f)]
+    codes = {f.__code__ for f in [*functions, in_forward_probes.InForwardProbes.evaluate]}
     model = Parent(Takes(lambda w: w))
     opt = build("MeZO", model)
     before = [(p.data_ptr(), bits(p)) for p in model.parameters()]
@@ -196,7 +199,7 @@ def test_an_interrupt_at_any_line_leaves_no_trace(interruptible: None) -> None:
             break  # the step has fewer lines than that
         except KeyboardInterrupt:
             assert [(p.data_ptr(), bits(p)) for p in model.parameters()] == before
-            assert nothing_left_behind()
+            assert nothing_left_behind() and {type(p) for p in model.parameters()} == {nn.Parameter}
         finally:
             sys.settrace(outer)
     assert at > 100
@@ -422,26 +425,6 @@ def test_a_copy_goes_on_bit_for_bit(method: str, dtype: torch.dtype, how: str) -
     assert go_on(opt, model, range(3, 6)) == ahead
     assert_same(snapshot(model), snapshot(other))
     assert nothing_left_behind()
-
-
-@pytest.mark.parametrize("since, found", [(0, 0), (1, 1), (2, 2), (3, 4), (4, 4), (5, 8)])
-def test_weights_that_are_read_elsewhere_later_are_found_in_the_next_watched_step(since: int, found: int) -> None:
-    torch.manual_seed(0)
-    model = Peeks(depth=1)
-    opt, losses = build("MeZO", model), []
-
-    def closure() -> Tensor:
-        losses.append(real_loss(model, 0))
-        return losses[-1]
-
-    for step in range(10):
-        losses.clear()
-        model.peeks = step >= since
-        opt.step(closure)
-        assert len(losses) == 2 + (step == found)
-        if step < since or step >= found:
-            expected = losses_outright(model, lambda: real_loss(model, 0), seed=SEED, step=step, eps=EPS)
-            assert losses[-2:] == expected
 
 
 # Of a weight w and another tensor x of its shape.

@@ -21,7 +21,8 @@ from .closures import Closures
 from .draws import FIRST_SLOT, MAX_DIRECTIONS, blocks_to_drop, direction_seeds
 from .graphed import GraphedStep, cannot_be_graphed
 from .groups import check_group
-from .in_forward import InForward, InForwardProbes
+from .in_forward import InForward
+from .in_forward_probes import InForwardProbes
 from .losses import Closure, Refused, check_closure, check_pair, decay_factors, value_of
 from .masks import Thresholds
 from .numbers import Numbers, Pair, Seed, spsa_update
@@ -32,6 +33,7 @@ from .recording import Recording
 from .shards import resharding
 from .streamed import StreamedInForward
 from .structure import Structure
+from .vigilance import drawn
 from .warned import Doubts
 from .weights import Weights
 from .writes import Unwritten
@@ -170,19 +172,25 @@ class ZeroOrderOptimizer(RecordedSteps):
     def _draw_dropped(self) -> frozenset[int]:
         return blocks_to_drop(self.seed, self.step_count, self._n_blocks, self.drop)
 
-    def _probes(self, weights: Weights, active: Sequence[int] | None, *, watch: bool) -> Probes:
+    def _probes(self, weights: Weights, active: Sequence[int] | None) -> Probes:
         """For the evaluations of a step at θ."""
         if self._in_forward is not None:
-            return InForwardProbes(self._in_forward, weights, active, watch=watch)
+            return self._probes_in_forward(weights, active)
         return InPlace(weights, active, self._unwritten(weights))
 
     def _unwritten(self, weights: Weights) -> Unwritten:
         return Unwritten(weights, guarded=self._steps_since_built == 0)
 
+    def _probes_in_forward(
+        self, weights: Weights, active: Sequence[int] | None, *, from_anchor: bool = False
+    ) -> InForwardProbes:
+        assert self._in_forward is not None
+        options: Any = {"step": self.step_count, "doubts": self._doubts, "watch": self._watches()}
+        return InForwardProbes(self._in_forward, weights, active, from_anchor=from_anchor, **options)
+
     def _watches(self) -> bool:
-        """Whether this step looks for weights that are read outside of their module: the first, second, fourth, ..."""
-        n = self._steps_since_built
-        return n & (n - 1) == 0
+        """Whether this step looks for weights that are read outside of their module even if nothing points to it."""
+        return drawn(self.seed, self.step_count)
 
     @attempted
     def step(self, closure: Closure | None = None) -> Tensor | float:  # type: ignore[override]
@@ -191,9 +199,9 @@ class ZeroOrderOptimizer(RecordedSteps):
         Args:
             closure: returns the loss, a scalar tensor or a number; called 2 * directions times, without gradients. It
                 should be deterministic within a step (same batch, same dropout). In-forward perturbation reaches the
-                modules that it calls; should it read a weight elsewhere, that is noticed (in the steps 1, 2, 3, 5, 9,
-                17, ...): a weight that another module's forward reads is perturbed for that forward, and the closure
-                is called once more; one that is read outside of all modules is an error. It may not write to trained
+                modules that it calls; should it read a weight elsewhere, that is noticed, in whichever call: a weight
+                that another module's forward reads is perturbed for that forward, and the closure is called once more;
+                one that is read outside of all modules is an error (docs/exactness.md). It may not write to trained
                 weights, which in place are perturbed at that moment.
 
         Returns:
@@ -231,7 +239,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         with self._telling_others():
             closure = check_closure("closure", closure)
             eps, rates, decays, weights = self._begin()
-        attempt.probes = probes = self._probes(weights, weights.active(self._draw_dropped()), watch=self._watches())
+        attempt.probes = probes = self._probes(weights, weights.active(self._draw_dropped()))
         seeds, seen = self._seeds(), list[Any]()
         pairs = self._probe(probes, closure, seeds, eps, seen)
         numbers = Numbers.of([pairs], eps, rates, decays, reach=weights.reach)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _pop_mode
+
+from .aliases import extent
+from .owners import Owners
+
+# (weight, module) of each; no module runs outside of all, and no weight is stale memory.
+Reads = set[tuple["int | None", "nn.Module | None"]]
 
 # Operations that take a tensor for its shape and type alone.
 _SHAPE_ONLY = {
@@ -88,6 +94,8 @@ class Watch(TorchDispatchMode):
         address = t.data_ptr()
         at = bisect_right(self._starts, address) - 1
         ours = at >= 0 and address < self._spans[at][1]
+        if not ours and at + 1 < len(self._starts) and self._starts[at + 1] < address + extent(t):
+            at, ours = at + 1, True  # it begins before a weight
         if not ours and not self._stale(address):
             return
         # What returns a view reads nothing. Schemas do not tell: `to` and `reshape` decide when they run.
@@ -106,3 +114,38 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
     elif isinstance(value, dict):
         yield from _tensors(list(value.values()))
+
+
+def check_reachable(
+    found: Reads, owners: Owners, strangers: set[int], named: Callable[[Iterable[int]], str]
+) -> list[tuple[int, nn.Module]]:
+    """The reads that perturbation can reach, which are all; or ValueError.
+
+    Args:
+        strangers: the weights that modules which are none of the tree have borrowed in this evaluation; more are added.
+        named: the names of weights.
+    """
+    reads = [(i, m) for i, m in found if i is not None]
+    if outside := [i for i, m in reads if m is None]:
+        raise ValueError(
+            f"closure: it reads {named(outside)} where no module runs, so that perturbation in the forward "
+            "cannot reach it; use perturb='in_place', or read it in the forward of a module"
+        )
+    if stale := [i for i, m in reads if m is not None and i in owners.owned.get(m, ())]:
+        raise ValueError(
+            f"closure: a module reads {named(stale)} by a view that was made before its forward, which "
+            "perturbation in the forward cannot reach; use perturb='in_place'"
+        )
+    if len(reads) < len(found):
+        raise ValueError(
+            "closure: it reads perturbed weights after the forward of their module, in a backward pass or by a "
+            "view that was kept, when perturbation in the forward has given up their memory; use perturb='in_place'"
+        )
+    unknown = {i for i, m in reads if m not in owners.members}
+    if anew := unknown & strangers:
+        raise ValueError(
+            f"closure: a module that is made anew in every call reads {named(anew)}, which perturbation in "
+            "the forward cannot reach; use perturb='in_place'"
+        )
+    strangers |= unknown
+    return [(i, m) for i, m in reads if m is not None]

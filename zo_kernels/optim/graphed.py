@@ -127,7 +127,7 @@ class GraphedStep:
             self._rates.copy_(self._on_device(rates, torch.float64))
             if isinstance(self._decays, Tensor):
                 self._decays.copy_(self._on_device(decays, torch.float64))
-            attempt.probes = optimizer._probes(weights, None, watch=False)
+            attempt.probes = optimizer._probes(weights, None)
             with signals_held():
                 weights.torn = True
                 self._replay()
@@ -161,7 +161,7 @@ class GraphedStep:
 
         def body() -> tuple[Tensor, Numbers, list[Pair]]:
             seeds = list(self._seeds.unbind())
-            probes = optimizer._probes(weights, None, watch=False)
+            probes = optimizer._probes(weights, None)
             seen: list[Any] = []
             pairs = optimizer._evaluate(probes, self._closure, seeds, eps, seen)
             if not all(isinstance(value, Tensor) for pair in pairs for value in pair):

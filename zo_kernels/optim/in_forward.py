@@ -18,33 +18,14 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 from ..backends.types import MaskKind, Pass
-from ..interrupts import Call
 from ..ops import Table
-from .foreign_reads import Watch
+from .foreign_reads import Reads, Watch, check_reachable
 from .hooks import remove_forward_hooks
 from .losses import call
-from .numbers import Row, Seed
 from .owners import Owners
 from .scratch import Scratch, bytes_for
-from .shards import is_sharded
+from .vigilance import Vigilance
 from .weights import Weights
-
-
-def cannot_perturb_in_forward(module: nn.Module | None) -> str | None:
-    """Why in-forward perturbation is impossible for what the optimizer was given, or None."""
-    if module is None:
-        return "it needs the module, not its parameters alone"
-    if any(is_sharded(p) for p in module.parameters()):
-        return (
-            "the weights are sharded, so that no process has a module's whole weights (keep float32 shards, and let "
-            "FSDP's MixedPrecisionPolicy cast what it gathers)"
-        )
-    for name, m in module.named_modules():
-        if isinstance(m, nn.DataParallel):
-            return "nn.DataParallel runs copies of the module; start a process for each device (torchrun) instead"
-        if type(m).__name__ == "OptimizedModule" or getattr(m, "_compiled_call_impl", None) is not None:
-            return f"{name or type(m).__name__} is compiled by torch.compile, which runs no module by itself"
-    return None
 
 
 @dataclass(slots=True)
@@ -56,6 +37,7 @@ class Frame:
     originals: Sequence[tuple[Tensor, Tensor]] = ()  # (weight, its θ)
     place: Any = None  # of what stands in for them
     others: Sequence[Tensor] = ()  # what is not trained, and was moved here too
+    references: tuple[int, int] | None = None  # to the buffer, when they stood in, of which these by as many tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +56,9 @@ class InForward:
         module: whose modules' own parameters the weights are.
         weights: the tables. Nothing here writes to them.
 
+    Attributes:
+        vigilance: when evaluations are watched.
+
     Raises:
         ValueError: a weight is no module's own.
     """
@@ -84,16 +69,20 @@ class InForward:
         self._module, self._weights = module, weights
         self._tensors = [w.tensor for w in weights.weights]
         self._owners = Owners(module, self._tensors, self._bytes_for)
+        self.vigilance = Vigilance(self._tensors, weights.theta, self._owners)
+        self._closing = self.vigilance.closing
         self._wanted: Mapping[nn.Module, frozenset[int]] = {}  # what each module is to be given in this evaluation
         self._tables: dict[tuple[Any, ...], Any] = {}
         self._ready: dict[nn.Module, Copies] = {}  # of those tables, what a module needs where nothing is perturbed yet
         self._ready_for: Any = None
+        self._made = 0  # tables
         self._sizes: dict[frozenset[int], int] = {}
         self._scratch: Any = self._make_room(weights.weights[0].tensor)
         self._hooks: list[RemovableHandle] = []
         self._hooking = False
         self._frames: list[Frame] = []
         self._live: set[int] = set()
+        self._ran: list[nn.Module] = []  # all modules that ran in this evaluation
         self._stack: list[nn.Module] = []  # all modules that run, while watching
         self._watch: Watch | None = None
         self._pass: Pass | None = None
@@ -125,8 +114,6 @@ class InForward:
 
     def _find_wanted(self, watch: bool) -> None:
         """Where reads are watched, each owner is given its own weights alone."""
-        if watch:
-            self._owners.look_again()
         wanted: Mapping[nn.Module, frozenset[int]] = self._owners.owned if watch else self._owners.together
         if (active := self._active) is not None:
             # A module with several blocks of which some are dropped would need a table for each choice of them.
@@ -137,33 +124,56 @@ class InForward:
             self._ready.clear()
             self._ready_for = wanted, self._from_anchor
 
-    def evaluate(self, closure: Callable[[], Any], do: Pass, *, from_anchor: bool = False, watch: bool = False) -> Any:
+    def evaluate(
+        self,
+        closure: Callable[[], Any],
+        do: Pass,
+        *,
+        step: int,
+        from_anchor: bool = False,
+        watch: bool = False,
+        missed: Callable[[str], None] = lambda names: None,
+    ) -> Any:
         """What the closure returns while every module runs on the weights that the pass would write.
 
         Args:
-            closure: runs the module; called once, or again if weights turn out to be read outside of their module.
+            closure: runs the module; called once, or again if there are signs that weights are read outside of their
+                module, and again if they are.
             do: the pass. Weights that are not active are not perturbed.
+            step: which it is for.
             from_anchor: perturb the anchors instead of θ.
-            watch: look for such reads. It slows the evaluation down, and changes nothing in its result.
+            watch: look for such reads even if nothing points to them. It slows the evaluation down, and changes nothing
+                in its result.
+            missed: told of the weights that were found so, and may have been read in earlier evaluations.
 
         Raises:
             ValueError: weights are read where no module runs, or none of the modules ran.
         """
         self._pass, self._from_anchor = replace(do, active=None), from_anchor
         self._active = None if do.active is None else frozenset(do.active)
-        strangers: set[int] = set()
+        vigilance, strangers = self.vigilance, set[int]()
+        self._find_owners()
+        certain = vigilance.is_certain()
+        watching, again = certain or watch or vigilance.is_uneasy(), False
         while True:
-            self._find_owners()
-            self._find_wanted(watch)
-            found: set[tuple[int | None, nn.Module | None]] = set()
-            try:
-                result = self._run(closure, found if watch else None)
-            except RuntimeError:  # as an operation does that reads weights on two devices
-                if not found:
-                    raise
-            if not found:
+            found: Reads = set()
+            result, signs = self._run(closure, found if watching else None)
+            if not found and (watching or not signs):
                 break
-            self._borrow(found, strangers)
+            if self._is_being_captured():
+                raise ValueError(
+                    "graphed: expected a closure that does what it did in the steps before, but while it is captured "
+                    "it reads weights outside of their module, or may do so; use opt.step"
+                )
+            if not watching:
+                watching = certain = again = True
+            else:
+                if not certain and not self._has_signs(closure):
+                    missed(self._named(i for i, _ in found if i is not None))
+                self._borrow(found, strangers)
+                certain, again = True, False
+            self._find_owners()
+        vigilance.learn(self._ran, step, again) if watching else vigilance.skip(step)
         if not self._entered:
             raise ValueError(
                 "closure: expected it to run the module that the optimizer was given, but none of the modules with "
@@ -171,16 +181,48 @@ class InForward:
             )
         return result
 
-    def _run(self, closure: Callable[[], Any], found: set[tuple[int | None, nn.Module | None]] | None) -> Any:
-        self._watch = None
+    def _is_being_captured(self) -> bool:
+        return self._tensors[0].is_cuda and torch.cuda.is_current_stream_capturing()
+
+    def _run(self, closure: Callable[[], Any], found: Reads | None) -> tuple[Any, bool]:
+        """Evaluate once.
+
+        Args:
+            found: what is read where it is not perturbed is added to it; None not to watch.
+
+        Returns:
+            What the closure returns, and whether something points to such reads.
+        """
+        self._find_wanted(watch=found is not None)
+        self.vigilance.begin()
+        self._watch, result = None, None
         if found is not None:
             self._watch = Watch(self._watched(), self._scratch.is_free, lambda i: self._note_read(i, found))
-        with self._hooked(), self._watch or nullcontext():
-            return call(closure)
+        try:
+            with self._hooked(), self._watch or self._closing.of(self._closed()):
+                result = call(closure)
+        except RuntimeError:  # as an operation does that reads weights on two devices
+            if not (found or self._closing.met):
+                raise
+        if found is not None:
+            self._owners.saw(self._ran)
+        return result, self.vigilance.saw_signs(self._ran)
+
+    def _has_signs(self, closure: Callable[[], Any]) -> bool:
+        """Whether a read that was found would have been noticed in evaluations that were not watched."""
+        try:
+            return self._run(closure, None)[1]
+        except Exception:  # as they would have ended
+            return True
+
+    def _closed(self) -> Iterable[int] | None:
+        """Weights that only their modules may read; all, if None. Those that are not perturbed anyone may."""
+        return self._active
 
     @contextmanager
     def _hooked(self) -> Iterator[None]:
         self._entered = False
+        self._ran.clear()
         try:
             self._hooking = True
             self._hooks.append(register_module_forward_pre_hook(self._enter))
@@ -198,6 +240,7 @@ class InForward:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        self._closing.open()
         while self._frames:  # left over by what is no Exception
             self._put_back()
         self._scratch.clear()
@@ -219,9 +262,9 @@ class InForward:
         return self._weights.theta
 
     def _enter(self, module: nn.Module, args: Any) -> None:
+        self._ran.append(module)
         if self._watch is not None:
             self._stack.append(module)
-            self._owners.ran.add(module)
         wanted = self._wanted.get(module)
         if wanted is None:
             return
@@ -232,7 +275,10 @@ class InForward:
             return
         frame = Frame(module)
         self._frames.append(frame)  # first: an interrupt may come at any line
-        if self._watch is None and not torch._C._functorch.peek_interpreter_stack():
+        transformed = torch._C._functorch.peek_interpreter_stack() is not None
+        if transformed or torch.is_grad_enabled():  # a backward pass may follow
+            self.vigilance.suspicious = True
+        if self._watch is None and not transformed:
             self._swap(frame, wanted)
             return
         # A transform of torch.func that is under way is none of our passes' business.
@@ -265,14 +311,17 @@ class InForward:
         assert self._pass is not None
         found.table.apply(self._pass)
         frame.originals, frame.swapped = found.originals, missing
+        self._closing.open_for(missing)
         for tensor, copy in found.copies:
             tensor.data = copy
         self._live.update(missing)
+        frame.references = self._scratch.references(place), self._made
 
     def _new_copies(self, missing: frozenset[int], place: tuple[int, int]) -> Copies:
         weights, wanted = self._weights, sorted(missing)
         sources = weights.anchors if self._from_anchor else weights.theta
         assert sources is not None
+        self._made += 1
         copies = self._scratch.tensors(place, [weights.theta[i] for i in wanted])
         kind = MaskKind.THRESHOLD if self._from_anchor else MaskKind.BITS
         entries = [weights.entry(i, c, sources[i], kind) for i, c in zip(wanted, copies, strict=True)]
@@ -291,20 +340,26 @@ class InForward:
         if not self._has_frame(module):
             return self._without_aliases(output) if module in self._owners.owned else None
         replaced = self._without_aliases(output)
-        while self._put_back() is not module:
+        while (frame := self._put_back()).module is not module:
             pass
+        if replaced is None and frame.references is not None:
+            # Its weights do not stand in any more. Who else does has kept something of the buffer.
+            before, made = frame.references
+            if made == self._made and self._scratch.references(frame.place) > before - len(frame.originals):
+                self.vigilance.suspicious = True
         return replaced
 
-    def _put_back(self) -> nn.Module:
-        """End the last frame, and return its module."""
+    def _put_back(self) -> Frame:
+        """End the last frame, and return it."""
         frame = self._frames[-1]
         for tensor, theta in frame.originals:
             tensor.data = theta
+        self._closing.close_again(frame.swapped)
         self._live.difference_update(frame.swapped)
         if frame.place is not None:
             self._scratch.give_back(frame.place)
         self._frames.pop()
-        return frame.module
+        return frame
 
     def _without_aliases(self, output: Any) -> Any:
         """The module's output with copies of what lies in the scratch buffer, or None if nothing does."""
@@ -324,7 +379,7 @@ class InForward:
         mapped = tree_map_only(Tensor, copied, output)
         return mapped if changed else None
 
-    def _note_read(self, i: int | None, found: set[tuple[int | None, nn.Module | None]]) -> None:
+    def _note_read(self, i: int | None, found: Reads) -> None:
         if i is None:
             found.add((None, None))
             return
@@ -334,67 +389,11 @@ class InForward:
         running: list[Any] = [m for m in self._stack if m in self._owners.members] or self._stack or [None]
         found.add((i, running[-1]))
 
-    def _borrow(self, found: set[tuple[int | None, nn.Module | None]], strangers: set[int]) -> None:
-        """Perturb weights from now on where they were found to be read.
-
-        Args:
-            found: (weight, module) of each read; no module runs outside of all, and no weight is stale memory.
-            strangers: the weights that modules which are none of ours have borrowed in this evaluation.
-        """
-        reads = [(i, m) for i, m in found if i is not None]
-        if outside := [i for i, m in reads if m is None]:
-            raise ValueError(
-                f"closure: it reads {self._named(outside)} where no module runs, so that perturbation in the forward "
-                "cannot reach it; use perturb='in_place', or read it in the forward of a module"
-            )
-        if stale := [i for i, m in reads if m is not None and i in self._owners.owned.get(m, ())]:
-            raise ValueError(
-                f"closure: a module reads {self._named(stale)} by a view that was made before its forward, which "
-                "perturbation in the forward cannot reach; use perturb='in_place'"
-            )
-        if len(reads) < len(found):
-            raise ValueError(
-                "closure: it reads perturbed weights after the forward of their module, in a backward pass or by a "
-                "view that was kept, when perturbation in the forward has given up their memory; use perturb='in_place'"
-            )
-        unknown = {i for i, m in reads if m not in self._owners.members}
-        if anew := unknown & strangers:
-            raise ValueError(
-                f"closure: a module that is made anew in every call reads {self._named(anew)}, which perturbation in "
-                "the forward cannot reach; use perturb='in_place'"
-            )
-        strangers |= unknown
-        for i, m in reads:
-            assert m is not None
+    def _borrow(self, found: Reads, strangers: set[int]) -> None:
+        """Perturb weights from now on where they were found to be read; see `check_reachable`."""
+        for i, m in check_reachable(found, self._owners, strangers, self._named):
             self._owners.borrow(m, i)
 
     def _named(self, indices: Iterable[int]) -> str:
         every = [self._weights.weights[i].name for i in sorted(set(indices))]
         return ", ".join(every[:5]) + (f" and {len(every) - 5} more" if len(every) > 5 else "")
-
-
-class InForwardProbes:
-    """As `probes.InPlace`, evaluated in the forward: nothing moves until the update."""
-
-    def __init__(
-        self, engine: InForward, weights: Weights, active: Sequence[int] | None, *, from_anchor=False, watch=False
-    ):
-        self._engine, self._weights, self._active = engine, weights, active
-        self._from_anchor, self._watch = from_anchor, watch
-        self._offset: Mapping[Seed, float] = {}
-        self.moves = 0
-
-    def to(self, offset: Mapping[Seed, float]) -> None:
-        self._offset = offset
-        if offset:
-            self.moves += 1
-        else:
-            self._engine.restore()
-
-    def evaluate(self, closure: Callable[[], Any]) -> Any:
-        do = self._weights.describe(self._offset, None, self._active)
-        watch, self._watch = self._watch, False
-        return self._engine.evaluate(closure, do, from_anchor=self._from_anchor, watch=watch)
-
-    def finish(self, update: Mapping[Seed, Row], decays: Row, then: Sequence[Call]) -> None:
-        self._weights.move(update, decays=decays, active=self._active, then=then)

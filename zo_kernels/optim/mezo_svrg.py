@@ -16,7 +16,6 @@ from . import state
 from .attempt import Attempt, attempted
 from .base import ZeroOrderOptimizer
 from .draws import ANCHOR_SLOT, SEPARATE_SLOT
-from .in_forward import InForwardProbes
 from .losses import Closure, Refused, check_closure, decay_factors
 from .numbers import Numbers, on_host
 from .path import Path
@@ -234,14 +233,13 @@ class MeZOSVRG(ZeroOrderOptimizer):
     def _probes_at_theta(self, weights: Weights) -> Probes:
         active = weights.active(self._dropped)
         if self._in_forward is not None:
-            return InForwardProbes(self._in_forward, weights, active, watch=self._watches())
+            return self._probes_in_forward(weights, active)
         return RestoredInPlace(weights, active, self._unwritten(weights), lambda: self._write(weights))
 
     def _probes_from_anchor(self, weights: Weights) -> Probes:
         active = weights.active(self._dropped)
         if self._in_forward is not None:
-            watch = self._watches() and self._age is None
-            return InForwardProbes(self._in_forward, weights, active, from_anchor=True, watch=watch)
+            return self._probes_in_forward(weights, active, from_anchor=True)
         return InPlaceFromAnchor(weights, active, self._unwritten(weights), lambda: self._write(weights))
 
     def _write(

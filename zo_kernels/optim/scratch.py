@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, device
 
 from ..interrupts import at_once
 from ..modes import inference_mode
+from .aliases import references, storage_of
 
 ALIGNMENT = 64  # bytes; of a cache line, and more than any kernel asks for
 
@@ -30,6 +32,7 @@ class Scratch:
         self._where, self._inference, self._on_drop = where, inference, on_drop
         self._chunks: list[Tensor] = []
         self._used: list[int] = []  # bytes of each chunk
+        self._storages: list[int] = []  # see `storage_of`
         self._spans: list[tuple[int, int]] = []  # addresses of each chunk, the last exclusive
         self._most = 0  # bytes ever in use
 
@@ -81,7 +84,7 @@ class Scratch:
         if at == len(self._chunks):
             return
         self._on_drop()
-        kept = self._chunks, self._used, self._spans
+        kept = self._chunks, self._used, self._storages, self._spans
         at_once([partial(each.__delitem__, slice(at, None)) for each in kept])
 
     def _add(self, size: int) -> None:
@@ -89,7 +92,9 @@ class Scratch:
         with inference_mode(self._inference):
             chunk = torch.empty(size, dtype=torch.uint8, device=self._where)
         span = chunk.data_ptr(), chunk.data_ptr() + size
-        at_once([partial(self._chunks.append, chunk), partial(self._used.append, 0), partial(self._spans.append, span)])
+        kept: list[tuple[list[Any], Any]] = [(self._chunks, chunk), (self._used, 0)]
+        kept += [(self._storages, storage_of(chunk)), (self._spans, span)]
+        at_once([partial(each.append, new) for each, new in kept])
 
     def give_back(self, place: tuple[int, int]) -> None:
         """Free what was taken from there on."""
@@ -105,6 +110,10 @@ class Scratch:
     def holds(self, t: Tensor) -> bool:
         """Whether a tensor's memory lies in the buffer."""
         return lies_in(self._spans, t)
+
+    def references(self, place: tuple[int, int]) -> int:
+        """How many tensors have the memory that a place is in, and some constant."""
+        return references(self._storages[place[0]])
 
     def is_free(self, address: int) -> bool:
         """Whether an address is of memory in the buffer that nobody has taken."""

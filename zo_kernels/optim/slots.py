@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, device
 
 from ..modes import inference_mode
+from .aliases import references, storage_of
 from .scratch import carved, find, parts_of
 
 
@@ -19,6 +20,7 @@ class _Slot:
     taken: bool = False
     filled: torch.cuda.Event | None = None  # when what was copied there has arrived
     read: torch.cuda.Event | None = None  # when nobody reads what was there any more
+    references: int = 0  # to it before it was filled
 
 
 class Slots:
@@ -72,6 +74,7 @@ class Slots:
                 self._slots.append(_Slot(torch.empty(self._size, dtype=torch.uint8, device=self._where)))
         slot = self._slots[number]
         slot.taken = True
+        slot.references = self.references(number)
         copies = carved(slot.memory, sources, self._inference)
         if self._copying is None:
             for copy, source in zip(copies, sources, strict=True):
@@ -86,6 +89,14 @@ class Slots:
                 slot.filled = self._copying.record_event()
         self.bytes_copied += sum(t.numel() * t.element_size() for t in sources)
         return number, copies
+
+    def references(self, number: int) -> int:
+        """How many tensors have a slot's memory, and some constant."""
+        return references(storage_of(self._slots[number].memory))
+
+    def references_before(self, number: int) -> int:
+        """... when it was not filled yet."""
+        return self._slots[number].references
 
     def arrived(self, number: int) -> None:
         """Let the current stream wait for what was copied into a slot."""

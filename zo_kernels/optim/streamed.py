@@ -15,6 +15,7 @@ from torch import Tensor, device, nn
 
 from ..backends.types import MaskKind
 from ..ops import Table
+from .foreign_reads import Reads
 from .in_forward import Frame, InForward
 from .pinned import pin
 from .scratch import bytes_for
@@ -90,7 +91,10 @@ class StreamedInForward(InForward):
     def _watched(self) -> list[Tensor]:
         return [*self._weights.theta, *self._origins]
 
-    def _borrow(self, found: set[tuple[int | None, nn.Module | None]], strangers: set[int]) -> None:
+    def _closed(self) -> None:
+        """All: where they are, nobody computes with them."""
+
+    def _borrow(self, found: Reads, strangers: set[int]) -> None:
         ours = len(self._weights.weights)
         for i, m in [(i, m) for i, m in found if i is not None and i >= ours]:
             found.remove((i, m))
@@ -159,14 +163,18 @@ class StreamedInForward(InForward):
                 self._scratch.discard(coming[1])
             frame.place, copies = self._scratch.fill(self._sources(load))
         self._scratch.arrived(frame.place)
+        made = self._made
         self._perturb_copies(load, frame.place, copies)
         frame.swapped = load.wanted
         frame.originals = [(self._tensors[i], self._weights.theta[i]) for i in load.wanted]
         frame.others = [self._others[i] for i in load.others]
+        self._closing.open_for(load.wanted)
         for i, copy in zip(load.wanted, copies, strict=False):
             self._tensors[i].data = copy
         for t, copy in zip(frame.others, copies[len(load.wanted) :], strict=False):
             t.data = copy
+        if made == self._made:
+            frame.references = self._scratch.references_before(frame.place) + len(load.wanted), made
         self._live.update(load.wanted)
         self._here.update(load.others)
         self._send_for_next(load)
@@ -194,10 +202,11 @@ class StreamedInForward(InForward):
                 if i in active:
                     entries.append(replace(weights.entry(i, copy, copy, kind), mask_tensor=mask))
             names = [weights.weights[i].name for i in active]
+            self._made += 1
             self._tables[key] = Table(entries, names, weights.backend, private=True)
         self._tables[key].apply(do)
 
-    def _put_back(self) -> nn.Module:
+    def _put_back(self) -> Frame:
         frame = self._frames[-1]
         for t in frame.others:
             i = self._place_of[t]

@@ -11,7 +11,8 @@ from torch import Tensor, device, nn
 from .. import checks, names
 from .blocks import block_of_parameters
 from .groups import check_eps, check_group, check_keys, check_owned, given_blocks, name_group, norm_parameters
-from .in_forward import InForward, cannot_perturb_in_forward
+from .in_forward import InForward
+from .in_forward_probes import cannot_perturb_in_forward
 from .masks import Thresholds
 from .overflow import Reach
 from .parallel import Ranks

@@ -1,0 +1,94 @@
+"""Tensors that share memory with weights, by which weights can be read without being named."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_MOST_BETWEEN_LOOKS = 4096
+_use_count: Any = getattr(torch._C, "_storage_Use_Count", None)
+# Aliases that optimizers have made: nobody reads a weight by them.
+_ours: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
+
+
+def references(storage: int) -> int:
+    """How many tensors have this storage (`UntypedStorage._cdata`), and some constant."""
+    return 0 if _use_count is None else int(_use_count(storage))
+
+
+def storage_of(t: Tensor) -> int:
+    """What to ask `references` for. It is valid as long as the memory is."""
+    return t.untyped_storage()._cdata
+
+
+def extent(t: Tensor) -> int:
+    """In bytes, from its first element to the end of its last."""
+    if t.is_nested:  # it has no strides
+        return t.untyped_storage().nbytes()
+    return t.element_size() * (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)))
+
+
+def _overlap(spans: Sequence[tuple[int, int]], t: Tensor) -> bool:
+    """Whether a tensor has memory in one of the spans of addresses."""
+    if t.layout != torch.strided or t.is_meta or not t.numel():
+        return False
+    first = t.data_ptr()
+    end = first + extent(t)
+    return any(first < stop and start < end for start, stop in spans)
+
+
+class Aliases:
+    """Whether there are aliases of weights. To know it costs no more than to count references, as long as these are as
+    many as they were.
+
+    Args:
+        weights: the weights.
+        own: for each of them our own alias.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], own: Sequence[Tensor]):
+        self._known = {id(t) for t in (*weights, *own)}
+        _ours.update({id(t): t for t in own})
+        self._spans = [(t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()) for t in own if t.numel()]
+        times = Counter(map(storage_of, own))
+        self._storages = list(times)
+        mine = nn.Parameter(torch.empty(1))
+        alias = mine.detach()
+        one = references(storage_of(alias))
+        self._without: list[int] | None = [one + 2 * (n - 1) for n in times.values()]  # counts, when there are none
+        self._with: list[int] | None = None  # ... and when there are some
+        self._asked, self._look_from, self._between = 0, 0, 16
+
+    def exist(self) -> bool:
+        """Whether there are any, or may be."""
+        if _use_count is None:
+            return True
+        counts = [*map(_use_count, self._storages)]
+        if counts == self._without:
+            return False
+        self._asked += 1
+        if counts == self._with or self._asked < self._look_from:
+            return True
+        self._look_from = self._asked + self._between
+        self._between = min(2 * self._between, _MOST_BETWEEN_LOOKS)
+        found = self._find()
+        self._without, self._with = (self._without, counts) if found else (counts, self._with)
+        return found
+
+    def _find(self) -> bool:
+        """Among all objects, which takes long."""
+        with torch._C.DisableTorchFunctionSubclass():
+            for t in gc.get_objects():
+                if issubclass(type(t), Tensor) and id(t) not in self._known and id(t) not in _ours:
+                    try:
+                        if _overlap(self._spans, t):
+                            return True
+                    except RuntimeError:  # it has no memory of its own
+                        continue
+        return False
