@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PYTHON, SHELL, TEXT = "python", "shell", "text"
+_FENCES = {"python": PYTHON, "bash": SHELL, "sh": SHELL, "shell": SHELL, "console": SHELL, "text": TEXT}
 _COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(?:zo-finetune|make|pip|python[\d.]*|pytest|torchrun|ls|/tmp/\S+) ?")
 
 
@@ -22,8 +23,9 @@ class Block:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The words of each line, without comments."""
-        return [words for line in self.text.splitlines() if (words := shlex.split(line, comments=True))]
+        """The words of each line, without comments and prompts."""
+        lines = (shlex.split(line.removeprefix("$ "), comments=True) for line in self.text.splitlines())
+        return [words for words in lines if words]
 
 
 def blocks(text: str) -> list[Block]:
@@ -34,7 +36,9 @@ def blocks(text: str) -> list[Block]:
         if lines[at].startswith("```"):
             while not lines[at + 1].startswith("```"):
                 at += 1
-            found.append(Block(lines[start][3:].strip(), "\n".join(lines[start + 1 : at + 1]) + "\n", start + 2))
+            found.append(
+                Block(_FENCES[lines[start][3:].strip()], "\n".join(lines[start + 1 : at + 1]) + "\n", start + 2)
+            )
             at += 1
         elif lines[at].startswith("    ") and start and not lines[at - 1].strip():
             while at < len(lines) and (lines[at].startswith("    ") or not lines[at].strip()):
@@ -53,15 +57,28 @@ def in_prose(text: str) -> list[str]:
     return [span for span in spans if _COMMAND.match(span + " ")]
 
 
+class Failed(Exception):
+    """A snippet, by document and line."""
+
+
 def run(block: Block, names: dict[str, object], path: Path) -> None:
-    """As if it stood in a program; an expression whose comment is a number has that value."""
+    """As if it stood in a program; an expression whose comment is a number has that value.
+
+    Raises Failed.
+    """
     source = "\n" * (block.line - 1) + block.text
-    if block.text.lstrip().startswith('"'):
-        eval(compile("{" + source.strip() + "}", str(path), "eval"), names)  # an entry of a dict
-        return
-    for statement in ast.parse(source).body:
-        exec(compile(ast.Module([statement], []), str(path), "exec"), names)
-        comment = source.splitlines()[(statement.end_lineno or 1) - 1].partition("  # ")[2]
-        if isinstance(statement, ast.Expr) and re.fullmatch(r"[\d_]+", comment):
+    if block.text.lstrip().startswith('"'):  # an entry of a dict
+        source = "\n" * (block.line - 1) + "{" + block.text + "}\n"
+    lines, at = source.splitlines(), block.line
+    try:
+        for statement in ast.parse(source, str(path)).body:
+            at = statement.lineno
+            if not isinstance(statement, ast.Expr):
+                exec(compile(ast.Module([statement], []), str(path), "exec"), names)
+                continue
             value = eval(compile(ast.Expression(statement.value), str(path), "eval"), names)
-            assert value == int(comment), (path, statement.lineno, value, comment)
+            comment = lines[(statement.end_lineno or at) - 1].partition("  # ")[2]
+            if re.fullmatch(r"[\d_]+", comment) and value != int(comment):
+                raise ValueError(f"expected {comment}, got {value}")
+    except Exception as error:
+        raise Failed(f"{path.name}, line {at}: {type(error).__name__}: {error}") from error
