@@ -72,6 +72,10 @@ def of_tasks() -> dict[str, Any]:
     return {name: getattr(tasks, name) for name in ("LM_BFF", "Task", "Template", "_named")}
 
 
+def of_troubleshooting() -> dict[str, Any]:
+    return {"model": loaded(), "batch": tokens(0)}
+
+
 def of_scale() -> dict[str, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -87,7 +91,7 @@ def of_scale() -> dict[str, Any]:
 # What a document speaks of as the reader's own.
 OWN = {
     "README.md": of_readme, "methods.md": of_methods, "reliability.md": of_reliability, "trainer.md": of_trainer,
-    "tasks.md": of_tasks, "scale.md": of_scale,
+    "tasks.md": of_tasks, "scale.md": of_scale, "troubleshooting.md": of_troubleshooting,
 }  # fmt: skip
 
 # Document, what is written, what is run, why.
