@@ -4,6 +4,7 @@ import ast
 import re
 from pathlib import Path
 
+import messages
 import pytest
 
 from benchmarks.__main__ import main
@@ -87,3 +88,28 @@ def test_figures_and_rows_are_spoken_of():
     text = "".join(path.read_text() for path in DOCUMENTS)
     for path in (*Path(ROOT, "docs", "figures").iterdir(), *Path(ROOT, "docs", "results").iterdir()):
         assert path.name in text, path.name
+
+
+def test_messages_that_are_quoted_are_ours():
+    """So that who looks for a message finds its row."""
+    modules = messages.of_package(ROOT / "zo_kernels")
+    quotes = messages.quoted((ROOT / "docs" / "troubleshooting.md").read_text())
+    unknown = [quote for quote in quotes if not messages.is_said(quote, modules)]
+    assert len(quotes) > 40 and not unknown, unknown
+
+
+@pytest.mark.parametrize(
+    "quote, is_said",
+    [
+        ("expected a … of 3", True),
+        ("expected a dog", False),
+        ("a head, got …; look", True),
+        ("expected a cat of 3 got", False),
+        ("…", False),
+    ],
+)
+def test_a_quote_is_compared_with_what_the_source_says(quote, is_said):
+    source = 'f"expected a {kind} " "of 3" "; look"\nx = "a head, got "'
+    assert messages.is_said(quote, [messages.of_source(source)]) == is_said
+    table = f"| you see | we say |\n|---|---|\n| `no` | `{quote}` |\n\n| a | b |\n|---|---|\n| a | `no` |\n"
+    assert messages.quoted(table) == [quote]

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _pop_mode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..modes import take_off
 from .aliases import extent
 from .owners import Owners
 
@@ -47,6 +48,8 @@ class Watch(TorchDispatchMode):
         on_read: may be called many times for one read.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self, tensors: Sequence[Tensor], stale: Callable[[int], bool], on_read: Callable[[int | None], None]):
         super().__init__()
         spans = [(t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), i) for i, t in enumerate(tensors)]
@@ -65,16 +68,8 @@ class Watch(TorchDispatchMode):
             self._paused = before
 
     def leave(self) -> None:
-        """Off PyTorch's stack of modes, on which an exception from outside may have left it: one that came while
-        PyTorch took it, or let go of it.
-        """
-        stack = _get_current_dispatch_mode_stack()
-        if not stack or stack[-1] is not self:
-            return
-        if self.old_dispatch_mode_flags:
-            self.__exit__(None, None, None)
-        else:
-            _pop_mode(None)
+        """See `take_off`."""
+        take_off(self)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -82,10 +77,11 @@ class Watch(TorchDispatchMode):
         try:
             result = func(*args, **kwargs)
         finally:  # an operation that failed read what it was given, too: perhaps that is why
-            name = func._schema.name
+            schema = getattr(func, "_schema", None)  # operators of higher order have none
+            name, writes = ("", False) if schema is None else (schema.name, schema.is_mutable)
             if not self._paused and name not in _SHAPE_ONLY:
                 for t in _tensors(args[:1] if name in _FIRST_ONLY else (args, kwargs)):
-                    self._look(t, result, func._schema.is_mutable)
+                    self._look(t, result, writes)
         return result
 
     def _look(self, t: Tensor, result: Any, writes: bool) -> None:
