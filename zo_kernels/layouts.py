@@ -32,6 +32,11 @@ def layouts(tensors: Sequence[Tensor]) -> list[bool] | list[bool | tuple[int, ..
     return flags if all(flags) else [flag or t.stride() for flag, t in zip(flags, tensors, strict=True)]
 
 
+def in_memory_order(t: Tensor) -> Tensor:
+    """A dense tensor's elements, one after the other as they lie: a view."""
+    return t.view(-1) if t.is_contiguous() else t.as_strided((t.numel(),), (1,), t.storage_offset())
+
+
 def stretches(shape: Sequence[int], most: int, multiple: int = 1) -> list[tuple[int, Index]]:
     """Cuts of a tensor's elements, in their logical order, into views of whole rows.
 

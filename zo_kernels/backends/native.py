@@ -72,10 +72,13 @@ class Native:
         return _Run(table, chosen, entries)
 
 
-def _layouts(entries: Sequence[Entry]) -> list[dict[int, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]]:
+Strided = tuple[Sequence[int], Sequence[int], Sequence[int]]
+
+
+def _layouts(entries: Sequence[Entry]) -> list[dict[int, Strided]]:
     """Shape, strides of dst and of src of those that are not contiguous, by their numbers; nothing if all are."""
-    staged = [i for i, e in enumerate(entries) if is_staged(e)]
-    return [{i: (entries[i].dst.shape, entries[i].dst.stride(), entries[i].src.stride()) for i in staged}][: len(staged)]
+    found = {i: (e.dst.shape, e.dst.stride(), e.src.stride()) for i, e in enumerate(entries) if is_staged(e)}
+    return [found] if found else []
 
 
 class _Run(InC):

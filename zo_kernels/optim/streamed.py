@@ -194,7 +194,7 @@ class StreamedInForward(InForward):
                 if i in active:
                     entries.append(replace(weights.entry(i, copy, copy, kind), mask_tensor=mask))
             names = [weights.weights[i].name for i in active]
-            self._tables[key] = Table(entries, names, weights.backend, private=True)
+            self._tables[key] = Table(entries, names, weights.backend, private=True, staging=weights.staging)
         self._tables[key].apply(do)
 
     def _put_back(self) -> nn.Module:

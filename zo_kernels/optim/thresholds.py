@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..layouts import in_memory_order
 from .shards import Shard
 
 _CHUNK = 1 << 20
@@ -31,7 +32,7 @@ def magnitude_threshold(w: Shard, sparsity: float) -> float:
     Returns:
         h, a value of |w| (0.0 for an empty parameter).
     """
-    flat = w.tensor.detach().reshape(-1)
+    flat = in_memory_order(w.tensor.detach())
     n = math.prod(w.whole)
     if n == 0:
         return 0.0
