@@ -93,7 +93,9 @@ std::pair<float, float> radius_range(uint32_t first, uint32_t last) {
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "noise v1 and the fused pass on the CPU";
-  py::class_<zo::Table>(m, "Table", py::module_local()).def(py::init(&make_table), py::arg("entries"), py::arg("strided") = std::map<size_t, StridedTuple>()).def("run", &run);
+  py::class_<zo::Table>(m, "Table", py::module_local())
+      .def(py::init(&make_table), py::arg("entries"), py::arg("strided") = std::map<size_t, StridedTuple>())
+      .def("run", &run);
   m.def("instruction_sets", &instruction_sets, "The instruction sets this processor can run, the fastest first.");
   m.def("philox4x32", &philox, py::arg("counter"), py::arg("key"), py::arg("rounds") = zo::kPhiloxRounds);
   m.def("radius_range", &radius_range, "Least and greatest radius over the words first..last; NaN if any is one.");

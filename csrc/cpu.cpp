@@ -53,16 +53,14 @@ void gather(const Layout& layout, const Entry& e, uint32_t* to, int64_t begin, i
   if (e.dtype == DType::kFloat32)
     copy_range(layout, &Dim::src, static_cast<const uint32_t*>(e.src), to, begin, end);
   else
-    copy_range(layout, &Dim::src, static_cast<const uint16_t*>(e.src),
-                                     reinterpret_cast<uint16_t*>(to), begin, end);
+    copy_range(layout, &Dim::src, static_cast<const uint16_t*>(e.src), reinterpret_cast<uint16_t*>(to), begin, end);
 }
 
 void scatter(const Layout& layout, const Entry& e, const uint32_t* from, int64_t begin, int64_t end) {
   if (e.dtype == DType::kFloat32)
     copy_range(layout, &Dim::dst, static_cast<uint32_t*>(e.dst), from, begin, end);
   else
-    copy_range(layout, &Dim::dst, static_cast<uint16_t*>(e.dst), reinterpret_cast<const uint16_t*>(from), begin,
-                      end);
+    copy_range(layout, &Dim::dst, static_cast<uint16_t*>(e.dst), reinterpret_cast<const uint16_t*>(from), begin, end);
 }
 
 // A chunk of an entry as an entry of its own, whose elements are in contiguous memory.

@@ -42,7 +42,7 @@ void copy_plane(T* to, int64_t to_row, int64_t to_column, const T* from, int64_t
 // Elements begin .. end - 1 of a tensor, by its strides, to contiguous memory, whose first is element begin, or from
 // there: what is const is read.
 template <typename Tensor, typename Flat>
-void copy_range(const Layout& dims, int64_t Dim::*stride, Tensor* tensor, Flat* flat, int64_t begin, int64_t end) {
+void copy_range(const Layout& dims, int64_t Dim::* stride, Tensor* tensor, Flat* flat, int64_t begin, int64_t end) {
   const Dim column = dims[0], row = dims.size() > 1 ? dims[1] : Dim{1, 0, 0};
   while (begin < end) {
     int64_t rest = begin;

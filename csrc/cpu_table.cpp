@@ -84,7 +84,7 @@ void check_strides(const std::string& name, const std::vector<int64_t>& shape, c
   }
 }
 
-Layout layout_of(const std::string& name, const Strided& given, int64_t numel) {
+Layout layout_of(const std::string& name, const Strided& given, int64_t numel, bool in_place) {
   if (given.shape.empty() && given.dst.empty() && given.src.empty()) return {};
   if (given.dst.size() != given.shape.size() || given.src.size() != given.shape.size())
     refuse(name + ": strides", std::to_string(given.shape.size()) + " of dst and of src",
@@ -95,10 +95,12 @@ Layout layout_of(const std::string& name, const Strided& given, int64_t numel) {
     if (size > numel / elements) refuse(name + ": shape", std::to_string(numel) + " elements", "more");
     elements *= size;
   }
-  if (elements != numel)
-    refuse(name + ": shape", std::to_string(numel) + " elements", std::to_string(elements));
+  if (elements != numel) refuse(name + ": shape", std::to_string(numel) + " elements", std::to_string(elements));
   check_strides(name + ": strides of dst", given.shape, given.dst);
   check_strides(name + ": strides of src", given.shape, given.src);
+  for (size_t d = 0; in_place && d < given.shape.size(); ++d)
+    if (given.shape[d] != 1 && given.src[d] != given.dst[d])
+      refuse(name + ": strides of src", "those of dst, in place", "others");
   Layout dims;
   for (size_t d = given.shape.size(); d-- > 0;) {
     const Dim dim = {given.shape[d], given.dst[d], given.src[d]};
@@ -177,7 +179,7 @@ Table::Table(const std::vector<Given>& given) {
     check_entry(name, given[i]);
     const Entry& e = given[i].entry;
     entries_.push_back(e);
-    layouts_.push_back(layout_of(name, given[i].strided, e.numel));
+    layouts_.push_back(layout_of(name, given[i].strided, e.numel, e.src == e.dst));
     groups_ = std::max(groups_, size_t(e.group) + 1);
     if (!e.numel) continue;
     const int64_t bytes = e.numel * element_bytes(e.dtype);

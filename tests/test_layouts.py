@@ -199,6 +199,7 @@ WRONG = {
     "elements twice": (((3, 4), (1, 3), (1, 2)), r"strides of src: expected a stride of 3, got 2"),
     "a stride of 0": (((3, 4), (0, 1), (1, 3)), r"strides of dst: expected a stride of 1, got 0"),
     "a stride of -1": (((3, 4), (-1, 3), (1, 3)), r"strides of dst: expected a stride of 1, got -1"),
+    "in place, others": (((3, 4), (1, 3), (4, 1)), r"strides of src: expected those of dst, in place, got others"),
     "a stride of 2**62": (((3, 4), (1, 2**62), (1, 3)), r"strides of dst: expected a stride of 3, got 46"),
 }
 
@@ -225,5 +226,8 @@ def test_backends_take_no_layout_that_they_do_not_know() -> None:
         reference.prepare([Entry(w, w, 0)])
     with pytest.raises(ValueError, match=r"w: src: expected the shape of dst, \(3, 4\), got \(4, 3\)"):
         Table([Entry(w, torch.ones(4, 3), 0)], ["w"])
+    square = laid_out(torch.ones(3, 3), (1, 0))
+    with pytest.raises(ValueError, match=r"w: src: expected other memory than dst, or its strides"):
+        Table([Entry(square, square.t(), 0)], ["w"])
     with pytest.raises(ValueError, match=r"w: expected a contiguous tensor, as a shard of 3 stretches"):
         Table([Entry(w, w, 0)], ["w"], runs=[[0, 8, 16]])

@@ -24,7 +24,7 @@ def is_dense(t: Tensor) -> bool:
     return True
 
 
-def layouts(tensors: Sequence[Tensor]) -> list[bool] | list[bool | tuple[int, ...]]:
+def layouts(tensors: Sequence[Tensor]) -> Sequence[object]:
     """What tells dense tensors' layouts apart: True for one that is contiguous, else its strides. Asked in every pass,
     of hundreds.
     """

@@ -164,6 +164,8 @@ def _check_layout(name: str, e: Entry, runs: int, any_layout: bool) -> None:
         raise ValueError(f"{name}: expected a contiguous tensor, as a shard of {runs} stretches, {strides}")
     if e.src.shape != e.dst.shape:
         raise ValueError(f"{name}: src: expected the shape of dst, {tuple(e.dst.shape)}, got {tuple(e.src.shape)}")
+    if e.src.data_ptr() == e.dst.data_ptr() and e.src.stride() != e.dst.stride():
+        raise ValueError(f"{name}: src: expected other memory than dst, or its strides, {strides}")
 
 
 def _check_mask(name: str, e: Entry, runs: int) -> None:

@@ -77,7 +77,9 @@ Strided = tuple[Sequence[int], Sequence[int], Sequence[int]]
 
 def _layouts(entries: Sequence[Entry]) -> list[dict[int, Strided]]:
     """Shape, strides of dst and of src of those that are not contiguous, by their numbers; nothing if all are."""
-    found = {i: (e.dst.shape, e.dst.stride(), e.src.stride()) for i, e in enumerate(entries) if is_staged(e)}
+    found: dict[int, Strided] = {
+        i: (e.dst.shape, e.dst.stride(), e.src.stride()) for i, e in enumerate(entries) if is_staged(e)
+    }
     return [found] if found else []
 
 

@@ -118,7 +118,8 @@ def _batches(backend: Backend, entries: Sequence[Entry], staged: Sequence[int], 
         start, pieces, places = 0, [], []
         for at in batch:
             _, entry, dst, src = cut[at]
-            flat = memory[start : start + dst.nbytes].view(dst.dtype)
+            with inference_mode(False):  # where a view of another dtype would be an inference tensor
+                flat = memory[start : start + dst.nbytes].view(dst.dtype)
             pieces.append(replace(entry, dst=flat, src=flat))
             places.append((dst, src, flat.view(dst.shape)))
             start += sizes[at]
