@@ -34,7 +34,7 @@ def layouts(tensors: Sequence[Tensor]) -> Sequence[object]:
 
 def in_memory_order(t: Tensor) -> Tensor:
     """A dense tensor's elements, one after the other as they lie: a view."""
-    return t.view(-1) if t.is_contiguous() else t.as_strided((t.numel(),), (1,), t.storage_offset())
+    return t.view(-1) if t.is_contiguous() else t.as_strided((t.numel(),), (1,))
 
 
 def stretches(shape: Sequence[int], most: int, multiple: int = 1) -> list[tuple[int, Index]]:
