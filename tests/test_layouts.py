@@ -129,7 +129,7 @@ def test_the_native_backend_does_all_in_one_call() -> None:
 def test_add_noise(backend: str) -> None:
     """A mask has a layout of its own, and may be expanded."""
     w = torch.randn(6, 5, 3, 3)
-    masks = [torch.rand_like(w) < 0.5, (torch.rand(6, 1, 1, 1) < 0.5).expand_as(w)]
+    masks = [torch.rand_like(w) < 0.5, (torch.arange(6) % 2 == 0).view(6, 1, 1, 1).expand_as(w)]
     for mask in (masks[0], laid_out(masks[0], ORDERS["any"]), masks[1], 0.5):
         plain, other = w.clone(), w.to(memory_format=torch.channels_last)
         given = mask.contiguous() if isinstance(mask, torch.Tensor) else mask
