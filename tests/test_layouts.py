@@ -182,7 +182,8 @@ def test_fingerprints(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
 def test_what_is_dense() -> None:
     w = torch.randn(4, 6, 3, 3)
     some = w[:1, :, 1:2, 1:2].clone()  # strides of dimensions of one element say nothing
-    for t in (w, w.permute(3, 0, 2, 1), w[1:3], w[:0], w[0, 0, 0, 0], some, some.as_strided(some.shape, (1, 1, 9, 9))):
+    others = [some, some.as_strided(some.shape, (1, 1, 9, 9)), torch.randn(24).as_strided((6, 1, 4), (1, 77, 6))]
+    for t in (w, w.permute(3, 0, 2, 1), w[1:3], w[:0], w[0, 0, 0, 0], *others):
         assert is_dense(t) and torch.equal(in_memory_order(t).sort().values, t.flatten().sort().values)
     gaps = [w[:, 1:], w[..., ::2], w[::2], w.transpose(0, 1)[1:], w[:1, :1].expand(4, 6, 3, 3)]
     assert not any(map(is_dense, gaps))

@@ -203,8 +203,11 @@ def test_thresholds() -> None:
 def test_staged_memory_is_that_of_the_largest_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """One for all tables of an optimizer, those of modules' forwards, too."""
     monkeypatch.setattr(staged, "MOST_BYTES", 1024)
+    made: list[staged.Staging] = []
+    monkeypatch.setattr(staged.Staging, "__init__", lambda self: (setattr(self, "_memory", {}), made.append(self))[0])
     model = net("channels_last")
     opt = optimizer("MeZO", model, perturb="in_forward", backend="reference")
     steps(opt, model, 2)
-    [memory] = opt._weights.staging._memory[torch.device("cpu")]
+    assert made == [opt._weights.staging]
+    [memory] = made[0]._memory[torch.device("cpu")]
     assert memory.numel() <= 1024 < sum(p.nbytes for p in model.parameters() if not p.is_contiguous())
