@@ -25,7 +25,7 @@ if sys.platform == "linux":  # GCC's; clang has no such option
     FLAGS.append("-fno-tree-reassoc")
 SOURCES = ["bindings", "cpu", "cpu_table", "cpu_scalar", "cpu_avx2", "cpu_avx512"]
 HEADERS = ["noise", "axpy", "cpu", *(f"cpu_{part}" for part in ("table", "scalar", "noise", "memory", "kernel"))]
-HEADERS += ["simd_avx2", "simd_avx512"]
+HEADERS += ["cpu_layout", "simd_avx2", "simd_avx512"]
 
 CUDA_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=0"]
 # Code for two generations, and PTX from which a driver compiles for those that come later.

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <map>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -18,7 +19,11 @@ namespace {
 using EntryTuple = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, uint32_t, int, int, int, double, uintptr_t,
                               int64_t, int64_t, int64_t>;
 
-std::unique_ptr<zo::Table> make_table(const std::vector<EntryTuple>& tuples) {
+// Shape, strides of dst, strides of src of an entry that is not contiguous.
+using StridedTuple = std::tuple<std::vector<int64_t>, std::vector<int64_t>, std::vector<int64_t>>;
+
+std::unique_ptr<zo::Table> make_table(const std::vector<EntryTuple>& tuples,
+                                      const std::map<size_t, StridedTuple>& strided) {
   const zo::DefaultFloatMode mode;  // for the threshold
   std::vector<zo::Given> given;
   given.reserve(tuples.size());
@@ -27,6 +32,12 @@ std::unique_ptr<zo::Table> make_table(const std::vector<EntryTuple>& tuples) {
     given.push_back({{reinterpret_cast<void*>(dst), reinterpret_cast<const void*>(src), numel, offset, id, group,
                       zo::DType(dtype), zo::MaskKind(mask), float(threshold), reinterpret_cast<uint8_t*>(mask_data)},
                      {dst_bytes, src_bytes, mask_bytes}});
+  for (const auto& [i, each] : strided) {
+    if (i >= given.size())
+      throw std::invalid_argument("strided: expected numbers of " + std::to_string(given.size()) + " entries, got " +
+                                  std::to_string(i));
+    given[i].strided = {std::get<0>(each), std::get<1>(each), std::get<2>(each)};
+  }
   return std::make_unique<zo::Table>(given);
 }
 
@@ -82,7 +93,9 @@ std::pair<float, float> radius_range(uint32_t first, uint32_t last) {
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "noise v1 and the fused pass on the CPU";
-  py::class_<zo::Table>(m, "Table", py::module_local()).def(py::init(&make_table)).def("run", &run);
+  py::class_<zo::Table>(m, "Table", py::module_local())
+      .def(py::init(&make_table), py::arg("entries"), py::arg("strided") = std::map<size_t, StridedTuple>())
+      .def("run", &run);
   m.def("instruction_sets", &instruction_sets, "The instruction sets this processor can run, the fastest first.");
   m.def("philox4x32", &philox, py::arg("counter"), py::arg("key"), py::arg("rounds") = zo::kPhiloxRounds);
   m.def("radius_range", &radius_range, "Least and greatest radius over the words first..last; NaN if any is one.");

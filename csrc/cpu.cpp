@@ -17,6 +17,7 @@ namespace {
 // A multiple of 8, so that no two chunks share a byte of mask bits. Small enough to balance threads, large enough that
 // taking one costs nothing.
 constexpr int64_t kChunk = 1 << 15;
+constexpr int64_t kMostStaged = 1 << 20;  // elements of a chunk that is not contiguous
 constexpr int kCounterHighShift = 34;  // counters of elements i and j differ in their high half if i >> 34 != j >> 34
 constexpr int64_t kOneHigh = int64_t(1) << kCounterHighShift;
 constexpr size_t kMostAtWork = 1024;  // threads
@@ -24,6 +25,7 @@ constexpr size_t kApart = 64;         // floats between the memory of two thread
 
 struct Chunk {
   const Entry* entry;
+  const Layout* layout;  // null if the entry is contiguous
   int64_t begin, end;
 };
 
@@ -40,8 +42,37 @@ size_t repeats(const std::vector<uint64_t>& seeds, size_t k) {
 struct Workspace {
   std::unique_ptr<Direction[]> directions;
   std::unique_ptr<float[]> scales;
-  explicit Workspace(size_t n) : directions(new Direction[n]), scales(new float[n + kApart]) {}
+  std::unique_ptr<uint32_t[]> elements;  // of a chunk that is not contiguous
+  Workspace(size_t n, int64_t staged)
+      : directions(new Direction[n]),
+        scales(new float[n + kApart]),
+        elements(staged ? new uint32_t[size_t(staged)] : nullptr) {}
 };
+
+void gather(const Layout& layout, const Entry& e, uint32_t* to, int64_t begin, int64_t end) {
+  if (e.dtype == DType::kFloat32)
+    copy_range(layout, &Dim::src, static_cast<const uint32_t*>(e.src), to, begin, end);
+  else
+    copy_range(layout, &Dim::src, static_cast<const uint16_t*>(e.src), reinterpret_cast<uint16_t*>(to), begin, end);
+}
+
+void scatter(const Layout& layout, const Entry& e, const uint32_t* from, int64_t begin, int64_t end) {
+  if (e.dtype == DType::kFloat32)
+    copy_range(layout, &Dim::dst, static_cast<uint32_t*>(e.dst), from, begin, end);
+  else
+    copy_range(layout, &Dim::dst, static_cast<uint16_t*>(e.dst), reinterpret_cast<const uint16_t*>(from), begin, end);
+}
+
+// A chunk of an entry as an entry of its own, whose elements are in contiguous memory.
+Entry chunk_of(const Entry& e, uint32_t* memory, int64_t begin, int64_t end) {
+  Entry part = e;
+  part.dst = memory;
+  part.src = memory;
+  part.numel = end - begin;
+  part.offset += begin;
+  if (e.mask_data) part.mask_data += e.mask == MaskKind::kBool ? begin : begin / 8;
+  return part;
+}
 
 void prepare(Direction& d, uint64_t seed, const float* scales, size_t n, uint32_t param_id, uint32_t counter_high) {
   d.seed = seed;
@@ -73,18 +104,26 @@ void Table::run(const std::vector<uint64_t>& seeds, const std::vector<double>& s
                 RangeFn range) const {
   check(seeds.size(), scales.size(), decays.size(), active, threads);
   std::vector<Chunk> chunks;
-  const auto add = [&chunks](const Entry& e) {
-    for (int64_t i = 0; i < e.numel; i += kChunk) chunks.push_back({&e, i, std::min(i + kChunk, e.numel)});
+  int64_t staged = 0;
+  const auto add = [&](size_t at) {
+    const Entry& e = entries_[at];
+    const Layout* layout = layouts_[at].empty() ? nullptr : &layouts_[at];
+    int64_t size = kChunk;
+    if (layout) {
+      size = std::min(std::max(size, kRows * std::min(layout->front().size, kMostStaged)), kMostStaged);
+      staged = std::max(staged, std::min(size, e.numel));
+    }
+    for (int64_t i = 0; i < e.numel; i += size) chunks.push_back({&e, layout, i, std::min(i + size, e.numel)});
   };
   if (active)
-    for (const int64_t i : *active) add(entries_[size_t(i)]);
+    for (const int64_t i : *active) add(size_t(i));
   else
-    for (const Entry& e : entries_) add(e);
+    for (size_t i = 0; i < entries_.size(); ++i) add(i);
   if (chunks.empty()) return;
   const size_t wanted = std::min({size_t(threads), chunks.size(), kMostAtWork});
   std::vector<Workspace> workspaces;
   workspaces.reserve(wanted);
-  for (size_t i = 0; i < wanted; ++i) workspaces.emplace_back(seeds.size());
+  for (size_t i = 0; i < wanted; ++i) workspaces.emplace_back(seeds.size(), staged);
   const UnderWay under_way(*this);
 
   alignas(64) std::atomic<size_t> next{0};  // in a cache line of its own
@@ -93,7 +132,13 @@ void Table::run(const std::vector<uint64_t>& seeds, const std::vector<double>& s
     const DefaultFloatMode mode;
     const Workspace& own = workspaces[started.fetch_add(1, std::memory_order_relaxed)];
     for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < chunks.size();) {
-      const Chunk& chunk = chunks[i];
+      Chunk chunk = chunks[i];
+      Entry part;
+      if (chunk.layout) {
+        gather(*chunk.layout, *chunk.entry, own.elements.get(), chunk.begin, chunk.end);
+        part = chunk_of(*chunk.entry, own.elements.get(), chunk.begin, chunk.end);
+        chunk = {&part, nullptr, 0, part.numel};
+      }
       const Entry& e = *chunk.entry;
       const bool several = e.dtype == DType::kFloat32 && e.mask == MaskKind::kNone;
       const double* row = scales.data() + size_t(e.group) * seeds.size();
@@ -114,6 +159,8 @@ void Table::run(const std::vector<uint64_t>& seeds, const std::vector<double>& s
         range(job, begin, end);
         begin = end;
       }
+      if (chunks[i].layout)
+        scatter(*chunks[i].layout, *chunks[i].entry, own.elements.get(), chunks[i].begin, chunks[i].end);
     }
   };
 

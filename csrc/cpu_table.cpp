@@ -6,6 +6,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #if !defined(_WIN32)
 #include <pthread.h>
@@ -70,6 +71,48 @@ void check_entry(const std::string& name, const Given& given) {
   if (const int64_t needed = mask_bytes(e)) check_memory(name + ": mask", e.mask_data, needed, given.room.mask, 1);
 }
 
+// Strides of a tensor whose elements lie side by side: none twice, and none outside.
+void check_strides(const std::string& name, const std::vector<int64_t>& shape, const std::vector<int64_t>& strides) {
+  std::vector<std::pair<int64_t, int64_t>> dims;
+  for (size_t d = 0; d < shape.size(); ++d)
+    if (shape[d] != 1) dims.push_back({strides[d], shape[d]});
+  std::sort(dims.begin(), dims.end());
+  int64_t expected = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride != expected) refuse(name, "a stride of " + std::to_string(expected), std::to_string(stride));
+    expected *= size;
+  }
+}
+
+Layout layout_of(const std::string& name, const Strided& given, int64_t numel, bool in_place) {
+  if (given.shape.empty() && given.dst.empty() && given.src.empty()) return {};
+  if (given.dst.size() != given.shape.size() || given.src.size() != given.shape.size())
+    refuse(name + ": strides", std::to_string(given.shape.size()) + " of dst and of src",
+           std::to_string(given.dst.size()) + " and " + std::to_string(given.src.size()));
+  int64_t elements = 1;
+  for (const int64_t size : given.shape) {
+    at_least(name + ": shape", 1, size);
+    if (size > numel / elements) refuse(name + ": shape", std::to_string(numel) + " elements", "more");
+    elements *= size;
+  }
+  if (elements != numel) refuse(name + ": shape", std::to_string(numel) + " elements", std::to_string(elements));
+  check_strides(name + ": strides of dst", given.shape, given.dst);
+  check_strides(name + ": strides of src", given.shape, given.src);
+  for (size_t d = 0; in_place && d < given.shape.size(); ++d)
+    if (given.shape[d] != 1 && given.src[d] != given.dst[d])
+      refuse(name + ": strides of src", "those of dst, in place", "others");
+  Layout dims;
+  for (size_t d = given.shape.size(); d-- > 0;) {
+    const Dim dim = {given.shape[d], given.dst[d], given.src[d]};
+    if (dim.size == 1) continue;
+    if (!dims.empty() && dim.dst == dims.back().dst * dims.back().size && dim.src == dims.back().src * dims.back().size)
+      dims.back().size *= dim.size;
+    else
+      dims.push_back(dim);
+  }
+  return dims;
+}
+
 // A span, and which entry has it, for errors.
 struct Owned {
   Span span;
@@ -130,10 +173,13 @@ Passes& passes() {
 Table::Table(const std::vector<Given>& given) {
   std::vector<Owned> written, read;
   entries_.reserve(given.size());
+  layouts_.reserve(given.size());
   for (size_t i = 0; i < given.size(); ++i) {
-    check_entry("entries[" + std::to_string(i) + "]", given[i]);
+    const std::string name = "entries[" + std::to_string(i) + "]";
+    check_entry(name, given[i]);
     const Entry& e = given[i].entry;
     entries_.push_back(e);
+    layouts_.push_back(layout_of(name, given[i].strided, e.numel, e.src == e.dst));
     groups_ = std::max(groups_, size_t(e.group) + 1);
     if (!e.numel) continue;
     const int64_t bytes = e.numel * element_bytes(e.dtype);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu.h"
+#include "cpu_layout.h"
 
 namespace zo {
 
@@ -18,10 +19,16 @@ struct Span {
   uintptr_t begin, end;
 };
 
+// How an entry lies in memory that is not contiguous; empty for one that is.
+struct Strided {
+  std::vector<int64_t> shape, dst, src;  // strides, in elements
+};
+
 // What an entry is, as whoever describes it gives it: nothing has been looked at.
 struct Given {
   Entry entry;
   Room room;
+  Strided strided = {};
 };
 
 // What memory cannot tell is believed: that the addresses are this process's, as long as the rooms say, and stay so
@@ -44,6 +51,7 @@ class Table {
   void check(size_t seeds, size_t scales, size_t decays, const std::vector<int64_t>* active, int threads) const;
 
   std::vector<Entry> entries_;
+  std::vector<Layout> layouts_;       // of each entry
   size_t groups_ = 0;                 // at least so many decays are needed
   std::vector<Span> written_, read_;  // by a pass; sorted, and those of a list do not overlap
 };

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .layouts import is_dense
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_SEED = 2**64 - 1
 MAX_PARAM_ID = 2**32 - 1
@@ -79,8 +81,11 @@ def weight(name: str, t: Any) -> None:
         raise TypeError(f"{name}: expected float32, bfloat16 or float16, got {str(t.dtype).removeprefix('torch.')}")
     if t.is_meta:
         raise ValueError(f"{name}: expected a tensor with data, got one on the meta device")
-    if not t.is_contiguous():
-        raise ValueError(f"{name}: expected a contiguous tensor, got strides {t.stride()} for shape {tuple(t.shape)}")
+    if not is_dense(t):
+        raise ValueError(
+            f"{name}: expected a tensor without gaps or repeats in memory, contiguous or of another order such as "
+            f"channels_last, got strides {t.stride()} for shape {tuple(t.shape)}; use a clone()"
+        )
 
 
 def one_device(names: Sequence[str], tensors: Sequence[Tensor]) -> torch.device:
@@ -93,7 +98,7 @@ def one_device(names: Sequence[str], tensors: Sequence[Tensor]) -> torch.device:
 
 
 def mask(name: str, value: Any, t: Tensor) -> float | Tensor | None:
-    """None, a threshold, or a bool tensor of t's shape on t's device."""
+    """None, a threshold, or a bool tensor of t's shape on t's device, contiguous: a copy, if it was not."""
     if value is None:
         return None
     if not isinstance(value, Tensor):
@@ -108,9 +113,9 @@ def mask(name: str, value: Any, t: Tensor) -> float | Tensor | None:
         raise ValueError(f"{name}: expected the tensor's shape {tuple(t.shape)}, got {tuple(value.shape)}")
     if value.device != t.device:
         raise ValueError(f"{name}: expected the tensor's device {t.device}, got {value.device}")
-    if value.layout != torch.strided or not value.is_contiguous():
-        raise ValueError(f"{name}: expected a contiguous mask, got strides {value.stride()}")
-    return value
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense mask (torch.strided), got {value.layout}")
+    return value.contiguous()
 
 
 def usable_device(name: str, where: Any) -> torch.device:

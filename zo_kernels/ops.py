@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from . import backends, checks
+from .backends import staged
 from .backends.fits import MASKED, Checked, Fits
+from .backends.staged import Staging
 from .backends.types import Entry, InC, MaskKind, Pass
 from .interrupts import Call, at_once, signals_held
+from .layouts import layouts
 
 ROUNDINGS = ("nearest", "stochastic")
 
@@ -37,6 +40,7 @@ class Table:
         private: whether dst is memory that nobody else knows: it is not looked at again, and its changes are not
             counted. That src is where it was is looked at in any case.
         own_masks: whether the masks, too, are memory that nobody else can replace; so they are if it is private.
+        staging: memory for passes over tensors that are not contiguous, to share with other tables.
 
     Raises:
         TypeError, ValueError: as `add_noise_`.
@@ -51,10 +55,11 @@ class Table:
         *,
         private: bool = False,
         own_masks: bool = False,
+        staging: Staging | None = None,
     ):
         self.entries, self.names = tuple(entries), tuple(names)
         self._run: Callable[[Pass], None] | None = None
-        self._fits = Fits(self.entries, self.names, runs)
+        self._fits = Fits(self.entries, self.names, runs, any_layout=True)
         if self.entries:
             where = entries[0].dst.device
             where_of = [[e.offset] for e in entries] if runs is None else runs
@@ -62,7 +67,8 @@ class Table:
             ends = [0, *accumulate(len(p) for p in pieces)]
             self._pieces = [range(a, b) for a, b in pairwise(ends)]
             self._has_cuts = len(pieces) < ends[-1]
-            self._run = backends.resolve(backend, where).prepare(Checked(piece for each in pieces for piece in each))
+            every = Checked(piece for each in pieces for piece in each)
+            self._run = staged.prepare(backends.resolve(backend, where), every, staging)
         elif backend is not None:
             backends.resolve(backend, torch.device("cpu"))
         self._private = private
@@ -73,10 +79,11 @@ class Table:
         self._known = self._memory()
         self._counted = [e.dst for e in self.entries if not e.dst.is_inference()]
 
-    def _memory(self) -> tuple[list[int], ...]:
-        """Where the tensors are, and how large: of hundreds, in every pass."""
-        pointers, sizes = [*map(Tensor.data_ptr, self._tensors)], [*map(Tensor.numel, self._tensors)]
-        return (pointers, sizes, [*map(Tensor.data_ptr, self._masks)]) if self._masks else (pointers, sizes)
+    def _memory(self) -> tuple[Sequence[object], ...]:
+        """Where the tensors are, how large, and how they lie: of hundreds, in every pass."""
+        tensors = self._tensors
+        where = [*map(Tensor.data_ptr, tensors)], [*map(Tensor.numel, tensors)], layouts(tensors)
+        return (*where, [*map(Tensor.data_ptr, self._masks)]) if self._masks else where
 
     def apply(self, do: Pass, then: Sequence[Call] = (), first: Sequence[Call] = ()) -> None:
         """One pass over the active entries.
@@ -171,18 +178,21 @@ def add_noise_(
 
     z is standard normal and a pure function of (seed, param id, element index); its bits do not depend on dtype,
     device, backend or threads (docs/noise.md). Arithmetic is float32: t = decay * w, then t = fma(scale_k, z_k, t) for
-    each direction in order, then one rounding to the tensor's dtype. No temporary grows with the tensors.
+    each direction in order, then one rounding to the tensor's dtype. No temporary grows with the tensors, but for a
+    copy of a mask that is not contiguous.
 
     Args:
-        tensors: contiguous float32, bfloat16 or float16 tensors of any shapes, all on one device, none overlapping.
-            Changed in place. Leaves that require grad are accepted and stay leaves.
+        tensors: float32, bfloat16 or float16 tensors of any shapes, all on one device, none overlapping. Changed in
+            place. Leaves that require grad are accepted and stay leaves. They may lie in memory in any order, such as
+            channels_last or transposed, but without gaps: an element's noise goes by its index in the tensor, as if
+            that were contiguous, so a layout changes no value.
         seeds: a 64-bit seed for each direction, or one.
         scales: a finite number for each direction, or one.
         param_ids: the 32-bit id of each tensor; None for 0, 1, 2, ....
         offsets: the index of each tensor's first element in the whole parameter, for shards; None for 0.
         decay: finite factor of the old weights.
-        masks: for each tensor None, a threshold h (only elements with |w| <= h change) or a contiguous bool tensor of
-            its shape and device (only elements where it is true change). Other elements keep their bits.
+        masks: for each tensor None, a threshold h (only elements with |w| <= h change) or a bool tensor of its shape
+            and device (only elements where it is true change). Other elements keep their bits.
         rounding: "nearest" (even) or "stochastic", for 16-bit tensors; without effect on float32.
         backend: None to choose by device ("native" on a CPU, "triton" on a GPU), or "reference", "native",
             "native:avx512", "native:avx2", "native:scalar", "triton", "cuda".

@@ -35,6 +35,7 @@ class Fits:
         entries: checked here, if they are not `Checked`.
         names: of the entries, for errors; None for their numbers.
         runs: see `ops.Table`.
+        any_layout: whether dst and src may be dense in another order than that of contiguous tensors.
 
     Raises:
         TypeError, ValueError: an entry is not what `types.Entry` says, or one writes where another reads or writes.
@@ -45,12 +46,14 @@ class Fits:
         entries: Sequence[Entry],
         names: Sequence[str] | None = None,
         runs: Sequence[Sequence[int]] | None = None,
+        *,
+        any_layout: bool = False,
     ):
         if not isinstance(entries, Checked):
             names = [f"entries[{i}]" for i in range(len(entries))] if names is None else names
             starts: Sequence[Sequence[int] | None] = [None] * len(entries) if runs is None else runs
             for name, e, each in zip(names, entries, starts, strict=True):
-                check_entry(name, e, each)
+                check_entry(name, e, each, any_layout)
             if entries:
                 checks.one_device(names, [e.dst for e in entries])
                 check_apart(names, entries)
@@ -119,7 +122,7 @@ def check_on(where: device, do: Pass) -> None:
                 raise ValueError(f"{name}: expected numbers on {where}, as the table's tensors, got {value.device}")
 
 
-def check_entry(name: str, e: Entry, starts: Sequence[int] | None = None) -> None:
+def check_entry(name: str, e: Entry, starts: Sequence[int] | None = None, any_layout: bool = False) -> None:
     """An entry that falls into stretches of the whole parameter which begin there; None for one, at its offset."""
     _check_tensor(name, e.dst)
     n = e.dst.numel()
@@ -132,6 +135,8 @@ def check_entry(name: str, e: Entry, starts: Sequence[int] | None = None) -> Non
         ):
             if got != wanted:
                 raise ValueError(f"{name}: src: expected the {what} of dst, {wanted}, got {got}")
+    if not (e.dst.is_contiguous() and e.src.is_contiguous()):
+        _check_layout(name, e, 1 if starts is None else len(starts), any_layout)
     checks.integer(f"{name}: param_id", e.param_id, 0, checks.MAX_PARAM_ID)
     if type(e.group) is not int or not 0 <= e.group < MOST_GROUPS:
         checks.integer(f"{name}: group", e.group, 0, MOST_GROUPS - 1)
@@ -149,6 +154,18 @@ def _check_tensor(name: str, t: Tensor) -> None:
     if t.data_ptr() % t.element_size():
         size, address = t.element_size(), t.data_ptr()
         raise ValueError(f"{name}: expected memory at a multiple of {size} bytes, got {address}; use a clone()")
+
+
+def _check_layout(name: str, e: Entry, runs: int, any_layout: bool) -> None:
+    strides = f"got strides {e.dst.stride()}, src's {e.src.stride()}"
+    if not any_layout:
+        raise ValueError(f"{name}: expected contiguous tensors, {strides}; `ops.Table` takes other layouts")
+    if runs > 1:
+        raise ValueError(f"{name}: expected a contiguous tensor, as a shard of {runs} stretches, {strides}")
+    if e.src.shape != e.dst.shape:
+        raise ValueError(f"{name}: src: expected the shape of dst, {tuple(e.dst.shape)}, got {tuple(e.src.shape)}")
+    if e.src.data_ptr() == e.dst.data_ptr() and e.src.stride() != e.dst.stride():
+        raise ValueError(f"{name}: src: expected other memory than dst, or its strides, {strides}")
 
 
 def _check_mask(name: str, e: Entry, runs: int) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import device
 
 from .fits import Fits, rows_of
+from .staged import is_staged
 from .types import Entry, InC, Pass
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/axpy.h: DType
@@ -30,6 +31,8 @@ def instruction_sets() -> list[str]:
 class Native:
     """The native backend with a fixed instruction set, or the fastest there is."""
 
+    takes_any_layout = True
+
     def __init__(self, instruction_set: str | None = None):
         self.instruction_set = instruction_set
 
@@ -43,7 +46,7 @@ class Native:
         return None
 
     def prepare(self, entries: Sequence[Entry]) -> Callable[[Pass], None]:
-        Fits(entries)
+        Fits(entries, any_layout=True)
         chosen = self.instruction_set or instruction_sets()[0]
         table = _native.Table(
             [
@@ -63,9 +66,21 @@ class Native:
                     0 if e.mask_tensor is None else e.mask_tensor.nbytes,
                 )
                 for e in entries
-            ]
+            ],
+            *_layouts(entries),
         )
         return _Run(table, chosen, entries)
+
+
+Strided = tuple[Sequence[int], Sequence[int], Sequence[int]]
+
+
+def _layouts(entries: Sequence[Entry]) -> list[dict[int, Strided]]:
+    """Shape, strides of dst and of src of those that are not contiguous, by their numbers; nothing if all are."""
+    found: dict[int, Strided] = {
+        i: (e.dst.shape, e.dst.stride(), e.src.stride()) for i, e in enumerate(entries) if is_staged(e)
+    }
+    return [found] if found else []
 
 
 class _Run(InC):

@@ -25,7 +25,7 @@ class MaskKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor of a table. All tensors are contiguous, of one device, and already checked."""
+    """One tensor of a table. All tensors are of one device and already checked; mask_tensor is contiguous."""
 
     dst: Tensor
     src: Tensor  # dst itself for an in-place pass; same dtype and number of elements
@@ -73,7 +73,9 @@ class Pass:
 
 
 class Backend(Protocol):
-    """A backend is a module with these two functions."""
+    """A backend is a module with these two functions. Entries are contiguous; or, if it has an attribute
+    `takes_any_layout` that is true, dense: see `staged`, which is there for all others.
+    """
 
     def unavailable(self, where: device) -> str | None:
         """Why it cannot run on that device here, or None if it can."""

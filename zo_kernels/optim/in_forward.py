@@ -327,7 +327,7 @@ class InForward:
         entries = [weights.entry(i, c, sources[i], kind) for i, c in zip(wanted, copies, strict=True)]
         names = [weights.weights[i].name for i in wanted]
         return Copies(
-            Table(entries, names, weights.backend, private=True),
+            Table(entries, names, weights.backend, private=True, staging=weights.staging),
             [(self._tensors[i], copy) for i, copy in zip(wanted, copies, strict=True)],
             [(self._tensors[i], weights.theta[i]) for i in wanted],
         )

@@ -21,7 +21,7 @@ from .numbers import Numbers, on_host
 from .path import Path
 from .probes import InPlaceFromAnchor, Probes, RestoredInPlace
 from .replay import Replay
-from .shards import like, local
+from .shards import is_sharded, like, local
 from .weights import Weight, Weights
 
 
@@ -99,6 +99,9 @@ class MeZOSVRG(ZeroOrderOptimizer):
             if anchor is None or anchor.shape != w.parameter.shape or anchor.dtype != w.parameter.dtype:
                 self.state[w.parameter]["anchor"] = w.parameter.detach().clone()
                 self._forget()
+            elif not is_sharded(anchor) and anchor.stride() != w.parameter.stride():
+                # A module that runs on it, moved to another device, is to see what it sees of the parameter.
+                self.state[w.parameter]["anchor"] = w.parameter.detach().clone().copy_(anchor)
         return [self._anchor(w) for w in weights]
 
     def _anchor(self, w: Weight) -> Tensor:

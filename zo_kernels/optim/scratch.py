@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, device
 
 from ..interrupts import at_once
+from ..layouts import is_dense
 from ..modes import inference_mode
 from .aliases import references, storage_of
 
@@ -64,7 +65,7 @@ class Scratch:
         return sum(self._used) + size <= self._most
 
     def tensors(self, place: tuple[int, int], like: Sequence[Tensor]) -> list[Tensor]:
-        """A tensor of each of these shapes and dtypes, uninitialised, in memory that `take` returned for them."""
+        """As `carved`, in memory that `take` returned for them."""
         at, start = place
         return carved(self._chunks[at][start:], like, self._inference)
 
@@ -122,12 +123,15 @@ class Scratch:
 
 
 def carved(memory: Tensor, like: Sequence[Tensor], inference: bool) -> list[Tensor]:
-    """A tensor of each of these shapes and dtypes, uninitialised, one after the other from the memory's begin on."""
+    """A tensor of each of these shapes, dtypes and dense layouts, uninitialised, one after the other from the memory's
+    begin on. With other strides a module might run another kernel, which rounds in another way.
+    """
     made, start = [], 0
     with inference_mode(inference):
         for t in like:
             nbytes = t.numel() * t.element_size()
-            made.append(memory[start : start + nbytes].view(t.dtype).view(t.shape))
+            flat = memory[start : start + nbytes].view(t.dtype)
+            made.append(flat.as_strided(t.shape, t.stride()) if is_dense(t) else flat.view(t.shape))
             start += _aligned(nbytes)
     return made
 

@@ -203,7 +203,7 @@ class StreamedInForward(InForward):
                     entries.append(replace(weights.entry(i, copy, copy, kind), mask_tensor=mask))
             names = [weights.weights[i].name for i in active]
             self._made += 1
-            self._tables[key] = Table(entries, names, weights.backend, private=True)
+            self._tables[key] = Table(entries, names, weights.backend, private=True, staging=weights.staging)
         self._tables[key].apply(do)
 
     def _put_back(self) -> Frame:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..layouts import in_memory_order
 from .shards import Shard
 
 _CHUNK = 1 << 20
@@ -70,7 +71,7 @@ def magnitude_percentile(w: Shard, sparsity: float) -> Percentile:
     Returns:
         It, with h a value of |w| (0.0 for an empty parameter).
     """
-    flat = w.tensor.detach().reshape(-1)
+    flat = in_memory_order(w.tensor.detach())
     n = math.prod(w.whole)
     if n == 0:
         return Percentile(0.0, 0, 0, 0, 0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, device, nn
 
 from .. import checks, names
+from ..layouts import layouts
 from .blocks import block_of_parameters
 from .groups import check_eps, check_group, check_keys, check_owned, given_blocks, name_group, norm_parameters
 from .in_forward import InForward
@@ -189,7 +190,7 @@ class TrainedWeights(torch.optim.Optimizer):
     def _signature(self, parameters: Sequence[Tensor], here: Sequence[Tensor]) -> tuple[list[Any], int]:
         """What the tables are valid for: parameters, and what of each is here."""
         # In every step, of hundreds of tensors: lists are made and compared faster than a tuple for each.
-        memory = [*map(Tensor.data_ptr, here)], [*map(Tensor.numel, here)]
+        memory = [*map(Tensor.data_ptr, here)], [*map(Tensor.numel, here)], layouts(here)
         return [[*map(id, parameters)], *memory, [p.dtype for p in parameters]], len(self.param_groups)
 
     def _on_other_weights(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, device
 
+from ..backends.staged import Staging
 from ..backends.types import Entry, MaskKind, Pass
 from ..interrupts import Call
 from ..ops import Table
@@ -55,6 +56,7 @@ class Weights:
             pinned memory: the anchors' data, and the masks that are kept.
 
     Attributes:
+        staging: memory for passes over weights that are not contiguous.
         torn: whether a pass that is not one call of a C function has begun and not ended. Signals wait for its end, so
             this stays true only if it failed, or another thread raised an exception in this one.
         overwritten: whether somebody else wrote to them while they were moved.
@@ -93,11 +95,12 @@ class Weights:
             pin([bits for bits in self._bits if bits is not None], copied_to)
         records = any(bits is not None for bits in self._bits)
         names = [w.name for w in weights]
+        self.staging = Staging()
 
         def table(sources: Sequence[Tensor], kind: MaskKind) -> Table:
             dsts = [w.tensor for w in weights]
             entries = [self.entry(i, dsts[i], sources[i], kind) for i in range(len(weights))]
-            return Table(entries, names, backend, runs, own_masks=True)
+            return Table(entries, names, backend, runs, own_masks=True, staging=self.staging)
 
         own = [w.tensor for w in weights]
         self._in_place = table(own, MaskKind.BITS)

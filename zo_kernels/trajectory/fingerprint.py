@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor, device
 
+from .. import layouts
 from ..modes import inference_mode
 
 _COLUMNS = 1 << 14
@@ -15,6 +16,7 @@ _COLUMNS = 1 << 14
 # PyTorch to share among threads: waiting for these costs more than it saves, most of all where other work holds a core.
 _ROWS = {"cpu": 2, "cuda": 256}
 _INTEGER_MV = {"cpu"}  # where PyTorch multiplies matrices by vectors of integers
+_STAGED = 1 << 20  # elements at a time of a tensor that is not contiguous, in their logical order
 _WORDS = {4: torch.int32, 2: torch.int16}
 
 
@@ -49,10 +51,14 @@ def summed(t: Tensor, runs: Sequence[int] = (0,)) -> Tensor:
     that were mixed up, not weights that somebody made to deceive.
 
     Args:
-        t: contiguous, of 16 or 32-bit elements.
+        t: dense (`layouts.is_dense`), of 16 or 32-bit elements.
         runs: the index in the whole of the first element of each of the equally long stretches that t falls into.
     """
     with inference_mode(False), torch.no_grad():
+        if len(runs) == 1 and not t.is_contiguous():
+            parts = [(t[index], runs[0] + at) for at, index in layouts.stretches(t.shape, _STAGED) if index]
+            if parts:
+                return torch.stack([summed(part.contiguous(), [first]) for part, first in parts]).sum()
         words = t.detach().reshape(-1).view(_WORDS[t.element_size()])
         if not len(words):
             return torch.zeros((), dtype=torch.int64, device=t.device)

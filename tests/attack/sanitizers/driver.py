@@ -61,14 +61,29 @@ def matrix(native: Any, which: str) -> Iterator[str]:
     for dtype, mask, in_place in product(range(3), range(5), (True, False)):
         shards = SHARDS[:-1] if which == "scalar" else SHARDS
         tensors = [Tensor(n, at, dtype, mask, in_place, i) for i, (n, at) in enumerate(shards)]
-        table = native.Table([tuple(t.row()) for t in tensors])
+        rows = [tuple(t.row()) for t in tensors]
+        table, strided = native.Table(rows), native.Table(rows, strides(tensors))
         seeds, scales = [SEEDS[0], SEEDS[0], SEEDS[1], SEEDS[2]], [1e-3, -0.25, 3e-6, 1e-3]
         for stochastic, threads in ((False, 1), (True, 3)):
             table.run(SEEDS[:1], [1e-3, -2e-3], [1.0, 1.0], stochastic, None, threads, which)
             table.run(seeds, [*scales, *reversed(scales)], [0.9, 1.0], stochastic, None, threads, which)
             table.run(SEEDS[1:], [0.5, 0.1] * 2, [1.0, 0.5], stochastic, [len(shards) - 1, 3, 17], threads, which)
-            calls += 3
+            strided.run(seeds[:2], [1e-3, -2e-3, 0.5, 0.1], [1.0, 0.9], stochastic, None, threads, which)
+            calls += 4
         yield f"{which} dtype {dtype} mask {mask} in place {in_place}: {digest(tensors)}"
+
+
+def strides(tensors: list[Tensor]) -> dict[int, tuple[tuple[int, ...], ...]]:
+    """Shapes and strides of dst and src for those that have two or four columns: of all layouts of a matrix."""
+    found: dict[int, tuple[tuple[int, ...], ...]] = {}
+    for i, t in enumerate(tensors):
+        columns = 4 if i % 2 and t.numel % 4 == 0 else 2
+        if t.numel and t.numel % columns == 0:
+            rows = t.numel // columns
+            shape, plain = ((columns, rows), (rows, 1)) if i % 3 else ((rows, columns), (columns, 1))
+            transposed = (1, shape[0])
+            found[i] = (shape, transposed, transposed if t.in_place or i % 4 else plain)
+    return found
 
 
 Refusal = tuple[str, Callable[[list[list[Any]], dict[str, Any]], object]]
