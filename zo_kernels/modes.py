@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -15,6 +16,13 @@ def inference_mode(mode: bool) -> AbstractContextManager[object]:
     how it is entered or left, that is too late, so it is best not there.
     """
     return nullcontext() if torch.is_inference_mode_enabled() == mode else torch.inference_mode(mode)
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """What torch.compile would compile while a mode looks at every operation, it would never compile later: so it is
+    not asked to meanwhile.
+    """
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def take_off(mode: TorchDispatchMode) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -121,6 +122,57 @@ def test_an_error_beside_a_write_does_not_hide_it() -> None:
         opt.step(closure)
     with pytest.raises(RuntimeError, match="weights: expected those of a whole step"):
         opt.step(lambda: real_loss(model, 0))
+
+
+class Written(nn.Module):
+    """Whose forward writes to weights within it, in one of its calls."""
+
+    def __init__(self, write: Callable[[BlockMLP], None], call: int):
+        super().__init__()
+        self.inner, self.write, self.left = block_mlp(depth=1), write, call
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left == -1:
+            self.write(self.inner)
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("step", [0, 1, 3])
+@pytest.mark.parametrize("write", [multiplied, its_data, a_row, many_at_once, loaded])
+@pytest.mark.parametrize("ends", ["taken", "refused", "interrupted", "strict", "outside"])
+def test_writes_beside_perturbation_in_the_forward(write: Callable, step: int, ends: str) -> None:
+    """Nothing is moved there, so they are done; it is said, and what is recorded gives the weights up to there."""
+    if write is its_data and step:
+        pytest.skip("PyTorch does not count it")
+    model = Written(write, 10**6)
+    opt = zo.MeZO(model, lr=1e-2, perturb="in_forward", strict=ends == "strict")
+
+    def closure() -> Tensor:
+        loss, done = real_loss(model, 0), model.left < 0
+        if ends == "outside" and model.left == 998:
+            write(model.inner)
+        if done and ends == "interrupted":
+            raise KeyError("data")
+        return loss * float("nan") if done and ends == "refused" else loss
+
+    for _ in range(step):
+        opt.step(closure)
+    model.left, before = 1000 if ends == "outside" else 1, snapshot(model)
+    error = {"refused": ValueError, "interrupted": KeyError, "strict": ValueError}.get(ends)
+    if ends == "outside" and not step:  # where every operation is looked at, such a read is an error
+        error = ValueError
+    said = pytest.warns(UserWarning, match=f"closure: it wrote to .* in step {step}; ")
+    with nullcontext() if ends == "strict" else said, pytest.raises(error) if error else nullcontext():
+        opt.step(closure)
+    opt.step(lambda: real_loss(model, 9))
+    if not step:  # there is nothing to rebuild
+        return
+    rebuilt = Written(write, 0)
+    zo.replay(rebuilt, opt.trajectory, upto=step)
+    assert_same(snapshot(rebuilt), before)
+    with pytest.raises(ValueError, match=f"upto={step}"):
+        zo.replay(Written(write, 0), opt.trajectory)
 
 
 class Renormalised(nn.Module):

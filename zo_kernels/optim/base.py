@@ -338,12 +338,15 @@ class ZeroOrderOptimizer(RecordedSteps):
     ) -> list[Pair]:
         """As `_evaluate`, of the directions of all ranks, each of which does its part."""
         closure = self._closures.looked_at(closure, eps)
-        if self._ranks is None:
-            return self._evaluate(probes, closure, seeds, eps, seen)
         assert self._weights is not None
+        if self._ranks is None:
+            pairs = self._evaluate(probes, closure, seeds, eps, seen)
+            self._note_writes(self._weights, eps)
+            return pairs
         own, known = self._ranks.own(seeds), (self.step_count, self._agreed(), self._weights.shards)
         try:
             pairs = self._evaluate(probes, closure, own, eps, seen)
+            self._note_writes(self._weights, eps)
         except Exception as error:
             # To the end, as where nothing is wrong: weights that went another way would be rounded otherwise.
             for seed, signed in [(s, e) for s in own for e in (eps, -eps)][probes.moves :]:

@@ -1,4 +1,4 @@
-"""Finding weights that are read where their module does not run, by watching every operation of an evaluation."""
+"""Finding weights that are used where their module does not run, by watching every operation of an evaluation."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..modes import take_off
+from ..modes import take_off, uncompiled
 from .aliases import extent
 from .owners import Owners
+from .writes import tensors_in, written
 
 # (weight, module) of each; no module runs outside of all, and no weight is stale memory.
 Reads = set[tuple["int | None", "nn.Module | None"]]
@@ -46,12 +47,20 @@ class Watch(TorchDispatchMode):
         tensors: none overlapping.
         stale: whether an address is of memory that should not be read any more.
         on_read: may be called many times for one read.
+        on_write: called as `on_write(i)` besides, if the operation writes there.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self, tensors: Sequence[Tensor], stale: Callable[[int], bool], on_read: Callable[[int | None], None]):
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        stale: Callable[[int], bool],
+        on_read: Callable[[int | None], None],
+        on_write: Callable[[int], None],
+    ):
         super().__init__()
+        self._on_write = on_write
         spans = [(t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), i) for i, t in enumerate(tensors)]
         self._spans = sorted(span for span in spans if span[0] < span[1])
         self._starts = [start for start, _, _ in self._spans]
@@ -66,6 +75,12 @@ class Watch(TorchDispatchMode):
             yield
         finally:
             self._paused = before
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """For an evaluation."""
+        with uncompiled(), self:
+            yield
 
     def leave(self) -> None:
         """See `take_off`."""
@@ -82,17 +97,29 @@ class Watch(TorchDispatchMode):
             if not self._paused and name not in _SHAPE_ONLY:
                 for t in _tensors(args[:1] if name in _FIRST_ONLY else (args, kwargs)):
                     self._look(t, result, writes)
+                for at, its_name in written(func):
+                    for t in tensors_in(args[at] if at < len(args) else kwargs.get(its_name)):
+                        self._look_at_written(t)
         return result
+
+    def _look_at_written(self, t: Tensor) -> None:
+        if t.layout == torch.strided and not t.is_meta and t.numel() and (at := self._place_of(t))[1]:
+            self._on_write(self._spans[at[0]][2])
+
+    def _place_of(self, t: Tensor) -> tuple[int, bool]:
+        """A span, and whether memory of the tensor lies in it."""
+        address = t.data_ptr()
+        at = bisect_right(self._starts, address) - 1
+        if at >= 0 and address < self._spans[at][1]:
+            return at, True
+        # It may begin before a weight.
+        return at + 1, at + 1 < len(self._starts) and self._starts[at + 1] < address + extent(t)
 
     def _look(self, t: Tensor, result: Any, writes: bool) -> None:
         if t.layout != torch.strided or t.is_meta or not t.numel():
             return
-        address = t.data_ptr()
-        at = bisect_right(self._starts, address) - 1
-        ours = at >= 0 and address < self._spans[at][1]
-        if not ours and at + 1 < len(self._starts) and self._starts[at + 1] < address + extent(t):
-            at, ours = at + 1, True  # it begins before a weight
-        if not ours and not self._stale(address):
+        at, ours = self._place_of(t)
+        if not ours and not self._stale(t.data_ptr()):
             return
         # What returns a view reads nothing. Schemas do not tell: `to` and `reshape` decide when they run.
         storage = t.untyped_storage().data_ptr()

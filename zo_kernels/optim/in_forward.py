@@ -197,9 +197,10 @@ class InForward:
         self.vigilance.begin()
         self._watch, result = None, None
         if found is not None:
-            self._watch = Watch(self._watched(), self._scratch.is_free, lambda i: self._note_read(i, found))
+            on = (lambda i: self._note_read(i, found)), self.vigilance.wrote.add
+            self._watch = Watch(self._watched(), self._scratch.is_free, *on)
         try:
-            with self._hooked(), self._watch or self._closing.of(self._closed()):
+            with self._hooked(), self._watch.watching() if self._watch else self._closing.of(self._closed()):
                 result = call(closure)
         except RuntimeError:  # as an operation does that reads weights on two devices
             if not (found or self._closing.met):

@@ -18,6 +18,7 @@ from ..trajectory.file import FoundFile
 from . import state
 from .alone import NOT_COPIED, alone
 from .attempt import Attempt
+from .losses import Refused
 from .masks import Thresholds
 from .numbers import Numbers, Pair, Value, device_of, stacked
 from .parallel import Ranks
@@ -158,6 +159,27 @@ class RecordedSteps(TrainedWeights):
             self._ranks.begin(self.step_count, key, self.directions, on_gpu, lambda: self._options(weights, eps))
         self._recording.begin(key, lambda continues: self._setup(weights, eps, continues), weights)
         self._thresholds.look(weights, self.param_groups, self.step_count, self._recording.changed)
+
+    def _note_writes(self, weights: Weights, eps: float) -> None:
+        """Of the closure, to weights that are perturbed in the forward, where nobody moves them.
+
+        Raises:
+            Refused: it did, and the optimizer is strict.
+        """
+        wrote, met = (set(), False) if self._in_forward is None else self._in_forward.vigilance.take()
+        if not wrote and not (met and self._recording.changed_by_others(weights)):
+            return
+        svrg = self._svrg_setup()["svrg"]
+        if not svrg:
+            self._recording.begin_anew(lambda continues: self._setup(weights, eps, continues))
+        told = (
+            f"it wrote to {', '.join(weights.weights[i].name for i in sorted(wrote)[:5]) or 'weights'} in step "
+            f"{self.step_count}; if between the losses of a step, these are of different weights, and "
+            + ("MeZO-SVRG undoes it" if svrg else f"a replay of the trajectory ends there (upto={self.step_count})")
+        )
+        if self._doubts.strict:
+            raise Refused(ValueError, told)
+        self._doubts.say("writes", f"closure: {told}")
 
     def _agreed(self) -> list[str]:
         """As texts "name: value" what ranks must have in common to take a step, of what may change between steps."""

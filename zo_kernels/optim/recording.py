@@ -210,6 +210,14 @@ class Recording:
                 + ("; MeZO-SVRG takes a new anchor after each" if due.svrg else "")
             )
 
+    def begin_anew(self, setup: Callable[[bool], Setup]) -> None:
+        """In the middle of a step, whose closure has written to weights: a replay does not come here."""
+        if not self._cut:
+            self._log.settle()
+            at_once(self._log.recorder.trajectory.adding_setup(setup(False)))
+            self._log.recorder.write()
+            self._cut = True
+
     def adding(self, record: Record, losses: Tensor | None = None) -> list[Call]:
         """What appends a step that was taken, refused or interrupted; to be called with the pass that takes it.
         `added` is to follow, and may follow more than once.

@@ -46,6 +46,8 @@ class Vigilance:
     Attributes:
         closing: of the weights.
         suspicious: set to True by whoever sees a sign in an evaluation.
+        wrote: weights that were seen to be written to in evaluations that were watched.
+        met: whether a weight was used in one that was not, outside of its module.
         watched, not_watched: the last step with an evaluation that was, or was not; -1 for none.
     """
 
@@ -53,7 +55,8 @@ class Vigilance:
         self._owners = owners
         self._aliases = Aliases(weights, own)
         self.closing = Closing(weights)
-        self.suspicious = False
+        self.suspicious = self.met = False
+        self.wrote: set[int] = set()
         self.watched = self.not_watched = -1
         self._version = -1  # of the owners, for which the rest holds
         self._opaque = False
@@ -74,12 +77,20 @@ class Vigilance:
         """Whether it should be watched, since it would be done again for nothing, as some before."""
         return self._left > 0
 
+    def take(self) -> tuple[set[int], bool]:
+        """`wrote` and `met`, which begin anew."""
+        taken = self.wrote.copy(), self.met or self.closing.met
+        self.wrote.clear()
+        self.met = self.closing.met = False
+        return taken
+
     def begin(self) -> None:
         """An evaluation."""
         self.suspicious = self.closing.met = False
 
     def saw_signs(self, ran: Sequence[nn.Module]) -> bool:
         """Whether the evaluation that has ended should have been watched, these modules having run in this order."""
+        self.met |= self.closing.met
         return self.suspicious or self.closing.met or self._is_new(ran)
 
     def _is_new(self, ran: Sequence[nn.Module]) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -13,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..modes import take_off
+from ..modes import take_off, uncompiled
 from .losses import Refused, call
 from .weights import Weights
 
@@ -42,8 +40,8 @@ class Guard(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        for at, name in _written(func):
-            for t in _tensors(args[at] if at < len(args) else kwargs.get(name)):
+        for at, name in written(func):
+            for t in tensors_in(args[at] if at < len(args) else kwargs.get(name)):
                 self._check(t, func)
         return func(*args, **kwargs)
 
@@ -61,7 +59,7 @@ class Guard(TorchDispatchMode):
 
 
 @cache
-def _written(func: Any) -> tuple[tuple[int, str], ...]:
+def written(func: Any) -> tuple[tuple[int, str], ...]:
     """Which arguments of an operation it writes to: position and name."""
     schema = getattr(func, "_schema", None)  # operators of higher order have none
     if schema is None or not schema.is_mutable:
@@ -70,7 +68,8 @@ def _written(func: Any) -> tuple[tuple[int, str], ...]:
     return tuple((i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write)
 
 
-def _tensors(value: Any) -> Iterable[Tensor]:
+def tensors_in(value: Any) -> Iterable[Tensor]:
+    """Of an argument of an operation."""
     if isinstance(value, Tensor):
         return [value]
     return [t for t in value if isinstance(t, Tensor)] if isinstance(value, (list, tuple)) else []
@@ -105,7 +104,7 @@ class Unwritten:
             if self._guard is None:
                 result = call(closure)
             else:
-                with _uncompiled(), self._guard:
+                with uncompiled(), self._guard:
                     result = call(closure)
         finally:
             if (now := weights.versions()) != before:
@@ -124,8 +123,3 @@ class Unwritten:
         """After an exception from outside: off PyTorch's stack of modes, should it have left the guard there."""
         if self._guard is not None:
             take_off(self._guard)
-
-
-def _uncompiled() -> AbstractContextManager[object]:
-    """What torch.compile would compile while every operation is looked at, it would never compile later."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
