@@ -15,6 +15,7 @@ from torch import Tensor
 import zo_kernels as zo
 from zo_kernels.finetune.config import Config
 from zo_kernels.finetune.learner import Learner
+from zo_kernels.optim.losses import OutOfRange
 from zo_kernels.spec import direction_seed
 
 _ANCHOR_BATCHES = 2**19  # of `direction_seed`: no direction has this number
@@ -90,12 +91,9 @@ class Stepper:
                 return torch.stack([self._loss(part) for part in large]).mean()
 
             closures.append(loss_of_large)
-        refused_before = self._optimizer.refused_steps
         try:
             return float(self._optimizer.step(*closures))
-        except ValueError:
-            if self._optimizer.refused_steps == refused_before:
-                raise
+        except OutOfRange:
             return None
 
     def _loss(self, batch: Any) -> Tensor:

@@ -23,7 +23,7 @@ from .graphed import GraphedStep, cannot_be_graphed
 from .groups import check_group
 from .in_forward import InForward
 from .in_forward_probes import InForwardProbes
-from .losses import Closure, Refused, check_closure, check_pair, decay_factors, value_of
+from .losses import Closure, OutOfRange, Refused, check_closure, check_pair, decay_factors, value_of
 from .masks import Thresholds
 from .numbers import Numbers, Pair, Seed, spsa_update
 from .parallel import Parallel, ranks_of
@@ -244,7 +244,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         pairs = self._probe(probes, closure, seeds, eps, seen)
         numbers = Numbers.of([pairs], eps, rates, decays, reach=weights.reach)
         if numbers.refusal is not None:
-            raise Refused(ValueError, numbers.refusal, of="")
+            raise Refused(OutOfRange, numbers.refusal, of="")
         taking = self._taking(attempt, weights, Kind.STEP, rates, eps, numbers, pairs)
         probes.finish(spsa_update(seeds, numbers.gradients[0], numbers.rates), numbers.decays, taking)
         self._taken(attempt, weights)

@@ -14,7 +14,7 @@ from ..interrupts import at_once, signals_held
 from ..trajectory import Kind
 from .alone import alone
 from .attempt import Attempt
-from .losses import Closure, Refused, call, value_of
+from .losses import Closure, OutOfRange, Refused, call, value_of
 from .numbers import Numbers, Pair, Row, spsa_update
 from .operations import Operation, Operations, first_difference
 from .overflow import unusable
@@ -118,7 +118,7 @@ class GraphedStep:
             attempt.begin()
             eps, rates, decays, weights = optimizer._begin()
             if (why := unusable(rates, decays)) is not None:
-                raise Refused(ValueError, why, of="")
+                raise Refused(OutOfRange, why, of="")
             if key != self._captured_for:
                 self._check(weights.theta[0].device)
                 self._capture(weights, eps, rates, decays)

@@ -15,6 +15,10 @@ from .numbers import Pair, Value
 Closure = Callable[[], "Tensor | float"]
 
 
+class OutOfRange(ValueError):
+    """A step is refused since its numbers are not finite, or too large; with another batch the next may be taken."""
+
+
 class Refused(Exception):
     """No step can be made of the losses: an exception of `error` is to say why, after `of`, what they are of."""
 
@@ -69,7 +73,7 @@ def value_of(loss: Any) -> tuple[Tensor | float, Value]:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise Refused(TypeError, f"expected a scalar loss, a tensor or a number, got {type(value).__name__}")
     if not math.isfinite(value):
-        raise Refused(ValueError, f"expected a finite loss, got {value}")
+        raise Refused(OutOfRange, f"expected a finite loss, got {value}")
     return loss, float(value)
 
 
@@ -79,7 +83,7 @@ def check_pair(pair: Pair, eps: float) -> None:
     if isinstance(plus, Tensor) or isinstance(minus, Tensor):
         return
     if not abs(plus - minus) / (2 * eps) <= MAX_GRADIENT:
-        raise Refused(ValueError, f"expected losses whose difference fits float32, got {plus} and {minus}")
+        raise Refused(OutOfRange, f"expected losses whose difference fits float32, got {plus} and {minus}")
 
 
 def decay_factors(rates: Sequence[float], weight_decays: Sequence[float]) -> list[float]:

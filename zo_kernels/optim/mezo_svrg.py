@@ -16,7 +16,7 @@ from . import state
 from .attempt import Attempt, attempted
 from .base import ZeroOrderOptimizer
 from .draws import ANCHOR_SLOT, SEPARATE_SLOT
-from .losses import Closure, Refused, check_closure, decay_factors
+from .losses import Closure, OutOfRange, Refused, check_closure, decay_factors
 from .numbers import Numbers, on_host
 from .path import Path
 from .probes import InPlaceFromAnchor, Probes, RestoredInPlace
@@ -199,7 +199,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
         decays = decay_factors(rates, self._weight_decays())
         numbers = Numbers.of([pairs], eps, rates, decays, reach=weights.reach)
         if numbers.refusal is not None:
-            raise Refused(ValueError, numbers.refusal, of="")
+            raise Refused(OutOfRange, numbers.refusal, of="")
         path = Path.started(weights.rows, seeds, numbers)
         taking = self._taking(attempt, weights, Kind.ANCHOR, rates, eps, numbers, pairs)
         self._write(weights, path, record=True, then=[partial(setattr, self, "_age", 1), *taking])
@@ -219,7 +219,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
         decays, others = decay_factors(rates, self._weight_decays()), list(self._path.gradients.values())
         numbers = Numbers.of([here, there], eps, rates, decays, self._path.ok, reach=weights.reach, others=others)
         if numbers.refusal is not None:
-            raise Refused(ValueError, numbers.refusal, of="")
+            raise Refused(OutOfRange, numbers.refusal, of="")
         estimate = self._path.estimate(seeds, numbers.gradients[0], anchor_seeds, numbers.gradients[1])
         path = self._path.advanced(estimate, numbers)
         taking = self._taking(attempt, weights, Kind.BETWEEN, rates, eps, numbers, here, there)

@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 from .. import checks
 from ..backends.transfer import on_device
 from .channel import HEAD, RankLost, channel_of, word
-from .losses import Refused
+from .losses import OutOfRange, Refused
 from .numbers import Pair, Value, device_of, divided, stacked
 from .pending import Pending
 from .shards import Shard
@@ -272,12 +272,12 @@ class Ranks:
         if raised := [r for r, outcome in enumerate(outcomes) if outcome == _RAISED]:
             raise RankRaised(f"closure: it raised on {named(raised)}; the weights are restored, on this rank too")
         if refused := [r for r, outcome in enumerate(outcomes) if outcome == _REFUSED]:
-            raise Refused(ValueError, f"expected a finite loss on every rank, got none on {named(refused)}")
+            raise Refused(OutOfRange, f"expected a finite loss on every rank, got none on {named(refused)}")
         if stays:
             return self._pairs([list(row.unbind()) for row in everybodys])
         known = everybodys.tolist()
         if refused := [r for r, row in enumerate(known) if not all(map(math.isfinite, row))]:
-            raise Refused(ValueError, f"expected a finite loss on every rank, got none on {named(refused)}")
+            raise Refused(OutOfRange, f"expected a finite loss on every rank, got none on {named(refused)}")
         return self._pairs(known)
 
     def _told(self, head: Sequence[int], when: str) -> list[list[int]]:

@@ -30,6 +30,7 @@ from zo_kernels.integrations.transformers.optimizers import (
 from zo_kernels.integrations.transformers.precision import float32_losses
 from zo_kernels.integrations.transformers.reading import TrainingData
 from zo_kernels.integrations.transformers.refusals import MOST_IN_A_ROW, Refusals
+from zo_kernels.optim.losses import OutOfRange
 
 logger = logging.get_logger(__name__)
 
@@ -217,12 +218,9 @@ class ZOTrainer(Trainer):
         return self._last_loss
 
     def _take_step(self, optimizer: zo.ZeroOrderOptimizer, closures: Sequence[Callable[[], Tensor]]) -> Tensor | float:
-        steps_before = optimizer.step_count
         try:
             loss = optimizer.step(*closures)
-        except ValueError:
-            if optimizer.step_count == steps_before:  # it was not refused, which counts as a step
-                raise
+        except OutOfRange:
             loss = math.nan
         # Asking waits for a GPU, so there it is asked less often.
         if self.args.device.type == "cpu" or optimizer.step_count % MOST_IN_A_ROW == 0:
