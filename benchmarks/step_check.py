@@ -8,6 +8,7 @@ alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -51,7 +52,8 @@ class Windows:
         self.params = [every[i] for i in trained]
         (self.dtype,) = {p.dtype for p in self.params}
         self._ids = [state["param_ids"][i] for i in trained]
-        self.thresholds = [state["thresholds"][i] for i in trained]
+        heights = [state["thresholds"][i] for i in trained]
+        self.thresholds = [math.inf if h is None else h for h in heights]  # of those without, all take part
         names = {p: name for name, p in model.named_parameters()}
         self.names = [names[p] for p in self.params]
         self._index = {p: i for i, p in enumerate(self.params)}
@@ -157,6 +159,12 @@ def magnitude_mask(windows: Windows, theta: Tensor, sparsity: float) -> Tensor:
     for name, p, h in zip(windows.names, windows.params, windows.thresholds, strict=True):
         n = p.numel()
         wanted = n - int(sparsity * n)
+        if h == math.inf:  # equal magnitudes, which a threshold does not part
+            at = p.detach().abs().float().flatten().kthvalue(wanted).values
+            h, within = float(at), int((p.detach().abs() <= at).sum())
+            if h > 0.0 and within <= 2 * wanted and 2 * (n - within) >= n - wanted:
+                raise WrongWeights(f"{name}: all of it takes part, and {h} would part it well")
+            continue
         inside, below = int((p.detach().abs() <= h).sum()), int((p.detach().abs() < h).sum())
         if not below < wanted <= inside:
             raise WrongWeights(f"{name}: {inside} of {n} weights are within the threshold {h}, not {wanted}")

@@ -78,7 +78,11 @@ def test_a_step_is_by_losses_of_float32(head: str, dtype: torch.dtype, tmp_path:
         assert plus != minus
 
 
-@pytest.mark.parametrize("options", [{"label_smoothing_factor": 0.2}, {"compute_loss_func": divided}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"label_smoothing_factor": 0.2}, {"compute_loss_func": divided}],
+    ids=lambda options: next(iter(options)),
+)
 def test_logits_that_the_trainer_makes_a_loss_of(options: dict[str, Any], tmp_path: Path) -> None:
     """And an evaluation's loss; what it predicts remains of 16 bits."""
     model = seeded(HEADS["masked"][1]).bfloat16()

@@ -455,10 +455,11 @@ NO_READS: dict[str, Callable[[Tensor, Tensor], Any]] = {
 @pytest.mark.parametrize("case", [*READS, *NO_READS])
 def test_what_reads_a_weight(case: str, mode: Any) -> None:
     """In inference mode operations are seen whole that otherwise are taken apart."""
-    w, x, found = nn.Parameter(torch.ones(3, 3)), torch.ones(3, 3), set()
-    with mode(), Watch([torch.ones(2), w.detach()], lambda address: False, found.add):
+    w, x, found, written = nn.Parameter(torch.ones(3, 3)), torch.ones(3, 3), set(), set()
+    with mode(), Watch([torch.ones(2), w.detach()], lambda address: False, found.add, written.add):
         {**READS, **NO_READS}[case](w, x)
     assert found == ({1} if case in READS else set())
+    assert written == ({1} if case in ("in place", "out") else set())
 
 
 class Stale(nn.Module):

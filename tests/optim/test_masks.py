@@ -275,17 +275,17 @@ def test_weights_loaded_in_the_middle(factor: float, said: bool, strict: bool) -
     assert opt.state_dict()["zo"]["thresholds"] == thresholds
 
 
-@pytest.mark.parametrize("lr, expected", [(1e-9, [3, 10, 20]), (0.3, [3])])
+@pytest.mark.parametrize("lr, expected", [(1e-9, [3, 8, 16]), (0.3, [3])])
 def test_shares_are_looked_at_now_and_then(lr: float, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """The run itself moves weights past their thresholds: that is the method, so it is said once and no error."""
     looks, check = [], masks.Thresholds._check_shares
     monkeypatch.setattr(masks.Thresholds, "_check_shares", lambda *a: looks.append(opt.step_count) or check(*a))
     monkeypatch.setattr(masks, "_EARLY", 3)
-    monkeypatch.setattr(masks, "_EVERY", 10)
+    monkeypatch.setattr(masks, "_EVERY", 8)
     model = Adapted(None)
     opt = sparse(model, lr=lr, strict=True)
     with told(*["Weights that grow past their threshold take no part any more"] * (lr > 0.1)):
-        go(opt, model, 22)
+        go(opt, model, 18)
     assert looks == expected
 
 

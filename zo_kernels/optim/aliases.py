@@ -58,7 +58,7 @@ class Aliases:
         self._spans = [(t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()) for t in own if t.numel()]
         times = Counter(map(storage_of, own))
         self._storages = list(times)
-        mine = nn.Parameter(torch.empty(1))
+        mine = nn.Parameter(torch.empty(1, device="cpu"))
         alias = mine.detach()
         one = references(storage_of(alias))
         self._without: list[int] | None = [one + 2 * (n - 1) for n in times.values()]  # counts, when there are none

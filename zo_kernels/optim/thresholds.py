@@ -101,7 +101,7 @@ def magnitude_percentile(w: Shard, sparsity: float) -> Percentile:
 def count_here(w: Shard, h: float, *, below: bool = False) -> Tensor:
     """How many of a shard's magnitudes are at most h, or smaller than it, as an int64 scalar on its device."""
     total = torch.zeros((), dtype=torch.int64, device=w.tensor.device)
-    for chunk in w.tensor.detach().reshape(-1).split(_COUNTED if w.tensor.device.type == "cpu" else _CHUNK):
+    for chunk in in_memory_order(w.tensor.detach()).split(_COUNTED if w.tensor.device.type == "cpu" else _CHUNK):
         sizes = chunk.float().abs()
         total += torch.count_nonzero(sizes < h if below else sizes <= h)
     return total

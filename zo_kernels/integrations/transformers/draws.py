@@ -26,7 +26,7 @@ class Draws:
         own = torch.Generator().manual_seed(seed)
         self._torch, self._python = own.get_state(), random.Random(seed).getstate()
         self._numpy = np.random.MT19937(seed)
-        torch.empty((), dtype=torch.int64).random_(generator=own)
+        torch.empty((), dtype=torch.int64, device="cpu").random_(generator=own)
         # A DataLoader begins by drawing a seed for its workers, unless it has a generator of its own.
         self._unused = ((self._torch, own.get_state()), self._python, _position(self._numpy))
 
@@ -137,7 +137,7 @@ def _state_of(generator: Any) -> Any:
 
 def _set_state_of(generator: Any, state: Any) -> None:
     if isinstance(generator, torch.Generator):
-        generator.set_state(torch.tensor(list(bytes.fromhex(state)), dtype=torch.uint8))
+        generator.set_state(torch.tensor(list(bytes.fromhex(state)), dtype=torch.uint8, device="cpu"))
     elif isinstance(generator, random.Random):
         generator.setstate((state[0], tuple(state[1]), state[2]))
     elif isinstance(generator, np.random.RandomState):
