@@ -317,6 +317,18 @@ def test_errors_of_a_loss_are_not_taken_for_refusals(tmp_path: Path) -> None:
         torch.testing.assert_close(value, before[name], atol=1e-6, rtol=1e-5)
 
 
+def test_steps_refused_for_another_reason_are_not_passed_over(tmp_path: Path) -> None:
+    """A forward that writes to its weights, as transformers' RWKV does: the run ends, and says why, at once."""
+
+    class Writing(ZOTrainer):
+        def compute_loss(self, model: nn.Module, *more: Any, **options: Any) -> Any:
+            model.lm_head.weight.mul_(0.5)
+            return super().compute_loss(model, *more, **options)
+
+    with pytest.raises(ValueError, match=r"closure: it writes to .* \(aten::mul_\) while the weights are perturbed"):
+        trained(tmp_path, cls=Writing)
+
+
 def test_bf16_is_autocast_of_float32_weights(tmp_path: Path) -> None:
     plain = trained(tmp_path / "plain")
     cast = trained(tmp_path / "cast", bf16=True)
