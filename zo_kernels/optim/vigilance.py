@@ -61,7 +61,7 @@ class Vigilance:
         self._version = -1  # of the owners, for which the rest holds
         self._opaque = False
         self._known: set[tuple[_Key | None, _Key | None]] = set()  # modules that ran one after the other
-        self._last: tuple[list[int], list[bool]] | None = None
+        self._last: tuple[list[int], list[bool], list[tuple[int, type[nn.Module]]]] | None = None  # that ran
         self._left, self._patience = 0, 1
 
     def is_certain(self) -> bool:
@@ -94,13 +94,18 @@ class Vigilance:
         return self.suspicious or self.closing.met or self._is_new(ran)
 
     def _is_new(self, ran: Sequence[nn.Module]) -> bool:
-        this = [*map(id, ran)], [m.training for m in ran]
-        if this == self._last:
-            return False
+        members, ids, training = self._owners.members, [*map(id, ran)], [m.training for m in ran]
+        if self._last is not None and training == self._last[1]:
+            for at, kind in self._last[2]:  # a loss function that is made anew in every call
+                if type(ran[at]) is kind and ran[at] not in members:
+                    ids[at] = 0
+            if ids == self._last[0]:
+                return False
         if not self._pairs(ran) <= self._known:
             return True
-        if self._owners.members.issuperset(ran):  # so that these ids stay theirs
-            self._last = this
+        strangers = [(at, type(m)) for at, m in enumerate(ran) if m not in members]
+        ids = [id(m) if m in members else 0 for m in ran]  # those of members stay theirs
+        self._last = ids, training, strangers
         return False
 
     def _pairs(self, ran: Iterable[nn.Module]) -> set[tuple[_Key | None, _Key | None]]:
