@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import copy
 import os
 import shutil
@@ -165,6 +166,12 @@ def test_damaged_checkpoints_are_passed_over_or_refused(tmp_path: Path) -> None:
     for state in (b"", b"[1]", b"{" * 100_000, b"\xff", b"null"):
         (tmp_path / "checkpoint-6" / "trainer_state.json").write_bytes(state)
         assert checkpoints.last_whole(tmp_path) == str(tmp_path / "checkpoint-2")
+    told = tmp_path / "checkpoint-2" / "zo_trainer.json"
+    sound = json.loads(told.read_bytes())
+    for field, wrong in (("version", 2), ("version", "1"), ("options", {}), ("data", {"epoch": 1}), ("data", [])):
+        told.write_text(json.dumps({**sound, field: wrong}))
+        with pytest.raises(ValueError, match=r"resume_from_checkpoint: expected .*checkpoint-2/zo_trainer\.json"):
+            made(tmp_path, **SAVED).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     damaged = tmp_path / "checkpoint-2" / "trajectory.zo"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     before = (tmp_path / "trajectory.zo").read_bytes()

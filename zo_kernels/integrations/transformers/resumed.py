@@ -22,6 +22,9 @@ _OF_ARGUMENTS = (
     "label_smoothing_factor", "average_tokens_across_devices", "world_size",
 )  # fmt: skip
 
+_FIELDS = {"method": (str,), "options": (dict,), "data": (dict, type(None))}
+_OF_DATA = {"epoch": (int,), "batches": (int,), "drawn": (bool,), "generators": (dict,), "last": (str, type(None))}
+_OF_OPTIONS = {"per_device_train_batch_size": (int,), "world_size": (int,)}
 _ANEW = "load the model from the checkpoint and leave resume_from_checkpoint out"
 OTHER_DATA = (
     "resume_from_checkpoint: the dataset gives other batches than it gave the run at the same place, so the steps from "
@@ -153,13 +156,21 @@ def saved(checkpoint: str | Path, args: ZOTrainingArguments) -> dict[str, Any] |
             return None
     try:
         told = json.loads(path.read_bytes())
-        version, wanted = told["version"], ("method", "options", "data")
-        missing = [name for name in wanted if name not in told]
+        version = told["version"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(f"resume_from_checkpoint: expected JSON of ZOTrainer, got another {path}") from None
-    if version != 1 or missing:
+        version = None
+    if type(version) is int and version > 1:
         raise ValueError(
-            f"resume_from_checkpoint: expected {path} of version 1, got {version!r}: the checkpoint was made by a "
+            f"resume_from_checkpoint: expected {path} of version 1, got {version}: the checkpoint was made by a "
             "newer zo_kernels; update this one"
         )
+    wrong = "version" if version != 1 else _wrong(told, _FIELDS) or _wrong(told["options"], _OF_OPTIONS)
+    if wrong or (told["data"] is not None and (wrong := _wrong(told["data"], _OF_DATA))):
+        raise ValueError(f"resume_from_checkpoint: expected what ZOTrainer wrote to {path}, got another {wrong} in it")
     return told
+
+
+def _wrong(told: Any, fields: Mapping[str, Any]) -> str | None:
+    """A field that lacks, or is of another type."""
+    values = told if isinstance(told, dict) else {}
+    return next((name for name, kinds in fields.items() if type(values.get(name, ...)) not in kinds), None)
