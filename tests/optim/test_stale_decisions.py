@@ -90,6 +90,32 @@ def test_parameters_that_came_or_went_are_an_error(change: Callable, method: str
     assert opt.step_count == 2
 
 
+@pytest.mark.parametrize("steps", [0, 2])
+def test_what_came_frozen_and_is_unfrozen_later_is_an_error(steps: int) -> None:
+    model = block_mlp(depth=1)
+    opt = zo.MeZO(model, lr=1e-2)
+    model.more = nn.Linear(3, 3).requires_grad_(False)
+    for step in range(steps):
+        opt.step(lambda step=step: real_loss(model, step))
+    model.more.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"^params: the module now has more\.bias, more\.weight,"):
+        opt.step(lambda: real_loss(model, 0))
+    opt.add_param_group({"params": list(model.more.parameters())})
+    opt.step(lambda: real_loss(model, 0))
+    assert opt._structure is not None and not opt._structure.changed(opt._parameters)
+
+
+def test_a_module_of_torchscript() -> None:
+    """It makes its tables and parameters anew whenever it is asked."""
+    model = nn.Sequential(torch.jit.script(nn.Linear(5, 4)), nn.Linear(4, 3))
+    opt = zo.MeZO(model, lr=1e-2, perturb="in_place")
+    for _ in range(3):
+        opt.step(lambda: real_loss(model, 0))
+    model[1] = nn.Linear(4, 3)
+    with pytest.raises(ValueError, match=r"^params: the module no longer has 1\.bias, 1\.weight,"):
+        opt.step(lambda: real_loss(model, 0))
+
+
 def test_what_came_can_be_added() -> None:
     """By its name, as if the optimizer had been made of the module as it is now."""
     ends = []

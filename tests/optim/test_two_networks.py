@@ -154,7 +154,7 @@ def test_a_mode_that_changes_is_noticed_in_that_step(method: str, perturb: str) 
 @pytest.mark.parametrize("strict", [False, True])
 def test_running_statistics_are_named(strict: bool) -> None:
     model = model_with(nn.BatchNorm1d(6))
-    opt = made(model, strict=strict)
+    opt = made(model, strict=strict, perturb="in_forward" if strict else "in_place")
     if strict:
         before = snapshot(model)
         with pytest.raises(ValueError, match=r"1 \(BatchNorm1d\) in training mode: running statistics"):
@@ -165,6 +165,27 @@ def test_running_statistics_are_named(strict: bool) -> None:
     else:
         (told,) = said(opt, lambda: loss_of(model))
         assert "1 (BatchNorm1d) in training mode: running statistics" in told
+
+
+@pytest.mark.parametrize("middle", [nn.Dropout(0.5), nn.BatchNorm1d(6), nn.BatchNorm1d(6, momentum=0.0)])
+def test_modes_are_those_within_the_closure(middle: nn.Module) -> None:
+    """Not those around it, which a closure may change, and change back."""
+
+    def in_mode(training: bool) -> Tensor:
+        before = model.training
+        loss = loss_of(model.train(training))
+        model.train(before)
+        return loss
+
+    model = model_with(middle)
+    assert said(made(model), lambda: in_mode(False)) == []
+    model.eval()
+    idle = isinstance(middle, nn.BatchNorm1d) and middle.momentum == 0.0
+    told = said(made(model), lambda: loss_of(model.train()))
+    assert [t.split("in training mode: ")[1][:5] for t in told] == ([] if idle else [WORDS[type(middle)]])
+
+
+WORDS = {nn.Dropout: "other", nn.BatchNorm1d: "runni"}
 
 
 def test_all_modules_are_gone_through_now_and_then_alone(monkeypatch: pytest.MonkeyPatch) -> None:

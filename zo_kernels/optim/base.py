@@ -151,7 +151,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         super().__init__(given, defaults)
 
         self._module, self._reshard = module, reshard
-        self._structure = None if module is None else Structure(module)
+        self._structure = None if module is None else Structure(module, self._parameters())
         self._names, self._blocks = {}, blocks
         self._derive()
         if self.drop and (reason := of_no_use(self._n_blocks, self.drop, self._block_of, self._trainable())):

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 from ..backends.types import MaskKind, Pass
@@ -23,7 +23,7 @@ from .foreign_reads import Reads, Watch, check_reachable
 from .hooks import remove_forward_hooks
 from .losses import call
 from .owners import Owners
-from .scratch import Scratch, bytes_for
+from .scratch import Scratch, bytes_for, without_aliases
 from .vigilance import Vigilance
 from .weights import Weights
 
@@ -85,6 +85,7 @@ class InForward:
         self._ran: list[nn.Module] = []  # all modules that ran in this evaluation
         self._stack: list[nn.Module] = []  # all modules that run, while watching
         self._watch: Watch | None = None
+        self._thread, self._is_elsewhere = 0, False  # where an evaluation was begun, and whether modules run in others
         self._pass: Pass | None = None
         self._from_anchor = False
         self._active: frozenset[int] | None = None
@@ -158,6 +159,8 @@ class InForward:
         while True:
             found: Reads = set()
             result, signs = self._run(closure, found if watching else None)
+            if watching and self._is_elsewhere:
+                result = self._run_elsewhere(closure)
             if not found and (watching or not signs):
                 break
             if self._is_being_captured():
@@ -197,6 +200,7 @@ class InForward:
         self.vigilance.begin()
         self._watch, result = None, None
         if found is not None:
+            self._thread, self._is_elsewhere = get_ident(), False
             on = (lambda i: self._note_read(i, found)), self.vigilance.wrote.add
             self._watch = Watch(self._watched(), self._scratch.is_free, *on)
         try:
@@ -208,6 +212,16 @@ class InForward:
         if found is not None:
             self._owners.saw(self._ran)
         return result, self.vigilance.saw_signs(self._ran)
+
+    def _run_elsewhere(self, closure: Callable[[], Any]) -> Any:
+        """Evaluate a closure that runs modules in another thread, whose operations nobody can watch."""
+        result, _ = self._run(closure, None)
+        if self._closing.met:
+            raise ValueError(
+                "closure: it uses weights outside of their module in another thread than that of the step, where "
+                "perturbation in the forward cannot see what it does; use perturb='in_place'"
+            )
+        return result
 
     def _has_signs(self, closure: Callable[[], Any]) -> bool:
         """Whether a read that was found would have been noticed in evaluations that were not watched."""
@@ -266,6 +280,7 @@ class InForward:
         self._ran.append(module)
         if self._watch is not None:
             self._stack.append(module)
+            self._is_elsewhere |= get_ident() != self._thread
         wanted = self._wanted.get(module)
         if wanted is None:
             return
@@ -339,8 +354,8 @@ class InForward:
                 pass
         # Without a frame, its weights lie in the buffer for a module around it: soon for another one.
         if not self._has_frame(module):
-            return self._without_aliases(output) if module in self._owners.owned else None
-        replaced = self._without_aliases(output)
+            return without_aliases(output, self._scratch.holds) if module in self._owners.owned else None
+        replaced = without_aliases(output, self._scratch.holds)
         while (frame := self._put_back()).module is not module:
             pass
         if replaced is None and frame.references is not None:
@@ -361,24 +376,6 @@ class InForward:
             self._scratch.give_back(frame.place)
         self._frames.pop()
         return frame
-
-    def _without_aliases(self, output: Any) -> Any:
-        """The module's output with copies of what lies in the scratch buffer, or None if nothing does."""
-        if isinstance(output, Tensor):
-            return output.clone() if self._scratch.holds(output) else None
-        if type(output) is tuple and all(isinstance(t, Tensor) and not self._scratch.holds(t) for t in output):
-            return None  # as for most modules
-        changed = False
-
-        def copied(t: Tensor) -> Tensor:
-            nonlocal changed
-            if not self._scratch.holds(t):
-                return t
-            changed = True
-            return t.clone()
-
-        mapped = tree_map_only(Tensor, copied, output)
-        return mapped if changed else None
 
     def _note_read(self, i: int | None, found: Reads) -> None:
         if i is None:

@@ -7,10 +7,11 @@ closure that sets their seed leaves them in the same state each time, and one th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import count
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .warned import Doubts
 
@@ -20,57 +21,53 @@ _STATISTICS = "batch normalisation"
 
 class Randomness:
     """Looks at the modules that may be active. All of them are gone through only now and then; in every step no more
-    than whether the mode has changed of those that matter.
+    than what has become of those that matter. Modes are those after a call: closures may set them.
     """
 
     def __init__(self, doubts: Doubts, module: nn.Module | None):
         self._doubts, self._module = doubts, module
-        self._matter: list[nn.Module] = []
-        self._training = 0  # of these, in the last step
-        self._drawing = False
+        self._drawing: list[tuple[str, nn.Module]] = []
+        self._keeping: list[tuple[str, nn.Module]] = []
 
     def begin(self, due: bool) -> None:
         """Before a step.
 
         Args:
             due: look at every module.
-
-        Raises:
-            ValueError: see `Doubts`.
         """
-        self._drawing = False
-        if self._module is None or (self._doubts.heard(_ACTIVE) and self._doubts.heard(_STATISTICS)):
-            return
-        training = sum([m.training for m in self._matter])
-        if due or training != self._training:
-            drawing, keeping = draws_in_training(self._module), _keeps_statistics(self._module)
-            self._matter = [m for _, m in [*drawing, *keeping]]
-            training = sum([m.training for m in self._matter])
-            self._training = -1  # look again, should this raise
-            if names := _active(keeping):
-                self._doubts.say(_STATISTICS, _told_of_statistics(names))
-            self._drawing = bool(_active(drawing))
-        self._training = training
+        if due and self._module is not None:
+            self._drawing, self._keeping = draws_in_training(self._module), _keeps_statistics(self._module)
 
     def called(self) -> Callable[[], None] | None:
         """What is to be called after each of the evaluations that are next; None if there is nothing to see. It raises
         ValueError where `Doubts` does.
         """
-        if not self._drawing or (module := self._module) is None or self._doubts.heard(_ACTIVE):
+        drawing = [] if self._doubts.heard(_ACTIVE) else self._drawing
+        keeping = [] if self._doubts.heard(_STATISTICS) else self._keeping
+        if not drawing and not keeping:
             return None
-        before: list[list[torch.Tensor]] = []
+        counts, states, calls = _counts(keeping), list[list[Tensor]](), count()
 
         def look() -> None:
-            if len(before) < 2:
-                before.append(_generators())
-                if len(before) == 2 and not all(map(torch.equal, *before)):
-                    self._training = -1  # look again, should this raise
-                    self._doubts.say(_ACTIVE, _told_of_drawing(_active(draws_in_training(module))))
+            if (call := next(calls)) > 1:
+                return
+            if _counts(keeping) != counts:
+                now = zip(keeping, counts, _counts(keeping), strict=True)
+                self._doubts.say(_STATISTICS, _told_of_statistics(_named([m for m, a, b in now if a != b])))
+            if any(m.training for _, m in drawing):
+                states.append(_generators())
+                if call == 1 and len(states) == 2 and not all(map(torch.equal, *states)):
+                    self._doubts.say(_ACTIVE, _told_of_drawing(_named([each for each in drawing if each[1].training])))
 
         return look
 
 
-def _generators() -> list[torch.Tensor]:
+def _counts(keeping: Sequence[tuple[str, nn.Module]]) -> list[int]:
+    """How often they have counted a batch, or changed a mean."""
+    return [m.num_batches_tracked._version + m.running_mean._version for _, m in keeping]
+
+
+def _generators() -> list[Tensor]:
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
 
 
@@ -82,12 +79,14 @@ def draws_in_training(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _draws(m: nn.Module) -> bool:
+    if isinstance(m, torch.jit.ScriptModule):  # it has no code of Python to look at
+        return False
     if isinstance(m, nn.modules.dropout._DropoutNd):
         return m.p > 0
     if isinstance(m, nn.RReLU):
         return m.lower < m.upper
     attributes = [value for key, value in vars(m).items() if "drop" in key]
-    if attributes or any("drop" in key for key in m._modules):
+    if attributes or any("drop" in key for key, _ in m.named_children()):
         return any(isinstance(p, float) and p > 0 for p in attributes)
     code = getattr(inspect.unwrap(type(m).forward), "__code__", None)
     return code is not None and any("dropout" in name for name in code.co_names)
@@ -98,13 +97,12 @@ def _keeps_statistics(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [
         (name, m)
         for name, m in module.named_modules()
-        if isinstance(m, norm) and m.track_running_stats and m.running_mean is not None
+        if isinstance(m, norm) and m.num_batches_tracked is not None and m.momentum != 0.0
     ]
 
 
-def _active(modules: list[tuple[str, nn.Module]]) -> list[str]:
-    """What to call those that are in training mode."""
-    return [f"{name or 'the module'} ({type(m).__name__})" for name, m in modules if m.training]
+def _named(modules: Sequence[tuple[str, nn.Module]]) -> list[str]:
+    return [f"{name or 'the module'} ({type(m).__name__})" for name, m in modules]
 
 
 def _some(names: list[str]) -> str:

@@ -327,9 +327,6 @@ class RecordedSteps(TrainedWeights):
             "thresholds": [self._thresholds.get(p) for p in parameters],
         }
 
-    def _parameters(self) -> list[Tensor]:
-        return [p for g in self.param_groups for p in g["params"]]
-
     @alone("load_state_dict")
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a run: the next step draws what it would have drawn. Options in the state count, not those that this

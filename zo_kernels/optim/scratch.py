@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, device
+from torch.utils._pytree import tree_map_only
 
 from ..interrupts import at_once
 from ..layouts import is_dense
@@ -177,3 +178,22 @@ def _aligned(nbytes: int) -> int:
 def bytes_for(tensors: Sequence[Tensor]) -> int:
     """What `Scratch.take` must be asked for, for copies of these tensors."""
     return sum(_aligned(t.numel() * t.element_size()) for t in tensors)
+
+
+def without_aliases(output: Any, holds: Callable[[Tensor], bool]) -> Any:
+    """A module's output with copies of the tensors that a buffer holds, or None if it holds none."""
+    if isinstance(output, Tensor):
+        return output.clone() if holds(output) else None
+    if type(output) is tuple and all(isinstance(t, Tensor) and not holds(t) for t in output):
+        return None  # as for most modules
+    changed = False
+
+    def copied(t: Tensor) -> Tensor:
+        nonlocal changed
+        if not holds(t):
+            return t
+        changed = True
+        return t.clone()
+
+    mapped = tree_map_only(Tensor, copied, output)
+    return mapped if changed else None

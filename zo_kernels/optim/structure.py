@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from operator import is_
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .. import names
@@ -22,23 +23,33 @@ class Structure:
     names: dict[Tensor, str]
     _tables: list[dict[str, Any]] | None = None  # of parameters and modules within each module
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, given: Iterable[Tensor]):
         self._module = module
-        self.look()
+        self.look(given)
 
-    def look(self) -> None:
-        """Take it as it is now."""
-        self.names = names.of_module(self._module)
-        tables: list[dict[str, Any]] = [d for m in self._module.modules() for d in (m._parameters, m._modules)]
+    def look(self, given: Iterable[Tensor]) -> None:
+        """Take it as it is now, for an optimizer that was given these parameters."""
+        self.names, given = names.of_module(self._module), set(given)
+        self._others = [p for p in self.names if p not in given]
+        # Those of TorchScript's modules are made anew whenever they are asked for.
+        own = [m for m in self._module.modules() if not isinstance(m, torch.jit.ScriptModule)]
+        tables: list[dict[str, Any]] = [d for m in own for d in (m._parameters, m._modules)]
         self._seen, self._tables = _entries(tables), tables
 
-    def changed(self) -> bool:
-        """Whether a module or a parameter came, went or was replaced. Asked in every step, of hundreds of them."""
+    def changed(self, given: Callable[[], Iterable[Tensor]]) -> bool:
+        """Whether a module or a parameter came, went or was replaced, or one that the optimizer was not given is to be
+        trained now. Asked in every step, of hundreds of them.
+
+        Args:
+            given: the optimizer's parameters.
+        """
         if self._tables is None:
-            self.look()
+            self.look(given())
             return False
         now = _entries(self._tables)
-        return len(now) != len(self._seen) or not all(map(is_, now, self._seen))
+        if len(now) != len(self._seen) or not all(map(is_, now, self._seen)):
+            return True
+        return any(p.requires_grad for p in self._others)
 
     def check(self, given: Iterable[Tensor]) -> None:
         """Raise ValueError unless those of an optimizer's parameters that require grad, and were the module's when

@@ -76,13 +76,13 @@ class TrainedWeights(torch.optim.Optimizer):
         assert self._structure is not None
         if self._reshard is not None:
             self._reshard()  # parameters that FSDP has gathered are no others
-            if not self._structure.changed():
+            if not self._structure.changed(self._parameters):
                 return
-        parameters = [p for group in self.param_groups for p in group["params"]]
+        parameters = self._parameters()
         self._structure.check(parameters)
         before = [self._derived(p) for p in parameters]
         self._derive()
-        self._structure.look()
+        self._structure.look(parameters)
         if before != [self._derived(p) for p in parameters]:
             self._weights = None
             self._on_other_weights()
@@ -125,12 +125,15 @@ class TrainedWeights(torch.optim.Optimizer):
             return "in_place"
         return "in_forward"
 
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
     def _trainable(self) -> list[Tensor]:
         return [p for g in self.param_groups for p in g["params"] if p.requires_grad]
 
     def _prepare(self) -> Weights:
         """The tables, built anew if a parameter was frozen, unfrozen, moved, cast or added since the last pass."""
-        if self._structure is not None and self._structure.changed():
+        if self._structure is not None and self._structure.changed(self._parameters):
             self._derive_anew()
         parameters = self._trainable()
         here = [*map(local, parameters)]
