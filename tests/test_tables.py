@@ -197,6 +197,15 @@ def test_a_table_of_one_label_or_exchanged_columns(tmp_path: Path) -> None:
         from_tables(table(tmp_path / "one.csv", [("a", f"{at}") for at in range(9)]), None, seed=0)
     with pytest.raises(ValueError, match=r"got 9 labels of 9 texts: .* are the columns label and text exchanged"):
         from_tables(table(tmp_path / "many.csv", [(f"{at}", f"a {at}") for at in range(9)]), None, seed=0)
+    with pytest.raises(ValueError, match=r"got 9 labels of 9 texts: .* are the columns label and text exchanged"):
+        from_tables(table(tmp_path / "two.csv", [(f"a text {at}", "ab"[at % 2]) for at in range(9)]), None, seed=0)
+
+
+def test_a_path_with_braces(tmp_path: Path) -> None:
+    rows = [("ab"[at % 2], f"text {at}") for at in range(60)]
+    path = table(tmp_path / "a{b}{}.csv", rows)
+    test = table(tmp_path / "test.csv", rows[:4])
+    assert any(f"4 of its texts stand in {path}, too" in note for note in from_tables(path, test, seed=0).notes)
 
 
 @pytest.mark.parametrize("separate", [False, True])

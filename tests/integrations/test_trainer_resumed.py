@@ -138,6 +138,15 @@ class Forgetful(Stream):
             yield {name: (value + self.times) % 32 for name, value in row.items()}
 
 
+def test_other_batches_that_were_asked_for_are_no_other_data(tmp_path: Path) -> None:
+    trained(tmp_path, model(), tokens(8), **QUIET, max_steps=7)
+    for options in ({"per_device_train_batch_size": 4}, {"seed": 7}, {"max_steps": 9}):
+        again = made(tmp_path, model(), tokens(8), **{**QUIET, "save_strategy": "no", "max_steps": 7, **options})
+        with pytest.warns(UserWarning, match="the run had other options than were given now") as told:
+            again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+        assert not [w for w in told if "other batches" in str(w.message)]
+
+
 def test_data_that_differ_are_noticed(tmp_path: Path) -> None:
     trained(tmp_path, model(), Forgetful(), **QUIET, max_steps=7)
     again = made(tmp_path, model(), Forgetful(), **{**QUIET, "save_strategy": "no"}, max_steps=7)

@@ -45,12 +45,14 @@ class TextData:
 class Labelled:
     """The texts of a table under each label, labels in the order of their names, texts in that of the file, none twice.
 
-    `lines` has the line of each text by its `_key`.
+    `lines` has the line of each text by its `_key`; `labels` and `rows` count those of the table that are not repeated.
     """
 
     texts: dict[str, list[str]]
     lines: dict[str, int]
     notes: list[str]
+    labels: int
+    rows: int
 
 
 def read_table(path: str | Path) -> dict[str, list[str]]:
@@ -73,7 +75,7 @@ def labelled(path: str | Path) -> Labelled:
     """
     table = tables.read(path, ("label", "text"))
     found: dict[str, tuple[str, str, int]] = {}
-    repeats, disagreeing, doubtful = tables.Count(), tables.Count(), set()
+    repeats, disagreeing, doubtful, labels = tables.Count(), tables.Count(), set(), set()
     for row, line in zip(table.rows, table.lines, strict=True):
         label, text = row["label"], row["text"]
         if type(label) is int:  # of JSON
@@ -84,6 +86,7 @@ def labelled(path: str | Path) -> Labelled:
                     f"{path}, line {line}: {name}: expected a text, got {value!r:.80}: fill it in, or take the row out"
                 )
         label, key = label.strip(), _key(text)
+        labels.add(label)
         other, _, before = found.setdefault(key, (label, text, line))
         if before != line:
             (repeats if other == label else disagreeing)(f"line {line}, as line {before}")
@@ -103,7 +106,8 @@ def labelled(path: str | Path) -> Labelled:
         _alike(texts),
     ):
         notes += [f"{path}: {told}" for told in line_of]
-    return Labelled(texts, {key: line for key, (_, _, line) in found.items()}, notes)
+    lines = {key: line for key, (_, _, line) in found.items()}
+    return Labelled(texts, lines, notes, len(labels), len(table.rows) - repeats.times)
 
 
 def _key(text: str) -> str:
@@ -137,9 +141,9 @@ def from_tables(
     """
     table = labelled(train)
     texts, notes = table.texts, table.notes
+    _check_labels(train, table)
     if len(texts) < 2:
         raise ValueError(f"{train}: expected at least two labels, got {sorted(texts)}")
-    _check_labels(train, table)
     tests = None
     if test is not None:
         tests, more = _test_of(test, train, table)
@@ -156,11 +160,10 @@ def from_tables(
 
 
 def _check_labels(path: str | Path, table: Labelled) -> None:
-    count = sum(map(len, table.texts.values()))
-    if 2 * len(table.texts) > count > 3:
+    if 2 * table.labels > table.rows > 3:
         some = reprlib.repr(list(table.texts))
         raise ValueError(
-            f"{path}: expected a few labels of many texts each, got {len(table.texts)} labels of {count} texts: {some}"
+            f"{path}: expected a few labels of many texts each, got {table.labels} labels of {table.rows} texts: {some}"
             "; are the columns label and text exchanged?"
         )
 

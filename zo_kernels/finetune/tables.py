@@ -47,7 +47,7 @@ class Count:
     def told(self, one: str, many: str) -> Iterator[str]:
         """A line, if there is something to tell; `many` has {} for the number."""
         if self.times:
-            yield f"{one if self.times == 1 else many.format(self.times)} (the first: {self.first})"
+            yield f"{one if self.times == 1 else many.replace('{}', str(self.times), 1)} (the first: {self.first})"
 
 
 def read(path: str | Path, needed: Collection[str]) -> Table:

@@ -7,7 +7,7 @@ closing is to give a parameter another class; its memory, its address and its id
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -37,14 +37,25 @@ _NO_READS = {
 # ... and about all but the first.
 _AS_OTHERS = {getattr(Tensor, name) for name in ("expand_as", "reshape_as", "to", "type_as", "view_as")}
 
+# What gives the memory itself away: how it is read then, as by a kernel of Triton's, no operation tells.
+_BY_ADDRESS = {
+    *(getattr(Tensor, name) for name in ("data_ptr", "untyped_storage", "storage", "numpy", "tolist")),
+    *(getattr(Tensor, name) for name in ("__array__", "__dlpack__")),
+    Tensor.__cuda_array_interface__.__get__,
+}
+
 _closed_now: list[Closing] = []
 
 
-def _open_all() -> bool:
-    """Whether any was closed. Whose weight was met is not asked: to open others costs them an evaluation."""
-    met = list(_closed_now)
+def _open_all(*, watched: bool) -> bool:
+    """Whether any was closed. Whose weight was met is not asked: to open others costs them an evaluation.
+
+    Args:
+        watched: also of those that are closed in evaluations that are watched.
+    """
+    met = [closing for closing in _closed_now if watched or closing.on_address is None]
     for closing in met:
-        closing.met = True
+        closing.met = closing.on_address is None
         closing.open()
     return bool(met)
 
@@ -56,7 +67,10 @@ def _closed(plain: type) -> Any:
     def meet(cls: type, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         reads = func not in _NO_READS and not (func in _AS_OTHERS and not isinstance(args[0], cls))
         # Where there are tensors of other such classes, these decide, when ours is plain again.
-        if (reads or len(types) > 1) and _open_all():
+        if func in _BY_ADDRESS:
+            for closing in _closed_now:
+                closing.meet_address(args[0])
+        if (reads or len(types) > 1) and _open_all(watched=len(types) > 1):
             return func(*args, **kwargs or {})
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs or {})
@@ -83,7 +97,11 @@ class Closing:
     Attributes:
         complete: whether all of them can be.
         met: whether one was used while it was closed. Then all are open until they are closed again.
+        on_address: where every operation is watched, so that they stay closed: called with the index of one whose
+            memory is given away.
     """
+
+    on_address: Callable[[int], None] | None = None
 
     def __init__(self, parameters: Sequence[Tensor]):
         self._parameters = parameters
@@ -93,6 +111,12 @@ class Closing:
         self._chosen: Sequence[int] = ()
         self._is_closed = False
         self.met = False
+        self._index = {id(p): i for i, p in enumerate(parameters)}
+
+    def meet_address(self, t: Any) -> None:
+        """Of a tensor that is closed."""
+        if self.on_address is not None and (i := self._index.get(id(t))) is not None:
+            self.on_address(i)
 
     def of(self, indices: Iterable[int] | None) -> Closing:
         """These, or all."""
@@ -109,6 +133,7 @@ class Closing:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.open()
+        self._give_plain()  # another thread may have opened them while they were being closed
 
     def close_again(self, indices: Iterable[int]) -> None:
         """Unless all are open."""
@@ -126,6 +151,9 @@ class Closing:
         """All. It may be called again and again."""
         if self in _closed_now:
             self._is_closed = False
-            for p, plain in zip(self._parameters, self._plain, strict=True):
-                p.__class__ = plain
+            self._give_plain()
             _closed_now.remove(self)
+
+    def _give_plain(self) -> None:
+        for p, plain in zip(self._parameters, self._plain, strict=True):
+            p.__class__ = plain

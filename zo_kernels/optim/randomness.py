@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,8 +90,16 @@ def _draws(m: nn.Module) -> bool:
     attributes = [value for key, value in vars(m).items() if "drop" in key]
     if attributes or any("drop" in key for key, _ in m.named_children()):
         return any(isinstance(p, float) and p > 0 for p in attributes)
-    code = getattr(inspect.unwrap(type(m).forward), "__code__", None)
-    return code is not None and any("dropout" in name for name in code.co_names)
+    kind: Any = type(m)
+    return _says_dropout(kind)
+
+
+@cache
+def _says_dropout(kind: type[nn.Module]) -> bool:
+    """Whether one of its methods, of which `forward` may not be the one that is called, calls a dropout."""
+    own = [vars(c) for c in kind.__mro__ if c.__module__.partition(".")[0] != "torch"]
+    codes = [getattr(inspect.unwrap(f), "__code__", None) for each in own for f in each.values() if callable(f)]
+    return any("dropout" in name for code in codes if code is not None for name in code.co_names)
 
 
 def _keeps_statistics(module: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -54,9 +54,11 @@ class TrainedWeights(torch.optim.Optimizer):
 
     def _derive(self) -> None:
         """What follows from the module and the groups: names, noise, blocks, and what weight decay leaves alone."""
-        every = {} if self._module is None else names.of_module(self._module)
+        now = {} if self._module is None else names.of_module(self._module)
+        # What has a name keeps it, wherever it is moved to: by it goes its noise, and a trajectory.
+        every = {p: self._names[p] for p in now if p in self._names}
         taken = set(every.values())
-        for p, name in self._names.items():  # those that are not the module's keep what they were called
+        for p, name in [*now.items(), *self._names.items()]:
             if p not in every:
                 every[p] = names.free(name, taken)
         for group in self.param_groups:

@@ -17,6 +17,8 @@ from .owners import Owners
 
 _EVERY = 64  # steps; which of them is drawn
 _LONGEST = 1024  # evaluations
+# They look at the classes of weights within them, and take a way that rounds otherwise.
+_ASKING = nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention
 _64_BITS = 2**64 - 1
 
 _Key = tuple["nn.Module | type[nn.Module]", bool]
@@ -45,6 +47,7 @@ class Vigilance:
 
     Attributes:
         closing: of the weights.
+        may_close: whether weights may be closed in evaluations that are watched, too.
         suspicious: set to True by whoever sees a sign in an evaluation.
         wrote: weights that were seen to be written to in evaluations that were watched.
         met: whether a weight was used in one that was not, outside of its module.
@@ -59,7 +62,7 @@ class Vigilance:
         self.wrote: set[int] = set()
         self.watched = self.not_watched = -1
         self._version = -1  # of the owners, for which the rest holds
-        self._opaque = False
+        self._opaque, self.may_close = False, True
         self._known: set[tuple[_Key | None, _Key | None]] = set()  # modules that ran one after the other
         self._last: tuple[list[int], list[bool], list[tuple[int, type[nn.Module]]]] | None = None  # that ran
         self._left, self._patience = 0, 1
@@ -70,6 +73,7 @@ class Vigilance:
             self._known.clear()
             self._last = None
             self._opaque = any(map(_is_opaque, self._owners.members))
+            self.may_close = not any(isinstance(m, _ASKING) for m in self._owners.members)
         # Operations on aliases are not seen by closing.
         return not self._known or self._opaque or not self.closing.complete or self._aliases.exist()
 

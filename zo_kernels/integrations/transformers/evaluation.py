@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -60,30 +61,52 @@ def is_compiled_in_place(module: nn.Module) -> bool:
 
 @contextmanager
 def _told_apart(module: nn.Module, outermost: list[nn.Module]) -> Iterator[None]:
-    """While the module's forward runs, those are not training. Not by hooks, which `module.forward(...)` passes by."""
-    forward = module.forward
+    """While the module's forward runs, or another of its methods that asks, those are not training. Not by hooks, which
+    `module.forward(...)` passes by.
+    """
     own: dict[str, Any] = vars(module)
-    lent = "forward" in own  # such as accelerate's
+    kind: Any = type(module)
+    names = ["forward", *_asking(kind)]
+    lent = {name: own[name] for name in names if name in own}  # such as accelerate's
+    own |= {name: MethodType(_evaluated(getattr(module, name), module, outermost), module) for name in names}
+    try:
+        yield
+    finally:
+        for name in names:
+            if name in lent:
+                own[name] = lent[name]
+            else:
+                del own[name]
 
-    @functools.wraps(forward)
-    def evaluated(*inputs: Any, **options: Any) -> Any:
+
+@functools.cache
+def _asking(kind: Any) -> list[str]:
+    """Methods besides its forward that ask whether the module is training, and are the model's own."""
+    every = {name: f for c in reversed(kind.__mro__) for name, f in vars(c).items() if isinstance(f, FunctionType)}
+    ours = [name for name, f in every.items() if not name.startswith("__") and name != "forward"]
+    libraries = ("torch", "transformers", "peft")
+    own = [name for name in ours if every[name].__module__.partition(".")[0] not in libraries]
+    return [name for name in own if "training" in every[name].__code__.co_names]
+
+
+def _evaluated(method: Any, module: nn.Module, outermost: list[nn.Module]) -> Any:
+    """What stands in for a method."""
+    plain = getattr(method, "__func__", None)
+
+    @functools.wraps(method if plain is None else plain)
+    def evaluated(self: nn.Module, *inputs: Any, **options: Any) -> Any:
+        if self is not module and plain is not None:  # a copy that `compute_loss` has made
+            return plain(self, *inputs, **options)
         before = [m.training for m in outermost]
         for m in outermost:
             m.training = False
         try:
-            return forward(*inputs, **options)
+            return method(*inputs, **options)
         finally:
             for m, was in zip(outermost, before, strict=True):
                 m.training = was
 
-    own["forward"] = evaluated
-    try:
-        yield
-    finally:
-        if lent:
-            own["forward"] = forward
-        else:
-            del own["forward"]
+    return evaluated
 
 
 def counted_once(trainer: Any, closures: Sequence[Callable[[], Tensor]]) -> list[Callable[[], Tensor]]:

@@ -81,7 +81,7 @@ class Reading:
                 next(self)
         except StopIteration:
             return False
-        same = self._told_last() == at["last"] if batches else None
+        same = self._told_last() == at["last"] if batches and at["last"] is not None else None
         with suppress(StopIteration):  # that it has ended a stream does not tell before
             self._ahead.append(self._read())
         return same

@@ -91,7 +91,7 @@ def tell_of_changes(
         if differ:
             told.append(f"{what}: " + ", ".join(f"{name} {run[name]!r} (now {now[name]!r})" for name in differ))
     if told:
-        optimizer._doubts.say(
+        optimizer._doubts.mention(  # going on for longer is no mistake
             "resumed options",
             f"resume_from_checkpoint: the run had other options than were given now; {'; '.join(told)}. To train with "
             f"all that was given now, {_ANEW}",
@@ -128,6 +128,8 @@ def place_in_data(saved: Mapping[str, Any] | None, args: ZOTrainingArguments) ->
         return {**place, "batches": 0, "last": None}
     options = saved["options"]
     before = options["per_device_train_batch_size"] * options["world_size"]
+    if any(options.get(name) != getattr(args, name) for name in ("seed", "data_seed")):
+        place["last"] = None  # other batches are what was asked for
     if (now := args.per_device_train_batch_size * args.world_size) != before:
         place |= {"batches": place["batches"] * before // now, "last": None}
     return place
