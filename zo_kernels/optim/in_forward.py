@@ -198,13 +198,15 @@ class InForward:
         """
         self._find_wanted(watch=found is not None)
         self.vigilance.begin()
-        self._watch, result = None, None
+        self._watch, self._closing.on_address, result = None, None, None
+        closed = self._closed()
         if found is not None:
             self._thread, self._is_elsewhere = get_ident(), False
-            on = (lambda i: self._note_read(i, found)), self.vigilance.wrote.add
-            self._watch = Watch(self._watched(), self._scratch.is_free, *on)
+            self._closing.on_address = on_read = lambda i: self._note_read(i, found)
+            self._watch = Watch(self._watched(), self._scratch.is_free, on_read, self.vigilance.wrote.add)
+            closed = closed if self.vigilance.may_close else []
         try:
-            with self._hooked(), self._watch.watching() if self._watch else self._closing.of(self._closed()):
+            with self._hooked(), self._watch.watching() if self._watch else nullcontext(), self._closing.of(closed):
                 result = call(closure)
         except RuntimeError:  # as an operation does that reads weights on two devices
             if not (found or self._closing.met):
