@@ -30,7 +30,7 @@ _DOES = ("it takes a step",) * 3 + (
     "it cannot begin a step",
     "it resumes a trajectory",
 )
-_FINE, _REFUSED, _RAISED, _AGREE, _FAILED, _READ = range(6)
+_FINE, _REFUSED, _RAISED, _AGREE, _FAILED, _READ, _WRONG = range(7)
 _AHEAD = 64  # steps that a device may be behind
 _RESTART = "restart all ranks and resume the trajectory"
 T = TypeVar("T")
@@ -230,7 +230,9 @@ class Ranks:
 
     def tell(self, error: Exception, n: int, step: int, agreed: Sequence[str], shards: Sequence[Shard]) -> None:
         """In place of `exchange`, when there are no losses of the `n` directions because of an error."""
-        outcome = _REFUSED if isinstance(error, Refused) else _RAISED
+        outcome = _RAISED
+        if isinstance(error, Refused):
+            outcome = _REFUSED if error.error is OutOfRange else _WRONG
         try:
             self._exchange([(math.nan, math.nan)] * n, outcome, step, agreed, shards)
         except RankLost as lost:
@@ -271,6 +273,8 @@ class Ranks:
         outcomes = [row[0] & 15 for row in told]
         if raised := [r for r, outcome in enumerate(outcomes) if outcome == _RAISED]:
             raise RankRaised(f"closure: it raised on {named(raised)}; the weights are restored, on this rank too")
+        if wrong := [r for r, outcome in enumerate(outcomes) if outcome == _WRONG]:
+            raise Refused(ValueError, f"it was refused on {named(wrong)}, which says why")
         if refused := [r for r, outcome in enumerate(outcomes) if outcome == _REFUSED]:
             raise Refused(OutOfRange, f"expected a finite loss on every rank, got none on {named(refused)}")
         if stays:
@@ -335,7 +339,7 @@ class Ranks:
     ) -> None:
         """As `_understand`, of a step that was taken, or refused, in the meantime."""
         self._understand(rows, options, agreed, event)
-        if raised := [r for r, row in enumerate(rows) if row[0] & 15 == _RAISED]:
+        if raised := [r for r, row in enumerate(rows) if row[0] & 15 in (_RAISED, _WRONG)]:
             raise RankRaised(
                 f"closure: it raised on {named(raised)} in step {(rows[0][0] >> 8) + 1}, which the other ranks have "
                 f"counted as refused; {_RESTART}"

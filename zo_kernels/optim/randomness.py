@@ -96,9 +96,10 @@ def _draws(m: nn.Module) -> bool:
 
 @cache
 def _says_dropout(kind: type[nn.Module]) -> bool:
-    """Whether one of its methods, of which `forward` may not be the one that is called, calls a dropout."""
-    own = [vars(c) for c in kind.__mro__ if c.__module__.partition(".")[0] != "torch"]
-    codes = [getattr(inspect.unwrap(f), "__code__", None) for each in own for f in each.values() if callable(f)]
+    """Whether its forward calls a dropout, or another method of one's own, which may be called in its place."""
+    own = [vars(c) for c in kind.__mro__ if c.__module__.partition(".")[0] not in ("torch", "transformers", "peft")]
+    methods = [kind.forward, *(f for each in own for f in each.values() if callable(f))]
+    codes = [getattr(inspect.unwrap(f), "__code__", None) for f in methods]
     return any("dropout" in name for code in codes if code is not None for name in code.co_names)
 
 

@@ -12,7 +12,6 @@ import math
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -29,8 +28,6 @@ _EQUAL_STEPS = 20  # an accuracy is often the same twice
 _FEW = 8  # grains: g has no more than three bits
 _A_COUNT = 128  # fewer grains than this in a loss are things counted; a number of 8 bits, bfloat16's, has as many
 _LITTLE = 1e-3  # of the largest loss: what has come down to this has little more to tell
-# Losses that are not multiples of a power of two, but of something: it is at least so much of them, and found so well.
-_SIXTEEN_BITS, _ROUNDING = 2.0**-13, 1e-6
 _NARROW = frozenset((torch.bfloat16, torch.float16))
 _FLOAT32 = (
     "compute it in float32, from float32 logits (F.cross_entropy(logits.float(), labels)): once it is rounded, float() "
@@ -113,29 +110,6 @@ def _coarse(record: Record) -> _Coarse | None:
     return _Coarse(1, difference, grain, size)
 
 
-def _spacing(losses: list[float]) -> float:
-    """What all of their differences are multiples of, up to the rounding of float32, as those of a loss in 16 bits that
-    was scaled, or of a mean of three; 0 if that is finer than 16 bits, or nothing.
-    """
-    size, values = max(map(abs, losses)), sorted(losses)
-    rounding, least = _ROUNDING * size, _SIXTEEN_BITS * size
-    gaps = sorted(b - a for a, b in pairwise(values) if b - a > rounding)
-    distances = [value - values[0] for value in values if value - values[0] > rounding]
-    found = gaps[0] if gaps else 0.0
-    while found >= least:
-        # Larger and larger multiples tell it better and better.
-        for distance in [*gaps, *distances]:
-            times = round(distance / found)
-            rest = abs(distance - times * found)
-            if rest > rounding:
-                found = min(rest, found - rest)  # as Euclid's algorithm
-                break
-            found = distance / times
-        else:
-            return found
-    return 0.0
-
-
 class Resolution:
     """Looks at the losses of each step that is recorded; those on a GPU it gets later, when they are there."""
 
@@ -145,7 +119,6 @@ class Resolution:
         # Of anchors, which another closure is for, and of other steps:
         self._coarse: dict[bool, _Coarse | None] = {}
         self._equal: dict[bool, int] = {}  # steps in a row
-        self._last: dict[bool, list[tuple[float, float]]] = {}  # of the first direction
         self._largest = 0.0  # |L| so far
         self._fine = False  # whether any losses differed well
 
@@ -182,10 +155,9 @@ class Resolution:
         if not math.isfinite(size):
             return None  # it was refused, on a device, where all losses are then not a number
         self._largest = max(self._largest, size)
-        told = self._told_of_multiples(anchor, record)
         if (step := _coarse(record)) is None:
             self._coarse[anchor], self._equal[anchor], self._fine = None, 0, True
-            return told
+            return None
         if self._fine and size < _LITTLE * self._largest:
             return None
         now = self._coarse[anchor] = step.after(self._coarse.get(anchor))
@@ -195,26 +167,9 @@ class Resolution:
             return None  # which says that differences may be 0, too
         if now.steps >= _STEPS and now.difference and not now.is_count:
             return COARSE, _told_of_coarse(name, now, record)
-        if told is not None:
-            return told
         if equal >= _EQUAL_STEPS and not self._doubts.heard(_EQUAL):
             return _EQUAL, _told_of_equal(name, equal, record)
         return None
-
-    def _told_of_multiples(self, anchor: bool, record: Record) -> tuple[str, str] | None:
-        """As `_told_of`, of losses that are no multiples of a power of two."""
-        last = self._last.setdefault(anchor, [])
-        last.append(record.losses[0])
-        if len(last) < _STEPS or self._doubts.heard(COARSE):
-            return None
-        losses, difference = [loss for pair in last for loss in pair], max(abs(a - b) for a, b in last)
-        last.clear()
-        found = _Coarse(_STEPS, difference, _spacing(losses), max(map(abs, losses)))
-        if not 0.0 < found.difference <= (_FEW + 0.5) * found.grain:
-            return None
-        if found.is_count or found.size < _LITTLE * self._largest:
-            return None
-        return COARSE, _told_of_coarse("full_closure" if anchor else "closure", found, record)
 
 
 def _told_of_equal(name: str, steps: int, record: Record) -> str:
