@@ -157,6 +157,25 @@ def disagree(group: Any, when: str, name: str, odd: int) -> dict[str, Any]:
     return {"said": said, "steps": opt.step_count - steps, "whole": whole, "failed": step}
 
 
+def writes(group: Any, step: int) -> tuple[str, int]:
+    """The second rank's closure writes to a weight: what is said on this rank, and the steps that it has counted."""
+    model = block_mlp(**scenarios.SHAPE)
+    opt = scenarios.build("MeZO", model, parallel=zo.Parallel("batch", group, timeout=20.0), perturb="in_place")
+    for _ in range(step):
+        scenarios.take_step(opt, model, group, "batch")
+
+    def closure() -> torch.Tensor:
+        if distributed.get_rank(group) == 1:
+            model.head.weight.mul_(0.5)
+        return model.head.weight.mean()
+
+    try:
+        opt.step(closure)
+        return "", opt.step_count
+    except ValueError as error:
+        return f"{type(error).__name__}: {error}", opt.step_count
+
+
 def crafted(group: Any, messages: int) -> list[str]:
     """The last rank sends numbers at random, of the right size, in place of a step; what each leads to on this rank."""
     random = torch.Generator().manual_seed(3)

@@ -29,6 +29,7 @@ _DOES = ("it takes a step",) * 3 + (
     "its optimizer is new, or has new options",
     "it cannot begin a step",
     "it resumes a trajectory",
+    "it takes a step",
 )
 _FINE, _REFUSED, _RAISED, _AGREE, _FAILED, _READ, _WRONG = range(7)
 _AHEAD = 64  # steps that a device may be behind
