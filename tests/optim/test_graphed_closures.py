@@ -259,6 +259,6 @@ def test_a_loss_that_becomes_none(monkeypatch: pytest.MonkeyPatch) -> None:
     step = opt.graphed(lambda: real_loss(model, 0).expand(shape), warmup=1)
     step()
     shape.append(3)
-    with pytest.raises(ValueError, match=r"closure: expected a scalar loss, got a tensor of shape \(3,\); no step"):
+    with pytest.raises(ValueError, match=r"expected a scalar loss, got a tensor of shape \(3,\); .*no step was taken"):
         step()
     assert opt.step_count == 1

@@ -124,6 +124,12 @@ COARSE: dict[str, tuple[Loss, int, str, float]] = {
         "steps of 0.000977 here",
         1e-3,
     ),
+    "diverged": (
+        lambda m, i: real_loss(m, i) + 10.0 ** min(i, 8),
+        30,
+        "has diverged; begin again with a smaller",
+        1e-3,
+    ),
     "large constant": (lambda m, i: real_loss(m, i) + 1e6, 20, "losses of 1e+06 come in steps of 0.0625", 5e-2),
     "eps too small": (lambda m, i: real_loss(m, i), 10, "steps of ", 1e-8),
     "another model": (lambda m, i: real_loss(ELSEWHERE, i), 20, "equal, bit for bit, in 20 steps", 1e-3),
@@ -140,7 +146,11 @@ def test_values_tell_what_the_type_does_not(what: str) -> None:
     assert said(lambda: run(loss, 9, eps=eps)) == []
     (told,) = said(lambda: run(loss, 3 * steps, eps=eps))
     (again,) = said(lambda: run(loss, steps, eps=eps))
-    assert word in told and again == told and told.startswith("closure: L+ and L- ")
+    assert (
+        word in told
+        and again == told
+        and told.startswith("closure: L+ and L- " if what != "diverged" else "closure: losses have grown")
+    )
 
 
 HEALTHY: dict[str, tuple[Loss, dict[str, Any]]] = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from scripted import METHODS, assert_same, snapshot
@@ -188,6 +190,44 @@ def test_modes_are_those_within_the_closure(middle: nn.Module) -> None:
 WORDS = {nn.Dropout: "other", nn.BatchNorm1d: "runni"}
 
 
+def drawn_by_torch() -> float:
+    return float(torch.rand([]))
+
+
+def drawn_by_numpy() -> float:
+    return float(numpy.random.rand())
+
+
+@pytest.mark.parametrize("draw", [drawn_by_torch, random.random, drawn_by_numpy], ids=["torch", "python", "numpy"])
+def test_a_batch_or_noise_that_is_drawn_in_the_closure(draw: Callable[[], float]) -> None:
+    """It is called once more to know; what is drawn to no effect costs one call, and is not told."""
+    model = model_with(nn.Tanh()).eval()
+    (told,) = said(made(model), lambda: loss_of(model) * (1 + draw()), 5)
+    assert told.startswith("closure: it returned ") and "draw the batch before the step" in told
+    strict = made(model, strict=True, perturb="in_forward")
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="and drew random numbers"):
+        take(strict, lambda: loss_of(model) * (1 + draw()))
+    assert_same(before, snapshot(model))
+    calls: list[float] = []
+    assert said(made(model), lambda: [calls.append(draw()), loss_of(model)][1], 5) == []
+    assert len(calls) == 2 * 5 + 4  # once more in the steps 0, 1, 2 and 4
+
+
+def test_backward_in_the_closure() -> None:
+    model = model_with(nn.Tanh()).eval()
+    opt = made(model)
+
+    def closure() -> Tensor:
+        loss = loss_of(model)
+        loss.backward()
+        return loss
+
+    with pytest.raises(ValueError, match=r"it calls backward\(\), .* leave zero_grad\(\) and backward\(\) away"):
+        opt.step(closure)
+    opt.step(lambda: loss_of(model))
+
+
 def test_all_modules_are_gone_through_now_and_then_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = []
     find = randomness.draws_in_training
@@ -197,6 +237,7 @@ def test_all_modules_are_gone_through_now_and_then_alone(monkeypatch: pytest.Mon
     assert said(opt, lambda: loss_of(model), 20) == [] and looks == [0, 1, 2, 4, 8, 16]
 
 
-def test_bare_parameters_tell_nothing() -> None:
+def test_bare_parameters_tell_that_something_was_drawn() -> None:
     model = model_with(nn.Dropout(0.5))
-    assert said(zo.MeZO(model.parameters(), lr=1e-4, strict=True), lambda: loss_of(model)) == []
+    (told,) = said(zo.MeZO(model.parameters(), lr=1e-4), lambda: loss_of(model))
+    assert "drew random numbers" in told

@@ -244,6 +244,9 @@ def _header(
         raise ValueError(f"{path}, line {line}: expected columns of different names, got {_listed(twice)} twice")
     plain = {name.strip().lower(): name for name in columns}
     hint = next((f"; rename {plain[name]!r} to {name!r}" for name in missing if name in plain), "")
+    others = [name for name in columns if name not in needed]
+    if not hint and len(missing) == 1 < len(needed) and others:
+        hint = f"; rename {others[0]!r} to {missing[0]!r}"
     if not hint and len(columns) == 1:
         hint = f"; the fields of a {path.suffix} are separated by {'tabs' if delimiter == chr(9) else 'commas'}"
     first = "" if hint else f"; if that is an example already, put a line before it: {delimiter.join(needed)!r}"

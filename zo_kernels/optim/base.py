@@ -55,8 +55,9 @@ class ZeroOrderOptimizer(RecordedSteps):
     Which is better for what, measured: docs/exactness.md.
 
     Args:
-        params: a module; or what `torch.optim` takes: parameters, named parameters, or groups of either. Those that do
-            not require grad are left alone. Noise goes by a parameter's qualified name, or by its position if unnamed.
+        params: a module, of which it is noticed then if parameters come or go; or what `torch.optim` takes: parameters,
+            named parameters, or groups of either. Those that do not require grad are left alone. Noise goes by a
+            parameter's qualified name, or by its position if unnamed.
         lr: learning rate.
         eps: the perturbation's scale ε. One for all groups.
         weight_decay: decoupled; not applied to normalisation layers and to parameters of fewer than two dimensions
@@ -211,9 +212,10 @@ class ZeroOrderOptimizer(RecordedSteps):
             once of each, or raises ValueError if `strict`: the loss is a tensor of 16 bits, so that g comes in steps of
             2^-8 L / 2ε or so; L+ and L- are equal in 20 steps in a row, or differ in 10 by no more than a few of the
             steps that they come in; dropout draws other numbers for L+ than for L-, or batch normalisation is in
-            training mode (in the module that was given: bare parameters tell neither); a weight has a `.grad`, which
-            means nothing here. Losses on a GPU are looked at when they are there, at the start of a later step, which
-            is where they raise; others are looked at before the update, and the step is refused.
+            training mode (of the module that was given); the closure draws a batch or noise anew in each call, for
+            which it is called once more in the steps 1, 2, 3, 5, 9, ... if a random generator moved; a weight has a
+            `.grad`, which means nothing here. Losses on a GPU are looked at when they are there, at the start of a
+            later step, which is where they raise; others are looked at before the update, and the step is refused.
 
         Raises:
             TypeError, ValueError: the closure returned no finite scalar, or losses too far apart for float32. The step

@@ -63,7 +63,8 @@ def value_of(loss: Any) -> tuple[Tensor | float, Value]:
     value = loss
     if isinstance(loss, Tensor):
         if loss.numel() != 1:
-            raise Refused(ValueError, f"expected a scalar loss, got a tensor of shape {tuple(loss.shape)}")
+            shape = tuple(loss.shape)
+            raise Refused(ValueError, f"expected a scalar loss, got a tensor of shape {shape}; take its mean")
         loss = loss.clone()  # a closure may write all its losses to one tensor
         if stays_on_device(loss):
             if loss.dtype == torch.bool or loss.is_complex():
@@ -71,7 +72,8 @@ def value_of(loss: Any) -> tuple[Tensor | float, Value]:
             return loss, loss.detach().reshape(()).to(torch.float64)
         value = loss.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise Refused(TypeError, f"expected a scalar loss, a tensor or a number, got {type(value).__name__}")
+        hint = "; does it return the loss?" if value is None else ""
+        raise Refused(TypeError, f"expected a scalar loss, a tensor or a number, got {type(value).__name__}{hint}")
     if not math.isfinite(value):
         raise Refused(OutOfRange, f"expected a finite loss, got {value}")
     return loss, float(value)

@@ -7,6 +7,8 @@ closure that sets their seed leaves them in the same state each time, and one th
 from __future__ import annotations
 
 import inspect
+import random
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import count
@@ -19,6 +21,8 @@ from .warned import Doubts
 
 _ACTIVE = "dropout"  # what is said is about
 _STATISTICS = "batch normalisation"
+_DRAWN = "drawn anew"
+_SAME = 1e-4  # of a loss: a GPU may add in another order
 
 
 class Randomness:
@@ -39,6 +43,10 @@ class Randomness:
         """
         if due and self._module is not None:
             self._drawing, self._keeping = draws_in_training(self._module), _keeps_statistics(self._module)
+
+    def may_draw(self) -> bool:
+        """Whether a module would draw, as the modes are now: then `called` tells what it did."""
+        return any(m.training for _, m in self._drawing)
 
     def called(self) -> Callable[[], None] | None:
         """What is to be called after each of the evaluations that are next; None if there is nothing to see. It raises
@@ -67,6 +75,53 @@ class Randomness:
 def _counts(keeping: Sequence[tuple[str, nn.Module]]) -> list[int]:
     """How often they have counted a batch, or changed a mean."""
     return [m.num_batches_tracked._version + m.running_mean._version for _, m in keeping]
+
+
+class Draws:
+    """Whether a closure draws a batch, or noise, in each call anew: it is called once more, if a generator moved."""
+
+    def __init__(self, doubts: Doubts):
+        self._doubts = doubts
+        self._due = False
+
+    def begin(self, due: bool) -> None:
+        """Before a step; `due` to look at the first call that is next."""
+        ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self._due |= due and not ranks  # others might wait for one that calls again
+
+    def call(self, closure: Callable[[], Any], known: Callable[[], bool]) -> Any:
+        """What the closure returns.
+
+        Args:
+            known: whether a module may have drawn, as the modes are then, which is told elsewhere.
+
+        Raises:
+            ValueError: see `Doubts`.
+        """
+        if not self._due or self._doubts.heard(_DRAWN):
+            return closure()
+        self._due = False
+        before = _all_generators()
+        loss = closure()
+        scalar = loss.numel() == 1 if isinstance(loss, Tensor) else isinstance(loss, (int, float))
+        if not scalar or known() or _all_generators() == before:
+            return loss
+        first, again = float(loss), float(closure())
+        if abs(first - again) > _SAME * abs(first):
+            self._doubts.say(
+                _DRAWN,
+                f"closure: it returned {first:.6g} and then {again:.6g} at the same weights, and drew random numbers: "
+                "a batch, or noise, that is another one in each call, so that L+ and L- are of two problems, and g "
+                "mostly their difference; draw the batch before the step, or set the generator's seed in the closure",
+            )
+        return loss
+
+
+def _all_generators() -> list[Any]:
+    """Of PyTorch, Python and NumPy, as what can be compared."""
+    numpy: Any = sys.modules.get("numpy")
+    others = [] if numpy is None else [[str(part) for part in numpy.random.get_state()]]
+    return [*(state.tolist() for state in _generators()), random.getstate(), *others]
 
 
 def _generators() -> list[Tensor]:

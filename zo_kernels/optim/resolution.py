@@ -21,12 +21,13 @@ from ..trajectory import Kind, Record
 from .losses import Refused
 from .warned import Doubts
 
-COARSE, _EQUAL = "resolution", "no difference"  # what is said is about
+COARSE, _EQUAL, _DIVERGED = "resolution", "no difference", "divergence"  # what is said is about
 # Steps in a row before anything is said. Healthy losses differ by thousands of grains: in float32 by 1e-3 L of 1e-7 L.
 _STEPS = 10
 _EQUAL_STEPS = 20  # an accuracy is often the same twice
 _FEW = 8  # grains: g has no more than three bits
 _A_COUNT = 128  # fewer grains than this in a loss are things counted; a number of 8 bits, bfloat16's, has as many
+_GROWN = 1e3
 _LITTLE = 1e-3  # of the largest loss: what has come down to this has little more to tell
 _NARROW = frozenset((torch.bfloat16, torch.float16))
 _FLOAT32 = (
@@ -120,6 +121,7 @@ class Resolution:
         self._coarse: dict[bool, _Coarse | None] = {}
         self._equal: dict[bool, int] = {}  # steps in a row
         self._largest = 0.0  # |L| so far
+        self._first = 0.0  # |L|, of the first that was not 0
         self._fine = False  # whether any losses differed well
 
     def arriving(self, record: Record) -> Call:
@@ -154,7 +156,7 @@ class Resolution:
         size, anchor = abs(record.losses[0][0]), record.kind is Kind.ANCHOR
         if not math.isfinite(size):
             return None  # it was refused, on a device, where all losses are then not a number
-        self._largest = max(self._largest, size)
+        self._largest, self._first = max(self._largest, size), self._first or size
         if (step := _coarse(record)) is None:
             self._coarse[anchor], self._equal[anchor], self._fine = None, 0, True
             return None
@@ -165,11 +167,20 @@ class Resolution:
         name = "full_closure" if anchor else "closure"
         if self._doubts.heard(COARSE):
             return None  # which says that differences may be 0, too
+        if now.steps >= _STEPS and size > _GROWN * self._first:
+            return _DIVERGED, _told_of_divergence(name, self._first, record)
         if now.steps >= _STEPS and now.difference and not now.is_count:
             return COARSE, _told_of_coarse(name, now, record)
         if equal >= _EQUAL_STEPS and not self._doubts.heard(_EQUAL):
             return _EQUAL, _told_of_equal(name, equal, record)
         return None
+
+
+def _told_of_divergence(name: str, first: float, record: Record) -> str:
+    return (
+        f"{name}: losses have grown from {first:.4g} to {record.losses[0][0]:.4g}, and no longer tell L+ from L-: the "
+        "run has diverged; begin again with a smaller learning rate"
+    )
 
 
 def _told_of_equal(name: str, steps: int, record: Record) -> str:

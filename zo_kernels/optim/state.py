@@ -57,7 +57,12 @@ def check_run(zo: Any, ours: Mapping[str, Any], names: Sequence[str], blocks: in
         raise ValueError(f"{at}{absent[0]}: expected a value, got none")
     if unknown := [key for key in zo if key not in ours]:
         raise ValueError(f"state_dict: zo: expected {', '.join(ours)}, got also {unknown[0]!r}")
-    ids = checks.sequence(f"{at}param_ids", zo["param_ids"], len(names))
+    ids = checks.sequence(f"{at}param_ids", zo["param_ids"])
+    if len(ids) != len(names):
+        raise ValueError(
+            f"{at}param_ids: expected {len(names)} entries, one for each parameter, got {len(ids)}: it is the state of "
+            "another model's optimizer"
+        )
     for name, expected, got in zip(names, ours["param_ids"], ids, strict=True):
         if type(got) is not int or got != expected:
             raise ValueError(f"{at}param_ids: expected {expected!r} for {name}, got {got!r}: it has other names")

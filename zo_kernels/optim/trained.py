@@ -167,7 +167,10 @@ class TrainedWeights(torch.optim.Optimizer):
                 threshold = self._thresholds.take(p, shard, group["sparsity"])
                 found.append(Weight(name, p, shard, self._ids[p], row, self._block_of.get(p), threshold))
         if not found:
-            raise ValueError("params: expected at least one parameter that requires grad, got none")
+            raise ValueError(
+                "params: expected at least one parameter that requires grad, got none; if they were frozen since the "
+                "optimizer was made (as peft does when it adds an adapter), make it afterwards"
+            )
         self._thresholds.name_dense(found, self.param_groups)
         reach = Reach.of({w.tensor.dtype for w in found})
         for group in self.param_groups:
