@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -70,6 +70,11 @@ def add_group(every: dict[Tensor, str], group: Mapping[str, Any]) -> None:
     for i, p in enumerate(group["params"]):
         if p not in every:
             every[p] = free(given[i] if given else str(len(every)), taken)
+
+
+def listed(every: Sequence[str], most: int = 5) -> str:
+    """The first of them, and how many there are besides."""
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
 
 
 def free(name: str, taken: set[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +33,26 @@ def extent(t: Tensor) -> int:
     if t.is_nested:  # it has no strides
         return t.untyped_storage().nbytes()
     return t.element_size() * (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)))
+
+
+class Spans:
+    """Where tensors lie in memory, none of which overlap."""
+
+    def __init__(self, tensors: Sequence[Tensor]):
+        every = [(t.data_ptr(), t.data_ptr() + t.nbytes, i) for i, t in enumerate(tensors)]
+        self._spans = sorted(span for span in every if span[0] < span[1])
+        self._starts = [start for start, _, _ in self._spans]
+
+    def find(self, t: Tensor) -> int | None:
+        """The index of the first one that has memory of t in it, which may begin before it; t has elements."""
+        address = t.data_ptr()
+        at = bisect_right(self._starts, address) - 1
+        if at >= 0 and address < self._spans[at][1]:
+            return self._spans[at][2]
+        after = at + 1
+        if after < len(self._starts) and self._starts[after] < address + extent(t):
+            return self._spans[after][2]
+        return None
 
 
 def _overlap(spans: Sequence[tuple[int, int]], t: Tensor) -> bool:

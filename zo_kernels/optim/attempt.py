@@ -117,7 +117,7 @@ class Attempt:
             if not optimizer._restore(self.probes, weights):
                 return
             weights.written()
-            with suppress(Refused, ValueError):  # which may be the error already
+            with suppress(Refused, ValueError, OSError):  # which may be the error already; the next step writes
                 optimizer._note_writes(weights, optimizer._eps())
         at_once(optimizer._failing(self, Kind.REFUSED if isinstance(error, Refused) else Kind.INTERRUPTED))
         self._write_down(weights)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..modes import take_off, uncompiled
-from .aliases import extent
+from .aliases import Spans
 from .owners import Owners
 from .writes import tensors_in, written
 
@@ -61,9 +60,7 @@ class Watch(TorchDispatchMode):
     ):
         super().__init__()
         self._on_write = on_write
-        spans = [(t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), i) for i, t in enumerate(tensors)]
-        self._spans = sorted(span for span in spans if span[0] < span[1])
-        self._starts = [start for start, _, _ in self._spans]
+        self._spans = Spans(tensors)
         self._stale, self._on_read = stale, on_read
         self._paused = False
 
@@ -103,30 +100,21 @@ class Watch(TorchDispatchMode):
         return result
 
     def _look_at_written(self, t: Tensor) -> None:
-        if t.layout == torch.strided and not t.is_meta and t.numel() and (at := self._place_of(t))[1]:
-            self._on_write(self._spans[at[0]][2])
-
-    def _place_of(self, t: Tensor) -> tuple[int, bool]:
-        """A span, and whether memory of the tensor lies in it."""
-        address = t.data_ptr()
-        at = bisect_right(self._starts, address) - 1
-        if at >= 0 and address < self._spans[at][1]:
-            return at, True
-        # It may begin before a weight.
-        return at + 1, at + 1 < len(self._starts) and self._starts[at + 1] < address + extent(t)
+        if t.layout == torch.strided and not t.is_meta and t.numel() and (i := self._spans.find(t)) is not None:
+            self._on_write(i)
 
     def _look(self, t: Tensor, result: Any, writes: bool) -> None:
         if t.layout != torch.strided or t.is_meta or not t.numel():
             return
-        at, ours = self._place_of(t)
-        if not ours and not self._stale(t.data_ptr()):
+        i = self._spans.find(t)
+        if i is None and not self._stale(t.data_ptr()):
             return
         # What returns a view reads nothing. Schemas do not tell: `to` and `reshape` decide when they run.
         storage = t.untyped_storage().data_ptr()
         results = [] if writes else list(_tensors(result))
         if results and all(r.untyped_storage().data_ptr() == storage for r in results):
             return
-        self._on_read(self._spans[at][2] if ours else None)
+        self._on_read(i)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils.hooks import RemovableHandle
 
 from ..backends.types import MaskKind, Pass
+from ..names import listed
 from ..ops import Table
 from .foreign_reads import Reads, Watch, check_reachable
 from .hooks import remove_forward_hooks
@@ -395,5 +396,4 @@ class InForward:
             self._owners.borrow(m, i)
 
     def _named(self, indices: Iterable[int]) -> str:
-        every = [self._weights.weights[i].name for i in sorted(set(indices))]
-        return ", ".join(every[:5]) + (f" and {len(every) - 5} more" if len(every) > 5 else "")
+        return listed([self._weights.weights[i].name for i in sorted(set(indices))])

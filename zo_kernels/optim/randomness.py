@@ -1,7 +1,8 @@
 """Whether the two losses of a direction are of the same network: dropout and the like draw anew in each evaluation.
 
 Modules tell what they would do; that they did it, and not alike both times, is told by PyTorch's random generators: a
-closure that sets their seed leaves them in the same state each time, and one that draws nothing leaves them alone.
+closure that sets their seed leaves them in the same state each time, and one that draws nothing leaves them alone. What
+a closure draws by itself, such as its batch, is told by another loss at the same weights.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..names import listed
 from .warned import Doubts
 
 _ACTIVE = "dropout"  # what is said is about
@@ -171,13 +173,9 @@ def _named(modules: Sequence[tuple[str, nn.Module]]) -> list[str]:
     return [f"{name or 'the module'} ({type(m).__name__})" for name, m in modules]
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 def _told_of_drawing(names: list[str]) -> str:
     return (
-        f"closure: {_some(names)} in training mode: other random numbers were drawn for L+ than for L-, which are "
+        f"closure: {listed(names, 3)} in training mode: other random numbers were drawn for L+ than for L-, which are "
         "losses of two networks then, and g is mostly their difference; call model.eval() before the step, or set the "
         "generator's seed in the closure (torch.manual_seed), so that it draws the same each time"
     )
@@ -185,6 +183,6 @@ def _told_of_drawing(names: list[str]) -> str:
 
 def _told_of_statistics(names: list[str]) -> str:
     return (
-        f"closure: {_some(names)} in training mode: running statistics are updated in every evaluation, at perturbed "
-        "weights; call model.eval() before the step, or eval() of these modules"
+        f"closure: {listed(names, 3)} in training mode: running statistics are updated in every evaluation, at "
+        "perturbed weights; call model.eval() before the step, or eval() of these modules"
     )

@@ -214,9 +214,9 @@ class Recording:
         """In the middle of a step, whose closure has written to weights: a replay does not come here."""
         if not self._cut:
             self._log.settle()
-            at_once(self._log.recorder.trajectory.adding_setup(setup(False)))
+            noted = partial(setattr, self, "_cut", True)
+            at_once([*self._log.recorder.trajectory.adding_setup(setup(False)), noted])
             self._log.recorder.write()
-            self._cut = True
 
     def adding(self, record: Record, losses: Tensor | None = None) -> list[Call]:
         """What appends a step that was taken, refused or interrupted; to be called with the pass that takes it.

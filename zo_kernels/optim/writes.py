@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..modes import take_off, uncompiled
+from .aliases import Spans
 from .losses import Refused, call
 from .weights import Weights
 
@@ -34,9 +34,7 @@ class Guard(TorchDispatchMode):
 
     def __init__(self, weights: Sequence[Tensor], names: Sequence[str]):
         super().__init__()
-        named = zip(weights, names, strict=True)
-        self._spans = sorted((t.data_ptr(), t.data_ptr() + t.nbytes, name) for t, name in named if t.numel())
-        self._starts = [start for start, _, _ in self._spans]
+        self._spans, self._names = Spans(weights), names
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -48,12 +46,10 @@ class Guard(TorchDispatchMode):
     def _check(self, t: Tensor, func: Any) -> None:
         if type(t) not in _PLAIN or t.layout != torch.strided or t.is_meta or not t.numel():
             return
-        address = t.data_ptr()
-        at = bisect_right(self._starts, address) - 1
-        if at >= 0 and address < self._spans[at][1]:
+        if (i := self._spans.find(t)) is not None:
             raise Refused(
                 ValueError,
-                f"it writes to {self._spans[at][2]} ({func._schema.name}) while the weights are perturbed in place, "
+                f"it writes to {self._names[i]} ({func._schema.name}) while the weights are perturbed in place, "
                 f"and they could not be restored; {_CURES}",
             )
 
