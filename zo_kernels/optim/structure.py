@@ -58,16 +58,16 @@ class Structure:
         now, given = names.of_module(self._module), set(given)
         if gone := [self.names[p] for p in given if p.requires_grad and p in self.names and p not in now]:
             raise ValueError(
-                f"params: the module no longer has {names.listed(sorted(gone))}, which the optimizer trains; others are "
-                "in their place, or none (after load_state_dict(assign=True), a new head, resized embeddings, an adapter). Make "
-                "the optimizer after such a change; load_state_dict(old.state_dict()) takes the run along, if names "
-                "and shapes are the same"
+                f"params: the module no longer has {names.listed(sorted(gone))}, which the optimizer trains; others "
+                "are in their place, or none (after load_state_dict(assign=True), a new head, resized embeddings, an "
+                "adapter). Make the optimizer after such a change; load_state_dict(old.state_dict()) takes the run along, "
+                "if names and shapes are the same"
             )
         if new := [name for p, name in now.items() if p.requires_grad and p not in given]:
             raise ValueError(
                 f"params: the module now has {names.listed(sorted(new))}, which require grad and are in none of the "
-                "optimizer's groups, so that they would not be trained. Add them by add_param_group({'params': [...]}), freeze "
-                "them (requires_grad_(False)), or make the optimizer after such a change"
+                "optimizer's groups, so that they would not be trained. Add them by add_param_group({'params': [...]}),"
+                " freeze them (requires_grad_(False)), or make the optimizer after such a change"
             )
 
     def __getstate__(self) -> dict[str, Any]:
