@@ -14,6 +14,7 @@ import pytest
 import torch
 from outright import bits, losses_outright
 from scripted import assert_same, snapshot
+from tolerances import IN_TURN
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -149,7 +150,7 @@ def test_svrg_in_turn() -> None:
             opt.step(lambda m=model, t=then: loss_of(m, 3, t), lambda m=model, t=then: loss_of(m, 2, t))
         seen.append(snapshot(model))
     for name, in_place in seen[0].items():
-        assert torch.allclose(in_place, seen[1][name], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(in_place, seen[1][name], rtol=0.0, atol=IN_TURN)
 
 
 def penalized(m: Model) -> Tensor:

@@ -9,11 +9,13 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from tolerances import loss_slope, reordered
 from torch import Tensor, nn
 from torch.nn import functional
 
 import zo_kernels as zo
 
+EPS = 1e-2
 READS_BY_ADDRESS: dict[str, Callable[[Tensor], Tensor]] = {
     "a kernel": lambda w: torch.tensor(list((ctypes.c_float * w.numel()).from_address(w.data_ptr()))).view(w.shape),
     "tolist": lambda w: torch.tensor(w.tolist()),
@@ -40,12 +42,14 @@ def test_memory_that_is_given_away_is_read(read: str, after: int) -> None:
     x, found = torch.randn(3, 4), []
     for perturb in ("in_place", "in_forward"):
         model = ByAddress(READS_BY_ADDRESS[read], after)
-        opt = zo.MeZO(model, lr=0.0, perturb=perturb)
+        opt = zo.MeZO(model, lr=0.0, eps=EPS, perturb=perturb)
         found.append([])
         for _ in range(6):
             opt.step(lambda model=model: model(x))
             found[-1] += opt.projected_gradients
-    assert found[0] == pytest.approx(found[1], rel=0, abs=1e-3)
+    # Weights in place are rounded thrice a step, so that losses are off as if some dozens of sums were reordered.
+    off = loss_slope(reordered(float(model(x)), 50), EPS)
+    assert found[0] == pytest.approx(found[1], rel=0, abs=off)
     with pytest.raises(ValueError, match=r"it reads norm\.weight where no module runs"):
         opt.step(lambda: model(x) + READS_BY_ADDRESS[read](model.norm.weight).sum())
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 from models import BlockMLP, block_mlp, real_loss
 from scripted import METHODS, assert_same, snapshot, take_step
+from tolerances import step_in_place
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import zo_kernels as zo
 
-# Enough to tell restored weights from those that are 0.5 times as large.
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+# Restored weights, none of which is above 4; where something was written, they are 0.5 times as large.
+CLOSE = {"rtol": 0.0, "atol": step_in_place(4.0, 1e-3, [0.0])}
 
 
 def multiplied(model: BlockMLP) -> None:

@@ -60,8 +60,8 @@ class Structure:
             raise ValueError(
                 f"params: the module no longer has {names.listed(sorted(gone))}, which the optimizer trains; others "
                 "are in their place, or none (after load_state_dict(assign=True), a new head, resized embeddings, an "
-                "adapter). Make the optimizer after such a change; load_state_dict(old.state_dict()) takes the run along, "
-                "if names and shapes are the same"
+                "adapter). Make the optimizer after such a change; load_state_dict(old.state_dict()) takes the run "
+                "along, if names and shapes are the same"
             )
         if new := [name for p, name in now.items() if p.requires_grad and p not in given]:
             raise ValueError(
