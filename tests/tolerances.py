@@ -70,7 +70,7 @@ def reordered(value: float, terms: int) -> float:
 SHARED_DIRECTION_FACTOR = 10.0
 
 # How far weights in place and in the forward may part in 13 steps at rate 1e-2 and eps 1e-2, 3 estimates a step: an
-# estimate is off by loss_slope(reordered(1.5, 2), eps) = 4e-5 along z, |z| < 6.6, with either sign: 13 of one sign, and
+# estimate is off by loss_slope(reordered(1.5, 2), eps) = 4e-5 along z, |z| < 6.6, with either sign: 39 of one sign, and
 # of the largest z, come to 1e-4. One that misses a read is off by 0.1 and more, which is 1e-3 of a weight in one step.
 IN_TURN = 1e-4
 
