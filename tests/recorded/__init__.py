@@ -1,0 +1,1 @@
+"""Runs of earlier versions, to be replayed by later ones."""
