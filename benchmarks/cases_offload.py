@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import zo_kernels as zo
-from zo_kernels.optim.streamed import StreamedInForward, bytes_on_device
+from zo_kernels.perturbation.streamed import StreamedInForward, bytes_on_device
 
 from .cases_step import unusable
 from .compare import Trial, Versus, compare

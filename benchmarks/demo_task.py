@@ -18,7 +18,7 @@ from zo_kernels.finetune.data import from_tables
 from zo_kernels.finetune.docstrings import stdlib_docstrings
 from zo_kernels.finetune.minilm import minilm_folder
 from zo_kernels.finetune.model import Classifier, load_encoder, start_head
-from zo_kernels.optim.blocks import find_blocks
+from zo_kernels.weights.blocks import find_blocks
 
 from .upcast import upcast
 

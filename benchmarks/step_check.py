@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import zo_kernels as zo
-from zo_kernels.optim.draws import ANCHOR_SLOT
+from zo_kernels.estimators.draws import ANCHOR_SLOT
 from zo_kernels.spec import direction_seed, normal, rounding_bits
 
 _WINDOW = 256

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import zo_kernels as zo
 from zo_kernels import ops
-from zo_kernels.optim.blocks import find_blocks
+from zo_kernels.weights.blocks import find_blocks
 
 from . import step_check
 from .baseline_steps import Baseline

@@ -28,7 +28,7 @@ from benchmarks.timing import Call, Plan, Timer, Watch, alternate, quantile
 from benchmarks.upcast import upcast
 from zo_kernels import ops
 from zo_kernels.backends.native import instruction_sets
-from zo_kernels.optim import recorded
+from zo_kernels.runs import recorded
 
 CPU = torch.device("cpu")
 QUICK = ["--rounds", "2", "--seconds", "0"]

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from recorded.make import FOLDER, KINDS, STEPS, digest, model_of
 
 import zo_kernels as zo
-
-from .recorded.make import FOLDER, KINDS, STEPS, digest, model_of
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_of_an_earlier_version_is_replayed(kind: str) -> None:
-    method, dtype, _ = KINDS[kind]
+    _, dtype, _ = KINDS[kind]
     trajectory = zo.Trajectory.load(FOLDER / f"{kind}.zo")
     assert trajectory.steps == STEPS
     model = model_of(dtype)

@@ -5,7 +5,7 @@ Fused kernels that regenerate Gaussian noise from a seed and apply it in place, 
 
 from .ops import add_noise_, noise
 from .optim import LeZO, MeZO, MeZOSVRG, Parallel, RankLost, RanksDiffer, SparseMeZO, ZeroOrderOptimizer
-from .optim.replay import replay
+from .runs.replay import replay
 from .trajectory import Trajectory
 
 __all__ = [

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import zo_kernels as zo
-from zo_kernels.optim.blocks import find_blocks
-from zo_kernels.optim.draws import FIRST_SLOT
+from zo_kernels.estimators.draws import FIRST_SLOT
 from zo_kernels.spec import direction_seed
+from zo_kernels.weights.blocks import find_blocks
 
 from ..exact_step import wrong_step
 from ..step_check import Windows, block_mask, magnitude_mask

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import zo_kernels as zo
 from attack.layout import CHECK, INTERRUPTED, SETUP, Part, parts_of
-from zo_kernels.optim import recording
+from zo_kernels.runs import recording
 
 METHODS = {"MeZO": zo.MeZO, "SparseMeZO": zo.SparseMeZO, "LeZO": zo.LeZO, "MeZOSVRG": zo.MeZOSVRG}
 SVRG = {"anchor_every": 3, "anchor_lr": 1e-2}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import zo_kernels as zo
 from zo_kernels import names
-from zo_kernels.optim.draws import direction_seeds
+from zo_kernels.estimators.draws import direction_seeds
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -17,8 +17,8 @@ from models import block_mlp, real_loss
 from scripted import METHODS, assert_same, snapshot, take_step
 
 import zo_kernels as zo
-from zo_kernels.optim import alone
-from zo_kernels.optim.graphed import GraphedStep
+from zo_kernels.runs import alone
+from zo_kernels.runs.graphed import GraphedStep
 
 ENTRANCES: dict[str, Callable[[zo.ZeroOrderOptimizer, dict[str, Any]], Any]] = {
     "step": lambda opt, state: take_step(opt, lambda: 1.0),

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import zo_kernels as zo
 from zo_kernels import backends
-from zo_kernels.optim import pinned, slots
+from zo_kernels.perturbation import slots
+from zo_kernels.weights import pinned
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 PERTURB = ("in_place", "in_forward")

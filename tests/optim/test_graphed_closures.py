@@ -17,8 +17,9 @@ from scripted import assert_same, snapshot
 from torch import Tensor, nn
 
 import zo_kernels as zo
-from zo_kernels.optim import graphed, losses
-from zo_kernels.optim.operations import Operations, first_difference
+from zo_kernels.closures import losses
+from zo_kernels.runs import graphed
+from zo_kernels.runs.operations import Operations, first_difference
 
 CAUSAL = ("OPT", "Llama", "GPT-2")
 TOKENS = torch.arange(2, 18).view(2, 8)

@@ -41,10 +41,10 @@ from torch.nn import functional
 from torch.nn.modules import module as torch_module
 
 import zo_kernels as zo
-from zo_kernels.optim import in_forward, in_forward_probes
-from zo_kernels.optim.closed import Closing
-from zo_kernels.optim.draws import blocks_to_drop, direction_seeds
-from zo_kernels.optim.foreign_reads import Watch
+from zo_kernels.estimators.draws import blocks_to_drop, direction_seeds
+from zo_kernels.perturbation import in_forward, in_forward_probes
+from zo_kernels.perturbation.reads.closed import Closing
+from zo_kernels.perturbation.reads.foreign import Watch
 
 # Of PyTorch, on what is in use here but none of our business.
 pytestmark = [

@@ -13,7 +13,7 @@ from scripted import EPS, METHODS, SEED, assert_same, same_bits, snapshot, take_
 from torch import Tensor, nn
 
 import zo_kernels as zo
-from zo_kernels.optim.draws import direction_seeds
+from zo_kernels.estimators.draws import direction_seeds
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # a name of transformers 4

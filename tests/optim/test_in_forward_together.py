@@ -14,8 +14,8 @@ from scripted import assert_same, snapshot
 from torch import Tensor, nn
 
 import zo_kernels as zo
-from zo_kernels.optim.owners import Owners
-from zo_kernels.optim.scratch import bytes_for
+from zo_kernels.perturbation.owners import Owners
+from zo_kernels.perturbation.scratch import bytes_for
 
 EPS, SEED = 1e-2, 3
 

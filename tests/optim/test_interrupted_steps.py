@@ -20,8 +20,8 @@ from small_runs import SHAPE, build, go
 from torch import nn
 
 import zo_kernels as zo
-from zo_kernels.optim.attempt import Attempt
-from zo_kernels.optim.foreign_reads import Watch
+from zo_kernels.perturbation.reads.foreign import Watch
+from zo_kernels.runs.attempt import Attempt
 from zo_kernels.trajectory import Kind
 
 
@@ -132,7 +132,7 @@ def test_hooks_run_once(cls: type[zo.MeZO]) -> None:
 
 
 def test_a_check_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zo_kernels.optim.recording.CHECK_EVERY", 2)
+    monkeypatch.setattr("zo_kernels.runs.recording.CHECK_EVERY", 2)
     model = block_mlp(**SHAPE)
     start = copy.deepcopy(model)
     opt = build("MeZO", model)

@@ -15,9 +15,9 @@ from scripted import METHODS, assert_same, percentile, snapshot
 from torch import Tensor, nn
 
 import zo_kernels as zo
-from zo_kernels.optim import masks
-from zo_kernels.optim.shards import shard_of
-from zo_kernels.optim.thresholds import magnitude_percentile
+from zo_kernels.weights import masks
+from zo_kernels.weights.shards import shard_of
+from zo_kernels.weights.thresholds import magnitude_percentile
 
 SEED = 3
 X = torch.linspace(-1, 1, 4 * 32).reshape(4, 32)

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 import zo_kernels as zo
 from zo_kernels import backends
-from zo_kernels.optim import graphed, losses, pending
+from zo_kernels.backends import pending
+from zo_kernels.closures import losses
+from zo_kernels.runs import graphed
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import zo_kernels as zo
 from zo_kernels import spec
-from zo_kernels.optim import losses
-from zo_kernels.optim.overflow import Reach
+from zo_kernels.closures import losses
+from zo_kernels.weights.overflow import Reach
 
 # What makes a step go too far (of a step whose |g| is about 1 / EPS), and what the error says.
 EPS = 2.0**-6
@@ -159,7 +159,7 @@ def test_eps_too_large_for_the_weights_is_told_wherever_it_is_set() -> None:
 def test_a_graph_refuses_what_is_known_before_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     from played import Graphs
 
-    from zo_kernels.optim import graphed
+    from zo_kernels.runs import graphed
 
     monkeypatch.setattr("zo_kernels.optim.base.cannot_be_graphed", lambda where: None)
     monkeypatch.setattr(losses, "stays_on_device", lambda loss: True)

@@ -21,7 +21,8 @@ from scripted import METHODS, assert_same, snapshot, take_step
 from torch import Tensor, nn
 
 import zo_kernels as zo
-from zo_kernels.optim import pinned, slots
+from zo_kernels.perturbation import slots
+from zo_kernels.weights import pinned
 
 CPU = torch.device("cpu")
 

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import zo_kernels as zo
-from zo_kernels.optim import base, in_forward
-from zo_kernels.optim.closed import Closing
-from zo_kernels.optim.foreign_reads import Watch
+from zo_kernels.optim import base
+from zo_kernels.perturbation import in_forward
+from zo_kernels.perturbation.reads.closed import Closing
+from zo_kernels.perturbation.reads.foreign import Watch
 
 EPS, SEED, STEPS = 1e-2, 3, 13
 Model = Any

@@ -22,7 +22,7 @@ from torch import nn
 
 import zo_kernels as zo
 from zo_kernels import files
-from zo_kernels.optim.replay import Replay
+from zo_kernels.runs.replay import Replay
 from zo_kernels.trajectory import FaultyTrajectory
 from zo_kernels.trajectory.file import TrajectoryFile
 

@@ -18,7 +18,8 @@ from small_runs import SHAPE, build
 from torch import Tensor, nn
 
 import zo_kernels as zo
-from zo_kernels.optim import graphed, losses, resolution
+from zo_kernels.closures import losses, resolution
+from zo_kernels.runs import graphed
 
 PERTURB = ("in_place", "in_forward")
 Loss = Callable[[nn.Module, int], Any]

@@ -18,7 +18,7 @@ from torch import nn
 
 import zo_kernels as zo
 from zo_kernels.ops import Table
-from zo_kernels.optim.weights import Weights
+from zo_kernels.weights.tables import Weights
 
 State = dict[str, Any]
 OPTIONS = {"lr": 1e-2, "eps": EPS, "seed": SEED, "sparsity": 0.5, "drop": 0.5, "directions": 2}

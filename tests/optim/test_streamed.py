@@ -13,7 +13,7 @@ from shapes import SHAPES, Parent
 from torch import nn
 
 import zo_kernels as zo
-from zo_kernels.optim.streamed import bytes_on_device
+from zo_kernels.perturbation.streamed import bytes_on_device
 
 
 def steps(model: nn.Module, method: str, loss: Any, n: int = 4, **options: Any) -> tuple[list[float], Any]:

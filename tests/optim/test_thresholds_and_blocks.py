@@ -22,11 +22,11 @@ from tolerances import SIGMAS
 from torch import Tensor, nn
 
 import zo_kernels as zo
-from zo_kernels.optim import thresholds
-from zo_kernels.optim.blocks import block_of_parameters, dropped_blocks, find_blocks
-from zo_kernels.optim.shards import shard_of
-from zo_kernels.optim.thresholds import magnitude_percentile
 from zo_kernels.spec import direction_seed
+from zo_kernels.weights import thresholds
+from zo_kernels.weights.blocks import block_of_parameters, dropped_blocks, find_blocks
+from zo_kernels.weights.shards import shard_of
+from zo_kernels.weights.thresholds import magnitude_percentile
 
 FLOATS = st.floats(width=16, allow_nan=False)  # exact in float16 and float32; ties, zeros, subnormals, infinities
 

@@ -20,7 +20,7 @@ from small_runs import SHAPE, build, go, same_after_replay
 from torch import nn
 
 import zo_kernels as zo
-from zo_kernels.optim import recording
+from zo_kernels.runs import recording
 from zo_kernels.trajectory import Kind
 
 OPTIONS = st.fixed_dictionaries(

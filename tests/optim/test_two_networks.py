@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import zo_kernels as zo
-from zo_kernels.optim import randomness
+from zo_kernels.closures import randomness
 
 X = torch.linspace(-1, 1, 40).view(8, 5)
 

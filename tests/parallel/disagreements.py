@@ -12,7 +12,7 @@ from models import block_mlp
 from torch import distributed, nn
 
 import zo_kernels as zo
-from zo_kernels.optim.channel import word
+from zo_kernels.ranks.channel import word
 
 STEPS = 6
 ODD_STEP = 3  # steps taken before one rank changes its mind

@@ -71,7 +71,7 @@ def train(
 
 def train_on_device(group: Any, event: str, split: str, **options: Any) -> dict[str, Any]:
     """Losses stay where they are, as on a GPU. In the fourth step one rank's is nan, or its learning rate another."""
-    from zo_kernels.optim import losses
+    from zo_kernels.closures import losses
 
     before, losses.stays_on_device = losses.stays_on_device, lambda loss: True
     try:

@@ -149,7 +149,7 @@ def saved(group: Any, layout: str, method: str) -> bool:
 
 def elements(group: Any, layout: str) -> bool:
     """Whether each shard's stretches are the elements that PyTorch says are there."""
-    from zo_kernels.optim.shards import shard_of
+    from zo_kernels.weights.shards import shard_of
 
     model = block_mlp(**SHAPE)
     with torch.no_grad():

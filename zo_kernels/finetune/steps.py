@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import zo_kernels as zo
+from zo_kernels.closures.losses import OutOfRange
 from zo_kernels.finetune.config import Config
 from zo_kernels.finetune.learner import Learner
-from zo_kernels.optim.losses import OutOfRange
 from zo_kernels.spec import direction_seed
 
 _ANCHOR_BATCHES = 2**19  # of `direction_seed`: no direction has this number

@@ -11,32 +11,33 @@ import torch
 from torch import Tensor, device, nn
 
 from .. import checks
+from ..closures.losses import Closure, OutOfRange, Pair, Refused, check_closure, check_pair, decay_factors, value_of
+from ..closures.watch import Closures
+from ..doubts import Doubts
+from ..estimators.draws import FIRST_SLOT, MAX_DIRECTIONS, blocks_to_drop, direction_seeds
+from ..estimators.numbers import Numbers, spsa_update
 from ..ops import ROUNDINGS
+from ..perturbation.in_forward import InForward
+from ..perturbation.in_forward_probes import InForwardProbes
+from ..perturbation.in_place import InPlace, Probes
+from ..perturbation.reads.vigilance import drawn
+from ..perturbation.streamed import StreamedInForward
+from ..perturbation.writes import Unwritten
+from ..ranks.parallel import Parallel, ranks_of
+from ..runs.alone import alone
+from ..runs.attempt import attempted
+from ..runs.graphed import GraphedStep, cannot_be_graphed
+from ..runs.recorded import RecordedSteps
+from ..runs.recording import Recording
 from ..trajectory import Kind
 from ..trajectory.file import SYNC
-from .alone import alone
-from .attempt import attempted
-from .blocks import of_no_use
-from .closures import Closures
-from .draws import FIRST_SLOT, MAX_DIRECTIONS, blocks_to_drop, direction_seeds
-from .graphed import GraphedStep, cannot_be_graphed
-from .groups import check_group
-from .in_forward import InForward
-from .in_forward_probes import InForwardProbes
-from .losses import Closure, OutOfRange, Refused, check_closure, check_pair, decay_factors, value_of
-from .masks import Thresholds
-from .numbers import Numbers, Pair, Seed, spsa_update
-from .parallel import Parallel, ranks_of
-from .probes import InPlace, Probes
-from .recorded import RecordedSteps
-from .recording import Recording
-from .shards import resharding
-from .streamed import StreamedInForward
-from .structure import Structure
-from .vigilance import drawn
-from .warned import Doubts
-from .weights import Weights
-from .writes import Unwritten
+from ..weights.blocks import of_no_use
+from ..weights.groups import check_group
+from ..weights.masks import Thresholds
+from ..weights.rows import Seed
+from ..weights.shards import resharding
+from ..weights.structure import Structure
+from ..weights.tables import Weights
 
 PERTURB = ("auto", "in_place", "in_forward")
 

@@ -10,19 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks, names
+from ..closures.losses import Closure, OutOfRange, Refused, check_closure, decay_factors
+from ..estimators.draws import ANCHOR_SLOT, SEPARATE_SLOT
+from ..estimators.numbers import Numbers
+from ..estimators.path import Path
 from ..interrupts import Call, signals_held
+from ..perturbation.in_place import InPlaceFromAnchor, Probes, RestoredInPlace
+from ..runs import state
+from ..runs.attempt import Attempt, attempted
+from ..runs.replay import Replay
 from ..trajectory import Kind, Setup
-from . import state
-from .attempt import Attempt, attempted
+from ..weights.rows import on_host
+from ..weights.shards import is_sharded, like, local
+from ..weights.tables import Weight, Weights
 from .base import ZeroOrderOptimizer
-from .draws import ANCHOR_SLOT, SEPARATE_SLOT
-from .losses import Closure, OutOfRange, Refused, check_closure, decay_factors
-from .numbers import Numbers, on_host
-from .path import Path
-from .probes import InPlaceFromAnchor, Probes, RestoredInPlace
-from .replay import Replay
-from .shards import is_sharded, like, local
-from .weights import Weight, Weights
 
 
 class MeZOSVRG(ZeroOrderOptimizer):

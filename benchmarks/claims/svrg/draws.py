@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 import zo_kernels as zo
+from zo_kernels.estimators.draws import FIRST_SLOT, direction_seeds
 from zo_kernels.names import param_ids
-from zo_kernels.optim.draws import FIRST_SLOT, direction_seeds
 
 from .problems import BATCH, Problem
 

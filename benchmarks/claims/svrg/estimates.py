@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zo_kernels.optim.draws import SEPARATE_SLOT
+from zo_kernels.estimators.draws import SEPARATE_SLOT
 from zo_kernels.trajectory.record import projected_gradients
 
 from .draws import Draws

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zo_kernels.optim.draws import ANCHOR_SLOT, SEPARATE_SLOT
+from zo_kernels.estimators.draws import ANCHOR_SLOT, SEPARATE_SLOT
 
 from .draws import Draws
 from .problems import BATCH, Problem, flat

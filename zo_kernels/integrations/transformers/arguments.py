@@ -9,10 +9,10 @@ import torch
 from transformers import TrainingArguments
 
 from zo_kernels import checks
+from zo_kernels.estimators.draws import MAX_DIRECTIONS
 from zo_kernels.ops import ROUNDINGS
 from zo_kernels.optim.base import PERTURB
-from zo_kernels.optim.draws import MAX_DIRECTIONS
-from zo_kernels.optim.parallel import SPLITS
+from zo_kernels.ranks.parallel import SPLITS
 
 METHODS = ("mezo", "sparse-mezo", "lezo", "mezo-svrg")
 OBJECTIVES = ("loss", "accuracy")

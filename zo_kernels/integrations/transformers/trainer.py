@@ -16,6 +16,7 @@ from transformers import Trainer
 from transformers.utils import logging
 
 import zo_kernels as zo
+from zo_kernels.closures.losses import OutOfRange
 from zo_kernels.integrations.transformers import card, checkpoints, losses, resumed
 from zo_kernels.integrations.transformers.anchors import anchor_batches
 from zo_kernels.integrations.transformers.arguments import ZOTrainingArguments
@@ -30,7 +31,6 @@ from zo_kernels.integrations.transformers.optimizers import (
 from zo_kernels.integrations.transformers.precision import float32_losses
 from zo_kernels.integrations.transformers.reading import TrainingData
 from zo_kernels.integrations.transformers.refusals import MOST_IN_A_ROW, Refusals
-from zo_kernels.optim.losses import OutOfRange
 
 logger = logging.get_logger(__name__)
 

@@ -1,0 +1,1 @@
+"""Which losses a step asks for, and what numbers it makes of them."""

@@ -1,0 +1,84 @@
+"""Where a step's losses are evaluated in the forward, if they can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from ..closures.losses import Refused
+from ..doubts import Doubts
+from ..interrupts import Call
+from ..weights.rows import Row, Seed
+from ..weights.shards import is_sharded
+from ..weights.tables import Weights
+from .in_forward import InForward
+
+
+def cannot_perturb_in_forward(module: nn.Module | None) -> str | None:
+    """Why in-forward perturbation is impossible for what the optimizer was given, or None."""
+    if module is None:
+        return "it needs the module, not its parameters alone"
+    if any(is_sharded(p) for p in module.parameters()):
+        return (
+            "the weights are sharded, so that no process has a module's whole weights (keep float32 shards, and let "
+            "FSDP's MixedPrecisionPolicy cast what it gathers)"
+        )
+    for name, m in module.named_modules():
+        if isinstance(m, nn.DataParallel):
+            return "nn.DataParallel runs copies of the module; start a process for each device (torchrun) instead"
+        if type(m).__name__ == "OptimizedModule" or getattr(m, "_compiled_call_impl", None) is not None:
+            return f"{name or type(m).__name__} is compiled by torch.compile, which runs no module by itself"
+    return None
+
+
+class InForwardProbes:
+    """As `probes.InPlace`, evaluated in the forward: nothing moves until the update."""
+
+    def __init__(
+        self,
+        engine: InForward,
+        weights: Weights,
+        active: Sequence[int] | None,
+        *,
+        step: int,
+        doubts: Doubts,
+        from_anchor: bool = False,
+        watch: bool = False,
+    ):
+        self._engine, self._weights, self._active = engine, weights, active
+        self._step, self._doubts = step, doubts
+        self._from_anchor, self._watch = from_anchor, watch
+        self._offset: Mapping[Seed, float] = {}
+        self.moves = 0
+
+    def to(self, offset: Mapping[Seed, float]) -> None:
+        self._offset = offset
+        if offset:
+            self.moves += 1
+        else:
+            self._engine.restore()
+
+    def evaluate(self, closure: Callable[[], Any]) -> Any:
+        do = self._weights.describe(self._offset, None, self._active)
+        return self._engine.evaluate(
+            closure, do, step=self._step, from_anchor=self._from_anchor, watch=self._watch, missed=self._say_missed
+        )
+
+    def _say_missed(self, names: str) -> None:
+        """Weights were read unperturbed, perhaps since the last step that was watched."""
+        vigilance = self._engine.vigilance
+        if vigilance.watched < self._step:
+            self._doubts.say(
+                "reads that were missed",
+                f"closure: it reads {names or 'weights'} outside of their module by means that are noticed in some "
+                f"steps alone: up to {self._step - vigilance.watched} steps before this one may have taken their "
+                "losses at weights that were not all perturbed; use perturb='in_place', or read them in their "
+                "module's forward",
+            )
+        if vigilance.not_watched == self._step:  # its other losses are as wrong
+            raise Refused(ValueError, f"it reads {names or 'weights'} outside of their module")
+
+    def finish(self, update: Mapping[Seed, Row], decays: Row, then: Sequence[Call]) -> None:
+        self._weights.move(update, decays=decays, active=self._active, then=then)

@@ -1,0 +1,1 @@
+"""Processes that take steps together, and send each other losses alone."""

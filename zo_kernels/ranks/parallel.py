@@ -1,0 +1,387 @@
+"""Ranks of a process group that take every step together, and send each other losses alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from .. import checks
+from ..backends.pending import Pending
+from ..backends.transfer import on_device
+from ..closures.losses import OutOfRange, Pair, Refused
+from ..weights.rows import Value, device_of, divided, stacked
+from ..weights.shards import Shard
+from ..weights.whole import sums_here
+from .channel import HEAD, RankLost, channel_of, word
+from .wording import differences, named, odd_ones_out, packed, told_apart, unpacked
+
+SPLITS = ("auto", "batch", "directions", "off")
+# Words of a message, before the losses: steps taken, place of the exchange in the step and what the sender does; digest
+# of what it has agreed to; place and sum of its weights. What the sender does:
+_DOES = ("it takes a step",) * 3 + (
+    "its optimizer is new, or has new options",
+    "it cannot begin a step",
+    "it resumes a trajectory",
+    "it takes a step",
+)
+_FINE, _REFUSED, _RAISED, _AGREE, _FAILED, _READ, _WRONG = range(7)
+_AHEAD = 64  # steps that a device may be behind
+_RESTART = "restart all ranks and resume the trajectory"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How the ranks of a process group share the work of a step. Their weights stay equal, bit for bit.
+
+    Args:
+        split: "batch": all ranks evaluate the same directions, each on its own part of the batch; (L+, L-) of a
+            direction is the mean over the ranks. "directions": each rank evaluates its own of the step's directions, on
+            whatever batch it likes; perturbation is in the forward then, since weights that were moved along different
+            directions in place would be rounded differently.
+        process_group: None for the default one. Every rank of it takes every step.
+        check_every: in every so many steps the ranks compare fingerprints of their weights; 0 for never. Of sharded
+            weights only copies of the same shard can be compared.
+        timeout: seconds after which a rank that does not come to where the others wait is given up: `RankLost`, on all
+            others. One whose process has ended is noticed within seconds, if it ran on the same machine as another or
+            its connection was closed. Longer than anything that a rank does alone between steps.
+    """
+
+    split: str = "batch"
+    process_group: Any = None
+    check_every: int = 100
+    timeout: float = 1800.0
+
+    def __post_init__(self) -> None:
+        checks.choice("parallel: split", self.split, SPLITS)
+        checks.integer("parallel: check_every", self.check_every, 0)
+        checks.number("parallel: timeout", self.timeout, 0.0, 1e8, open_low=True)
+
+
+def ranks_of(parallel: str | Parallel) -> Ranks | None:
+    """The ranks that take steps together, None if this process is to work alone.
+
+    Raises:
+        TypeError, ValueError: it is neither a `Parallel` nor one of SPLITS, or there is no process group.
+    """
+    if not isinstance(parallel, Parallel):
+        checks.choice("parallel", parallel, SPLITS)
+        parallel = Parallel(parallel)
+    there = distributed.is_available() and distributed.is_initialized()
+    if parallel.split == "auto":
+        alone = not there or distributed.get_world_size(parallel.process_group) == 1
+        return None if alone else Ranks(replace(parallel, split="batch"))
+    if parallel.split == "off":
+        return None
+    if not there:
+        raise ValueError(
+            f"parallel: expected a process group (see torch.distributed.init_process_group) for {parallel.split!r}, "
+            "got none"
+        )
+    return Ranks(parallel)
+
+
+class RanksDiffer(RuntimeError):
+    """The ranks do not take the same step from the same weights any more. Restart them, and `resume` the trajectory."""
+
+
+class RankRaised(RuntimeError):
+    """Another rank could not do its part of a step, and said so."""
+
+
+class Ranks:
+    """One rank among the others.
+
+    Attributes:
+        bytes_sent: by this rank to each of the others, in all steps so far.
+    """
+
+    def __init__(self, how: Parallel):
+        self.how = how
+        self.rank = distributed.get_rank(how.process_group)
+        if self.rank < 0:
+            raise ValueError("parallel: expected a process group that this process belongs to, got one without it")
+        self.size = distributed.get_world_size(how.process_group)
+        self.bytes_sent = 0
+        self._pending = Pending()
+        self._channel = channel_of(how.process_group)
+        self._key: Any = None
+        self._options: list[str] = []  # that all ranks have agreed on
+        self._digest = self._words = 0  # of them; of the messages that they lead to
+        self._place = 0  # of the next exchange in its step
+
+    def __reduce__(self) -> Any:
+        return Ranks, (self.how,)
+
+    def __deepcopy__(self, memo: Any) -> Ranks:
+        return Ranks(self.how)  # process groups cannot be copied
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes files."""
+        return self.rank == 0
+
+    def own(self, seeds: Sequence[T]) -> Sequence[T]:
+        """The seeds of the directions that this rank evaluates."""
+        if self.how.split == "batch":
+            return seeds
+        each = len(seeds) // self.size
+        return seeds[self.rank * each : (self.rank + 1) * each]
+
+    def check_directions(self, directions: int) -> None:
+        """Raise ValueError unless they can be dealt out."""
+        if self.how.split == "directions" and directions % self.size:
+            raise ValueError(
+                f"directions: expected a multiple of {self.size}, the ranks that share them, got {directions}"
+            )
+
+    def from_first(self, make: Callable[[], bytes | None]) -> bytes | None:
+        """What `make` returns on the first rank; if it raises there, every rank raises the same.
+
+        Raises:
+            RankLost, RanksDiffer: the others do not come, or come for a step.
+        """
+        error: Exception | None = None
+        made: bytes | None = None
+        if self.is_first:
+            try:
+                made = make()
+            except Exception as raised:  # or the others would wait for what never comes
+                error = raised
+        data = packed(made, error) if self.is_first else b""
+        rows = self._told([_READ, 0, len(data), 0], "in resume")
+        self._understand(rows, [], [], "")
+        data = self._channel.from_first(data, rows[0][2], "in resume", self.how.timeout)
+        if error is not None:
+            raise error
+        return made if self.is_first else unpacked(data)
+
+    def begin(self, step: int, key: Any, directions: int, on_gpu: bool, options: Callable[[], list[str]]) -> None:
+        """Before a step, and before anything in it that asks other ranks: agree on what messages and weights depend on,
+        if it is not what it was.
+
+        Args:
+            step: steps taken before.
+            key: stands for the options.
+            on_gpu: whether losses may be on a GPU.
+            options: makes texts "name: value" of all that the ranks should have in common.
+
+        Raises:
+            RanksDiffer: they have not; it says what, and who has which. Or another rank takes another step.
+            RankRaised: another rank cannot take the step.
+            RankLost: another rank is not there any more.
+        """
+        self._place = 0
+        if key == self._key and self._words == self._channel.words:
+            return
+        texts = options()
+        digest, words = word(texts), HEAD + 2 * len(self.own(range(directions)))
+        if digest != self._digest or words != self._channel.words:
+            when = f"at the start of step {step + 1}"
+            try:
+                rows = self._told([step << 8 | _AGREE, digest, words, on_gpu], when)
+                self._understand(rows, texts, [], f"{self._channel.exchanges}")
+                # Equal, since options are, of which all of it follows; but for where losses are.
+                self._channel.words = words
+                self._channel.on_gpu |= self._channel.has_gpus and any(row[3] for row in rows)
+            except (RanksDiffer, RankRaised, RankLost):
+                raise
+            except BaseException as error:
+                self._channel.leave(when, error)
+                raise
+        self._key, self._options, self._digest, self._words = key, texts, digest, words
+
+    @contextmanager
+    def telling(self, step: int) -> Iterator[None]:
+        """Tell the others if this rank cannot begin a step."""
+        try:
+            yield
+        except (RanksDiffer, RankRaised, RankLost):
+            raise
+        except Exception as error:
+            try:
+                self._told([step << 8 | _FAILED, 0, 0, 0], f"at the start of step {step + 1}")
+            except RankLost as lost:
+                raise lost from error
+            raise
+
+    def exchange(self, pairs: Sequence[Pair], step: int, agreed: Sequence[str], shards: Sequence[Shard]) -> list[Pair]:
+        """Everybody's (L+, L-): of each of the step's directions, in their order.
+
+        Args:
+            pairs: of this rank's directions.
+            step: steps taken before.
+            agreed: texts "name: value", beside the options; what is new in every step, and the same on all ranks.
+            shards: the weights.
+
+        Raises:
+            Refused: another rank's losses were not finite.
+            RankRaised: another rank's closure raised.
+            RanksDiffer: the ranks are not at the same step, have not agreed, or have other weights; it says which.
+            RankLost: another rank is not there any more.
+        """
+        return self._exchange(pairs, _FINE, step, agreed, shards)
+
+    def tell(self, error: Exception, n: int, step: int, agreed: Sequence[str], shards: Sequence[Shard]) -> None:
+        """In place of `exchange`, when there are no losses of the `n` directions because of an error."""
+        outcome = _RAISED
+        if isinstance(error, Refused):
+            outcome = _REFUSED if error.error is OutOfRange else _WRONG
+        try:
+            self._exchange([(math.nan, math.nan)] * n, outcome, step, agreed, shards)
+        except RankLost as lost:
+            raise lost from error  # which may be what the loss of a rank led to
+        except (Refused, RuntimeError):
+            pass  # the error that came first is the one to be told
+
+    def _exchange(
+        self, pairs: Sequence[Pair], outcome: int, step: int, agreed: Sequence[str], shards: Sequence[Shard]
+    ) -> list[Pair]:
+        checking = self.how.check_every > 0 and step % self.how.check_every == 0
+        flat = [value for pair in pairs for value in pair]
+        where, when = self._channel.device(device_of(*flat)), f"in step {step + 1}"
+        place, self._place = self._place, self._place + 1
+        digest = word([str(self._digest), *agreed])
+        numbers = [step << 8 | place << 4 | outcome, digest, _place(shards) if checking else 0]
+        words = [on_device(numbers, torch.int64, where), torch.zeros(1, dtype=torch.int64, device=where)]
+        if checking:  # weights that changed places give another sum
+            words[1] = sums_here(shards).cumsum(0).sum().reshape(1).to(where)
+        losses = stacked([v.to(where) if isinstance(v, Tensor) else v for v in flat], where)
+        rows = self._channel.rows(torch.cat([*words, losses.view(torch.int64)]), when, self.how.timeout)
+        self.bytes_sent += rows[0].numel() * 8
+        heads, everybodys = rows[:, :HEAD], rows[:, HEAD:].view(torch.float64)
+        stays = device_of(*flat) == where
+        texts, event = (self._options, agreed), f"{self._channel.exchanges}"
+        if stays and not checking:
+            # Nobody waits: ranks that differ change nothing, and are told when that is known.
+            differ = (heads[:, :2] != heads[0, :2]).any() | (heads[0, 0] & 15 != _FINE)
+            self._pending.put(heads.flatten(), lambda flat: self._understand_late(_rows(flat), *texts, event))
+            self._pending.work_off(wait=False)
+            if (behind := self._pending.oldest()) is not None and len(self._pending) > _AHEAD:
+                self._channel.until(behind.query, when, self.how.timeout)
+            return self._pairs([list(row.unbind()) for row in torch.where(differ, math.nan, everybodys)])
+        told = self._channel.values(heads, when, self.how.timeout)
+        self._understand(told, *texts, event)
+        if checking:
+            self._compare_weights(told, shards, f"before step {step + 1}", event)
+        outcomes = [row[0] & 15 for row in told]
+        if raised := [r for r, outcome in enumerate(outcomes) if outcome == _RAISED]:
+            raise RankRaised(f"closure: it raised on {named(raised)}; the weights are restored, on this rank too")
+        if wrong := [r for r, outcome in enumerate(outcomes) if outcome == _WRONG]:
+            raise Refused(ValueError, f"it was refused on {named(wrong)}, which says why")
+        if refused := [r for r, outcome in enumerate(outcomes) if outcome == _REFUSED]:
+            raise Refused(OutOfRange, f"expected a finite loss on every rank, got none on {named(refused)}")
+        if stays:
+            return self._pairs([list(row.unbind()) for row in everybodys])
+        known = everybodys.tolist()
+        if refused := [r for r, row in enumerate(known) if not all(map(math.isfinite, row))]:
+            raise Refused(OutOfRange, f"expected a finite loss on every rank, got none on {named(refused)}")
+        return self._pairs(known)
+
+    def _told(self, head: Sequence[int], when: str) -> list[list[int]]:
+        """Everybody's head, in place of losses."""
+        self.bytes_sent += self._channel.words * 8
+        return self._channel.gather(head, when, self.how.timeout)
+
+    def _pairs(self, losses: list[list[Value]]) -> list[Pair]:
+        """Of each rank's losses. All ranks add in one order, so that their bits are equal."""
+        every = losses
+        if self.how.split == "batch":
+            every = [[divided(sum(of_rank[1:], of_rank[0]), self.size) for of_rank in zip(*losses, strict=True)]]
+        return [pair for row in every for pair in zip(row[::2], row[1::2], strict=True)]
+
+    def _understand(
+        self, rows: Sequence[Sequence[int]], options: Sequence[str], agreed: Sequence[str], event: str
+    ) -> None:
+        """Raise unless all ranks do the same, by the same options.
+
+        Args:
+            rows: heads of everybody's message.
+            options, agreed: texts of what they depend on, here.
+            event: names this exchange, on all ranks alike.
+        """
+        kinds = [row[0] & 15 for row in rows]
+        if odd := [r for r, row in enumerate(rows) if row[0] < 0 or row[0] & 15 >= len(_DOES)]:
+            raise RanksDiffer(f"ranks: expected messages of one version of zo_kernels, got another from {named(odd)}")
+        if _READ in kinds and set(kinds) != {_READ}:
+            raise RanksDiffer(f"ranks: they differ: {told_apart('', [_DOES[kind] for kind in kinds])}; {_RESTART}")
+        if _READ in kinds:
+            if rows[0][2] < 0:
+                raise RanksDiffer(f"ranks: expected a length from rank 0, got {rows[0][2]}")
+            return
+        steps = [row[0] >> 8 for row in rows]
+        if len(set(steps)) > 1:
+            raise RanksDiffer(f"ranks: they differ: {told_apart('steps taken: ', steps)}; {_RESTART}")
+        if failed := [r for r, kind in enumerate(kinds) if kind == _FAILED]:
+            raise RankRaised(f"step {steps[0] + 1}: it could not begin on {named(failed)}, which says why")
+        places = [row[0] >> 4 & 15 for row in rows]
+        if len({row[1] for row in rows}) > 1 or len(set(places)) > 1 or (_AGREE in kinds and set(kinds) != {_AGREE}):
+            # Ranks that have yet to agree on their options cannot tell more than these.
+            others = self._texts(f"differ/{event}", options if _AGREE in kinds else [*options, *agreed])
+            which = differences(others)
+            if not which and len(set(places)) > 1:
+                which = [told_apart("evaluations before in this step: ", places)]
+            if not which and len(set(kinds)) > 1:
+                which = [told_apart("", [_DOES[kind] for kind in kinds])]
+            told = "; ".join(which) or f"other options on {named(odd_ones_out([row[:2] for row in rows]))}"
+            raise RanksDiffer(
+                f"ranks: they differ before step {steps[0] + 1}: {told}; make the optimizer alike on all of them"
+            )
+
+    def _understand_late(
+        self, rows: Sequence[Sequence[int]], options: Sequence[str], agreed: Sequence[str], event: str
+    ) -> None:
+        """As `_understand`, of a step that was taken, or refused, in the meantime."""
+        self._understand(rows, options, agreed, event)
+        if raised := [r for r, row in enumerate(rows) if row[0] & 15 in (_RAISED, _WRONG)]:
+            raise RankRaised(
+                f"closure: it raised on {named(raised)} in step {(rows[0][0] >> 8) + 1}, which the other ranks have "
+                f"counted as refused; {_RESTART}"
+            )
+
+    def _compare_weights(self, rows: Sequence[Sequence[int]], shards: Sequence[Shard], before: str, event: str) -> None:
+        """Raise RanksDiffer if holders of the same elements have others."""
+        for place in dict.fromkeys(row[2] for row in rows):
+            holders = [r for r, row in enumerate(rows) if row[2] == place]
+            if odd := [holders[i] for i in odd_ones_out([rows[r][3] for r in holders])]:
+                which = self._other_weights(shards, odd, [r for r in holders if r not in odd], event)
+                raise RanksDiffer(
+                    f"ranks: expected equal weights {before}, got others on {named(odd)}{which}; {_RESTART}"
+                )
+
+    def _other_weights(self, shards: Sequence[Shard], odd: Sequence[int], others: Sequence[int], event: str) -> str:
+        """Which weights of the odd ranks differ from those of other holders of the same place."""
+        mine = [f"{s.name}: {total}" for s, total in zip(shards, sums_here(shards).tolist(), strict=True)]
+        every = self._texts(f"weights/{event}", mine)
+        told = differences([every[odd[0]], every[others[0]]])
+        wrong = [text.partition(": ")[0] for text in told]
+        if not wrong:
+            return ""
+        return f", in {', '.join(wrong[:3])}" + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+
+    def _texts(self, name: str, mine: Sequence[str]) -> list[list[str] | None]:
+        """Everybody's; None of a rank whose texts did not come or are none."""
+        found: list[list[str] | None] = []
+        for text in self._channel.texts(name, json.dumps(list(mine))):
+            read: Any = None
+            with suppress(ValueError, RecursionError):
+                read = json.loads(text or "")
+            well = isinstance(read, list) and all(isinstance(line, str) for line in read)
+            found.append(read if well else None)
+        return found
+
+
+def _rows(flat: Sequence[int]) -> list[list[int]]:
+    return [list(flat[i : i + HEAD]) for i in range(0, len(flat), HEAD)]
+
+
+def _place(shards: Sequence[Shard]) -> int:
+    """Equal on ranks that hold the same elements."""
+    return word([f"{s.name} {s.starts} {tuple(s.tensor.shape)}" for s in shards])

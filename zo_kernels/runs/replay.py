@@ -1,0 +1,314 @@
+"""Rebuilding the weights of a run's steps from its trajectory, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import checks, names, spec
+from ..backends.types import Pass
+from ..interrupts import Call, at_once
+from ..trajectory import Kind, Record, Setup, Trajectory
+from ..trajectory.fingerprint import as_text
+from ..estimators.draws import ANCHOR_SLOT, SEPARATE_SLOT, blocks_to_drop, direction_seeds
+from ..closures.losses import decay_factors
+from ..estimators.numbers import Numbers, spsa_update
+from ..estimators.path import Path
+from ..perturbation.in_place import InPlace
+from ..weights.shards import local, shard_of
+from ..weights.tables import Weight, Weights
+from ..weights.whole import combined_fingerprint, fingerprints
+
+# Said where a replay cannot go on, since to keep the first weights would take as much memory again.
+_NOW = "; the parameters now hold what came of the replay: load the first ones again"
+_MOST_DIRECTIONS = 64  # of passes that were put together
+
+
+@torch.no_grad()
+def replay(
+    params: nn.Module | Iterable[Any],
+    trajectory: Trajectory | str | FilePath,
+    upto: int | None = None,
+    *,
+    backend: str | None = None,
+) -> None:
+    """Rebuild the weights that a run had after a step, to the last bit, from the weights that it started with.
+
+    No forward is run. A step is one fused pass, or one for each of its perturbations too where these were made in
+    place and left their rounding behind; passes over unmasked float32 weights are put together, several steps at a
+    time, which changes no bit. Backend, device and number of threads need not be those of the run.
+
+    Args:
+        params: what the optimizer was given: the module, or parameters, named parameters, groups; with the weights
+            that the run started with. Changed in place.
+        trajectory: `opt.trajectory`, or the file it was saved to.
+        upto: the number of steps (as `opt.step_count` counts them) after which to stop; None for all.
+        backend: see `add_noise_`.
+
+    Raises:
+        TypeError, ValueError: the trajectory is damaged or of another version; `upto` is not in it; the parameters have
+            other names, shapes or dtypes than the run's, or other values than those it started with; between two steps
+            of the run something else than the optimizer changed the weights. The message says which, and, but for
+            weights changed in a way that the run could not notice, nothing has been changed.
+    """
+    if not isinstance(trajectory, Trajectory):
+        trajectory = Trajectory.load(trajectory)
+    Replay(names_of(params), trajectory, backend).run(upto)
+
+
+def names_of(params: nn.Module | Iterable[Any]) -> dict[Tensor, str]:
+    """Each parameter of what an optimizer takes -> its name."""
+    if isinstance(params, nn.Module):
+        return names.of_module(params)
+    every: dict[Tensor, str] = {}
+    for group in torch.optim.SGD(params, lr=0.0).param_groups:
+        names.add_group(every, group)
+    return every
+
+
+class Replay:
+    """A run that is being rebuilt.
+
+    Args:
+        named: the parameters and their names.
+        trajectory: of the run.
+        backend: see `add_noise_`.
+        check_values: whether the parameters must hold the values that the run started with; names, shapes and dtypes
+            are looked at in any case.
+
+    Attributes:
+        weights: the tables in use; None before the first step.
+        path, dropped, age: of MeZO-SVRG, after the last step that was rebuilt.
+
+    Raises:
+        ValueError: they do not fit together; nothing has been changed.
+    """
+
+    def __init__(
+        self,
+        named: Mapping[Tensor, str],
+        trajectory: Trajectory,
+        backend: str | None = None,
+        *,
+        check_values: bool = True,
+    ):
+        self.trajectory, self._backend = trajectory, backend
+        self._tensors = {name: p for p, name in names.bare(named).items()}
+        self.weights: Weights | None = None
+        self.path: Path | None = None
+        self.dropped: frozenset[int] = frozenset()
+        self.age: int | None = None
+        self._stale = False  # θ is to be written from the path
+        for _, setup in trajectory.setups:
+            if setup.noise != spec.VERSION:
+                raise ValueError(f"trajectory: expected noise {spec.VERSION}, got {setup.noise}")
+            self._check_shapes(setup)
+        start = [setup for before, setup in trajectory.setups if before == 0]
+        if start and check_values:
+            if start[-1].anchored:
+                raise ValueError(
+                    "trajectory: it begins between two anchors of MeZO-SVRG, with a state that was loaded, and does "
+                    "not have the anchor"
+                )
+            self._check_values(start[-1])
+
+    def _check_shapes(self, setup: Setup) -> None:
+        for w in setup.weights:
+            t = self._tensors.get(w.name)
+            if t is None:
+                raise ValueError(f"{w.name}: expected a parameter of this name, as in the trajectory, got none")
+            shape, dtype = tuple(t.shape), str(t.dtype).removeprefix("torch.")
+            if (shape, dtype) != (w.shape, w.dtype):
+                wanted = f"{w.dtype} of shape {w.shape}, as in the trajectory"
+                raise ValueError(f"{w.name}: expected {wanted}, got {dtype} of {shape}")
+            if not names.may_have(w.name, w.param_id):
+                raise ValueError(f"{w.name}: expected the id of this name in the trajectory, got {w.param_id}")
+            checks.weight(w.name, local(t))
+
+    def _check_values(self, setup: Setup) -> None:
+        found = fingerprints([shard_of(w.name, self._tensors[w.name]) for w in setup.weights])
+        wrong = [w.name for w, value in zip(setup.weights, found, strict=True) if value != w.fingerprint]
+        if not wrong:
+            return
+        some = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        what = "the run started with" if self.weights is None else f"the run had after step {setup.step}"
+        now = "; the trajectory has none: load those that it began with" if self.weights is None else _NOW
+        raise ValueError(f"params: expected the weights that {what}, got other values in {some}{now}")
+
+    def run(self, upto: int | None = None) -> None:
+        """Take all steps, or those before the step count `upto`.
+
+        Raises:
+            TypeError, ValueError: see `replay`.
+        """
+        trajectory = self.trajectory
+        if not trajectory.setups:
+            if upto:
+                raise ValueError(f"upto: expected a step count in the trajectory, which has no steps, got {upto}")
+            return
+        first = trajectory.setups[0][1].step
+        if upto is not None:
+            checks.integer("upto", upto, first, trajectory.steps)
+        end = len(trajectory) if upto is None else trajectory.until(upto)
+        for before, setup in trajectory.setups:
+            if before < end and not setup.continues:
+                raise ValueError(
+                    f"trajectory: something else than the optimizer changed the weights after step {setup.step} (or a "
+                    f"state was loaded); it can be replayed with upto={setup.step}"
+                )
+        setups = dict(trajectory.setups)  # of two at one place the later one holds
+        with torch.no_grad():
+            for i in range(end):
+                if i in setups:
+                    self._begin(setups[i])
+                self._take(trajectory[i])
+                if (expected := trajectory.checks.get(i + 1)) is not None:
+                    self._check(expected, trajectory[i].step + 1)
+            self._flush()
+
+    def _check(self, expected: str, step: int) -> None:
+        self._flush()
+        if self.weights is None:
+            raise _does_not_fit("a fingerprint of the weights comes before any step")
+        if as_text(int(combined_fingerprint(self.weights.shards))) != expected:
+            raise ValueError(
+                f"trajectory: replaying it to step {step} gives other weights than the run had: something else than "
+                f"the optimizer changed them on the way, unnoticed, or a machine computed wrong{_NOW}"
+            )
+
+    def _begin(self, setup: Setup) -> None:
+        self._flush()
+        if self.weights is not None:
+            self._check_values(setup)
+        self._setup = setup
+        tensors = [local(self._tensors[w.name]) for w in setup.weights]
+        known = self.weights
+        anchors = None
+        if setup.anchored:
+            if known is None or known.anchors is None or self.path is None:
+                raise _does_not_fit(f"the setup at step {setup.step} needs an anchor, and none was taken before")
+            kept = {w.name: anchor for w, anchor in zip(known.weights, known.anchors, strict=True)}
+            if missing := [w.name for w in setup.weights if w.name not in kept]:
+                raise _does_not_fit(f"the setup at step {setup.step} needs an anchor of {missing[0]}, which has none")
+            anchors = [kept[w.name] for w in setup.weights]
+            self.path.extend(2 * len(setup.weight_decays))
+        else:
+            self._forget()
+            if setup.svrg:
+                anchors = [t.detach().clone() for t in tensors]
+        self.weights = self._tables(setup, anchors)
+        self._queue = _Queue(self.weights)
+
+    def _tables(self, setup: Setup, anchors: Sequence[Tensor] | None) -> Weights:
+        weights = []
+        for w in setup.weights:
+            p = self._tensors[w.name]
+            weights.append(Weight(w.name, p, shard_of(w.name, p), w.param_id, w.row, w.block, w.threshold))
+        rows = 2 * len(setup.weight_decays)
+        return Weights(weights, rows, setup.stochastic, anchors, setup.in_place, self._backend)
+
+    def _forget(self) -> None:
+        self.path, self.dropped, self.age = None, frozenset(), None
+
+    def _take(self, record: Record) -> None:
+        setup, weights = self._setup, self.weights
+        if weights is None:
+            raise _does_not_fit("a step comes before any setup")
+        rates = [rate for rate in record.rates for _ in range(2)]
+        rows = [w for decay in setup.weight_decays for w in (decay, 0.0)]
+        match record.kind:
+            case Kind.STEP | Kind.REFUSED | Kind.INTERRUPTED:
+                if not setup.svrg:  # where weights are restored from the anchor, exactly
+                    self._spsa(record, weights, rates, rows)
+            case Kind.ANCHOR:
+                self._flush()
+                if weights.anchors is None:
+                    raise _does_not_fit(f"step {record.step} is at an anchor, of a run without anchors")
+                for w, anchor in zip(weights.weights, weights.anchors, strict=True):
+                    anchor.copy_(w.tensor)
+                self.dropped = blocks_to_drop(setup.seed, record.step, setup.blocks, setup.drop)
+                n = Numbers.of([record.losses], record.eps, rates, decay_factors(rates, rows))
+                self.path, self.age = Path.started(weights.rows, self._seeds(record, ANCHOR_SLOT), n), 1
+                self._stale = True
+            case Kind.BETWEEN:
+                if self.path is None or self.age is None:
+                    raise _does_not_fit(f"step {record.step} is between anchors, and none was taken before")
+                seeds = self._seeds(record)
+                anchor_seeds = seeds if setup.shared_direction else self._seeds(record, SEPARATE_SLOT)
+                losses = [record.losses, record.anchor_losses]
+                n = Numbers.of(losses, record.eps, rates, decay_factors(rates, rows), self.path.ok)
+                estimate = self.path.estimate(seeds, n.gradients[0], anchor_seeds, n.gradients[1])
+                self.path = self.path.advanced(estimate, n)
+                self.age += 1
+                self._stale = True
+
+    def _seeds(self, record: Record, slot: int = 0) -> list[int]:
+        return direction_seeds(self._setup.seed, record.step, self._setup.directions, slot)
+
+    def _spsa(self, record: Record, weights: Weights, rates: Sequence[float], weight_decays: Sequence[float]) -> None:
+        setup = self._setup
+        dropped = blocks_to_drop(setup.seed, record.step, setup.blocks, setup.drop)
+        active, seeds = weights.active(dropped), self._seeds(record)
+        taken = record.kind is Kind.STEP
+        walk = InPlace(self._queue, active)
+        if setup.in_place:
+            probes = [(seed, signed) for seed in seeds for signed in (setup.eps, -setup.eps)]
+            for seed, signed in probes if taken else probes[: record.probes]:
+                walk.to({seed: signed})
+            if not taken:
+                walk.to({})
+        if taken:
+            n = Numbers.of([record.losses], record.eps, rates, decay_factors(rates, weight_decays))
+            walk.finish(spsa_update(seeds, n.gradients[0], n.rates), n.decays)
+
+    def _flush(self) -> None:
+        if self.weights is None:
+            return
+        self._queue.flush()
+        if self._stale and self.path is not None:
+            self.path.write(self.weights, self.weights.active(self.dropped))
+            self._stale = False
+
+
+def _does_not_fit(what: str) -> ValueError:
+    return ValueError(f"trajectory: its records do not fit together: {what}")
+
+
+class _Queue:
+    """Passes over weights, put together where no bit changes: unmasked, in float32, over the same weights, and with no
+    decay in all but the first of them, they are one chain of fused multiply-adds (docs/noise.md, 4).
+    """
+
+    def __init__(self, weights: Weights):
+        self._weights = weights
+        self._chains = all(w.tensor.dtype == torch.float32 and w.threshold is None for w in weights.weights)
+        self._waiting: Pass | None = None
+        self.describe = weights.describe
+
+    def run(self, do: Pass, *, record: bool = False, then: Sequence[Call] = ()) -> None:
+        """Make a pass, now or later; what it is noted to have done is true now."""
+        if not self._chains:
+            self._weights.run(do, record=record, then=then)
+            return
+        at_once(then)
+        waiting = self._waiting
+        if waiting is None:
+            self._waiting = do
+            return
+        fits = len(waiting.seeds) + len(do.seeds) <= _MOST_DIRECTIONS
+        if fits and waiting.active == do.active and all(d == 1.0 for d in do.decays):
+            scales = [[*a, *b] for a, b in zip(waiting.scales, do.scales, strict=True)]
+            self._waiting = Pass([*waiting.seeds, *do.seeds], scales, waiting.decays, do.stochastic, do.active)
+            return
+        self._weights.run(waiting)
+        self._waiting = do
+
+    def flush(self) -> None:
+        """Make what is waiting."""
+        if self._waiting is not None:
+            self._weights.run(self._waiting)
+            self._waiting = None

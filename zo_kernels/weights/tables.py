@@ -1,0 +1,195 @@
+"""The trainable weights of an optimizer as tables of the primitive, and moves through weight space as fused passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, device
+
+from ..backends.staged import Staging
+from ..backends.types import Entry, MaskKind, Pass
+from ..interrupts import Call
+from ..ops import Table
+from .overflow import Reach
+from .pinned import pin
+from .rows import Row, Value, device_of, vector
+from .shards import Shard
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One trainable parameter, and how the passes treat it."""
+
+    name: str
+    parameter: Tensor
+    shard: Shard  # what of it is here
+    param_id: int
+    row: int  # of Pass.scales and Pass.decays
+    block: int | None = None  # transformer block, None if the parameter always takes part
+    threshold: float | None = None  # only |w| <= threshold takes part
+
+    @property
+    def tensor(self) -> Tensor:
+        """The elements that are here, in a plain tensor: the parameter itself, if it is not sharded."""
+        return self.shard.tensor
+
+
+class Weights:
+    """Tables over the same weights, and passes over them.
+
+    Magnitude masks are taken from clean weights. Where passes also read perturbed ones, or weights that have moved on
+    since the mask was drawn, it is kept as one bit a weight (`keep_masks`); elsewhere every pass takes it anew.
+
+    Args:
+        weights: all of one device; their tensors are changed in place.
+        rows: how many rows of scales and decays there are.
+        stochastic: rounding of 16-bit weights.
+        anchors: for each weight a snapshot that passes may start from instead, or None.
+        keep_masks: see above.
+        backend: see `add_noise_`.
+        on_write: called after every pass.
+        copied_to: another device that modules run on, if there is one. For a GPU, what it is sent besides θ is moved to
+            pinned memory: the anchors' data, and the masks that are kept.
+
+    Attributes:
+        staging: memory for passes over weights that are not contiguous.
+        torn: whether a pass that is not one call of a C function has begun and not ended. Signals wait for its end, so
+            this stays true only if it failed, or another thread raised an exception in this one.
+        overwritten: whether somebody else wrote to them while they were moved.
+    """
+
+    torn = overwritten = False
+
+    def __init__(
+        self,
+        weights: Sequence[Weight],
+        rows: int,
+        stochastic: bool,
+        anchors: Sequence[Tensor] | None,
+        keep_masks: bool,
+        backend: str | None,
+        on_write: Callable[[], None] | None = None,
+        copied_to: device | None = None,
+    ):
+        self.weights, self.rows, self.stochastic, self.backend = tuple(weights), rows, stochastic, backend
+        # A parameter's `data` may point elsewhere for the time of a forward; these stay on θ.
+        self.theta = [w.tensor.detach() for w in weights]
+        self.anchors = None if anchors is None else list(anchors)
+        self.shards = [w.shard for w in weights]
+        self.reach = Reach.of({t.dtype for t in self.theta})
+        self.counted = [w.tensor for w in weights if not w.tensor.is_inference()]  # changes of
+        runs = [shard.runs for shard in self.shards]
+        self._on_write = on_write
+        self._bits: list[Tensor | None] = [
+            None
+            if w.threshold is None or not keep_masks
+            else torch.zeros(_mask_bytes(w.tensor.numel(), len(starts)), dtype=torch.uint8, device=w.tensor.device)
+            for w, starts in zip(weights, runs, strict=True)
+        ]
+        if copied_to is not None:  # before tables take their addresses; masks apart, since they live no longer than we
+            pin(self.anchors or [], copied_to)
+            pin([bits for bits in self._bits if bits is not None], copied_to)
+        records = any(bits is not None for bits in self._bits)
+        names = [w.name for w in weights]
+        self.staging = Staging()
+
+        def table(sources: Sequence[Tensor], kind: MaskKind) -> Table:
+            dsts = [w.tensor for w in weights]
+            entries = [self.entry(i, dsts[i], sources[i], kind) for i in range(len(weights))]
+            return Table(entries, names, backend, runs, own_masks=True, staging=self.staging)
+
+        own = [w.tensor for w in weights]
+        self._in_place = table(own, MaskKind.BITS)
+        self._in_place_recording = table(own, MaskKind.RECORD) if records else self._in_place
+        self._from_anchor = self._from_anchor_recording = None
+        if anchors is not None:
+            self._from_anchor = table(anchors, MaskKind.THRESHOLD)
+            self._from_anchor_recording = table(anchors, MaskKind.RECORD) if records else self._from_anchor
+
+    def entry(self, i: int, dst: Tensor, src: Tensor, kind: MaskKind) -> Entry:
+        """Weight i from `src` into `dst`; `kind` says where a magnitude mask comes from, if the weight has one."""
+        w, bits = self.weights[i], self._bits[i]
+        if w.threshold is None:
+            return Entry(dst, src, w.param_id, 0, w.row)
+        if bits is None:
+            kind = MaskKind.THRESHOLD
+        return Entry(dst, src, w.param_id, 0, w.row, kind, w.threshold, bits)
+
+    def versions(self) -> list[int]:
+        """How often each of those that count it was changed."""
+        return [t._version for t in self.counted]
+
+    def bits(self, i: int) -> Tensor | None:
+        """The mask that is kept of weight i, if there is one."""
+        return self._bits[i]
+
+    def active(self, dropped: frozenset[int]) -> list[int] | None:
+        """Indices of the weights outside the dropped blocks, None for all."""
+        if not dropped:
+            return None
+        return [i for i, w in enumerate(self.weights) if w.block not in dropped]
+
+    def describe(
+        self,
+        deltas: Mapping[Any, Value | Row],
+        decays: Row | None,
+        active: Sequence[int] | None,
+    ) -> Pass:
+        """The pass that adds delta[seed] * z(seed) for each seed: a scale for all rows, or one for each."""
+        if decays is None:
+            decays = [1.0] * self.rows
+        seeds: Any = list(deltas)
+        if (where := device_of(*deltas.values())) is not None:
+            columns = [vector([d] * self.rows if isinstance(d, float) else d, where) for d in deltas.values()]
+            return Pass(seeds, torch.stack(columns, 1), decays, self.stochastic, active)
+        by_row: Any = [[d if isinstance(d, float) else d[r] for d in deltas.values()] for r in range(self.rows)]
+        return Pass(seeds, by_row, decays, self.stochastic, active)
+
+    def move(
+        self,
+        deltas: Mapping[Any, Value | Row],
+        *,
+        decays: Row | None = None,
+        active: Sequence[int] | None = None,
+        record: bool = False,
+        from_anchor: bool = False,
+        then: Sequence[Call] = (),
+    ) -> None:
+        """One pass: w <- round(decay * (w or anchor) + m . sum delta[seed] * z(seed)).
+
+        Args:
+            deltas: seed -> scale, or a scale for each row.
+            decays: for each row; None for 1.
+            active: indices of the weights that take part, None for all.
+            record: take the masks from the weights (or anchors) that this pass reads, and keep them.
+            from_anchor: start from the anchors instead of the weights.
+            then: C functions that are called with the pass, or not at all: notes of what it did.
+        """
+        self.run(self.describe(deltas, decays, active), record=record, from_anchor=from_anchor, then=then)
+
+    def run(self, do: Pass, *, record: bool = False, from_anchor: bool = False, then: Sequence[Call] = ()) -> None:
+        """As `move`, the pass being described already."""
+        if from_anchor:
+            table = self._from_anchor_recording if record else self._from_anchor
+        else:
+            table = self._in_place_recording if record else self._in_place
+        assert table is not None
+        first: list[Call] = []
+        if then and not table.in_c:
+            first, then = [partial(setattr, self, "torn", True)], [*then, partial(setattr, self, "torn", False)]
+        table.apply(do, then, first)
+        self.written()
+
+    def written(self) -> None:
+        """To be called after a pass; again, if an exception may have come before it was."""
+        if self._on_write is not None:
+            self._on_write()
+
+
+def _mask_bytes(n: int, runs: int) -> int:
+    """Of n bits in equal stretches, each of which begins with a byte."""
+    return runs * ((n // runs + 7) // 8)
