@@ -6,11 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from .bench.options import DTYPES, SHAPES, Distinct, chosen, count, positive, regex, seed, timed
 from .claims.options import add as _claims
 from .gpu.options import add as _gpu
 from .gpu.options import add_bits as _bits
 from .gpu.options import add_machine as _machine
-from .options import DTYPES, SHAPES, Distinct, chosen, count, positive, regex, seed, timed
 from .peers.options import add as _peers
 from .randomness.options import add as _randomness
 
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     # PyTorch is not needed to print the help.
     if options.suite == "plot":
-        from . import plot
+        from .bench import plot
 
         return plot.run(options.files, options.out)
     if options.suite == "evidence":
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .gpu import run
 
         return run.run(options)
-    from . import runner
+    from .bench import runner
 
     try:
         return runner.run(options.suite, options)

@@ -15,17 +15,18 @@ pytest.importorskip("rich")
 from tiny_run import tiny_encoder, write_table
 
 import zo_kernels as zo
-from benchmarks import cases_kernels, registry, room, rows
 from benchmarks.__main__ import main, parser
-from benchmarks.baseline_steps import Baseline
-from benchmarks.baselines import EagerPass, published_pass
+from benchmarks.bench import registry, room, rows
+from benchmarks.bench.registry import Target
+from benchmarks.bench.timing import Call, Plan, Timer, Watch, alternate, quantile
+from benchmarks.exactness.upcast import upcast
 from benchmarks.gpu import headlines
 from benchmarks.gpu.tables import TABLES
-from benchmarks.kernel_call import KernelCall, Kind, weights
-from benchmarks.registry import Target
-from benchmarks.shapes import SHAPES
-from benchmarks.timing import Call, Plan, Timer, Watch, alternate, quantile
-from benchmarks.upcast import upcast
+from benchmarks.kernels import cases as cases_kernels
+from benchmarks.kernels.baselines import EagerPass, published_pass
+from benchmarks.kernels.kernel_call import KernelCall, Kind, weights
+from benchmarks.step.baseline_steps import Baseline
+from benchmarks.step.shapes import SHAPES
 from zo_kernels import ops
 from zo_kernels.backends.native import instruction_sets
 from zo_kernels.runs import recorded
@@ -340,7 +341,7 @@ def test_steps_whose_modules_run_on_clean_weights_are_wrong(tmp_path, monkeypatc
 def tiny(tmp_path_factory):
     """The folder of a tiny encoder; its task has a few dozen texts."""
     pytest.importorskip("transformers")
-    from benchmarks import demo_task
+    from benchmarks.exactness import demo_task
     from zo_kernels.finetune.data import read_table, split
 
     folder = tmp_path_factory.mktemp("tiny")

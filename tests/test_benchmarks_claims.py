@@ -19,7 +19,7 @@ from benchmarks.claims.equal_time import by_time
 from benchmarks.claims.learning import Arm, Curve, Study, WrongStep, _choose, run
 from benchmarks.claims.run_rows import run_rows
 from benchmarks.claims.step_times import StepTimes
-from benchmarks.step_methods import MEZO
+from benchmarks.step.methods import MEZO
 
 SEEDS = [0, 1]
 

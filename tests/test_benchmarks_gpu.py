@@ -12,15 +12,17 @@ import torch
 from torch import nn
 
 import zo_kernels as zo
-from benchmarks import cases_profile, launches, ncu_target
 from benchmarks.__main__ import main
+from benchmarks.bench.timing import Call, Timer
 from benchmarks.gpu import headlines
 from benchmarks.gpu.tables import TABLES
-from benchmarks.graphed import graphed
-from benchmarks.kernel_call import KernelCall
-from benchmarks.step_check import WrongWeights
-from benchmarks.step_methods import Method
-from benchmarks.timing import Call, Timer
+from benchmarks.kernels.kernel_call import KernelCall
+from benchmarks.profile import cases as cases_profile
+from benchmarks.profile import ncu_target
+from benchmarks.step import launches
+from benchmarks.step.check import WrongWeights
+from benchmarks.step.graphed import graphed
+from benchmarks.step.methods import Method
 from zo_kernels import ops
 
 CPU = torch.device("cpu")
@@ -228,7 +230,7 @@ def test_ncu_is_run_and_its_refusal_is_a_reason(tmp_path, monkeypatch, status, o
 
 STAND_IN = f"""#!{sys.executable} -IS
 import sys
-at = sys.argv.index("benchmarks.ncu_target")
+at = sys.argv.index("benchmarks.profile.ncu_target")
 assert sys.argv[at - 1] == "-m" and {{"WarpStateStats", "SpeedOfLight", "Occupancy"}} <= set(sys.argv)
 open(__file__ + ".txt", "w").write("\\n".join(sys.argv[at + 1 :]))
 print({NCU!r})

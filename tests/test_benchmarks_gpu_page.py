@@ -12,8 +12,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import plot, registry
 from benchmarks.__main__ import main, parser
+from benchmarks.bench import plot, registry
 from benchmarks.evidence.document import ROOT
 from benchmarks.gpu import bits, headlines, machine, packed, plan, read
 from benchmarks.gpu.options import SECONDS

@@ -11,8 +11,8 @@ from argparse import Namespace
 
 import pytest
 
-from benchmarks import rows as benchmark_rows
 from benchmarks.__main__ import main
+from benchmarks.bench import rows as benchmark_rows
 from benchmarks.gpu import build, headlines, plan, process
 from benchmarks.gpu.plan import FOLDER, Stage
 

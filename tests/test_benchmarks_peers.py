@@ -18,7 +18,7 @@ from benchmarks.peers.measure import Side, measure
 from benchmarks.peers.peer import Settings, Unavailable
 from benchmarks.peers.probes import wrong_step
 from benchmarks.peers.spec import Spec
-from benchmarks.shapes import SHAPES, Batch
+from benchmarks.step.shapes import SHAPES, Batch
 
 SETTINGS = Settings(lr=1e-4, eps=1e-3, seed=1)
 

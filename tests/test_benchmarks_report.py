@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from benchmarks import plot, registry, report, room, rows, runner, terminal
 from benchmarks.__main__ import main, parser
-from benchmarks.figures import roofline
+from benchmarks.bench import plot, registry, report, room, rows, runner, terminal
+from benchmarks.static import figure as roofline
 
 STATIC = {
     "case": "triton/sm_90/bf16", "gpu": "H100", "compiler": "triton", "kernel": "in_place/none/nearest",

@@ -9,10 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import cases_static, compilers, machine_code, sass
 from benchmarks.__main__ import main
-from benchmarks.bound import limits, predict, unit_of
-from benchmarks.peaks import GPUS, Gpu
+from benchmarks.static import cases as cases_static
+from benchmarks.static import compilers, machine_code, sass
+from benchmarks.static.bound import limits, predict, unit_of
+from benchmarks.static.peaks import GPUS, Gpu
 from zo_kernels.backends.tuning import DEFAULT
 
 # 10 SMs at 1 GHz: 1280 threads issued a nanosecond, 640 through a unit of 64, 160 through one of 16.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cuda_static
+from benchmarks.static import cuda as cuda_static
 from zo_kernels.backends.types import MaskKind
 
 pytestmark = pytest.mark.skipif(cuda_static.nvcc() is None, reason="there is no nvcc")

@@ -18,7 +18,7 @@ pytest.importorskip("rich")
 
 import zo_kernels as zo
 from benchmarks.__main__ import parser as benchmarks_parser
-from benchmarks.registry import select, suite
+from benchmarks.bench.registry import select, suite
 from zo_kernels.finetune import cli, report, train
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from benchmarks.machine_code import Static
+from benchmarks.static.machine_code import Static
 from zo_kernels.backends.types import MaskKind
 
 ROOT = Path(__file__).parent.parent
@@ -65,7 +65,7 @@ import torch, zo_kernels
 assert "triton" not in sys.modules, "importing zo_kernels imported triton"
 from zo_kernels.backends.triton import unavailable
 print(json.dumps(unavailable(torch.device("cpu"))), flush=True)
-from benchmarks.triton_static import Variant, measure
+from benchmarks.static.triton import Variant, measure
 from zo_kernels.backends.types import MaskKind
 for arch, dtype, mask, stochastic, aligned in json.loads(sys.argv[1]):
     row = measure(Variant(arch, dtype, MaskKind(mask), stochastic, aligned))
@@ -124,7 +124,7 @@ def test_every_other_specialisation_compiles():
 
 
 TUNED = """
-from benchmarks.triton_static import Variant, measure
+from benchmarks.static.triton import Variant, measure
 from zo_kernels.backends.tuning import Tuning
 from zo_kernels.backends.types import MaskKind
 for arch in (80, 90):
@@ -149,7 +149,7 @@ def test_tunings_compile():
 
 ROCM = """
 import re
-from benchmarks.triton_static import Variant, compile_kernel
+from benchmarks.static.triton import Variant, compile_kernel
 from zo_kernels.backends.types import MaskKind
 for dtype, mask, stochastic in (("fp32", MaskKind.NONE, False), ("bf16", MaskKind.THRESHOLD, True)):
     code = compile_kernel(Variant("gfx942", dtype, mask, stochastic, decay=True))["amdgcn"]

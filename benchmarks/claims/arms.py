@@ -17,8 +17,8 @@ from zo_kernels.estimators.draws import FIRST_SLOT
 from zo_kernels.spec import direction_seed
 from zo_kernels.weights.blocks import find_blocks
 
-from ..exact_step import wrong_step
-from ..step_check import Windows, block_mask, magnitude_mask
+from ..step.check import Windows, block_mask, magnitude_mask
+from ..step.exact import wrong_step
 from .learning import Arm
 
 EPS = 1e-3

@@ -6,8 +6,8 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from ..registry import Case, Row
-from ..rows import COLUMNS as TIMED
+from ..bench.registry import Case, Row
+from ..bench.rows import COLUMNS as TIMED
 from . import dominates, lezo, sixteen, sparse
 from .learning import WrongStep
 from .step_times import StepTimes

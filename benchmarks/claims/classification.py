@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from zo_kernels.finetune.config import Config
 from zo_kernels.finetune.train import evaluate
 
-from ..demo_task import DemoTask, demo_task
+from ..exactness.demo_task import DemoTask, demo_task
 
 
 class ClassificationTask:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Iterator
 
-from ..registry import Case, Row
-from ..step_methods import MEZO
+from ..bench.registry import Case, Row
+from ..step.methods import MEZO
 from . import step_times
 from .step_times import PUBLISHED, StepTimes
 from .tasks import device_of

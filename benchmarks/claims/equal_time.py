@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from ..registry import Row
+from ..bench.registry import Row
 from .interval import difference, ratio
 from .learning import Curve
 

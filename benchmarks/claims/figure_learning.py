@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..registry import Row
+from ..bench.registry import Row
 from .learning import POINTS
 
 HEADINGS = ("claim", "task", "arm", "lr", "dev_loss", "dev_loss_sd", "dev_loss_difference")

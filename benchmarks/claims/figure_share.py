@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..registry import Row
+from ..bench.registry import Row
 
 HEADINGS = ("case", "batch", "tokens", "baseline_forwards_share", "forwards_share", "ratio")
 _OURS, _PUBLISHED, _FORWARDS = "#d64545", "#cbd2d9", "#52606d"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..options import Distinct, chosen, folder, positive, seed
+from ..bench.options import Distinct, chosen, folder, positive, seed
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..registry import Row
+from ..bench.registry import Row
 from .interval import difference, spread
 from .learning import POINTS, Result
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from ..registry import Case, Row
+from ..bench.registry import Case, Row
 from .arms import library
 from .learning import Arm
 from .run_rows import run_rows, shown

@@ -8,8 +8,8 @@ from functools import partial
 
 import zo_kernels as zo
 
-from ..registry import Case, Row
-from ..step_methods import Method
+from ..bench.registry import Case, Row
+from ..step.methods import Method
 from . import step_times
 from .arms import library, masked
 from .equal_time import by_time

@@ -10,12 +10,12 @@ from functools import cache, partial
 
 import torch
 
-from ..cases_step import StepMaker, unusable
-from ..compare import Trial, Versus, compare
-from ..registry import Case, Row
-from ..shapes import SHAPES, Batch
-from ..step_methods import MEZO, Method
-from ..timing import Call, Plan
+from ..bench.compare import Trial, Versus, compare
+from ..bench.registry import Case, Row
+from ..bench.timing import Call, Plan
+from ..step.cases import StepMaker, unusable
+from ..step.methods import MEZO, Method
+from ..step.shapes import SHAPES, Batch
 from .learning import WrongStep
 from .tasks import device_of
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..upcast import upcast
+from ..exactness.upcast import upcast
 
 _VOCABULARY = 128
 _LAST_CODE_POINT = 0x10000

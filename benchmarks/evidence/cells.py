@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..registry import Row
+from ..bench.registry import Row
 
 
 def number(row: Row, key: str, form: str) -> str:

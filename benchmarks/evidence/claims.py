@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..bench.registry import Row
 from ..claims.step_times import OURS, PUBLISHED, PUBLISHED_DENSE
-from ..registry import Row
 from .cells import interval, milliseconds, number
 
 

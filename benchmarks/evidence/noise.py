@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..bench.registry import Row
 from ..randomness.dieharder import ASSESSMENTS
-from ..registry import Row
 
 _FEW = 0.001  # a p-value below which a result is told in bold
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..registry import Row
+from ..bench.registry import Row
 from .cells import interval
 
 _Q = 5  # of the variances shown

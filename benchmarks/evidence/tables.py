@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ..bench.registry import Row
 from ..gpu.tables import TABLES as GPU_TABLES
-from ..registry import Row
 from . import claims, noise, peers, svrg
 
 Table = tuple[Sequence[str], list[list[str]]]

@@ -17,8 +17,8 @@ from zo_kernels import backends
 from zo_kernels.backends.types import Entry, MaskKind, Pass
 from zo_kernels.ops import Table, noise
 
-from ..cases_kernels import DTYPES, unusable
-from ..registry import Case, Row
+from ..bench.registry import Case, Row
+from ..kernels.cases import DTYPES, unusable
 
 COLUMNS = (
     "case", "backend", "compared_with", "device", "dtype", "elements", "correct", "wrong", "skipped",

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..registry import Row
+from ..bench.registry import Row
 
 Rows = Sequence[Row]
 TUNING = "/tuning:"  # in the name of a case: what is changed, against the default

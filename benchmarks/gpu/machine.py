@@ -13,8 +13,8 @@ import torch
 
 from zo_kernels.backends.native import instruction_sets
 
-from ..registry import Case, Row
-from ..rows import cpu_model
+from ..bench.registry import Case, Row
+from ..bench.rows import cpu_model
 
 COLUMNS = (
     "case", "device", "correct", "wrong", "skipped", "driver", "compute_capability", "multiprocessors",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..options import chosen, count, positive, regex
+from ..bench.options import chosen, count, positive, regex
 
 SECONDS = 480.0
 

@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .. import plot, rows
+from ..bench import plot, rows
+from ..bench.registry import Row
 from ..evidence.document import ROOT, updated
-from ..registry import Row
 from . import packed, page
 
 INTO = ROOT / "docs" / "gpu"

@@ -17,8 +17,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .. import rows
-from ..terminal import Plain
+from ..bench import rows
+from ..bench.terminal import Plain
 from . import headlines, packed, plan, process
 from .plan import Stage
 

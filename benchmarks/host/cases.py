@@ -22,12 +22,12 @@ import zo_kernels as zo
 from zo_kernels import ops
 from zo_kernels.backends.types import Pass
 
-from ..cases_step import NO_TRANSFORMERS, unusable
-from ..compare import Trial, Versus, compare
-from ..exact_step import wrong_step
-from ..registry import Case, Row
-from ..step_methods import EPS, LR
-from ..timing import Call, Plan
+from ..bench.compare import Trial, Versus, compare
+from ..bench.registry import Case, Row
+from ..bench.timing import Call, Plan
+from ..step.cases import NO_TRANSFORMERS, unusable
+from ..step.exact import wrong_step
+from ..step.methods import EPS, LR
 from .stand_ins import Launches, standing_in
 
 # Of OPT. With its own vocabulary the embedding is larger than a block, whose weights are then perturbed together; with

@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from ..registry import Row
+from ..bench.registry import Row
 from .adapters import PEERS
 from .measure import first_step, measure
 from .peer import Unavailable

@@ -8,8 +8,8 @@ from functools import partial
 
 from zo_kernels.backends.native import instruction_sets
 
-from ..registry import Case, Row, verdicts
-from ..shapes import SHAPES, Batch
+from ..bench.registry import Case, Row, verdicts
+from ..step.shapes import SHAPES, Batch
 from . import apart
 from .adapters import PEERS
 from .measure import EXPERIMENTS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..registry import Row
+from ..bench.registry import Row
 
 HEADINGS = ("peer", "shape", "ms", "forwards_ms", "ratio", "extra_mib")
 _SHAPE = "opt-125m"

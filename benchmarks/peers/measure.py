@@ -10,11 +10,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..compare import Trial, Versus, compare
-from ..memory import peak_bytes
-from ..registry import Row, Target, judge
-from ..shapes import SHAPES, Batch, Task
-from ..timing import Call, Plan, Watch
+from ..bench.compare import Trial, Versus, compare
+from ..bench.memory import peak_bytes
+from ..bench.registry import Row, Target, judge
+from ..bench.timing import Call, Plan, Watch
+from ..step.shapes import SHAPES, Batch, Task
 from .adapters import OURS
 from .peer import Loss, Peer, Settings, Step, Unavailable
 from .probes import Windows, alike

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..options import Distinct, folder, positive, seed, timed
+from ..bench.options import Distinct, folder, positive, seed, timed
 
 SHAPES = ("tiny", "minilm", "opt-125m")
 # Of adapters that run a checkout: the option that points to it.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..shapes import Task
-from ..timing import Watch
+from ..bench.timing import Watch
+from ..step.shapes import Task
 
 Step = Callable[[], object]
 STRIDE = 1_000_003  # between the first steps' seeds of two runs, for peers that are given one for each step

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..registry import Case, Row, Target, judge
+from ..bench.registry import Case, Row, Target, judge
 from . import dieharder, sample, uniforms, words
 from .sources import SOURCES, Source
 from .verdict import verdict

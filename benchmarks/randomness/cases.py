@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from ..registry import Case, Row
+from ..bench.registry import Case, Row
 from . import battery, correlations, moments, population
 
 _EXPERIMENTS = {"population": population, "moments": moments, "correlations": correlations, "battery": battery}

@@ -16,7 +16,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from ..registry import Case, Row
+from ..bench.registry import Case, Row
 from .pairings import Pairing, of_noise, of_source
 from .sample import PER_TENSOR
 from .sources import SOURCES, Source

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..registry import Row
+from ..bench.registry import Row
 
 HEADINGS = ("generator", "device", "values", "sigma", "measured", "expected", "p_value")
 _LEAST_EXPECTED = 5

@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from ..registry import Case, Row
+from ..bench.registry import Case, Row
 from .sample import CELLS_PER_SIGMA, LIMIT, PER_TENSOR, Sample, tensors
 from .sources import SOURCES, Source
 from .verdict import judged, verdict

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..options import chosen, count, positive
+from ..bench.options import chosen, count, positive
 
 GENERATORS = ("zo.noise", "torch.randn", "tl.randn")
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zo_kernels import spec
 
-from ..registry import Case, Row
+from ..bench.registry import Case, Row
 from .moments import NAMES, beyond, hermite
 from .uniforms import BITS, noticed
 

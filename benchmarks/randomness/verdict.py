@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..registry import Row, Target, judge
+from ..bench.registry import Row, Target, judge
 
 FAMILY = 0.001  # the chance that a perfect generator misses any bound of one case
 

@@ -322,7 +322,7 @@ def test_where_the_buffer_is_in_use_already_it_does_not_grow() -> None:
 def test_launches_of_large_models(shape: str, owners: int, launches: int) -> None:
     """In an evaluation, as docs/performance.md has them."""
     pytest.importorskip("transformers")
-    from benchmarks.shapes import SHAPES, Batch
+    from benchmarks.step.shapes import SHAPES, Batch
 
     model = SHAPES[shape].build(Batch(1, 2), torch.device("meta"), torch.bfloat16).model
     weights = list(model.parameters())

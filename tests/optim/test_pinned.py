@@ -119,7 +119,7 @@ GIGABYTES = {"opt-13b": (25.7, 32.8, 26.4), "llama-7b": (13.5, 17.7, 13.6), "opt
 @pytest.mark.parametrize("name", GIGABYTES)
 def test_memory_for_large_models(name: str) -> None:
     pytest.importorskip("transformers")
-    from benchmarks.shapes import SHAPES
+    from benchmarks.step.shapes import SHAPES
 
     with torch.device("meta"):
         weights = [torch.empty(p.shape, dtype=torch.bfloat16) for p in SHAPES[name].parameters()]

@@ -10,8 +10,8 @@ from functools import cached_property, partial
 
 import torch
 
-from ...registry import Case, Row
-from ...timing import Call, Plan, Timer, alternate, quantile
+from ...bench.registry import Case, Row
+from ...bench.timing import Call, Plan, Timer, alternate, quantile
 from ..interval import ratio, spread
 from .draws import Draws
 from .methods import FULL, METHODS, MEZO, Method

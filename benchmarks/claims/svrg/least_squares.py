@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from functools import partial
 
-from ...registry import Case
+from ...bench.registry import Case
 from . import compare
 from .compare import cells
 from .problems import least_squares

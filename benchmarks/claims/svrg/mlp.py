@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
-from ...registry import Case
+from ...bench.registry import Case
 from . import compare
 from .compare import cells
 from .problems import digits

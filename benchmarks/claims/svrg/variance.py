@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ...registry import Case, Row
+from ...bench.registry import Case, Row
 from ..interval import ratio, spread
 from . import estimates, theory
 from .estimates import Measured

@@ -6,7 +6,7 @@ from torch import nn
 
 import zo_kernels as zo
 
-from ...exact_step import wrong_step
+from ...step.exact import wrong_step
 from ..peer import Loss, Peer, Settings, Step
 
 _TITLES = {"in_place": "zo_kernels", "in_forward": "zo_kernels, in the forward"}

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from ...baseline_steps import Baseline
-from ...baselines import published_pass
-from ...timing import Watch
+from ...bench.timing import Watch
+from ...kernels.baselines import published_pass
+from ...step.baseline_steps import Baseline
 from ..peer import STRIDE, Loss, Peer, Settings, Step
 from ..probes import wrong_step
 

@@ -14,12 +14,12 @@ import zo_kernels as zo
 from zo_kernels import ops
 from zo_kernels.weights.blocks import find_blocks
 
-from . import step_check
+from ..bench.timing import Watch
+from ..kernels.baselines import EagerPass, published_pass
+from . import check as step_check
 from .baseline_steps import Baseline
-from .baselines import EagerPass, published_pass
-from .exact_step import exact_spsa
-from .step_check import Walk, Windows
-from .timing import Watch
+from .check import Walk, Windows
+from .exact import exact_spsa
 
 EPS, LR = 1e-3, 1e-5
 _ANCHOR_LR = 1e-5

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .baselines import BaselinePass
-from .timing import Watch
+from ..bench.timing import Watch
+from ..kernels.baselines import BaselinePass
 
 
 @dataclass

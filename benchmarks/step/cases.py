@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from zo_kernels import backends
 from zo_kernels.backends.native import instruction_sets
 
-from .compare import Trial, Versus, compare
+from ..bench.compare import Trial, Versus, compare
+from ..bench.memory import peak_bytes
+from ..bench.registry import Case, Row, Target
+from ..bench.timing import Call, Plan, Watch
 from .graphed import graphed
 from .launches import Ranges, counted
-from .memory import peak_bytes
-from .registry import Case, Row, Target
+from .methods import MEZO, Method, Ours, baseline, methods
 from .shapes import SHAPES, Batch, Shape, Task
-from .step_methods import MEZO, Method, Ours, baseline, methods
-from .timing import Call, Plan, Watch
 
 # What is to be reached by MeZO on MiniLM, on a CPU with two threads.
 _STATED_FOR = ("minilm", "MeZO", "cpu", 2, torch.float32)

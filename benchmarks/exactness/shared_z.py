@@ -17,12 +17,12 @@ from zo_kernels.backends.types import Entry, Pass
 from zo_kernels.finetune.config import Config
 from zo_kernels.ops import Table
 
-from .compare import Trial, Versus, compare
+from ..bench.compare import Trial, Versus, compare
+from ..bench.registry import Case, Row
+from ..bench.timing import Call, Plan
+from ..kernels.reference_pass import differing, moved
+from ..step.exact import wrong_step
 from .demo_task import DemoTask, demo_task
-from .exact_step import wrong_step
-from .reference_pass import differing, moved
-from .registry import Case, Row
-from .timing import Call, Plan
 
 _SEED, _EPS = 1, 1e-3
 _WINDOW = 4096

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch.profiler import profile, record_function
 
-from . import cases_kernels, cases_step, launches
-from .kernel_call import KernelCall, weights
-from .profiled import profiled
-from .registry import Case, Row
-from .shapes import SHAPES
-from .step_methods import MEZO, Ours
+from ..bench.profiled import profiled
+from ..bench.registry import Case, Row
+from ..kernels import cases as cases_kernels
+from ..kernels.kernel_call import KernelCall, weights
+from ..step import cases as cases_step
+from ..step import launches
+from ..step.methods import MEZO, Ours
+from ..step.shapes import SHAPES
 
 COLUMNS = (
     "case", "device", "dtype", "elements", "skipped", "correct", "wrong", "operation", "calls", "self_cpu_seconds",
@@ -139,12 +141,12 @@ def _ncu(options: Namespace) -> list[Row]:
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     sections = [part for name in _NCU_SECTIONS for part in ("--section", name)]
-    target = [sys.executable, "-m", "benchmarks.ncu_target", str(options.elements), options.dtype]
+    target = [sys.executable, "-m", "benchmarks.profile.ncu_target", str(options.elements), options.dtype]
     target += [_backend(options, torch.device("cuda")), options.kinds]
     # Clocks as they are when passes are timed: by default ncu holds the GPU at its base clock.
     command = ["ncu", "--csv", "--print-details", "all", "--profile-from-start", "off", "--clock-control", "none"]
     command += [*sections, "--metrics", _NCU_METRICS, *target]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     if wrong := [line for line in done.stdout.splitlines() if line.startswith("WRONG")]:
         return [{"correct": False, "wrong": wrong[0]}]
     lines = [line for line in done.stdout.splitlines() if line.startswith('"')]

@@ -14,14 +14,14 @@ from torch import nn
 import zo_kernels as zo
 from zo_kernels.perturbation.streamed import StreamedInForward, bytes_on_device
 
-from .cases_step import unusable
-from .compare import Trial, Versus, compare
-from .exact_step import wrong_step
-from .reference_pass import differing
-from .registry import Case, Row
-from .shapes import SHAPES, Batch, Shape
-from .step_methods import EPS, LR
-from .timing import Call, Plan
+from ..bench.compare import Trial, Versus, compare
+from ..bench.registry import Case, Row
+from ..bench.timing import Call, Plan
+from ..kernels.reference_pass import differing
+from ..step.cases import unusable
+from ..step.exact import wrong_step
+from ..step.methods import EPS, LR
+from ..step.shapes import SHAPES, Batch, Shape
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _GB = 1e9

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.profiler import record_function
 
-from .profiled import events, profiled
-from .registry import Row
-from .timing import Watch
+from ..bench.profiled import events, profiled
+from ..bench.registry import Row
+from ..bench.timing import Watch
 
 STEP, PART = "benchmark: step", "benchmark: "
 _WAITS = (

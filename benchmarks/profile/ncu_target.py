@@ -1,6 +1,6 @@
 """What ncu runs: a pass of each kind, after a check of it.
 
-python -m benchmarks.ncu_target ELEMENTS DTYPE BACKEND [KINDS]: KINDS is found in the labels of those that are run.
+python -m benchmarks.profile.ncu_target ELEMENTS DTYPE BACKEND [KINDS]: KINDS is found in the labels of those that run.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from contextlib import nullcontext
 
 import torch
 
-from .cases_kernels import DTYPES, kinds
-from .kernel_call import KernelCall, weights
+from ..kernels.cases import DTYPES, kinds
+from ..kernels.kernel_call import KernelCall, weights
 
 
 def main(elements: str, dtype: str, backend: str, only: str = "") -> int:

@@ -16,7 +16,7 @@ from zo_kernels.backends.types import MaskKind
 from .machine_code import Static, counted
 from .sass import kernels
 
-SOURCES = Path(__file__).parent.parent / "csrc"
+SOURCES = Path(__file__).parents[2] / "csrc"
 FLAGS = ["-std=c++17", "-O3", "-fmad=false"]  # setup.py's
 ELEMENTS = BLOCK // 128  # a thread and block
 _DTYPES = ("fp32", "bf16", "fp16")  # csrc/axpy.h: DType

@@ -10,9 +10,9 @@ from functools import partial
 from zo_kernels.finetune.config import Config
 from zo_kernels.finetune.train import evaluate
 
+from ..bench.registry import Case, Row
+from ..step.exact import wrong_step
 from .demo_task import DemoTask, demo_task, set_weights, weights_of
-from .exact_step import wrong_step
-from .registry import Case, Row
 
 _LAST = 50  # steps whose losses are averaged
 _MEASURED = ("train_loss", "dev_loss", "test_accuracy")

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from . import step_check
-from .exact_step import exact_spsa
-from .step_check import Windows, WrongWeights
-from .step_methods import EPS, LR, Method, Ours
-from .timing import Watch
+from ..bench.timing import Watch
+from . import check as step_check
+from .check import Windows, WrongWeights
+from .exact import exact_spsa
+from .methods import EPS, LR, Method, Ours
 
 _WARMUP = 3
 

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 
 from zo_kernels.backends.types import MaskKind
 
+from ..bench.registry import Case, Row
 from .bound import predict
 from .compilers import COMPILERS
 from .machine_code import Static
 from .peaks import COPY_FRACTION, GPUS, PIPES, Gpu
-from .registry import Case, Row
 
 COLUMNS = (
     "case", "arch", "gpu", "compiler", "kernel", "dtype", "mask", "rounding", "skipped", "correct", "wrong",

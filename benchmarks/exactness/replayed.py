@@ -20,11 +20,11 @@ from torch import Tensor
 import zo_kernels as zo
 from zo_kernels.finetune.config import Config
 
+from ..bench.registry import Case, Row
+from ..bench.timing import Call, Timer, median, quantile
+from ..kernels.reference_pass import differing
+from ..step.exact import wrong_step
 from .demo_task import DemoTask, demo_task, set_weights, weights_of
-from .exact_step import wrong_step
-from .reference_pass import differing
-from .registry import Case, Row
-from .timing import Call, Timer, median, quantile
 
 _REAL = 24  # steps before the replay, and as many after it
 _PREFIX = 100  # steps replayed with one thread and with two

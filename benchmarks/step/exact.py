@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import zo_kernels as zo
 from zo_kernels.spec import fma, round_stochastic
 
-from .step_check import Check, Walk, Windows, WrongWeights
+from .check import Check, Walk, Windows, WrongWeights
 
 
 def wrong_step(

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import zo_kernels as zo
 
+from ..bench.registry import Case, Row
+from ..kernels.reference_pass import differing
+from ..step.exact import wrong_step
 from .demo_task import DTYPES, largest_matrix
-from .exact_step import wrong_step
-from .reference_pass import differing
-from .registry import Case, Row
 
 _EPS = 1e-3
 _REPORTED = (1, 100, 1_000, 10_000)

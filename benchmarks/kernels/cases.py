@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from zo_kernels import backends
 from zo_kernels.backends.tuning import DEFAULT, Tuning, tuned
 
+from ..bench.compare import Copy, Trial, Versus, compare
+from ..bench.registry import Case, Row, Target
+from ..bench.timing import Call, Plan
 from .baselines import EagerPass, compiled_pass, published_pass
-from .compare import Copy, Trial, Versus, compare
 from .kernel_call import EPS, SEED, KernelCall, Kind, weights
-from .registry import Case, Row, Target
-from .timing import Call, Plan
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BACKENDS = tuple(name for name in backends.NAMES if name not in ("reference", "native"))  # native is one of the three

@@ -13,9 +13,9 @@ from torch import Tensor
 
 import zo_kernels as zo
 
+from ..bench.registry import Case, Row
+from ..kernels.reference_pass import differing, moved
 from .demo_task import DTYPES, largest_matrix
-from .reference_pass import differing, moved
-from .registry import Case, Row
 
 _SIZES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 _PARAM_ID = 7

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..registry import Row
+from ..bench.registry import Row
 
 HEADINGS = ("case", "elements", "gb_per_s", "copy_gb_per_s", "share_of_copy")
 

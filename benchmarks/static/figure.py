@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..peaks import COPY_FRACTION, GPUS, ISSUED_PER_CLOCK
-from ..registry import Row
+from ..bench.registry import Row
+from .peaks import COPY_FRACTION, GPUS, ISSUED_PER_CLOCK
 
 HEADINGS = (
     "gpu",

@@ -8,7 +8,8 @@ from typing import Protocol
 
 from zo_kernels.backends.types import MaskKind
 
-from . import cuda_static, triton_static
+from . import cuda as cuda_static
+from . import triton as triton_static
 from .machine_code import Static
 
 

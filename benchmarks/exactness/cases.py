@@ -6,8 +6,8 @@ import importlib.util
 from argparse import Namespace
 from dataclasses import replace
 
+from ..bench.registry import Case, Row
 from . import drift, four, replayed, shared_z, survival
-from .registry import Case, Row
 
 _EXPERIMENTS = {
     "drift": drift,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..registry import Row
+from ..bench.registry import Row
 
 _PARTS = ("forwards", "passes", "other")
 HEADINGS = ("case", *(f"{who}{part}_seconds_median" for who in ("", "baseline_") for part in _PARTS), "ratio")

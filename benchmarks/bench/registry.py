@@ -93,12 +93,12 @@ class Suite(Protocol):
 
 
 SUITES = {
-    "kernels": "cases_kernels",
-    "step": "cases_step",
-    "static": "cases_static",
-    "profile": "cases_profile",
-    "exactness": "cases_exactness",
-    "offload": "cases_offload",
+    "kernels": "kernels.cases",
+    "step": "step.cases",
+    "static": "static.cases",
+    "profile": "profile.cases",
+    "exactness": "exactness.cases",
+    "offload": "offload.cases",
     "claims": "claims.cases",
     "peers": "peers.cases",
     "randomness": "randomness.cases",
@@ -110,7 +110,7 @@ SUITES = {
 
 def suite(name: str) -> Suite:
     """The module of a suite, imported when it is asked for."""
-    return cast(Suite, importlib.import_module(f".{SUITES[name]}", __package__))
+    return cast(Suite, importlib.import_module(f"benchmarks.{SUITES[name]}"))
 
 
 def select(cases: Iterable[Case], only: str | None) -> list[Case]:

@@ -15,9 +15,9 @@ from .registry import Row
 from .terminal import Plain
 
 DRAWINGS = {
-    "roofline": "figures.roofline",
-    "bandwidth": "figures.bandwidth",
-    "step": "figures.step",
+    "roofline": "static.figure",
+    "bandwidth": "kernels.figure",
+    "step": "step.figure",
     "peers": "peers.figure",
     "share": "claims.figure_share",
     "learning": "claims.figure_learning",
@@ -55,7 +55,7 @@ def run(files: Sequence[str], out: str) -> int:
             return 2
     without = []
     for name, module in DRAWINGS.items():
-        drawing = cast(Drawing, importlib.import_module(f".{module}", __package__))
+        drawing = cast(Drawing, importlib.import_module(f"benchmarks.{module}"))
         chosen = drawing.choose(rows)
         if not chosen:
             without.append(name)
