@@ -13,9 +13,8 @@ from torch.utils._pytree import tree_map_only
 from ..interrupts import at_once
 from ..layouts import is_dense
 from ..modes import inference_mode
+from ..weights.pinned import ALIGNMENT
 from .aliases import references, storage_of
-
-ALIGNMENT = 64  # bytes; of a cache line, and more than any kernel asks for
 
 
 class Scratch:
