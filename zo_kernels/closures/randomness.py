@@ -32,8 +32,8 @@ _TOLERANCE = 1e-4  # relative; a GPU may add in another order
 class Randomness:
     """Watches modules that draw random numbers, or update running statistics, in training mode.
 
-    All modules are searched only now and then; each step looks only at those that were found. Their modes are read after
-    a call of the closure, which may set them.
+    All modules are searched only now and then; each step looks at those that were found. Their modes are read after a
+    call of the closure, which may set them.
     """
 
     def __init__(self, doubts: Doubts, module: nn.Module | None):
@@ -85,7 +85,7 @@ def _counts(keeping: Sequence[tuple[str, nn.Module]]) -> list[int]:
 
 
 class Draws:
-    """Finds closures that draw a new batch, or noise, in each call: if a generator has moved, it calls them once more."""
+    """Finds closures that draw a new batch, or noise, in each call: calls them once more if a generator has moved."""
 
     def __init__(self, doubts: Doubts):
         self._doubts = doubts
@@ -138,8 +138,8 @@ def _generators() -> list[Tensor]:
 def draws_in_training(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """Find the modules that draw random numbers in training mode.
 
-    They are recognised by their class, by an attribute such as `attention_dropout`, or by a forward that calls a dropout
-    without having such an attribute.
+    They are recognised by their class, by an attribute such as `attention_dropout`, or, without such an attribute, by
+    code that calls a dropout.
     """
     return [(name, m) for name, m in module.named_modules() if _draws(m)]
 

@@ -1,4 +1,4 @@
-"""Hooks of every module's forward, for when their handles are lost."""
+"""Removes global forward hooks whose handles were lost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn.modules import module
 
 
 def remove_forward_hooks(*hooks: Any) -> None:
-    """Take these out of PyTorch's own lists, which are private; where others hold them, nothing is done."""
+    """Remove hooks from PyTorch's private tables of global forward hooks, for when an interrupt took their handles."""
     for name in ("_global_forward_pre_hooks", "_global_forward_hooks"):
         known = getattr(module, name, {})
         for number in [number for number, hook in list(known.items()) if hook in hooks]:

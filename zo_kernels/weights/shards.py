@@ -156,7 +156,10 @@ def cannot_be_trained(module: nn.Module | None, named: Sequence[tuple[str, Tenso
                 "its forwards"
             )
         if module is None and is_sharded(p):
-            return f"{name}: expected the module that gathers this sharded parameter (DTensor), got it alone; give the module"
+            return (
+                f"{name}: expected the module, which gathers sharded parameters (DTensor), got the parameter alone; "
+                "give the optimizer the module"
+            )
     return None
 
 

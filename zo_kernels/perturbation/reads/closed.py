@@ -1,7 +1,7 @@
-"""Weights that are closed while their module does not run: whoever uses one, by whatever operation, is noticed.
+"""Closes weights while their module does not run: any operation on a closed weight is noticed.
 
-PyTorch asks the class of a tensor before every operation on it, if the class wants to be asked, and else at no cost. So
-closing is to give a parameter another class; its memory, its address and its identity stay.
+A closed parameter has another class, whose `__torch_function__` PyTorch calls before every operation on it. Its memory,
+address and identity stay the same, and open parameters cost nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What is said about a tensor without reading it.
+# These use a tensor without reading its elements,
 _ATTRIBUTES = [
     *("shape", "dtype", "device", "layout", "ndim", "itemsize", "nbytes", "requires_grad", "is_leaf", "grad"),
     *("grad_fn", "is_cpu", "is_cuda", "is_mps", "is_xpu", "is_xla", "is_meta", "is_sparse", "is_sparse_csr"),
@@ -34,10 +34,10 @@ _NO_READS = {
     *(getattr(Tensor, name) for name in _METHODS if hasattr(Tensor, name)),
     *(getattr(torch, name) for name in _FUNCTIONS if hasattr(torch, name)),
 }
-# ... and about all but the first.
+# these read their first argument only,
 _AS_OTHERS = {getattr(Tensor, name) for name in ("expand_as", "reshape_as", "to", "type_as", "view_as")}
 
-# What gives the memory itself away: how it is read then, as by a kernel of Triton's, no operation tells.
+# and these expose the memory itself: no operation shows who reads it then, such as a Triton kernel.
 _BY_ADDRESS = {
     *(getattr(Tensor, name) for name in ("data_ptr", "untyped_storage", "storage", "numpy", "tolist")),
     *(getattr(Tensor, name) for name in ("__array__", "__dlpack__")),
@@ -47,58 +47,14 @@ _BY_ADDRESS = {
 _closed_now: list[Closing] = []
 
 
-def _open_all(*, watched: bool) -> bool:
-    """Whether any was closed. Whose weight was met is not asked: to open others costs them an evaluation.
-
-    Args:
-        watched: also of those that are closed in evaluations that are watched.
-    """
-    met = [closing for closing in _closed_now if watched or closing.on_address is None]
-    for closing in met:
-        closing.met = closing.on_address is None
-        closing.open()
-    return bool(met)
-
-
-@functools.cache
-def _closed(plain: type) -> Any:
-    """The class of a closed parameter."""
-
-    def meet(cls: type, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        reads = func not in _NO_READS and not (func in _AS_OTHERS and not isinstance(args[0], cls))
-        # Where there are tensors of other such classes, these decide, when ours is plain again.
-        if func in _BY_ADDRESS:
-            for closing in _closed_now:
-                closing.meet_address(args[0])
-        if (reads or len(types) > 1) and _open_all(watched=len(types) > 1):
-            return func(*args, **kwargs or {})
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **kwargs or {})
-
-    def new(cls: type, *args: Any, **kwargs: Any) -> Any:
-        return plain(*args, **kwargs)  # as a copy makes one
-
-    named = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(plain)(plain.__name__, (plain,), {**named, "__torch_function__": classmethod(meet), "__new__": new})
-
-
-def _can_be_closed(plain: type) -> bool:
-    """Whether nobody else wants to be asked."""
-    functions = [getattr(t, "__torch_function__", None) for t in (plain, torch.nn.Parameter)]
-    return functions[0] == functions[1] and getattr(plain, "__torch_dispatch__", None) in (
-        None,
-        torch._C._disabled_torch_dispatch_impl,
-    )
-
-
 class Closing:
-    """Parameters that can be closed; a context manager within which those are that `of` named.
+    """Closes parameters; a context manager, `with closing.of(indices)`.
 
     Attributes:
-        complete: whether all of them can be.
-        met: whether one was used while it was closed. Then all are open until they are closed again.
-        on_address: where every operation is watched, so that they stay closed: called with the index of one whose
-            memory is given away.
+        complete: whether all parameters can be closed.
+        met: whether a closed parameter was used. All of them are open from then on, until the next evaluation.
+        on_address: set in evaluations that are watched, where parameters stay closed when they are used: called with
+            the index of a parameter whose memory is exposed.
     """
 
     on_address: Callable[[int], None] | None = None
@@ -113,13 +69,8 @@ class Closing:
         self.met = False
         self._index = {id(p): i for i, p in enumerate(parameters)}
 
-    def meet_address(self, t: Any) -> None:
-        """Of a tensor that is closed."""
-        if self.on_address is not None and (i := self._index.get(id(t))) is not None:
-            self.on_address(i)
-
     def of(self, indices: Iterable[int] | None) -> Closing:
-        """These, or all."""
+        """Choose the parameters that the context closes; None for all."""
         self._chosen = range(len(self._parameters)) if indices is None else list(indices)
         return self
 
@@ -135,25 +86,78 @@ class Closing:
         self.open()
         self._give_plain()  # another thread may have opened them while they were being closed
 
-    def close_again(self, indices: Iterable[int]) -> None:
-        """Unless all are open."""
-        if self._is_closed:
-            for i in indices:
-                self._parameters[i].__class__ = self._classes[i]
-
     def open_for(self, indices: Iterable[int]) -> None:
-        """Of a module that runs."""
+        """Open the parameters of a module that begins to run."""
         if self._is_closed:
             for i in indices:
                 self._parameters[i].__class__ = self._plain[i]
 
+    def close_again(self, indices: Iterable[int]) -> None:
+        """Close the parameters of a module that has run, unless all are open by now."""
+        if self._is_closed:
+            for i in indices:
+                self._parameters[i].__class__ = self._classes[i]
+
     def open(self) -> None:
-        """All. It may be called again and again."""
+        """Open all parameters; it does no harm to call this twice."""
         if self in _closed_now:
             self._is_closed = False
             self._give_plain()
             _closed_now.remove(self)
 
+    def note_address(self, t: Any) -> None:
+        """Call `on_address`, if it is set, for a closed tensor whose memory is exposed."""
+        if self.on_address is not None and (i := self._index.get(id(t))) is not None:
+            self.on_address(i)
+
     def _give_plain(self) -> None:
         for p, plain in zip(self._parameters, self._plain, strict=True):
             p.__class__ = plain
+
+
+def _open_all(*, watched: bool) -> bool:
+    """Open all closed parameters, of whichever optimizer; return whether there were any.
+
+    Which of them was used is not looked up: to open another optimizer's, too, costs that one evaluation.
+
+    Args:
+        watched: also those that are closed in evaluations that are watched.
+    """
+    found = [closing for closing in _closed_now if watched or closing.on_address is None]
+    for closing in found:
+        closing.met = closing.on_address is None
+        closing.open()
+    return bool(found)
+
+
+@functools.cache
+def _closed(plain: type) -> Any:
+    """Make the class of closed parameters whose own class is `plain`."""
+
+    def intercept(cls: type, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        reads = func not in _NO_READS and not (func in _AS_OTHERS and not isinstance(args[0], cls))
+        # If the operation has tensors of other such classes, those decide, after ours got its plain class back.
+        if func in _BY_ADDRESS:
+            for closing in _closed_now:
+                closing.note_address(args[0])
+        if (reads or len(types) > 1) and _open_all(watched=len(types) > 1):
+            return func(*args, **kwargs or {})
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs or {})
+
+    def new(cls: type, *args: Any, **kwargs: Any) -> Any:
+        return plain(*args, **kwargs)  # copying a closed parameter makes an open one
+
+    named = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(plain)(
+        plain.__name__, (plain,), {**named, "__torch_function__": classmethod(intercept), "__new__": new}
+    )
+
+
+def _can_be_closed(plain: type) -> bool:
+    """Whether a class has no `__torch_function__` or `__torch_dispatch__` of its own."""
+    functions = [getattr(t, "__torch_function__", None) for t in (plain, torch.nn.Parameter)]
+    return functions[0] == functions[1] and getattr(plain, "__torch_dispatch__", None) in (
+        None,
+        torch._C._disabled_torch_dispatch_impl,
+    )

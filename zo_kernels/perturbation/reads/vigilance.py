@@ -1,7 +1,7 @@
-"""Whether an evaluation is to be watched for reads of weights outside of their module.
+"""Decides which evaluations are watched for weights that are read outside of their module.
 
-To watch every operation takes 5 % of a forward, or 10 ms. So an evaluation is watched if there is a cause, which costs
-little to see: before it, and else it is done again.
+To watch every operation takes 5 % of a forward, or 10 ms. So an evaluation is watched only for a reason, and reasons
+are cheap to see. If one appears during an evaluation that was not watched, the evaluation is repeated.
 """
 
 from __future__ import annotations
@@ -15,43 +15,42 @@ from ..aliases import Aliases
 from ..owners import Owners
 from .closed import Closing
 
-_EVERY = 64  # steps; which of them is drawn
-_LONGEST = 1024  # evaluations
-# They look at the classes of weights within them, and take a way that rounds otherwise.
-_ASKING = nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention
+_SAMPLED = 64  # one step in so many is watched without a reason
+_MAX_PATIENCE = 1024  # evaluations
+# These modules inspect the classes of their weights, and take another path for closed ones, which rounds differently.
+_INSPECTING = nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention
 _64_BITS = 2**64 - 1
 
 _Key = tuple["nn.Module | type[nn.Module]", bool]
 
 
 def drawn(seed: int, step: int) -> bool:
-    """Whether a step is watched without any cause, so that what nothing points to is found in the end."""
-    mixed = (seed ^ step * 0x9E3779B97F4A7C15) & _64_BITS  # as splitmix64 does
+    """Whether a step is in the random sample that is watched without a reason, to find reads that leave no sign."""
+    mixed = (seed ^ step * 0x9E3779B97F4A7C15) & _64_BITS  # as in SplitMix64
     mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & _64_BITS
-    return (mixed >> 32) % _EVERY == 0
+    return (mixed >> 32) % _SAMPLED == 0
 
 
 def _is_opaque(m: nn.Module) -> bool:
-    """Whether closing weights tells nothing of a module, or makes it do something else."""
-    # A script asks nobody. This encoder asks whether others are asked, and then pads otherwise.
+    """Whether closed weights miss the reads of a module, or change what it does."""
+    # TorchScript ignores classes. nn.TransformerEncoder checks for `__torch_function__`, and pads differently then.
     return isinstance(m, torch.jit.ScriptModule) or type(m).forward is nn.TransformerEncoder.forward
 
 
 class Vigilance:
-    """Knows what was seen in evaluations that were watched, and what points to something else.
+    """Remembers what watched evaluations looked like, and notices evaluations that look different.
 
     Args:
         weights, own: see `Aliases`.
-        owners: of the weights.
-        others: further parameters that only their modules may read.
+        owners: the modules and their weights.
 
     Attributes:
-        closing: of the weights.
-        may_close: whether weights may be closed in evaluations that are watched, too.
-        suspicious: set to True by whoever sees a sign in an evaluation.
-        wrote: weights that were seen to be written to in evaluations that were watched.
-        met: whether a weight was used in one that was not, outside of its module.
-        watched, not_watched: the last step with an evaluation that was, or was not; -1 for none.
+        closing: closes the weights.
+        may_close: whether weights may be closed in watched evaluations, too.
+        suspicious: set to True by anyone who sees a sign of reads elsewhere in an evaluation.
+        wrote: weights that watched evaluations have written to.
+        met: whether a weight was used outside of its module in an evaluation that was not watched.
+        watched, not_watched: the last step with an evaluation that was watched, or not watched; -1 for none.
     """
 
     def __init__(self, weights: Sequence[Tensor], own: Sequence[Tensor], owners: Owners):
@@ -61,46 +60,48 @@ class Vigilance:
         self.suspicious = self.met = False
         self.wrote: set[int] = set()
         self.watched = self.not_watched = -1
-        self._version = -1  # of the owners, for which the rest holds
+        self._version = -1  # the `owners.version` for which the following holds
         self._opaque, self.may_close = False, True
-        self._known: set[tuple[_Key | None, _Key | None]] = set()  # modules that ran one after the other
-        self._last: tuple[list[int], list[bool], list[tuple[int, type[nn.Module]]]] | None = None  # that ran
-        self._left, self._patience = 0, 1
+        self._known: set[tuple[_Key | None, _Key | None]] = set()  # pairs of modules that ran one after the other
+        # The modules of the last evaluation: their ids, their modes, and which are outside the tree.
+        self._last: tuple[list[int], list[bool], list[tuple[int, type[nn.Module]]]] | None = None
+        self._left, self._patience = 0, 1  # evaluations still to be watched, and how many the next repetition adds
 
     def is_certain(self) -> bool:
-        """Whether the next evaluation must be watched."""
-        if self._version != self._owners.version:  # other modules
+        """Whether the next evaluation must be watched: the modules are unknown, or closing would miss reads."""
+        if self._version != self._owners.version:  # there are other modules
             self._known.clear()
             self._last = None
             self._opaque = any(map(_is_opaque, self._owners.members))
-            self.may_close = not any(isinstance(m, _ASKING) for m in self._owners.members)
-        # Operations on aliases are not seen by closing.
+            self.may_close = not any(isinstance(m, _INSPECTING) for m in self._owners.members)
+        # Closed weights do not notice operations on aliases.
         return not self._known or self._opaque or not self.closing.complete or self._aliases.exist()
 
     def is_uneasy(self) -> bool:
-        """Whether it should be watched, since it would be done again for nothing, as some before."""
+        """Whether to watch the next evaluation because recent ones were repeated for signs that meant nothing."""
         return self._left > 0
 
     def take(self) -> tuple[set[int], bool]:
-        """`wrote` and `met`, which begin anew."""
-        taken = self.wrote.copy(), self.met or self.closing.met
+        """Return `wrote` and `met`, and reset both."""
+        found = self.wrote.copy(), self.met or self.closing.met
         self.wrote.clear()
         self.met = self.closing.met = False
-        return taken
+        return found
 
     def begin(self) -> None:
-        """An evaluation."""
+        """Begin an evaluation."""
         self.suspicious = self.closing.met = False
 
     def saw_signs(self, ran: Sequence[nn.Module]) -> bool:
-        """Whether the evaluation that has ended should have been watched, these modules having run in this order."""
+        """Whether the evaluation that has ended, in which the modules `ran` in this order, should have been watched."""
         self.met |= self.closing.met
         return self.suspicious or self.closing.met or self._is_new(ran)
 
     def _is_new(self, ran: Sequence[nn.Module]) -> bool:
+        """Whether modules followed each other as in no watched evaluation."""
         members, ids, training = self._owners.members, [*map(id, ran)], [m.training for m in ran]
         if self._last is not None and training == self._last[1]:
-            for at, kind in self._last[2]:  # a loss function that is made anew in every call
+            for at, kind in self._last[2]:  # such as a loss function that is created anew in every call
                 if type(ran[at]) is kind and ran[at] not in members:
                     ids[at] = 0
             if ids == self._last[0]:
@@ -108,31 +109,36 @@ class Vigilance:
         if not self._pairs(ran) <= self._known:
             return True
         strangers = [(at, type(m)) for at, m in enumerate(ran) if m not in members]
-        ids = [id(m) if m in members else 0 for m in ran]  # those of members stay theirs
+        ids = [id(m) if m in members else 0 for m in ran]  # ids are only unique for modules that live on
         self._last = ids, training, strangers
         return False
 
     def _pairs(self, ran: Iterable[nn.Module]) -> set[tuple[_Key | None, _Key | None]]:
-        """Those that follow each other. Loops may take any number of turns; of what is made anew, the class counts."""
+        """The pairs of modules that follow each other: the same for any number of turns of a loop.
+
+        Modules outside the tree may be new in each call, so they count by their class.
+        """
         members = self._owners.members
         keys: list[_Key] = [(m if m in members else type(m), m.training) for m in ran]
         return set(zip([None, *keys], [*keys, None], strict=True))
 
     def skip(self, step: int) -> None:
-        """An evaluation was not watched."""
+        """Note that an evaluation was not watched."""
         self.not_watched = step
 
     def learn(self, ran: Sequence[nn.Module], step: int, again: bool) -> None:
-        """From an evaluation that was watched, where all was found to be right.
+        """Learn what a watched evaluation looks like in which all reads were right.
 
         Args:
-            again: whether it had been done before, for signs that meant nothing.
+            ran: the modules in the order in which they ran.
+            step: the step of the evaluation.
+            again: whether it repeated an evaluation, for signs that meant nothing.
         """
         new = bool(self._known) and self._is_new(ran)
         self._known |= self._pairs(ran)
         self._version, self.watched = self._owners.version, step
-        if again:  # ever more evaluations are watched at once: they are done twice ever less often
-            self._left, self._patience = self._patience, min(2 * self._patience, _LONGEST)
+        if again:  # watch ever longer series of evaluations from the start, so that ever fewer are repeated
+            self._left, self._patience = self._patience, min(2 * self._patience, _MAX_PATIENCE)
         elif self.suspicious or new:
             self._left = max(self._left, 1)
         elif self._left:
