@@ -523,11 +523,11 @@ UNREACHABLE: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Any]
     "one weight": (layers, lambda m: squared(m) * m[2].bias.max(), r"reads 2\.bias where no module runs"),
     "its number": (layers, lambda m: squared(m).item() + m[2].bias[0].item(), r"reads 2\.bias where no module runs"),
     "forward itself": (InContainers, lambda m: squared_of(m.forward(inputs())), r"reads listed\.0, .* where no module"),
-    "stale view": (Stale, squared, r"a module reads own by a view that was made before its forward"),
+    "stale view": (Stale, squared, r"a module reads own through a view that was made before its forward"),
     "kept view": (Keeps, squared, r"after the forward of their module"),
     "backward": (layers, by_gradient, r"after the forward of their module"),
     "torch.func.grad": (layers, by_transform, r"after the forward of their module"),
-    "new module": (layers, through_a_new_module, r"made anew in every call reads 0\.weight"),
+    "new module": (layers, through_a_new_module, r"created anew in every call reads 0\.weight"),
     "nothing ran": (layers, lambda m: 1.0, r"none of the modules with trainable parameters ran"),
     "another model ran": (layers, lambda m: squared(layers()), r"none of the modules with trainable parameters ran"),
 }

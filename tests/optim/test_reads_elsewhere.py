@@ -178,7 +178,7 @@ def by_gradient(m: Model) -> Tensor:
 
 UNREACHED: dict[str, tuple[type[nn.Module], Callable[[Any], Any], str]] = {
     "penalty": (Tasks, penalized, "reads heads.3.weight where no module runs"),
-    "old view": (Aliased, by_old_view, "reads second.weight by a view that was made before"),
+    "old view": (Aliased, by_old_view, "reads second.weight through a view that was made before"),
     "kept view": (Tasks, by_kept_view, "after the forward of their module"),
     "gradient": (Tasks, by_gradient, "after the forward of their module"),
 }
