@@ -178,7 +178,7 @@ def test_strict_doubts_and_dense_tensors() -> None:
     b = {"params": [("b.weight", named.pop("b.weight"))], "sparsity": 0.0}
     with told():
         sparse([{"params": list(named.items())}, b], strict=True)
-    with pytest.raises(ValueError, match=r"sparsity: 1 of 4 tensors, .* 100 % of b\.weight have .* but only 25 % should"):
+    with pytest.raises(ValueError, match=r"sparsity: 1 of 4 tensors, .* 100 % of b\.weight have .* only 25 % should"):
         sparse(model, strict=True)
     big = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 2))
     nn.init.zeros_(big[1].bias)  # as of every new classifier
@@ -343,7 +343,7 @@ def test_resuming_with_another_sparsity_is_told(tmp_path: Path) -> None:
 DROPS: dict[str, tuple[Callable[[nn.Module], list[nn.Module]], float, str | None]] = {
     "none of one": (lambda m: [m.a], 0.75, "drop: 0.75 of 1 blocks rounds to none"),
     "none of three": (lambda m: [m.a, m.b, m.out], 0.1, "drop: 0.1 of 3 blocks rounds to none"),
-    "frozen blocks": (lambda m: [m.base, nn.Linear(2, 2)], 0.5, "none of the 2 blocks has a trained parameter of its own"),
+    "frozen blocks": (lambda m: [m.base, nn.Linear(2, 2)], 0.5, "none of the 2 blocks has a trained parameter"),
     "all that is trained": (lambda m: [m.a, m.b, m.out, m.base], 0.75, "but only 3 have trained parameters, so"),
     "some": (lambda m: [m.a, m.b, m.out], 0.5, None),
     "some, but for a head": (lambda m: [m.a, m.b], 0.5, None),

@@ -15,20 +15,20 @@ _FLAGS = os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0)
 
 
 class TrajectoryFile:
-    """An open one, locked as long as it is open. A process that was forked off the one that opened it writes nothing.
+    """An open trajectory file, locked as long as it is open. Only the process that opened it may write, no fork of it.
 
     Args:
-        path: of it.
-        new: whether it may be made.
+        path: the file's path.
+        new: whether to create the file if it does not exist.
 
     Raises:
-        BlockingIOError: another process writes it.
+        BlockingIOError: another process writes the file.
         OSError: it cannot be opened for writing.
     """
 
     def __init__(self, path: str | Path, *, new: bool):
         self.path = Path(path)
-        self._place = os.path.abspath(path)  # wherever the process goes
+        self._place = os.path.abspath(path)  # valid even if the process changes its folder
         self._process = os.getpid()
         self._open(os.O_CREAT if new else 0)
 
@@ -37,16 +37,19 @@ class TrajectoryFile:
         try:
             self._is = os.fstat(self._file)
             if not stat.S_ISREG(self._is.st_mode):
-                raise OSError(f"{self.path}: expected a file, got something else")
+                raise OSError(f"{self.path}: expected a regular file, got a folder or a device")
             if not files.lock(self._file):
-                raise BlockingIOError(f"{self.path}: another process writes this trajectory; end it, or wait for it")
+                raise BlockingIOError(
+                    f"{self.path}: another process writes this trajectory; end it, or wait until it ends"
+                )
         except BaseException:
             os.close(self._file)
             raise
 
     def _is_open(self) -> bool:
-        """Whether the descriptor is still the file's: a process that becomes a daemon closes all that it has, and the
-        next file that it opens takes the number.
+        """Whether the descriptor still belongs to the file.
+
+        A process that becomes a daemon closes all of its descriptors, and the next file that it opens may get this one.
         """
         try:
             return os.path.samestat(os.fstat(self._file), self._is)
@@ -54,7 +57,7 @@ class TrajectoryFile:
             return False
 
     def read(self, start: int = 0) -> bytes:
-        """What it holds from a byte on."""
+        """Read the file from byte `start` to its end."""
         os.lseek(self._file, start, os.SEEK_SET)
         parts = []
         while part := os.read(self._file, 2**24):
@@ -62,15 +65,22 @@ class TrajectoryFile:
         return b"".join(parts)
 
     def check(self, trajectory: Trajectory, written: int) -> int:
-        """How many bytes of the trajectory it holds, of which `written` are known to be there.
+        """Check that the file is still the one that this process wrote.
+
+        Args:
+            trajectory: what the file should hold.
+            written: how many bytes of it are known to have been written.
+
+        Returns:
+            How many bytes of the trajectory the file holds.
 
         Raises:
-            RuntimeError: it is not the file that this process wrote, any more.
+            RuntimeError: the file was deleted, moved, replaced or changed, or belongs to another process.
         """
         if os.getpid() != self._process:
             raise RuntimeError(
-                f"{self.path}: process {self._process} writes this trajectory, which this one was forked off; "
-                "record_to(another path) here"
+                f"{self.path}: process {self._process} writes this trajectory, and this process is a fork of it; call "
+                "record_to(another_path) here"
             )
         try:
             there = os.stat(self._place)
@@ -79,8 +89,8 @@ class TrajectoryFile:
         if there is None or not os.path.samestat(there, self._is):
             raise RuntimeError(
                 f"{self.path}: the file that this run wrote was deleted or moved"
-                f"{'' if there is None else ', and another one is in its place'}; record_to(another path) writes all "
-                "steps so far and goes on there"
+                f"{'' if there is None else ', and another file took its place'}; record_to(another_path) writes all "
+                "steps so far and continues there"
             )
         if not self._is_open():
             files.forget(self._file)
@@ -90,25 +100,25 @@ class TrajectoryFile:
         size = there.st_size
         if size == written:
             return written
-        # Bytes may have been written before a signal kept us from noting it.
+        # A signal may have come after bytes were written and before they were counted.
         if size > written and trajectory.tail(written).startswith(self.read(written)):
             return size
         raise RuntimeError(
             f"{self.path}: expected the {written} bytes that this run wrote, got {size}: another process writes to the "
-            "same trajectory, or another optimizer of this one, or somebody cut it; record_to(another path) writes all "
-            "steps so far and goes on there"
+            "same trajectory, or another optimizer does, or the file was cut; record_to(another_path) writes all "
+            "steps so far and continues there"
         )
 
     def append(self, data: bytes) -> int:
-        """Write what there is room for, and return how much that was."""
+        """Append bytes; return how many were written, which may be fewer if the disk is full."""
         return os.write(self._file, data)
 
     def cut(self, size: int) -> None:
-        """To its first bytes."""
+        """Cut the file to its first `size` bytes."""
         os.ftruncate(self._file, size)
 
     def sync(self) -> None:
-        """Force it to the disk."""
+        """Force its contents to the disk."""
         if os.getpid() == self._process:
             os.fsync(self._file)
 
@@ -117,7 +127,7 @@ class TrajectoryFile:
         files.sync_folder(Path(self._place).parent)
 
     def close(self) -> None:
-        """Give it up."""
+        """Close and unlock the file."""
         if self._is_open():
             files.close(self._file)
         else:
@@ -125,18 +135,18 @@ class TrajectoryFile:
 
 
 class FoundFile:
-    """One that a run is to go on with: open, locked and read. It stays as it was until `cut`.
+    """The file of a run that is to be continued: open, locked and read, but unchanged until `cut`.
 
     Args:
-        path: of it.
-        recover: whether to take the longest sound beginning, if more is wrong with it than an incomplete last record.
+        path: the file's path.
+        recover: whether to keep the longest sound beginning if the file has more faults than an incomplete last record.
 
     Attributes:
-        trajectory: what of it is sound.
+        trajectory: the sound beginning.
 
     Raises:
-        FaultyTrajectory: more is wrong with it.
-        BlockingIOError: another process writes it.
+        FaultyTrajectory: the file has a fault that `recover` does not cover.
+        BlockingIOError: another process writes the file.
         OSError: it cannot be read or written.
     """
 
@@ -144,7 +154,7 @@ class FoundFile:
         self.file = TrajectoryFile(path, new=False)
         self._aside: Path | None = None
         self._fault: Fault | None = None
-        self._begun = self._given = False  # it is cut, and somebody else's
+        self._begun = self._given = False  # whether cutting has begun, and whether the recorder has the file
         try:
             self._data = self.file.read()
             self.trajectory, self._sound, fault = read(self._data)
@@ -158,14 +168,14 @@ class FoundFile:
 
     @property
     def whole_beginning(self) -> bool:
-        """Whether its first bytes are those of a trajectory."""
+        """Whether the file begins with all the bytes that mark a trajectory."""
         return self._sound > 0
 
     def set_aside(self) -> None:
-        """Copy what is not sound to a file beside it, if it is more than an incomplete record.
+        """Copy what is not sound to a file beside it; an incomplete last record is not kept.
 
         Raises:
-            OSError: it cannot be written; nothing has changed.
+            OSError: the copy cannot be written; nothing has changed.
         """
         if self._fault is not None:
             aside = files.unused(self.file.path, "damaged")
@@ -173,7 +183,7 @@ class FoundFile:
             self._aside = aside
 
     def cut(self, size: int, *, sync: bool) -> TrajectoryFile:
-        """To the bytes that the run goes on from. Closing it is up to whoever gets it."""
+        """Cut the file to the first `size` bytes, from which the run continues; the caller closes the file."""
         self._begun = True
         self.file.cut(size)
         if sync or self._aside is not None:
@@ -183,18 +193,18 @@ class FoundFile:
         return self.file
 
     def told(self) -> str | None:
-        """What was set aside, for a warning."""
+        """A warning about the part that was set aside; None if there is none."""
         if self._fault is None:
             return None
         steps = f"{'' if self._fault.exact else 'about '}{self._fault.steps}"
         return (
             f"resume: {self.file.path} is damaged, or of a newer version, from byte {self._fault.byte} on "
-            f"({self._fault.reason}); {steps} steps are gone from the run, which goes on after step "
-            f"{self.trajectory.steps}; what is not used of the file is in {self._aside}"
+            f"({self._fault.reason}); the run lost {steps} steps and continues after step {self.trajectory.steps}; the "
+            f"part of the file that cannot be used is in {self._aside}"
         )
 
     def close(self) -> None:
-        """Leave it as it was, unless it was cut."""
+        """Close the file, unless the recorder has it by now; remove the copy if nothing was cut."""
         if self._aside is not None and not self._begun:
             self._aside.unlink(missing_ok=True)
         if not self._given:

@@ -1,4 +1,4 @@
-"""A trajectory that grows with a run, in memory and, if wanted, in an append-only file."""
+"""Records a run: a trajectory that grows in memory and, if there is one, in an append-only file."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from .trajectory import Trajectory
 
 
 class Recorder:
-    """Appends to a trajectory, and to its file with one write for each record.
+    """A growing trajectory and its file, which gets one write for each record.
 
-    What was written survives the death of the process. The file is open, and locked, as long as the recorder is. One
-    that somebody else has changed, replaced or taken away meanwhile is left alone: RuntimeError.
+    What was written survives if the process dies. The file stays open and locked as long as the recorder lives. If
+    something else changed, replaced or removed it, `write` raises RuntimeError and leaves it alone.
 
     Args:
-        sync: when the file is forced to the disk, so that it survives a power cut, too: "step": after each record.
-            "checkpoint": by `sync` and `close`. "never": when the system likes.
+        sync: when to force the file to the disk, so that it survives a power cut, too: "step": after each record;
+            "checkpoint": in `sync` and `close`; "never": when the system decides.
 
     Attributes:
-        lost: whether the file was found to be somebody else's, which `write` has told.
+        trajectory: all records so far.
+        lost: whether `write` found that the file is no longer this run's.
     """
 
     lost = False
@@ -34,36 +35,36 @@ class Recorder:
         self._sync = sync
 
     def write_to(self, path: str | Path) -> None:
-        """From now on, and with all that there is so far.
+        """Write to this file from now on, beginning with all records so far.
 
         Args:
-            path: a file that does not exist yet; made with the first record.
+            path: a file that does not exist yet; it is created with the first record.
 
         Raises:
-            TypeError: it is no path.
-            ValueError: it exists, or its folder does not.
+            TypeError: `path` is no path.
+            ValueError: the file exists, or its folder does not.
         """
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"trajectory: expected a path, got {type(path).__name__}")
         if os.path.lexists(path):
             raise ValueError(
-                f"trajectory: expected a new file, got {path}, which exists; `resume` goes on from where it ends"
+                f"trajectory: {path} already exists; delete it, or continue that run with opt.resume({str(path)!r})"
             )
         if not (folder := Path(os.path.abspath(path)).parent).is_dir():
-            raise ValueError(f"trajectory: expected a file in a folder that exists, got {path}; make {folder} first")
+            raise ValueError(f"trajectory: expected a file in an existing folder, got {path}; create {folder} first")
         self.close()
-        self._path, self._written = Path(os.path.abspath(path)), 0  # wherever the process goes
+        self._path, self._written = Path(os.path.abspath(path)), 0  # valid even if the process changes its folder
         if self.trajectory.setups:
             self.write()
 
     @property
     def path(self) -> Path | None:
-        """Of its file, if there is one."""
+        """The path of the file, None if there is none."""
         return self._path
 
     @classmethod
     def resumed(cls, found: FoundFile | None, trajectory: Trajectory, sync: str) -> Recorder:
-        """Go on with a file of which `trajectory` is the beginning; the rest of it is cut off. None: no file."""
+        """Continue `trajectory`, in the file that begins with it if there is one; the rest of the file is cut off."""
         recorder = cls(sync)
         recorder.trajectory = trajectory
         if found is not None:
@@ -74,7 +75,7 @@ class Recorder:
         return recorder
 
     def write(self) -> None:
-        """Write what the file lacks; what a full disk left out comes with the next record."""
+        """Write the records that the file lacks, also those that a full disk has left out before."""
         if self._path is None or not self.trajectory.setups or self._written == self.trajectory.nbytes:
             return
         if self._file is None:
@@ -82,7 +83,7 @@ class Recorder:
             if self._sync != "never":
                 self._file.sync_folder()
         file = self._file
-        self.lost = True  # should it be somebody else's now
+        self.lost = True  # until the check has passed
         self._written = file.check(self.trajectory, self._written)
         self.lost = False
         try:
@@ -91,16 +92,16 @@ class Recorder:
             if self._sync == "step":
                 file.sync()
         except OSError as error:
-            what = f"{error.strerror}; what was recorded is in memory, and the next step writes what is missing"
+            what = f"{error.strerror}; the records are kept in memory, and the next step writes those that are missing"
             raise OSError(error.errno, what, str(self._path)) from error
 
     def sync(self) -> None:
-        """Force what was written to the disk, unless that is never to be done."""
+        """Force the file to the disk, unless `sync` is "never"."""
         if self._file is not None and self._sync != "never":
             self._file.sync()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file, if there is one."""
         if self._file is None:
             return
         try:
@@ -110,5 +111,5 @@ class Recorder:
             self._path = self._file = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy of an optimizer goes its own way; two runs cannot write one file.
+        # A copied optimizer records without a file: two runs cannot write to one.
         return {**self.__dict__, "_path": None, "_file": None}
