@@ -76,7 +76,7 @@ def test_faults_are_told_with_what_to_do() -> None:
     damaged = data[: end + 20] + bytes([data[end + 20] ^ 1]) + data[end + 21 :]
     for recover in (False, "incomplete"):
         with pytest.raises(
-            FaultyTrajectory, match=r"its checksum is wrong; 3 steps come before it, 7 with.*recover=True"
+            FaultyTrajectory, match=r"its checksum is wrong; 3 steps come before it, 7 are lost with.*recover=True"
         ):
             zo.Trajectory.from_bytes(damaged, recover=recover)
     assert zo.Trajectory.from_bytes(damaged, recover=True).steps == 3

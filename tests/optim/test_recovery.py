@@ -40,13 +40,13 @@ def newer(data: bytes) -> bytes:
 
 # Of a run of 5 steps: what is done to its file, the steps that are kept, and how many are told to be gone.
 FAULTS: dict[str, tuple[Callable[[bytes], bytes], int, str]] = {
-    "a bit of the setup": (lambda data: flipped(data, 100), 0, "the run lost 5 steps"),
-    "a bit of the third step": (lambda data: flipped(data, ends(data)[3] + 20), 2, "the run lost 3 steps"),
-    "a bit of the last step": (lambda data: flipped(data, len(data) - 1), 4, "the run lost 1 steps"),
-    "bytes left out": (lambda data: data[: (at := ends(data)[3] + 5)] + data[at + 4 :], 2, "the run lost about 3 steps"),
-    "zeros": (lambda data: data + bytes(100), 5, "the run lost about 4 steps"),
-    "a newer version": (newer, 2, "the run lost 3 steps"),
-    "the first bytes": (lambda data: flipped(data, 3), 0, "the run lost 5 steps"),
+    "a bit of the setup": (lambda data: flipped(data, 100), 0, "lost 5 steps"),
+    "a bit of the third step": (lambda data: flipped(data, ends(data)[3] + 20), 2, "lost 3 steps"),
+    "a bit of the last step": (lambda data: flipped(data, len(data) - 1), 4, "lost 1 steps"),
+    "bytes left out": (lambda data: data[: (at := ends(data)[3] + 5)] + data[at + 4 :], 2, "lost about 3 steps"),
+    "zeros": (lambda data: data + bytes(100), 5, "lost about 4 steps"),
+    "a newer version": (newer, 2, "lost 3 steps"),
+    "the first bytes": (lambda data: flipped(data, 3), 0, "lost 5 steps"),
 }  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def test_resume_gives_up_nothing_unasked(what: str, method: str, tmp_path: Path)
     assert_same(snapshot(other), seen[0])
     assert opt.step_count == 0 and opt.trajectory_path is None
     with pytest.warns(
-        UserWarning, match=rf"{told} and continues after step {kept}; .* in .*run\.zo\.damaged-1$"
+        UserWarning, match=rf"the run {told} and continues after step {kept}; .* in .*run\.zo\.damaged-1$"
     ) as warned:
         opt.resume(path, recover=True)
     assert warned[0].filename == __file__
