@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from ..doubts import Doubts
+from ..warn import Warner
 from ..weights.tables import Weight
 
 _GRADIENTS, _ACCUMULATE = "gradients", "accumulation"  # topics of the reports
 
 
-def look(doubts: Doubts, weights: Sequence[Weight], step: int, due: bool) -> None:
+def look(warner: Warner, weights: Sequence[Weight], step: int, due: bool) -> None:
     """Report gradients that somebody computed, and accelerate's gradient accumulation.
 
     Args:
@@ -21,11 +21,11 @@ def look(doubts: Doubts, weights: Sequence[Weight], step: int, due: bool) -> Non
         due: look at all of them, and for accelerate.
 
     Raises:
-        ValueError: see `Doubts`.
+        ValueError: see `Warner`.
     """
     for w in weights if due else [weights[step % len(weights)]]:
-        if w.parameter.grad is not None and not doubts.heard(_GRADIENTS):
-            doubts.say(
+        if w.parameter.grad is not None and not warner.warned(_GRADIENTS):
+            warner.warn(
                 _GRADIENTS,
                 f"{w.name}: it has a .grad, which this optimizer does not read: loss.backward() has no effect, and "
                 "only the micro-batches inside the step's own closure count. Remove backward(), and put all "
@@ -33,7 +33,7 @@ def look(doubts: Doubts, weights: Sequence[Weight], step: int, due: bool) -> Non
                 "step(closure) yourself (if the gradients are left over from something else, call zero_grad())",
             )
     if due and "accelerate.optimizer" in sys.modules and (n := _accumulated()) > 1:
-        doubts.say(
+        warner.warn(
             _ACCUMULATE,
             f"accelerate: expected gradient_accumulation_steps=1, got {n}: it calls this optimizer for one of {n} "
             "micro-batches only, and the closures of the others are never called; loop over all micro-batches within "

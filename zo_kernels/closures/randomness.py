@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..doubts import Doubts
 from ..names import listed
+from ..warn import Warner
 
 # Topics of the reports.
 _DROPOUT = "dropout"
@@ -36,8 +36,8 @@ class Randomness:
     call of the closure, which may set them.
     """
 
-    def __init__(self, doubts: Doubts, module: nn.Module | None):
-        self._doubts, self._module = doubts, module
+    def __init__(self, warner: Warner, module: nn.Module | None):
+        self._warner, self._module = warner, module
         self._drawing: list[tuple[str, nn.Module]] = []
         self._keeping: list[tuple[str, nn.Module]] = []
 
@@ -57,10 +57,10 @@ class Randomness:
     def called(self) -> Callable[[], None] | None:
         """Return a function to call after each of the next evaluations, or None if nothing needs watching.
 
-        It compares the first two evaluations, reports to `Doubts`, and raises ValueError where that does.
+        It compares the first two evaluations, reports to `Warner`, and raises ValueError where that does.
         """
-        drawing = [] if self._doubts.heard(_DROPOUT) else self._drawing
-        keeping = [] if self._doubts.heard(_STATISTICS) else self._keeping
+        drawing = [] if self._warner.warned(_DROPOUT) else self._drawing
+        keeping = [] if self._warner.warned(_STATISTICS) else self._keeping
         if not drawing and not keeping:
             return None
         counts, states, calls = _counts(keeping), list[list[Tensor]](), count()
@@ -70,11 +70,13 @@ class Randomness:
                 return
             if _counts(keeping) != counts:
                 now = zip(keeping, counts, _counts(keeping), strict=True)
-                self._doubts.say(_STATISTICS, _statistics_message(_named([m for m, a, b in now if a != b])))
+                self._warner.warn(_STATISTICS, _statistics_message(_named([m for m, a, b in now if a != b])))
             if any(m.training for _, m in drawing):
                 states.append(_generators())
                 if call == 1 and len(states) == 2 and not all(map(torch.equal, *states)):
-                    self._doubts.say(_DROPOUT, _dropout_message(_named([each for each in drawing if each[1].training])))
+                    self._warner.warn(
+                        _DROPOUT, _dropout_message(_named([each for each in drawing if each[1].training]))
+                    )
 
         return compare
 
@@ -87,8 +89,8 @@ def _counts(keeping: Sequence[tuple[str, nn.Module]]) -> list[int]:
 class Draws:
     """Finds closures that draw a new batch, or noise, in each call: calls them once more if a generator has moved."""
 
-    def __init__(self, doubts: Doubts):
-        self._doubts = doubts
+    def __init__(self, warner: Warner):
+        self._warner = warner
         self._due = False
 
     def begin(self, due: bool) -> None:
@@ -103,9 +105,9 @@ class Draws:
             known: returns whether a module may have drawn; `Randomness` reports that.
 
         Raises:
-            ValueError: see `Doubts`.
+            ValueError: see `Warner`.
         """
-        if not self._due or self._doubts.heard(_DRAWN):
+        if not self._due or self._warner.warned(_DRAWN):
             return closure()
         self._due = False
         before = _all_generators()
@@ -115,7 +117,7 @@ class Draws:
             return loss
         first, again = float(loss), float(closure())
         if abs(first - again) > _TOLERANCE * abs(first):
-            self._doubts.say(
+            self._warner.warn(
                 _DRAWN,
                 f"closure: it returned {first:.6g} and then {again:.6g} at the same weights, and drew random numbers: "
                 "it draws a new batch, or noise, in each call, so L+ and L- belong to two problems, and g is mostly "

@@ -16,9 +16,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..doubts import Doubts
 from ..interrupts import Call
 from ..trajectory import Kind, Record
+from ..warn import Warner
 from .losses import Refused
 
 COARSE, _EQUAL, _DIVERGED = "resolution", "no difference", "divergence"  # topics of the reports
@@ -117,8 +117,8 @@ def _coarse(record: Record) -> _Coarse | None:
 class Resolution:
     """Checks the losses of each recorded step. Losses on a GPU are checked later, when they have arrived."""
 
-    def __init__(self, doubts: Doubts):
-        self._doubts = doubts
+    def __init__(self, warner: Warner):
+        self._warner = warner
         self._arrived: deque[Record] = deque()
         # Separately for steps at anchors (True), which have another closure, and for others (False):
         self._coarse: dict[bool, _Coarse | None] = {}
@@ -135,22 +135,22 @@ class Resolution:
         """Check the losses that have arrived.
 
         Raises:
-            ValueError: see `Doubts`.
+            ValueError: see `Warner`.
         """
         while self._arrived:
             if report := self._report_on(self._arrived.popleft()):
-                self._doubts.say(*report)
+                self._warner.warn(*report)
 
     def look_at(self, record: Record) -> None:
         """Check the losses of a step that is about to be taken.
 
         Raises:
-            Refused: where `Doubts` would raise ValueError.
+            Refused: where `Warner` would raise ValueError.
         """
         if report := self._report_on(record):
-            if self._doubts.strict:
+            if self._warner.strict:
                 raise Refused(ValueError, report[1], of="")
-            self._doubts.say(*report)
+            self._warner.warn(*report)
 
     def _report_on(self, record: Record) -> tuple[str, str] | None:
         """The topic and message of what to report after this step, or None."""
@@ -168,13 +168,13 @@ class Resolution:
         now = self._coarse[anchor] = step.after(self._coarse.get(anchor))
         equal = self._equal[anchor] = 0 if step.difference else self._equal.get(anchor, 0) + 1
         name = "full_closure" if anchor else "closure"
-        if self._doubts.heard(COARSE):
+        if self._warner.warned(COARSE):
             return None  # that report covers differences of 0, too
         if now.steps >= _STEPS and size > _DIVERGED_FACTOR * self._first:
             return _DIVERGED, _divergence_message(name, self._first, record)
         if now.steps >= _STEPS and now.difference and not now.is_count:
             return COARSE, _coarse_message(name, now, record)
-        if equal >= _EQUAL_STEPS and not self._doubts.heard(_EQUAL):
+        if equal >= _EQUAL_STEPS and not self._warner.warned(_EQUAL):
             return _EQUAL, _equal_message(name, equal, record)
         return None
 

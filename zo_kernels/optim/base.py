@@ -13,7 +13,6 @@ from torch import Tensor, device, nn
 from .. import checks
 from ..closures.losses import Closure, OutOfRange, Pair, Refused, check_closure, check_pair, decay_factors, value_of
 from ..closures.watch import Closures
-from ..doubts import Doubts
 from ..estimators.draws import FIRST_SLOT, MAX_DIRECTIONS, blocks_to_drop, direction_seeds
 from ..estimators.numbers import Numbers, spsa_update
 from ..ops import ROUNDINGS
@@ -31,6 +30,7 @@ from ..runs.recorded import RecordedSteps
 from ..runs.recording import Recording
 from ..trajectory import Kind
 from ..trajectory.file import SYNC
+from ..warn import Warner
 from ..weights.blocks import of_no_use
 from ..weights.groups import check_group
 from ..weights.masks import Thresholds
@@ -132,7 +132,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         checks.choice("sync", sync, SYNC)
         if not isinstance(strict, bool):
             raise TypeError(f"strict: expected a bool, got {type(strict).__name__}")
-        self._doubts = Doubts(strict)
+        self._warner = Warner(strict)
         self.backend = backend
         self._ranks = ranks_of(parallel)
         if self._ranks is not None:
@@ -157,13 +157,13 @@ class ZeroOrderOptimizer(RecordedSteps):
         self._names, self._blocks = {}, blocks
         self._derive()
         if self.drop and (reason := of_no_use(self._n_blocks, self.drop, self._block_of, self._trainable())):
-            self._doubts.say("drop", f"drop: {reason}")
-        self._thresholds = Thresholds(self._doubts)
+            self._warner.warn("drop", f"drop: {reason}")
+        self._thresholds = Thresholds(self._warner)
         self._execution_device = None if execution_device is None else self._stream_to(execution_device, perturb)
         self._asked_perturb = perturb
         self.perturb = self._choose_perturb()
-        self._closures = Closures(self._doubts, module)
-        self._recording = Recording(sync, self._doubts)
+        self._closures = Closures(self._warner, module)
+        self._recording = Recording(sync, self._warner)
         if trajectory is not None:
             self.record_to(trajectory)
         self._prepare()
@@ -187,7 +187,7 @@ class ZeroOrderOptimizer(RecordedSteps):
         self, weights: Weights, active: Sequence[int] | None, *, from_anchor: bool = False
     ) -> InForwardProbes:
         assert self._in_forward is not None
-        options: Any = {"step": self.step_count, "doubts": self._doubts, "watch": self._watches()}
+        options: Any = {"step": self.step_count, "warner": self._warner, "watch": self._watches()}
         return InForwardProbes(self._in_forward, weights, active, from_anchor=from_anchor, **options)
 
     def _watches(self) -> bool:

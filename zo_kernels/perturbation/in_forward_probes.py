@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from ..closures.losses import Refused
-from ..doubts import Doubts
 from ..interrupts import Call
+from ..warn import Warner
 from ..weights.rows import Row, Seed
 from ..weights.shards import is_sharded
 from ..weights.tables import Weights
@@ -43,12 +43,12 @@ class InForwardProbes:
         active: Sequence[int] | None,
         *,
         step: int,
-        doubts: Doubts,
+        warner: Warner,
         from_anchor: bool = False,
         watch: bool = False,
     ):
         self._engine, self._weights, self._active = engine, weights, active
-        self._step, self._doubts = step, doubts
+        self._step, self._warner = step, warner
         self._from_anchor, self._watch = from_anchor, watch
         self._offset: Mapping[Seed, float] = {}
         self.moves = 0
@@ -70,7 +70,7 @@ class InForwardProbes:
         """Weights were read unperturbed, perhaps since the last step that was watched."""
         vigilance = self._engine.vigilance
         if vigilance.watched < self._step:
-            self._doubts.say(
+            self._warner.warn(
                 "reads that were missed",
                 f"closure: it reads {names or 'weights'} outside of their module by means that are noticed in some "
                 f"steps alone: up to {self._step - vigilance.watched} steps before this one may have taken their "

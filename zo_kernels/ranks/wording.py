@@ -100,7 +100,7 @@ def options_of(optimizer: RecordedSteps, weights: Weights, eps: float) -> list[s
         "sparsity": [group["sparsity"] for group in optimizer.param_groups],
         "perturb": optimizer.perturb,
         "stochastic rounding": weights.stochastic,
-        "strict": optimizer._doubts.strict,
+        "strict": optimizer._warner.strict,
         "noise": spec.VERSION,
     }
     bare = names.bare(optimizer._names)

@@ -29,7 +29,7 @@ from .recording import Recording, weight_setups
 from .replay import Replay
 from .resuming import resume_from
 from ..weights.trained import TrainedWeights
-from ..doubts import warn
+from ..warn import warn
 from ..weights.tables import Weights
 from ..ranks.wording import options_of
 
@@ -179,9 +179,9 @@ class RecordedSteps(TrainedWeights):
             f"{self.step_count}; if between the losses of a step, these are of different weights, and "
             + ("MeZO-SVRG undoes it" if svrg else f"a replay of the trajectory ends there (upto={self.step_count})")
         )
-        if self._doubts.strict:
+        if self._warner.strict:
             raise Refused(ValueError, told)
-        self._doubts.say("writes", f"closure: {told}")
+        self._warner.warn("writes", f"closure: {told}")
 
     def _agreed(self) -> list[str]:
         """As texts "name: value" what ranks must have in common to take a step, of what may change between steps."""
@@ -305,7 +305,7 @@ class RecordedSteps(TrainedWeights):
         self.refused_steps = trajectory.refused_steps
         self.seed, self.directions, self.drop = setup.seed, setup.directions, setup.drop
         by_name = {name: p for p, name in names.bare(self._names).items()}
-        self._thresholds = Thresholds.of_trajectory(self._doubts, by_name, trajectory)
+        self._thresholds = Thresholds.of_trajectory(self._warner, by_name, trajectory)
         self._weights = None
         self._recording.note_versions(self._prepare())
 
@@ -360,7 +360,7 @@ class RecordedSteps(TrainedWeights):
             for key in ("seed", "step_count", "directions", "drop"):
                 setattr(self, key, run[key])
             self._refused_steps = run["refused_steps"] - unseen
-            self._thresholds = Thresholds.of_state(self._doubts, self._parameters(), run)
+            self._thresholds = Thresholds.of_state(self._warner, self._parameters(), run)
             self._weights = self._attempt = None
             self._take_state(run)
             self._recording.forget_versions()  # the model may be loaded after its optimizer

@@ -9,7 +9,7 @@ from .. import names
 from ..trajectory import Setup, Trajectory
 from ..trajectory.file import FoundFile
 from .replay import Replay
-from ..doubts import warn
+from ..warn import warn
 
 if TYPE_CHECKING:
     from .recorded import RecordedSteps

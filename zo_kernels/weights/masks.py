@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..doubts import Doubts
 from ..trajectory import Trajectory
+from ..warn import Warner
 from .shards import Shard, shard_of, summed_over
 from .tables import Weight, Weights
 from .thresholds import Percentile, count_here, magnitude_percentile, too_many, wanted
@@ -52,8 +52,8 @@ class Thresholds:
             the thresholds are computed again.
     """
 
-    def __init__(self, doubts: Doubts, of_run: Mapping[Tensor, float | None] | None = None):
-        self._doubts = doubts
+    def __init__(self, warner: Warner, of_run: Mapping[Tensor, float | None] | None = None):
+        self._warner = warner
         self._known = {p: _Threshold(h, math.nan) for p, h in (of_run or {}).items()}
         self.fixed = of_run is not None
         self._due = self.fixed  # whether the next step checks the shares
@@ -63,24 +63,24 @@ class Thresholds:
         self._drifted = False  # whether the run itself has moved weights past their thresholds
 
     @classmethod
-    def of_trajectory(cls, doubts: Doubts, by_name: Mapping[str, Tensor], run: Trajectory) -> Thresholds:
+    def of_trajectory(cls, warner: Warner, by_name: Mapping[str, Tensor], run: Trajectory) -> Thresholds:
         """The thresholds that a run was recorded with, also of parameters that were frozen before its end."""
         every = [w for _, setup in run.setups for w in setup.weights]
-        found = cls(doubts, {by_name[w.name]: w.threshold for w in every if w.name in by_name})
+        found = cls(warner, {by_name[w.name]: w.threshold for w in every if w.name in by_name})
         found._due = False  # the weights come from a replay of this run
         return found
 
     @classmethod
-    def of_state(cls, doubts: Doubts, parameters: Sequence[Tensor], run: Mapping[str, Any]) -> Thresholds:
+    def of_state(cls, warner: Warner, parameters: Sequence[Tensor], run: Mapping[str, Any]) -> Thresholds:
         """The thresholds in a checked state.
 
         A state from before the first step fixes none. A frozen parameter without a threshold gets one when it is
         unfrozen.
         """
         if not run["step_count"]:
-            return cls(doubts)
+            return cls(warner)
         heights = zip(parameters, run["thresholds"], strict=True)
-        return cls(doubts, {p: h for p, h in heights if h is not None or p.requires_grad})
+        return cls(warner, {p: h for p, h in heights if h is not None or p.requires_grad})
 
     def get(self, p: Tensor) -> float | None:
         """The threshold of p; None if it is dense, or has none yet."""
@@ -135,9 +135,9 @@ class Thresholds:
         )
         about = f"sparsity: dense: {[w.name for w in dense]}"
         if sizes[0] > _DENSE_IS_FINE * sizes[1]:
-            self._doubts.say(about, message)
+            self._warner.warn(about, message)
         else:  # such as a new head's bias
-            self._doubts.mention(about, message)
+            self._warner.note(about, message)
 
     def _should_be_masked(self, w: Weight, sparsity: float) -> bool:
         size = math.prod(w.shard.whole)
@@ -163,7 +163,7 @@ class Thresholds:
             changed: whether something other than the optimizer has changed weights since the last step.
 
         Raises:
-            ValueError: such changes have left far too many or too few weights to take part, and doubts are strict. No
+            ValueError: such changes have left far too many or too few weights to take part, and the optimizer is strict. No
                 weight has moved.
         """
         self.fixed = True
@@ -184,7 +184,7 @@ class Thresholds:
         known = self._sparsities
         for i, (had, has) in enumerate(zip(known, given, strict=False)):
             if had != has:
-                self._doubts.say(
+                self._warner.warn(
                     f"sparsity: {i}",
                     f"param_groups[{i}].sparsity: it was changed from {had} to {has}, which has no effect: a run keeps "
                     "the thresholds that it began with; create a new optimizer to change them",
@@ -215,14 +215,14 @@ class Thresholds:
             f"2, and in {w.name} {_percent(counts[i], sizes[i])} have |θ| <= {w.threshold:.3g}. "
         )
         if self._changes and self._due:
-            self._doubts.say(
+            self._warner.warn(
                 about,
                 f"{message}Something other than the optimizer changed the weights, and a run keeps the thresholds it "
                 "began with; for new ones, create the optimizer after the weights are loaded",
             )
         else:  # the published method does so, too
             self._drifted = True
-            self._doubts.mention(
+            self._warner.note(
                 about,
                 f"{message}Weights that grow past their threshold no longer take part (fewer do with a smaller lr), or "
                 "the thresholds are of other weights. For new thresholds, create a new optimizer",

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, device, nn
 
 from .. import checks, names
-from ..doubts import Doubts
 from ..layouts import layouts
 from ..perturbation.in_forward import InForward
 from ..perturbation.in_forward_probes import cannot_perturb_in_forward
 from ..perturbation.streamed import StreamedInForward, settle
 from ..ranks.parallel import Ranks
+from ..warn import Warner
 from .blocks import block_of_parameters
 from .groups import check_eps, check_group, check_keys, check_owned, given_blocks, name_group, norm_parameters
 from .masks import Thresholds
@@ -50,7 +50,7 @@ class TrainedWeights(torch.optim.Optimizer):
     _steps_since_built: int
     _execution_device: device | None
     _reshard: Callable[[], None] | None
-    _doubts: Doubts
+    _warner: Warner
 
     def _derive(self) -> None:
         """What follows from the module and the groups: names, noise, blocks, and what weight decay leaves alone."""
@@ -119,7 +119,7 @@ class TrainedWeights(torch.optim.Optimizer):
         if asked != "auto" or all(p.element_size() >= 4 for p in self._trainable()):
             return "in_place" if asked == "auto" else asked
         if reason:
-            self._doubts.say(
+            self._warner.warn(
                 "drift",
                 "perturbing 16-bit weights in place rounds them three times a step, so they drift; in the forward they "
                 f"would not, but {reason} (perturb='in_place' silences this warning)",
