@@ -37,7 +37,8 @@ class Trained:
     Args:
         params: what the optimizer was given.
         blocks: transformer blocks, as the user gave them.
-        drop: the fraction of blocks left alone in a step; an attribute, too.
+        drop: the fraction of blocks left alone in a step; an attribute, too, as are the next two.
+        rounding, backend: see `ZeroOrderOptimizer`.
 
     Attributes:
         module: the module that the optimizer was given; None if it was given parameters.
@@ -49,12 +50,21 @@ class Trained:
         thresholds: of magnitude masks.
     """
 
-    def __init__(self, params: Any, blocks: Sequence[nn.Module] | None, drop: float, doubts: Doubts):
+    def __init__(
+        self,
+        params: Any,
+        blocks: Sequence[nn.Module] | None,
+        drop: float,
+        rounding: str,
+        backend: str | None,
+        doubts: Doubts,
+    ):
         self.module = params if isinstance(params, nn.Module) else None
         self._reshard = resharding(self.module)
         if self._reshard is not None:
             self._reshard()  # the parameters that FSDP shows now may be gathered ones, which it gives up later
         self._blocks, self.drop, self._doubts = blocks, drop, doubts
+        self.rounding, self.backend = rounding, backend
         self.weights: Weights | None = None
         self._built_for: tuple[list[Any], int] | None = None
         self.builds = self.steps = 0
@@ -187,16 +197,14 @@ class Trained:
         groups: Groups,
         anchors: Sequence[Tensor] | None,
         *,
-        stochastic: bool,
         keep_masks: bool,
-        backend: str | None,
         copied_to: device | None,
     ) -> Weights:
         """New tables, for `use`. Until then there are none: an exception from outside may come at any line."""
         self.weights = None
         self.builds += 1
-        rows = 2 * len(groups)
-        return Weights(found, rows, stochastic, anchors, keep_masks, backend, self._reshard, copied_to)
+        rows, stochastic = 2 * len(groups), self.rounding != "nearest"
+        return Weights(found, rows, stochastic, anchors, keep_masks, self.backend, self._reshard, copied_to)
 
     def use(self, weights: Weights, groups: Groups) -> None:
         """Tables are valid from now on, for as long as parameters are what they are."""
