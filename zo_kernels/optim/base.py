@@ -183,7 +183,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         Raises:
             TypeError, ValueError: the closure returned no finite scalar, its losses are too far apart, or the update
                 might make a weight infinite (lr |g| above 1e30, for float16 1024; lr * weight_decay above 2). The step
-                is skipped, counted in `refused_steps`, and the weights are restored. Losses on a GPU are not waited for:
+                is skipped and counted in `refused_steps`; the weights are restored. Nobody waits for losses on a GPU:
                 such a step is skipped on the device, and nothing is raised.
             ValueError: a weight is read where it cannot be perturbed; the closure writes to a weight that is perturbed
                 in place (in the first step before it does; later by PyTorch's version counters, and then the weights
