@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .. import names, spec
 from ..closures.losses import Refused
-from ..doubts import Doubts
 from ..estimators.draws import Draws
 from ..estimators.protocol import Estimate, Estimator
 from ..interrupts import Call, at_once, signals_held
@@ -21,6 +20,7 @@ from ..perturbation.place import Probes
 from ..ranks.parallel import Ranks
 from ..ranks.wording import options_of
 from ..trajectory import Kind, Record, Setup
+from ..warn import Warner
 from ..weights.groups import rates_of, weight_decays_of
 from ..weights.rows import Value, device_of, stacked
 from ..weights.tables import Weights
@@ -68,15 +68,15 @@ class Run:
         seed: int,
         directions: int,
         sync: str,
-        doubts: Doubts,
+        warner: Warner,
         trained: Trained,
         perturbation: Perturbation,
         estimator: Estimator,
         ranks: Ranks | None,
     ):
-        self.method, self.seed, self.directions, self.doubts = method, seed, directions, doubts
+        self.method, self.seed, self.directions, self.warner = method, seed, directions, warner
         self.trained, self.perturbation, self.estimator, self.ranks = trained, perturbation, estimator, ranks
-        self.recording = Recording(sync, doubts)
+        self.recording = Recording(sync, warner)
         self.steps = self.refused = self.attempts = 0
         self.gradients: list[Value] = []
         self.lost = False
@@ -219,9 +219,9 @@ class Run:
             f"{self.steps}; if between the losses of a step, these are of different weights, and "
             + ("MeZO-SVRG undoes it" if undone else f"a replay of the trajectory ends there (upto={self.steps})")
         )
-        if self.doubts.strict:
+        if self.warner.strict:
             raise Refused(ValueError, told)
-        self.doubts.say("writes", f"closure: {told}")
+        self.warner.warn("writes", f"closure: {told}")
 
     def agreed(self, groups: Groups) -> list[str]:
         """Texts "name: value" of what may change between steps, and must be equal on all ranks."""
@@ -247,7 +247,7 @@ class Run:
             "sparsity": [group["sparsity"] for group in groups],
             "perturb": self.perturbation.name,
             "stochastic rounding": weights.stochastic,
-            "strict": self.doubts.strict,
+            "strict": self.warner.strict,
             "noise": spec.VERSION,
         }
         return [*options_of(settings, weights, names.bare(self.trained.names)), *self.estimator.options()]
