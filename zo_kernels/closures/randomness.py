@@ -74,9 +74,8 @@ class Randomness:
             if any(m.training for _, m in drawing):
                 states.append(_generators())
                 if call == 1 and len(states) == 2 and not all(map(torch.equal, *states)):
-                    self._warner.warn(
-                        _DROPOUT, _dropout_message(_named([each for each in drawing if each[1].training]))
-                    )
+                    active = [each for each in drawing if each[1].training]
+                    self._warner.warn(_DROPOUT, _dropout_message(_named(active)))
 
         return compare
 

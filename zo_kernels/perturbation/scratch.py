@@ -11,9 +11,8 @@ from torch import Tensor, device
 from torch.utils._pytree import tree_map_only
 
 from ..interrupts import at_once
-from ..layouts import is_dense
+from ..layouts import ALIGNMENT, is_dense
 from ..modes import inference_mode
-from ..weights.pinned import ALIGNMENT
 from .aliases import references, storage_of
 
 

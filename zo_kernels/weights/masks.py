@@ -163,8 +163,8 @@ class Thresholds:
             changed: whether something other than the optimizer has changed weights since the last step.
 
         Raises:
-            ValueError: such changes have left far too many or too few weights to take part, and the optimizer is strict. No
-                weight has moved.
+            ValueError: such changes have left far too many or too few weights to take part, and the optimizer is
+                strict. No weight has moved.
         """
         self.fixed = True
         given = [group["sparsity"] for group in groups]

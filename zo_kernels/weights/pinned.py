@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, device
 from torch.utils import dlpack
 
+from ..layouts import ALIGNMENT
 from ..modes import inference_mode
 
-ALIGNMENT = 64  # bytes; a cache line, and more than any kernel asks for
 # Bytes of a piece. It is allocated before its tensors give their old memory back, so it should not be large. Below the
 # smallest size, rounding wastes less than one more piece would.
 USUAL, SMALLEST = 2**30, 2**20

@@ -158,7 +158,7 @@ def cannot_be_trained(module: nn.Module | None, named: Sequence[tuple[str, Tenso
         if module is None and is_sharded(p):
             return (
                 f"{name}: expected the module, which gathers sharded parameters (DTensor), got the parameter alone; "
-                "give the optimizer the module"
+                "give the module"
             )
     return None
 
