@@ -24,7 +24,7 @@ import zo_kernels as zo
 from zo_kernels import files
 from zo_kernels.runs.replay import Replay
 from zo_kernels.trajectory import FaultyTrajectory
-from zo_kernels.trajectory.file import TrajectoryFile
+from zo_kernels.trajectory.recorder import TrajectoryFile
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="this system has no fork")
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import zo_kernels as zo
 from zo_kernels.weights import masks
+from zo_kernels.weights.percentiles import magnitude_percentile
 from zo_kernels.weights.shards import shard_of
-from zo_kernels.weights.thresholds import magnitude_percentile
 
 SEED = 3
 X = torch.linspace(-1, 1, 4 * 32).reshape(4, 32)

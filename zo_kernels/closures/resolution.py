@@ -41,7 +41,7 @@ def is_narrow(loss: Tensor) -> bool:
     return loss.dtype in _NARROW
 
 
-def told_of_narrow(loss: Tensor, eps: float) -> str:
+def narrow_loss_message(loss: Tensor, eps: float) -> str:
     """The message for a loss in 16 bits: which steps g comes in. Does not read a value on a GPU."""
     info, what = torch.finfo(loss.dtype), f"closure: expected a float32 loss, got one of {loss.dtype}"
     known = loss.device.type == "cpu" and loss.numel() == 1 and not hasattr(loss, "full_tensor")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, distributed
 
 from ..backends.transfer import on_device
-from .wording import named
+from .messages import named
 
 HEAD = 4  # words at the beginning of every message
 _FIRST = HEAD + 4  # words of the first messages, which also identify their sender
@@ -77,7 +77,7 @@ class Channel:
         values = self.values(rows, when, timeout)
         if self._peers is None:
             self._peers = [row[HEAD:] for row in values]
-            self._prefix = f"zo_kernels/{word([repr(self._peers)]) & (2**64 - 1):x}"
+            self._prefix = f"zo_kernels/{hash64([repr(self._peers)]) & (2**64 - 1):x}"
         return [row[:HEAD] for row in values]
 
     def rows(self, message: Tensor, when: str, timeout: float) -> Tensor:
@@ -306,7 +306,7 @@ def channel_of(group: Any) -> Channel:
     return _channels[group]
 
 
-def word(texts: Sequence[str]) -> int:
+def hash64(texts: Sequence[str]) -> int:
     """Hash texts to 64 bits, as a signed integer."""
     digest = hashlib.blake2s("\n".join(texts).encode(), digest_size=8).digest()
     return int(struct.unpack("<q", digest)[0])
@@ -329,7 +329,7 @@ def _this_process() -> list[int]:
     with suppress(OSError):
         host = Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")
         if began := _start_time(process):
-            return [word(host), process, began]
+            return [hash64(host), process, began]
     return [0, process, 0]
 
 

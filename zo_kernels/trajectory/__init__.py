@@ -6,8 +6,7 @@
 - `trajectory`: a whole trajectory: reading, saving, appending
 - `faults`: what is wrong with a file that cannot be read to its end, and what to do
 - `search`: sound records after damage, and how many steps are lost
-- `file`: the open, locked file of a run
-- `recorder`: a trajectory that grows with its run, in memory and in its file
+- `recorder`: a trajectory that grows with its run, in memory and in an open, locked file
 - `fingerprint`: a 64-bit fingerprint of a tensor, to tell weights apart
 """
 

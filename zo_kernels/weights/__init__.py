@@ -6,10 +6,10 @@
 - `groups`: checks of what a user gives: parameter groups, eps, blocks
 - `blocks`: transformer blocks, and which of them a step drops (LeZO)
 - `masks`: thresholds of magnitude masks (Sparse-MeZO): fixed when a run begins, checked now and then
-- `thresholds`: exact magnitude percentiles, without sorting
+- `percentiles`: exact magnitude percentiles, without sorting
 - `overflow`: limits on eps and lr |g| that keep weights finite
 - `shards`: the part of a parameter that this process holds (FSDP2, tensor parallelism)
-- `whole`: fingerprints of whole parameters, summed over their shards
+- `fingerprints`: fingerprints of whole parameters, summed over their shards
 - `structure`: notices modules and parameters that were replaced
 - `pinned`: pinned host memory in few large pieces, for copies to a GPU
 """

@@ -49,14 +49,16 @@ def block_of_parameters(blocks: Sequence[nn.Module]) -> dict[Tensor, int]:
     return {p: i for p, i in owner.items() if p not in shared}
 
 
-def how_many(n_blocks: int, drop: float) -> int:
+def dropped_count(n_blocks: int, drop: float) -> int:
     """The number of blocks that a step drops: round(drop * n_blocks), but at most n_blocks - 1."""
     return min(round(drop * n_blocks), n_blocks - 1)
 
 
-def of_no_use(n_blocks: int, drop: float, block_of: Mapping[Tensor, int], trained: Sequence[Tensor]) -> str | None:
+def why_drop_is_useless(
+    n_blocks: int, drop: float, block_of: Mapping[Tensor, int], trained: Sequence[Tensor]
+) -> str | None:
     """Why this `drop` has no effect, or leaves some steps with nothing to train; None if it is fine."""
-    count = how_many(n_blocks, drop)
+    count = dropped_count(n_blocks, drop)
     blocks = {block_of.get(p) for p in trained}
     if count < 1:
         return f"{drop} of {n_blocks} blocks rounds to none, so every step trains all of them; give a larger drop, or 0"
@@ -73,7 +75,7 @@ def of_no_use(n_blocks: int, drop: float, block_of: Mapping[Tensor, int], traine
 
 
 def dropped_blocks(n_blocks: int, drop: float, draw: int) -> frozenset[int]:
-    """The indices of `how_many` blocks, uniformly at random: a pure function of the 64-bit `draw`."""
-    count = how_many(n_blocks, drop)
+    """The indices of `dropped_count` blocks, uniformly at random: a pure function of the 64-bit `draw`."""
+    count = dropped_count(n_blocks, drop)
     order = sorted(range(n_blocks), key=lambda i: mix(draw + i + 1))
     return frozenset(order[:count])

@@ -101,7 +101,7 @@ def norm_parameters(module: nn.Module | None) -> set[Tensor]:
     return {p for m in module.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
 
 
-def given_blocks(module: nn.Module | None, blocks: Sequence[nn.Module] | None, drop: float) -> Sequence[nn.Module]:
+def resolve_blocks(module: nn.Module | None, blocks: Sequence[nn.Module] | None, drop: float) -> Sequence[nn.Module]:
     """Return the transformer blocks: those in `blocks`, or those found in the module if `drop` needs them, or none.
 
     Raises:

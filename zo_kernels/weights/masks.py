@@ -13,9 +13,9 @@ from torch import Tensor
 from .. import checks
 from ..trajectory import Trajectory
 from ..warn import Warner
+from .percentiles import Percentile, count_here, far_too_many, magnitude_percentile, target_count
 from .shards import Shard, shard_of, summed_over
 from .tables import Weight, Weights
-from .thresholds import Percentile, count_here, magnitude_percentile, too_many, wanted
 
 _CHECK_EVERY = 1000  # steps between two checks of the shares; a check costs less than a pass
 _EARLY_CHECK = 100  # one more check, at this step
@@ -91,7 +91,7 @@ class Thresholds:
         """Return the threshold of p, computing it from its magnitudes the first time; None if p is left dense."""
         if p not in self._known:
             n, sparsity = math.prod(shard.whole), checks.number("sparsity", sparsity, 0.0, 1.0, open_high=True)
-            if wanted(n, sparsity) == n:  # all take part, however large they grow
+            if target_count(n, sparsity) == n:  # all take part, however large they grow
                 self._known[p] = _Threshold(None, sparsity)
             else:
                 found = magnitude_percentile(shard, sparsity)
@@ -141,7 +141,7 @@ class Thresholds:
 
     def _should_be_masked(self, w: Weight, sparsity: float) -> bool:
         size = math.prod(w.shard.whole)
-        return w.parameter in self._known and wanted(size, sparsity) < size
+        return w.parameter in self._known and target_count(size, sparsity) < size
 
     def _reason(self, w: Weight) -> str:
         found = self._known[w.parameter].percentile
@@ -150,7 +150,7 @@ class Thresholds:
         return (
             "their magnitudes do not separate, so no threshold tells small weights from large ones: "
             f"{_percent(found.upto, found.size)} of {w.name} have |θ| <= {found.h:.3g}, but only "
-            f"{_percent(found.wanted, found.size)} should take part"
+            f"{_percent(found.target, found.size)} should take part"
         )
 
     def look(self, weights: Weights, groups: Sequence[Mapping[str, Any]], step: int, changed: bool) -> None:
@@ -197,13 +197,13 @@ class Thresholds:
         if not masked:
             return
         sizes = [math.prod(w.shard.whole) for w in masked]
-        due = [wanted(n, groups[w.row // 2]["sparsity"]) for n, w in zip(sizes, masked, strict=True)]
+        due = [target_count(n, groups[w.row // 2]["sparsity"]) for n, w in zip(sizes, masked, strict=True)]
         here = torch.stack([count_here(w.shard, w.threshold or 0.0) for w in masked])
         counts = summed_over([w.shard for w in masked], here).tolist()
         off = [
             i
             for i, (n, r, count) in enumerate(zip(sizes, due, counts, strict=True))
-            if r >= _TOO_FEW and (2 * count < r or too_many(n, r, count))
+            if r >= _TOO_FEW and (2 * count < r or far_too_many(n, r, count))
         ]
         if sum(due[i] for i in off) <= _REPORT_FROM * sum(due):
             return

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...modes import take_off, uncompiled
+from ...modes import remove_mode, uncompiled
 from ..aliases import Spans, tensors_in, written
 from ..owners import Owners
 
@@ -79,8 +79,8 @@ class Watch(TorchDispatchMode):
             yield
 
     def leave(self) -> None:
-        """Remove the mode from PyTorch's stack if an exception from outside has left it there (`take_off`)."""
-        take_off(self)
+        """Remove the mode from PyTorch's stack if an exception from outside has left it there (`remove_mode`)."""
+        remove_mode(self)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

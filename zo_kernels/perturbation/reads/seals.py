@@ -1,7 +1,7 @@
-"""Closes weights while their module does not run: any operation on a closed weight is noticed.
+"""Seals weights while their module does not run: any operation on a sealed weight breaks the seal, and is noticed.
 
-A closed parameter has another class, whose `__torch_function__` PyTorch calls before every operation on it. Its memory,
-address and identity stay the same, and open parameters cost nothing.
+A sealed parameter has another class, whose `__torch_function__` PyTorch calls before every operation on it. Its memory,
+address and identity stay the same, and parameters without a seal cost nothing.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ _BY_ADDRESS = {
     Tensor.__cuda_array_interface__.__get__,
 }
 
-_closed_now: list[Closing] = []
+_sealed_now: list[Seals] = []
 
 
-class Closing:
-    """Closes parameters; a context manager, `with closing.of(indices)`.
+class Seals:
+    """Seals of parameters; a context manager, `with seals.of(indices)`.
 
     Attributes:
-        complete: whether all parameters can be closed.
-        met: whether a closed parameter was used. All of them are open from then on, until the next evaluation.
-        on_address: set in evaluations that are watched, where parameters stay closed when they are used: called with
+        complete: whether all parameters can be sealed.
+        broken: whether a sealed parameter was used. That removes all seals until the next evaluation.
+        on_address: set in evaluations that are watched, where seals stay when parameters are used: called with
             the index of a parameter whose memory is exposed.
     """
 
@@ -62,51 +62,51 @@ class Closing:
     def __init__(self, parameters: Sequence[Tensor]):
         self._parameters = parameters
         self._plain = [type(p) for p in parameters]
-        self._classes = [_closed(plain) if _can_be_closed(plain) else plain for plain in self._plain]
-        self.complete = all(map(_can_be_closed, set(self._plain)))
+        self._classes = [_sealed(plain) if _can_be_sealed(plain) else plain for plain in self._plain]
+        self.complete = all(map(_can_be_sealed, set(self._plain)))
         self._chosen: Sequence[int] = ()
-        self._is_closed = False
-        self.met = False
+        self._is_sealed = False
+        self.broken = False
         self._index = {id(p): i for i, p in enumerate(parameters)}
 
-    def of(self, indices: Iterable[int] | None) -> Closing:
-        """Choose the parameters that the context closes; None for all."""
+    def of(self, indices: Iterable[int] | None) -> Seals:
+        """Choose the parameters that the context seals; None for all."""
         self._chosen = range(len(self._parameters)) if indices is None else list(indices)
         return self
 
     def __enter__(self) -> None:
-        self.met = False
-        _closed_now.append(self)
-        self._is_closed = True
-        self.close_again(self._chosen)
+        self.broken = False
+        _sealed_now.append(self)
+        self._is_sealed = True
+        self.seal(self._chosen)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.open()
-        self._give_plain()  # another thread may have opened them while they were being closed
+        self.unseal_all()
+        self._give_plain()  # another thread may have removed seals while others were being set
 
-    def open_for(self, indices: Iterable[int]) -> None:
-        """Open the parameters of a module that begins to run."""
-        if self._is_closed:
+    def unseal(self, indices: Iterable[int]) -> None:
+        """Remove the seals of a module that begins to run."""
+        if self._is_sealed:
             for i in indices:
                 self._parameters[i].__class__ = self._plain[i]
 
-    def close_again(self, indices: Iterable[int]) -> None:
-        """Close the parameters of a module that has run, unless all are open by now."""
-        if self._is_closed:
+    def seal(self, indices: Iterable[int]) -> None:
+        """Seal the parameters of a module that has run, unless all seals were removed by now."""
+        if self._is_sealed:
             for i in indices:
                 self._parameters[i].__class__ = self._classes[i]
 
-    def open(self) -> None:
-        """Open all parameters; it does no harm to call this twice."""
-        if self in _closed_now:
-            self._is_closed = False
+    def unseal_all(self) -> None:
+        """Remove all seals; it does no harm to call this twice."""
+        if self in _sealed_now:
+            self._is_sealed = False
             self._give_plain()
-            _closed_now.remove(self)
+            _sealed_now.remove(self)
 
     def note_address(self, t: Any) -> None:
-        """Call `on_address`, if it is set, for a closed tensor whose memory is exposed."""
+        """Call `on_address`, if it is set, for a sealed tensor whose memory is exposed."""
         if self.on_address is not None and (i := self._index.get(id(t))) is not None:
             self.on_address(i)
 
@@ -115,38 +115,38 @@ class Closing:
             p.__class__ = plain
 
 
-def _open_all(*, watched: bool) -> bool:
-    """Open all closed parameters, of whichever optimizer; return whether there were any.
+def _break_all(*, watched: bool) -> bool:
+    """Remove all seals, of whichever optimizer; return whether there were any.
 
-    Which of them was used is not looked up: to open another optimizer's, too, costs that one evaluation.
+    Which of them was broken is not looked up: for another optimizer, that costs one more evaluation.
 
     Args:
-        watched: also those that are closed in evaluations that are watched.
+        watched: also those of evaluations that are watched.
     """
-    found = [closing for closing in _closed_now if watched or closing.on_address is None]
-    for closing in found:
-        closing.met = closing.on_address is None
-        closing.open()
+    found = [seals for seals in _sealed_now if watched or seals.on_address is None]
+    for seals in found:
+        seals.broken = seals.on_address is None
+        seals.unseal_all()
     return bool(found)
 
 
 @functools.cache
-def _closed(plain: type) -> Any:
-    """Make the class of closed parameters whose own class is `plain`."""
+def _sealed(plain: type) -> Any:
+    """Make the class of sealed parameters whose own class is `plain`."""
 
     def intercept(cls: type, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         reads = func not in _NO_READS and not (func in _AS_OTHERS and not isinstance(args[0], cls))
         # If the operation has tensors of other such classes, those decide, after ours got its plain class back.
         if func in _BY_ADDRESS:
-            for closing in _closed_now:
-                closing.note_address(args[0])
-        if (reads or len(types) > 1) and _open_all(watched=len(types) > 1):
+            for seals in _sealed_now:
+                seals.note_address(args[0])
+        if (reads or len(types) > 1) and _break_all(watched=len(types) > 1):
             return func(*args, **kwargs or {})
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs or {})
 
     def new(cls: type, *args: Any, **kwargs: Any) -> Any:
-        return plain(*args, **kwargs)  # copying a closed parameter makes an open one
+        return plain(*args, **kwargs)  # a copy has no seal
 
     named = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(plain)(
@@ -154,7 +154,7 @@ def _closed(plain: type) -> Any:
     )
 
 
-def _can_be_closed(plain: type) -> bool:
+def _can_be_sealed(plain: type) -> bool:
     """Whether a class has no `__torch_function__` or `__torch_dispatch__` of its own."""
     functions = [getattr(t, "__torch_function__", None) for t in (plain, torch.nn.Parameter)]
     return functions[0] == functions[1] and getattr(plain, "__torch_dispatch__", None) in (

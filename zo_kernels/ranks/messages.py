@@ -36,11 +36,11 @@ def differences(every: Sequence[Sequence[str] | None]) -> list[str]:
     for name in dict.fromkeys(name for of_rank in values for name in of_rank):
         each = [of_rank.get(name, "none") for of_rank in values]
         if len(set(each)) > 1:
-            found.append(told_apart(f"{name}: ", each))
+            found.append(values_by_rank(f"{name}: ", each))
     return found if len(found) <= 5 else [*found[:5], f"and {len(found) - 5} more"]
 
 
-def told_apart(what: str, values: Sequence[Any]) -> str:
+def values_by_rank(what: str, values: Sequence[Any]) -> str:
     """Describe who has which value: "seed: 7 on rank 0, 8 on ranks 1-3"."""
     holders: dict[Any, list[int]] = {}
     for r, value in enumerate(values):
@@ -74,7 +74,7 @@ def unpacked(data: bytes) -> bytes | None:
     raise error
 
 
-def odd_ones_out(values: Sequence[Any]) -> list[int]:
+def minority(values: Sequence[Any]) -> list[int]:
     """The ranks whose value is not the most frequent one; among equally frequent values, that of rank 0 wins."""
     counts = Counter(map(str, values))
     usual = max(map(str, values), key=lambda value: (counts[value], value == str(values[0])))

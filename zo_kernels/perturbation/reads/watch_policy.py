@@ -13,18 +13,18 @@ from torch import Tensor, nn
 
 from ..aliases import Aliases
 from ..owners import Owners
-from .closed import Closing
+from .seals import Seals
 
 _SAMPLED = 64  # one step in so many is watched without a reason
 _MAX_PATIENCE = 1024  # evaluations
-# These modules inspect the classes of their weights, and take another path for closed ones, which rounds differently.
+# These modules inspect the classes of their weights, and take another path for sealed ones, which rounds differently.
 _INSPECTING = nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention
 _64_BITS = 2**64 - 1
 
 _Key = tuple["nn.Module | type[nn.Module]", bool]
 
 
-def drawn(seed: int, step: int) -> bool:
+def is_sampled(seed: int, step: int) -> bool:
     """Whether a step is in the random sample that is watched without a reason, to find reads that leave no sign."""
     mixed = (seed ^ step * 0x9E3779B97F4A7C15) & _64_BITS  # as in SplitMix64
     mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & _64_BITS
@@ -32,12 +32,12 @@ def drawn(seed: int, step: int) -> bool:
 
 
 def _is_opaque(m: nn.Module) -> bool:
-    """Whether closed weights miss the reads of a module, or change what it does."""
+    """Whether sealed weights miss the reads of a module, or change what it does."""
     # TorchScript ignores classes. nn.TransformerEncoder checks for `__torch_function__`, and pads differently then.
     return isinstance(m, torch.jit.ScriptModule) or type(m).forward is nn.TransformerEncoder.forward
 
 
-class Vigilance:
+class WatchPolicy:
     """Remembers what watched evaluations looked like, and notices evaluations that look different.
 
     Args:
@@ -45,57 +45,57 @@ class Vigilance:
         owners: the modules and their weights.
 
     Attributes:
-        closing: closes the weights.
-        may_close: whether weights may be closed in watched evaluations, too.
+        seals: those of the weights.
+        may_seal: whether weights may be sealed in watched evaluations, too.
         suspicious: set to True by anyone who sees a sign of reads elsewhere in an evaluation.
         wrote: weights that watched evaluations have written to.
-        met: whether a weight was used outside of its module in an evaluation that was not watched.
+        broken: whether a weight was used outside of its module in an evaluation that was not watched.
         watched, not_watched: the last step with an evaluation that was watched, or not watched; -1 for none.
     """
 
     def __init__(self, weights: Sequence[Tensor], own: Sequence[Tensor], owners: Owners):
         self._owners = owners
         self._aliases = Aliases(weights, own)
-        self.closing = Closing(weights)
-        self.suspicious = self.met = False
+        self.seals = Seals(weights)
+        self.suspicious = self.broken = False
         self.wrote: set[int] = set()
         self.watched = self.not_watched = -1
         self._version = -1  # the `owners.version` for which the following holds
-        self._opaque, self.may_close = False, True
+        self._opaque, self.may_seal = False, True
         self._known: set[tuple[_Key | None, _Key | None]] = set()  # pairs of modules that ran one after the other
         # The modules of the last evaluation: their ids, their modes, and which are outside the tree.
         self._last: tuple[list[int], list[bool], list[tuple[int, type[nn.Module]]]] | None = None
         self._left, self._patience = 0, 1  # evaluations still to be watched, and how many the next repetition adds
 
-    def is_certain(self) -> bool:
-        """Whether the next evaluation must be watched: the modules are unknown, or closing would miss reads."""
+    def must_watch(self) -> bool:
+        """Whether the next evaluation must be watched: the modules are unknown, or seals would miss reads."""
         if self._version != self._owners.version:  # there are other modules
             self._known.clear()
             self._last = None
             self._opaque = any(map(_is_opaque, self._owners.members))
-            self.may_close = not any(isinstance(m, _INSPECTING) for m in self._owners.members)
-        # Closed weights do not notice operations on aliases.
-        return not self._known or self._opaque or not self.closing.complete or self._aliases.exist()
+            self.may_seal = not any(isinstance(m, _INSPECTING) for m in self._owners.members)
+        # Seals do not notice operations on aliases.
+        return not self._known or self._opaque or not self.seals.complete or self._aliases.exist()
 
-    def is_uneasy(self) -> bool:
+    def should_watch(self) -> bool:
         """Whether to watch the next evaluation because recent ones were repeated for signs that meant nothing."""
         return self._left > 0
 
-    def take(self) -> tuple[set[int], bool]:
-        """Return `wrote` and `met`, and reset both."""
-        found = self.wrote.copy(), self.met or self.closing.met
+    def take_findings(self) -> tuple[set[int], bool]:
+        """Return `wrote` and `broken`, and reset both."""
+        found = self.wrote.copy(), self.broken or self.seals.broken
         self.wrote.clear()
-        self.met = self.closing.met = False
+        self.broken = self.seals.broken = False
         return found
 
     def begin(self) -> None:
         """Begin an evaluation."""
-        self.suspicious = self.closing.met = False
+        self.suspicious = self.seals.broken = False
 
     def saw_signs(self, ran: Sequence[nn.Module]) -> bool:
         """Whether the evaluation that has ended, in which the modules `ran` in this order, should have been watched."""
-        self.met |= self.closing.met
-        return self.suspicious or self.closing.met or self._is_new(ran)
+        self.broken |= self.seals.broken
+        return self.suspicious or self.seals.broken or self._is_new(ran)
 
     def _is_new(self, ran: Sequence[nn.Module]) -> bool:
         """Whether modules followed each other as in no watched evaluation."""

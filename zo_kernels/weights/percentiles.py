@@ -21,34 +21,34 @@ class Percentile:
     """A percentile of a parameter's magnitudes.
 
     Attributes:
-        h: the smallest magnitude such that at least `wanted` magnitudes are at most h.
+        h: the smallest magnitude such that at least `target` magnitudes are at most h.
         below, upto: how many magnitudes are smaller than h, and how many are at most h.
         size: elements of the parameter.
-        wanted: how many of them should take part: size - floor(sparsity * size).
+        target: how many of them should take part: size - floor(sparsity * size).
     """
 
     h: float
     below: int
     upto: int
     size: int
-    wanted: int
+    target: int
 
     @property
     def separates(self) -> bool:
-        """Whether a mask |w| <= h lets about the wanted number take part, in this step and in later ones.
+        """Whether a mask |w| <= h lets about the target take part, in this step and in later ones.
 
         It does not if ties at h bring in far too many. Nor does it at h = 0: every zero moves in the first step, is
         larger than 0 from then on, and so is masked for ever.
         """
-        return self.h > 0 and not too_many(self.size, self.wanted, self.upto)
+        return self.h > 0 and not far_too_many(self.size, self.target, self.upto)
 
 
-def too_many(size: int, wanted: int, taking_part: int) -> bool:
-    """Whether more than twice the wanted number take part, or fewer than half of the others are masked."""
-    return taking_part > 2 * wanted or 2 * (size - taking_part) < size - wanted
+def far_too_many(size: int, target: int, taking_part: int) -> bool:
+    """Whether more than twice the target take part, or fewer than half of the others are masked."""
+    return taking_part > 2 * target or 2 * (size - taking_part) < size - target
 
 
-def wanted(size: int, sparsity: float) -> int:
+def target_count(size: int, sparsity: float) -> int:
     """How many of `size` elements should take part."""
     return size - int(sparsity * size)
 
@@ -75,7 +75,7 @@ def magnitude_percentile(w: Shard, sparsity: float) -> Percentile:
     n = math.prod(w.whole)
     if n == 0:
         return Percentile(0.0, 0, 0, 0, 0)
-    rank = wanted(n, sparsity)
+    rank = target_count(n, sparsity)
 
     counts = torch.zeros(_HALF // 2, dtype=torch.int64, device=flat.device)
     for chunk in flat.split(_CHUNK):
