@@ -10,8 +10,8 @@ mechanisms notice such reads, and a policy chooses between them:
 - `watch`: sees everything, and costs 5 % of a forward. A dispatch mode compares the addresses that each operation
   reads with those of the weights, so it finds aliases, too, and knows which module runs.
 - `watch_policy`: decides. Before an evaluation: watch it if it is the first, if modules changed, if aliases exist, if
-  the weights cannot be sealed, or if the step is sampled (one in 64). After one that was not watched: if there were signs
-  (a seal was broken, modules ran in a new order, gradients were on), evaluate again, watched.
+  the weights cannot be sealed, or if the step is sampled (one in 64). After one that was not watched: evaluate again,
+  watched, if there were signs (a seal was broken, modules ran in a new order, gradients were on).
 
 If a watched evaluation finds reads, `check_reachable` sorts them: a module that reads another's weight is given a
 perturbed copy of it from then on; a read that no copy can reach is a ValueError, before any wrong step.
