@@ -17,8 +17,8 @@ from ..estimators.protocol import Estimate, Estimator
 from ..interrupts import Call, at_once, signals_held
 from ..perturbation.choice import Perturbation
 from ..perturbation.place import Probes
+from ..ranks.messages import options_of
 from ..ranks.parallel import Ranks
-from ..ranks.wording import options_of
 from ..trajectory import Kind, Record, Setup
 from ..warn import Warner
 from ..weights.groups import rates_of, weight_decays_of
