@@ -159,8 +159,8 @@ class Thresholds:
             changed: whether somebody else has changed weights since the last step.
 
         Raises:
-            ValueError: others have changed weights so that shares are far off, and the optimizer is strict. No weight has
-                moved.
+            ValueError: others have changed weights so that shares are far off, and the optimizer is strict. No weight
+                has moved.
         """
         self.fixed = True
         given = [group["sparsity"] for group in groups]
