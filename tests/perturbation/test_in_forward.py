@@ -43,7 +43,8 @@ from torch.nn.modules import module as torch_module
 
 import zo_kernels as zo
 from zo_kernels.estimators.draws import blocks_to_drop, direction_seeds
-from zo_kernels.perturbation import in_forward, in_forward_probes
+from zo_kernels.perturbation.engine import Engine
+from zo_kernels.perturbation.in_forward import InForwardProbes
 from zo_kernels.perturbation.reads.closed import Closing
 from zo_kernels.perturbation.reads.foreign import Watch
 
@@ -175,9 +176,9 @@ def interruptible() -> Iterator[None]:
 
 def test_an_interrupt_at_any_line_leaves_no_trace(interruptible: None) -> None:
     """Ctrl-C may come in between any two lines of the engine."""
-    functions = [f for f in vars(in_forward.InForward).values() if callable(f)]
+    functions = [f for f in vars(Engine).values() if callable(f)]
     functions += [f for f in vars(Closing).values() if callable(f)]
-    codes = {f.__code__ for f in [*functions, in_forward_probes.InForwardProbes.evaluate]}
+    codes = {f.__code__ for f in [*functions, InForwardProbes.evaluate]}
     model = Parent(Takes(lambda w: w))
     opt = build("MeZO", model)
     before = [(p.data_ptr(), bits(p)) for p in model.parameters()]
