@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from inside import graphs_here, losses_stay
 import pytest
 import torch
+from inside import graphs_here, losses_stay
 from models import FAMILIES, block_mlp, captures_without_mask, four_dimensional, real_loss
 from played import Graphs, capturing
 from scripted import assert_same, snapshot

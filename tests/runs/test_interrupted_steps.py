@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from inside import check_every, fails_after_the_update, fails_before_a_step, fails_in_putting_back
 import pytest
 import torch
+from inside import check_every, fails_after_the_update, fails_before_a_step, fails_in_putting_back
 from models import block_mlp, real_loss
 from scripted import METHODS, assert_same, snapshot, take_step
 from small_runs import SHAPE, build, go

@@ -8,11 +8,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from inside import attributes_of, fails_in_tables, versions_of
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inside import attributes_of, fails_in_tables, versions_of
 from models import block_mlp, real_loss
 from scripted import EPS, METHODS, SEED, assert_same, snapshot, take_step
 from torch import nn

@@ -9,11 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from inside import check_every
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inside import check_every
 from matrix import BACKENDS
 from models import block_mlp, real_loss
 from scripted import METHODS, assert_same, snapshot, take_step
