@@ -1,4 +1,4 @@
-"""PyTorch's modes and global hooks, and what an exception from outside leaves of them."""
+"""PyTorch's modes, made safe against exceptions from outside that come while one is entered or left."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 
 
 def inference_mode(mode: bool) -> AbstractContextManager[object]:
-    """A context in which new tensors are inference tensors, or are not; entered only where it is another one.
+    """`torch.inference_mode(mode)`, or an empty context where that mode holds already.
 
-    Its guard is an object of C++ that puts back the thread's whole state when it goes: where an exception cuts short
-    how it is entered or left, that is too late, so it is best not there.
+    PyTorch's guard restores the thread's whole state when it is destroyed. If an exception cuts its entry or exit
+    short, that is too late, so it is not used unless it is needed.
     """
     return nullcontext() if torch.is_inference_mode_enabled() == mode else torch.inference_mode(mode)
 
 
 def uncompiled() -> AbstractContextManager[object]:
-    """What torch.compile would compile while a mode looks at every operation, it would never compile later: so it is
-    not asked to meanwhile.
+    """A context in which torch.compile runs everything eagerly.
+
+    A function that it first meets while a mode watches every operation is never compiled later either.
     """
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def remove_mode(mode: TorchDispatchMode) -> None:
-    """Off PyTorch's stack of modes, where an exception from outside may have left it: one that came while PyTorch took
-    it, or let go of it.
+    """Take a mode off the top of PyTorch's stack, where an exception from outside may have left it while it was entered
+    or left.
     """
     stack = _get_current_dispatch_mode_stack()
     if not stack or stack[-1] is not mode:

@@ -156,7 +156,7 @@ class Run:
         self.recording.added(progress.recorded, weights)
 
     def interrupted_before(self, error: BaseException) -> None:
-        """Record that an exception from outside kept a step from beginning; an error in its arguments is not recorded."""
+        """Record that an exception from outside kept a step from beginning; errors in arguments are not recorded."""
         if isinstance(error, (ValueError, TypeError, RuntimeError)) or not self.recording.has_begun:
             return
         with signals_held(), suppress(OSError, RuntimeError):
