@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+from torch.nn.modules import module
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _pop_mode
 
 
@@ -26,7 +28,7 @@ def uncompiled() -> AbstractContextManager[object]:
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
-def take_off(mode: TorchDispatchMode) -> None:
+def remove_mode(mode: TorchDispatchMode) -> None:
     """Take a mode off the top of PyTorch's stack, where an exception from outside may have left it while it was entered
     or left.
     """
@@ -37,3 +39,13 @@ def take_off(mode: TorchDispatchMode) -> None:
         mode.__exit__(None, None, None)
     else:
         _pop_mode(None)
+
+
+def remove_forward_hooks(*hooks: Any) -> None:
+    """Remove hooks from PyTorch's private tables of global forward hooks, for when an interrupt took their handles."""
+    for name in ("_global_forward_pre_hooks", "_global_forward_hooks"):
+        known = getattr(module, name, {})
+        for number in [number for number, hook in list(known.items()) if hook in hooks]:
+            known.pop(number, None)
+            for beside in ("_global_forward_hooks_always_called", "_global_forward_hooks_with_kwargs"):
+                getattr(module, beside, {}).pop(number, None)
