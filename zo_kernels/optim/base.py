@@ -1,48 +1,50 @@
-"""The base of all zeroth-order optimizers: arguments, and the step of plain SPSA."""
+"""The base of all zeroth-order optimizers: a thin `torch.optim` layer over the parts of a step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path as FilePath
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, device, nn
+from torch import device, nn
 
 from .. import checks
-from ..closures.losses import Closure, OutOfRange, Pair, Refused, check_closure, check_pair, decay_factors, value_of
+from ..closures.losses import Closure, check_closure
 from ..closures.watch import Closures
 from ..doubts import Doubts
-from ..estimators.draws import FIRST_SLOT, MAX_DIRECTIONS, blocks_to_drop, direction_seeds
-from ..estimators.numbers import Numbers, spsa_update
+from ..estimators.draws import MAX_DIRECTIONS
+from ..estimators.protocol import Estimator, Step
+from ..estimators.two_sided import TwoSided
+from ..interrupts import signals_held
 from ..ops import ROUNDINGS
-from ..perturbation.in_forward import InForward
-from ..perturbation.in_forward_probes import InForwardProbes
-from ..perturbation.in_place import InPlace, Probes
+from ..perturbation.choice import PERTURB, Perturbation
+from ..perturbation.place import Place
 from ..perturbation.reads.vigilance import drawn
-from ..perturbation.streamed import StreamedInForward
-from ..perturbation.writes import Unwritten
 from ..ranks.parallel import Parallel, ranks_of
-from ..runs.alone import alone
-from ..runs.attempt import attempted
+from ..runs import state
+from ..runs.attempt import alone, attempted
 from ..runs.graphed import GraphedStep, cannot_be_graphed
-from ..runs.recorded import RecordedSteps
-from ..runs.recording import Recording
-from ..trajectory import Kind
+from ..runs.resuming import Resume
+from ..runs.run import Progress, Run
+from ..trajectory import Trajectory
 from ..trajectory.file import SYNC
-from ..weights.blocks import of_no_use
-from ..weights.groups import check_group
-from ..weights.masks import Thresholds
-from ..weights.rows import Seed
-from ..weights.shards import resharding
-from ..weights.structure import Structure
+from ..weights.groups import check_group, check_keys, eps_of, rates_of, weight_decays_of
+from ..weights.shards import local
 from ..weights.tables import Weights
+from ..weights.trained import Trained, trainable
 
-PERTURB = ("auto", "in_place", "in_forward")
+
+def held_by(part: str, name: str) -> Any:
+    """An attribute of an optimizer that one of its parts holds."""
+    return property(
+        lambda self: getattr(getattr(self, part), name), lambda self, v: setattr(getattr(self, part), name, v)
+    )
 
 
-class ZeroOrderOptimizer(RecordedSteps):
+class ZeroOrderOptimizer(torch.optim.Optimizer):
     """SPSA with Gaussian directions that are regenerated from seeds, never stored (MeZO, arXiv 2305.17333).
 
     For each of n directions z_k, with L the closure's loss,
@@ -103,6 +105,12 @@ class ZeroOrderOptimizer(RecordedSteps):
         TypeError, ValueError: an argument is out of range, or a parameter cannot be perturbed; the message names it.
     """
 
+    perturb: str = held_by("_perturbation", "name")
+    seed: int = held_by("_run", "seed")
+    directions: int = held_by("_run", "directions")
+    drop: float = held_by("_trained", "drop")
+    step_count: int = held_by("_run", "steps")
+
     def __init__(
         self,
         params: nn.Module | Iterable[Any],
@@ -118,85 +126,46 @@ class ZeroOrderOptimizer(RecordedSteps):
         perturb: str = "auto",
         execution_device: device | str | None = None,
         rounding: str = "auto",
-        trajectory: str | FilePath | None = None,
+        trajectory: str | Path | None = None,
         sync: str = "checkpoint",
         parallel: str | Parallel = "auto",
         backend: str | None = None,
         strict: bool = False,
+        estimator: Estimator | None = None,
     ):
-        self.seed = checks.integer("seed", seed, 0, checks.MAX_SEED)
-        self.directions = checks.integer("directions", directions, 1, MAX_DIRECTIONS)
-        self.drop = checks.number("drop", drop, 0.0, 1.0, open_high=True)
+        seed = checks.integer("seed", seed, 0, checks.MAX_SEED)
+        directions = checks.integer("directions", directions, 1, MAX_DIRECTIONS)
+        drop = checks.number("drop", drop, 0.0, 1.0, open_high=True)
         checks.choice("perturb", perturb, PERTURB)
         self.rounding = checks.choice("rounding", rounding, ("auto", *ROUNDINGS))
         checks.choice("sync", sync, SYNC)
         if not isinstance(strict, bool):
             raise TypeError(f"strict: expected a bool, got {type(strict).__name__}")
-        self._doubts = Doubts(strict)
-        self.backend = backend
-        self._ranks = ranks_of(parallel)
+        self._doubts = doubts = Doubts(strict)
+        self.backend, self._ranks = backend, ranks_of(parallel)
         if self._ranks is not None:
-            self._ranks.check_directions(self.directions)
-        self.step_count = 0
-        self._refused_steps = 0
-        self._gradients = []
-        self._weights = self._built_for = self._in_forward = None
-        self._builds = self._steps_since_built = 0  # of the tables
-        self._torn = False
+            self._ranks.check_directions(directions)
+        self._estimator = TwoSided() if estimator is None else estimator
+        self._trained = Trained(params, blocks, drop, doubts)
 
-        module = params if isinstance(params, nn.Module) else None
-        if (reshard := resharding(module)) is not None:
-            reshard()  # or else the parameters that it shows may be gathered ones, which are given up later
         defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "decay_all": False, "sparsity": sparsity}
         check_group(defaults, "")
-        given: Any = params if module is None else list(module.named_parameters())
-        super().__init__(given, defaults)
+        super().__init__(self._trained.parameters(params), defaults)
 
-        self._module, self._reshard = module, reshard
-        self._structure = None if module is None else Structure(module, self._parameters())
-        self._names, self._blocks = {}, blocks
-        self._derive()
-        if self.drop and (reason := of_no_use(self._n_blocks, self.drop, self._block_of, self._trainable())):
-            self._doubts.say("drop", f"drop: {reason}")
-        self._thresholds = Thresholds(self._doubts)
-        self._execution_device = None if execution_device is None else self._stream_to(execution_device, perturb)
-        self._asked_perturb = perturb
-        self.perturb = self._choose_perturb()
-        self._closures = Closures(self._doubts, module)
-        self._recording = Recording(sync, self._doubts)
+        self._trained.start(self.param_groups)
+        splits = self._ranks is not None and self._ranks.how.split == "directions"
+        self._perturbation = Perturbation(self._trained.module, perturb, execution_device, splits, doubts)
+        self._perturbation.choose(trainable(self.param_groups))
+        self._closures = Closures(doubts, self._trained.module)
+        parts = self._trained, self._perturbation, self._estimator, self._ranks
+        self._run = Run(type(self).__name__, seed, directions, sync, doubts, *parts)
         if trajectory is not None:
             self.record_to(trajectory)
         self._prepare()
 
-    def _seeds(self, slot: int = FIRST_SLOT) -> list[int]:
-        return direction_seeds(self.seed, self.step_count, self.directions, slot)
-
-    def _draw_dropped(self) -> frozenset[int]:
-        return blocks_to_drop(self.seed, self.step_count, self._n_blocks, self.drop)
-
-    def _probes(self, weights: Weights, active: Sequence[int] | None) -> Probes:
-        """For the evaluations of a step at θ."""
-        if self._in_forward is not None:
-            return self._probes_in_forward(weights, active)
-        return InPlace(weights, active, self._unwritten(weights))
-
-    def _unwritten(self, weights: Weights) -> Unwritten:
-        return Unwritten(weights, guarded=self._steps_since_built == 0)
-
-    def _probes_in_forward(
-        self, weights: Weights, active: Sequence[int] | None, *, from_anchor: bool = False
-    ) -> InForwardProbes:
-        assert self._in_forward is not None
-        options: Any = {"step": self.step_count, "doubts": self._doubts, "watch": self._watches()}
-        return InForwardProbes(self._in_forward, weights, active, from_anchor=from_anchor, **options)
-
-    def _watches(self) -> bool:
-        """Whether this step looks for weights that are read outside of their module even if nothing points to it."""
-        return drawn(self.seed, self.step_count)
-
     @attempted
-    def step(self, closure: Closure | None = None) -> Tensor | float:  # type: ignore[override]
-        """One step: two evaluations of the loss a direction, then the update.
+    def step(self, closure: Closure | None = None) -> Any:
+        """Take one step: evaluate two losses a direction, then update the weights.
 
         Args:
             closure: returns the loss, a scalar tensor or a number; called 2 * directions times, without gradients. It
@@ -207,7 +176,7 @@ class ZeroOrderOptimizer(RecordedSteps):
                 weights, which in place are perturbed at that moment.
 
         Returns:
-            The mean of the losses seen, as a tensor if the closure returns tensors.
+            The mean of the losses seen, as a tensor if the closure returns tensors, else a float.
 
         Warns:
             once of each, or raises ValueError if `strict`: the loss is a tensor of 16 bits, so that g comes in steps of
@@ -237,21 +206,149 @@ class ZeroOrderOptimizer(RecordedSteps):
             RuntimeError: another thread is in a step of this optimizer, or the closure calls this. Nothing is changed.
             OSError: the trajectory's file cannot be written. The step was taken; the next one writes what is missing.
         """
-        attempt = self._attempt
-        assert attempt is not None
-        with self._telling_others():
-            closure = check_closure("closure", closure)
-            eps, rates, decays, weights = self._begin()
-        attempt.probes = probes = self._probes(weights, weights.active(self._draw_dropped()))
-        seeds, seen = self._seeds(), list[Any]()
-        pairs = self._probe(probes, closure, seeds, eps, seen)
-        numbers = Numbers.of([pairs], eps, rates, decays, reach=weights.reach)
-        if numbers.refusal is not None:
-            raise Refused(OutOfRange, numbers.refusal, of="")
-        taking = self._taking(attempt, weights, Kind.STEP, rates, eps, numbers, pairs)
-        probes.finish(spsa_update(seeds, numbers.gradients[0], numbers.rates), numbers.decays, taking)
-        self._taken(attempt, weights)
-        return self._mean_loss(seen, pairs)
+        return self._take(closure=closure)
+
+    def _take(self, **closures: Closure | None) -> Any:
+        """A step of any estimator."""
+        run, progress = self._run, self._run.progress
+        assert progress is not None
+        with nullcontext() if self._ranks is None else self._ranks.telling(run.steps):
+            step = self._begin(progress, *(check_closure(name, closure) for name, closure in closures.items()))
+        estimate = self._estimator.estimate(step)  # losses at θ ± ε z_k, and g_k
+        estimate.update(run.taking(progress, estimate, step.eps))  # θ <- decay θ - lr / n sum_k g_k z_k, and the record
+        run.taken(progress, step.weights)
+        return estimate.losses.mean(self._ranks is not None)
+
+    def _begin(self, progress: Progress, *closures: Closure) -> Step:
+        """Check and prepare what a step needs, before anything moves."""
+        run, groups = self._run, self.param_groups
+        eps, rates, weight_decays = eps_of(groups), rates_of(groups), weight_decays_of(groups)
+        weights = self._prepare()
+        run.check_whole(weights)
+        weights.reach.check_eps(eps)
+        self._estimator.begin(groups, run.recording.changed_by_others(weights))
+        self._closures.begin(weights, self._trained.steps)
+        run.begin(weights, eps, groups)
+        place = self._perturbation.place
+        assert place is not None
+        return Step(
+            weights,
+            closures,
+            eps,
+            rates,
+            weight_decays,
+            groups,
+            run.draws(),
+            place,
+            self._closures,
+            self._ranks,
+            agreed=[] if self._ranks is None else run.agreed(groups),
+            note_probes=partial(setattr, progress, "probes"),
+            note_writes=partial(run.note_writes, weights, eps, groups),
+            guarded=self._trained.steps == 0,
+            watch=self._watches(),
+        )
+
+    def _watches(self) -> bool:
+        """Whether this step looks for weights that are read outside of their module even if nothing points to it."""
+        return drawn(self._run.seed, self._run.steps)
+
+    def _prepare(self) -> Weights:
+        """The tables, built anew if a parameter was frozen, unfrozen, moved, cast or added since they were built."""
+        trained, estimator, groups = self._trained, self._estimator, self.param_groups
+        if trained.follow(groups):
+            estimator.forget()
+        if (weights := trained.current(groups)) is not None:
+            return weights
+        self._perturbation.settle()
+        self._perturbation.choose(trainable(groups))
+        if trained.are_others(groups):
+            estimator.forget()
+        found = trained.find(groups)
+        anchors = estimator.anchors(found, self.state)
+        weights = trained.build(
+            found,
+            groups,
+            anchors,
+            stochastic=self.rounding != "nearest",
+            keep_masks=self._perturbation.name == "in_place" or anchors is not None,
+            backend=self.backend,
+            copied_to=self._perturbation.execution_device,
+        )
+        self._perturbation.use(weights)
+        if estimator.rebuilt(weights, self._run.recording.changed_by_others(weights)):
+            self._run.recording.note_versions(weights)
+        trained.use(weights, groups)
+        return weights
+
+    @property
+    def refused_steps(self) -> int:
+        return self._run.refused + self._run.recording.refused_unseen
+
+    @property
+    def projected_gradients(self) -> list[float]:
+        return self._run.projected_gradients()
+
+    @property
+    def bytes_sent(self) -> int:
+        return 0 if self._ranks is None else self._ranks.bytes_sent
+
+    @property
+    def trajectory(self) -> Trajectory:
+        return self._run.recording.trajectory
+
+    @property
+    def trajectory_path(self) -> Path | None:
+        return self._run.recording.path
+
+    def record_to(self, path: str | Path) -> None:
+        """Write the trajectory to a new file: the steps so far, and every later step as it is taken. Of several ranks
+        that take steps together the first one writes it.
+
+        One write appends a step, so the file holds it even if the process is killed right after. Whether it survives a
+        power cut depends on the option `sync`. No other process can write the file meanwhile.
+
+        Raises:
+            TypeError: it is no path.
+            ValueError: the file exists, or its folder does not.
+        """
+        if self._ranks is None or self._ranks.is_first:
+            self._run.recording.write_to(path)
+
+    @alone("resume")
+    def resume(
+        self, path: str | Path, *, weights: str = "first", missing_ok: bool = False, recover: bool = False
+    ) -> None:
+        """Go on with a run that was cut off, and append to its trajectory's file. An incomplete last record,
+        which a killed process or a full disk leaves, is cut off. Of several ranks that take steps together the first
+        one reads and writes the file; their number may have changed.
+
+        The next step is the one that the run would have taken, if the optimizer was made with the run's options. Seed,
+        directions, drop, thresholds (and MeZO-SVRG's shared_direction) come from the file. Eps, weight decay, perturb
+        and rounding do not; a warning says which of them differ. Nor do learning rates: set the scheduler to
+        `step_count`, and the data to the same place.
+
+        Args:
+            path: the file.
+            weights: which weights the parameters hold. "first": those that the run started with; the file is replayed
+                onto them. "last": those after its last step, from a checkpoint; load the optimizer's `state_dict`
+                first. The next replay of the file notices if they are others.
+            missing_ok: if there is no such file, begin it (`record_to`) instead of raising FileNotFoundError. A program
+                that does this at its start goes on with its run, however often it is started.
+            recover: if the file is damaged, or from some record on of a newer version, go on after its longest sound
+                beginning. The rest is moved to a file beside it (run.zo.damaged-1), and a warning says where it is and
+                how many steps are gone.
+
+        Raises:
+            OSError: it cannot be read or written, or another process writes it (BlockingIOError).
+            ValueError: this optimizer has taken other steps already, writes another file, is of another method, or its
+                parameters are not those that the run started with (see `zo_kernels.replay`); or the file is damaged, of
+                a newer version or no trajectory. The message says where, and what to do. File, weights and optimizer
+                are unchanged, unless the replay arrives at other weights than the run had (somebody changed them on the
+                way, unnoticed, or a machine computed wrong): then the parameters hold these.
+        """
+        options = self.param_groups, self.state, self._prepare, self.backend, self.rounding != "nearest"
+        Resume(self._run, *options)(path, weights, missing_ok, recover)
 
     @contextmanager
     def streaming(self) -> Iterator[None]:
@@ -261,14 +358,16 @@ class ZeroOrderOptimizer(RecordedSteps):
             with opt.streaming():
                 logits = model(**batch_on_the_device).logits
         """
-        engine = self._ready_to_stream()
-        with torch.no_grad(), engine.unperturbed() if isinstance(engine, StreamedInForward) else nullcontext():
+        place = self._ready_to_stream()
+        with torch.no_grad(), place.unperturbed():
             yield
 
     @alone("streaming")
-    def _ready_to_stream(self) -> InForward | None:
+    def _ready_to_stream(self) -> Place:
         self._prepare()
-        return self._in_forward
+        place = self._perturbation.place
+        assert place is not None
+        return place
 
     @alone("graphed")
     def graphed(self, closure: Closure, *, warmup: int = 3, same_bits: bool = True) -> GraphedStep:
@@ -299,88 +398,84 @@ class ZeroOrderOptimizer(RecordedSteps):
         checks.integer("warmup", warmup, 1)
         if not isinstance(same_bits, bool):
             raise TypeError(f"same_bits: expected a bool, got {type(same_bits).__name__}")
-        if (reason := self._steps_differ() or cannot_be_graphed(self._prepare().theta[0].device)) is not None:
+        if (reason := self._why_steps_differ() or cannot_be_graphed(self._prepare().theta[0].device)) is not None:
             raise ValueError(f"graphed: expected an optimizer whose steps can be captured, but {reason}; use opt.step")
         return GraphedStep(self, closure, warmup, same_bits)
 
-    def _steps_differ(self) -> str | None:
-        """Why not all steps launch the same, or None."""
+    def _why_steps_differ(self) -> str | None:
+        """Why not all steps launch the same kernels; None if they do."""
         if self._ranks is not None:
             return "ranks exchange their losses in every step"
-        if self._execution_device is not None:
+        if self._perturbation.execution_device is not None:
             return "with execution_device, weights are copied to where the forward runs in every step"
-        return "with drop, every step changes other weights" if self.drop else None
+        return self._estimator.why_steps_differ or (
+            "with drop, every step changes other weights" if self.drop else None
+        )
 
-    def _launches_depend_on(self) -> tuple[Any, ...]:
-        """All that makes a step's launches others, but for the numbers that they read from memory."""
-        decays = decay_factors(self._rates(), self._weight_decays())
-        return self._builds, self._eps(), self.directions, any(d != 1.0 for d in decays)
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As `torch.optim.Optimizer.add_param_group`; the new parameters take part from the next step on. Parameters of
+        the module that the optimizer was given need no names: they have those that they have there.
 
-    def _memory_in_use(self) -> list[Any]:
-        """What launches read and write besides θ."""
-        engine = self._in_forward
-        return [self._weights, engine, [] if engine is None else engine.memory_in_use()]
+        Raises:
+            ValueError: a key is no option of a group.
+        """
+        made = hasattr(self, "_run")  # if not, the base class is adding the first groups
+        if isinstance(param_group, dict):  # torch refuses anything else, and says so
+            where = f"param_groups[{len(self.param_groups)}]: "
+            self._estimator.fill_group(param_group)
+            check_keys(param_group, [*self.defaults, *self._estimator.group_options], where)
+            check_group({**self.defaults, **param_group}, where)
+            if made:
+                self._trained.name(param_group, where, self.perturb == "in_forward")
+        super().add_param_group(param_group)
+        if made:
+            self._trained.derive(self.param_groups)
 
-    def _begin(self) -> tuple[float, list[float], list[float], Weights]:
-        """What precedes a step: eps, rates and decays for each row, the tables."""
-        eps, rates = self._eps(), self._rates()
-        decays = decay_factors(rates, self._weight_decays())
-        weights = self._prepare()
-        self._check_whole(weights)
-        weights.reach.check_eps(eps)
-        self._closures.begin(weights, self._steps_since_built)
-        self._begin_record(weights, eps)
-        return eps, rates, decays, weights
+    def state_dict(self) -> dict[str, Any]:
+        """As `torch.optim.Optimizer.state_dict`, and under "zo" what the run needs to go on bit for bit."""
+        self._run.recording.sync()
+        return {**super().state_dict(), "zo": state.saved(self._run, self.param_groups, self.state)}
 
-    def _telling_others(self) -> AbstractContextManager[None]:
-        """What fails within is told to the ranks that wait for this one in the step."""
-        return nullcontext() if self._ranks is None else self._ranks.telling(self.step_count)
+    @alone("load_state_dict")
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a run: the next step draws what it would have drawn. The state's options replace those that this
+        optimizer was made with: lr, eps, weight_decay, sparsity, seed, directions, drop, and MeZO-SVRG's. How a step is
+        computed stays this optimizer's choice: perturb, rounding, backend, parallel.
 
-    def _probe(
-        self, probes: Probes, closure: Closure, seeds: Sequence[Seed], eps: float, seen: list[Any]
-    ) -> list[Pair]:
-        """As `_evaluate`, of the directions of all ranks, each of which does its part."""
-        closure = self._closures.looked_at(closure, eps)
-        assert self._weights is not None
-        if self._ranks is None:
-            pairs = self._evaluate(probes, closure, seeds, eps, seen)
-            self._note_writes(self._weights, eps)
-            return pairs
-        own, known = self._ranks.own(seeds), (self.step_count, self._agreed(), self._weights.shards)
+        Raises:
+            TypeError, ValueError: the state is of another kind of optimizer or of a newer zo_kernels, its parameters
+                have other ids (names), or a value in it cannot be, which the message names. Nothing is changed, nor is
+                anything if a hook raises.
+        """
+        if "zo" not in checks.mapping("state_dict", state_dict):
+            raise ValueError("state_dict: expected the state of a zeroth-order optimizer, got one without 'zo'")
+        given: Any = {key: value for key, value in state_dict.items() if key != "zo"}
+        hooks = self.__dict__.get("_optimizer_load_state_dict_pre_hooks", {})
+        for hook in hooks.values():  # which torch calls when it is too late to check what they make of the state
+            if (changed := hook(self, given)) is not None:
+                given = changed
+        run, groups, trained = self._run, self.param_groups, self._trained
+        found = state.checked(run, state_dict["zo"], groups, self.state)
+        kept = state.check_torch(given, groups, self._estimator.check_group)
+        self._estimator.check_kept(kept, found, groups, trained.names)
+        with state.undone_if_it_fails(run, self):
+            self._optimizer_load_state_dict_pre_hooks = type(hooks)()
+            super().load_state_dict(given)
+            self._optimizer_load_state_dict_pre_hooks = hooks
+            if state.take(run, found, self.param_groups, self.state):
+                self._write_theta()
+            run.recording.forget_versions()  # the model may be loaded after its optimizer
+
+    def _write_theta(self) -> None:
+        """Let the estimator write θ as a loaded state has it."""
+        theta = [(t, t.detach().clone()) for t in map(local, trainable(self.param_groups))]
         try:
-            pairs = self._evaluate(probes, closure, own, eps, seen)
-            self._note_writes(self._weights, eps)
-        except Exception as error:
-            # To the end, as where nothing is wrong: weights that went another way would be rounded otherwise.
-            for seed, signed in [(s, e) for s in own for e in (eps, -eps)][probes.moves :]:
-                probes.to({seed: signed})
-            self._ranks.tell(error, len(own), *known)
+            self._prepare()
+        except BaseException:
+            with torch.no_grad(), signals_held():
+                for t, values in theta:
+                    t.copy_(values)
             raise
-        return self._ranks.exchange(pairs, *known)
 
-    def _mean_loss(self, seen: Sequence[Any], pairs: Sequence[Pair]) -> Tensor | float:
-        """Of the losses that the closure returned, here and on the other ranks."""
-        if self._ranks is None:
-            return sum(seen) / len(seen)
-        mean = sum(value for pair in pairs for value in pair) / (2 * len(pairs))
-        return torch.as_tensor(mean, device=seen[0].device).to(seen[0]) if isinstance(seen[0], Tensor) else mean
-
-    @property
-    def bytes_sent(self) -> int:
-        return 0 if self._ranks is None else self._ranks.bytes_sent
-
-    @staticmethod
-    def _evaluate(probes: Probes, closure: Closure, seeds: Sequence[Seed], eps: float, seen: list[Any]) -> list[Pair]:
-        """(L+, L-) of each seed; what the closure returned is added to `seen`."""
-        pairs: list[Pair] = []
-        for seed in seeds:
-            values = []
-            for signed in (eps, -eps):
-                probes.to({seed: signed})
-                loss, value = value_of(probes.evaluate(closure))
-                seen.append(loss)
-                values.append(value)
-            pair = (values[0], values[1])
-            check_pair(pair, eps)
-            pairs.append(pair)
-        return pairs
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "step"}  # a scheduler's wrapper is bound to the original
