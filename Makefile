@@ -13,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*) setup.py pyproject.toml
 
-.PHONY: demo test attack test-slow test-gpu gpu test-avx512 sanitize lint format clean
+.PHONY: demo test attack test-slow test-gpu gpu test-avx512 sanitize lint docs format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/zo-finetune --out runs/demo --overwrite $(DEMO)
@@ -63,11 +63,15 @@ test-avx512: $(EMULATED_OBJECTS)
 sanitize: $(VENV)/.installed
 	$(BIN)/python tests/attack/sanitizers/run.py
 
-lint: $(VENV)/.linters
+lint: $(VENV)/.linters docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.cu csrc/*.h
+
+# The site, in build/site, with links and anchors checked; no network. Seconds.
+docs: $(VENV)/.linters
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 format: $(VENV)/.linters
 	$(BIN)/ruff format .
@@ -92,7 +96,7 @@ $(VENV)/.installed: $(VENV)/.torch $(VENV)/.cuda-$(ZO_KERNELS_CUDA) $(SOURCES)
 	touch $@
 
 $(VENV)/.linters: $(VENV)/.installed
-	$(BIN)/pip install --quiet --editable ".[lint]"
+	$(BIN)/pip install --quiet --editable ".[lint,docs]"
 	touch $@
 
 clean:
