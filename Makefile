@@ -69,9 +69,9 @@ lint: $(VENV)/.linters docs
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.cu csrc/*.h
 
-# The site, in build/site, with links and anchors checked; no network. Seconds.
+# The site, in build/site; a link or an anchor that leads nowhere is an error, unless --quiet. No network, seconds.
 docs: $(VENV)/.linters
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 format: $(VENV)/.linters
 	$(BIN)/ruff format .
