@@ -14,15 +14,13 @@ from torch import device, nn
 from .. import checks
 from ..closures.losses import Closure, check_closure
 from ..closures.watch import Closures
-from ..doubts import Doubts
 from ..estimators.draws import MAX_DIRECTIONS
 from ..estimators.protocol import Estimator, Step
 from ..estimators.two_sided import TwoSided
-from ..interrupts import signals_held
 from ..ops import ROUNDINGS
 from ..perturbation.choice import PERTURB, Perturbation
 from ..perturbation.place import Place
-from ..perturbation.reads.vigilance import drawn
+from ..perturbation.reads.watch_policy import is_sampled
 from ..ranks.parallel import Parallel, ranks_of
 from ..runs import state
 from ..runs.attempt import alone, attempted
@@ -30,9 +28,9 @@ from ..runs.graphed import GraphedStep, cannot_be_graphed
 from ..runs.resuming import Resume
 from ..runs.run import Progress, Run
 from ..trajectory import Trajectory
-from ..trajectory.file import SYNC
+from ..trajectory.recorder import SYNC
+from ..warn import Warner
 from ..weights.groups import check_group, check_keys, eps_of, rates_of, weight_decays_of
-from ..weights.shards import local
 from ..weights.tables import Weights
 from ..weights.trained import Trained, trainable
 
@@ -52,63 +50,63 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         g_k = (L(θ + ε z_k) - L(θ - ε z_k)) / 2ε
         θ  <- (1 - lr * weight_decay) θ - lr / n * sum_k g_k z_k
 
-    Perturbation *in place* overwrites the weights, in 2n + 1 fused passes a step; the last one restores and updates at
-    once. Every pass rounds, which 16-bit weights do not stand: they drift. *In the forward*, each module runs on a
-    perturbed copy of its own weights, in a buffer that the next module reuses, and θ is written by the update alone.
-    Which is better for what, measured: docs/exactness.md.
+    *In place*, 2n + 1 fused passes a step overwrite the weights; the last one restores and updates at once. Every pass
+    rounds, so 16-bit weights drift. *In the forward*, each module runs on a perturbed copy of its weights, in a buffer
+    that the next module reuses, and only the update writes θ. docs/exactness.md has measurements of both.
 
     Args:
-        params: a module, of which it is noticed then if parameters come or go; or what `torch.optim` takes: parameters,
-            named parameters, or groups of either. Those that do not require grad are left alone. Noise goes by a
-            parameter's qualified name, or by its position if unnamed.
+        params: a module (the optimizer then notices parameters that come and go), or what `torch.optim` takes:
+            parameters, named parameters, groups. Parameters that do not require grad are left alone. The noise of a
+            parameter depends on its qualified name, or on its position if it has none.
         lr: learning rate.
-        eps: the perturbation's scale ε. One for all groups.
-        weight_decay: decoupled; not applied to normalisation layers and to parameters of fewer than two dimensions
-            unless the group has `decay_all=True`.
+        eps: ε, the same for all groups.
+        weight_decay: decoupled. Normalisation layers and parameters of fewer than two dimensions have none, unless
+            their group has `decay_all=True`.
         seed: 64-bit seed of the run.
-        directions: directions a step.
-        sparsity: the fraction of each tensor left alone: only weights with |θ| <= h take part, h being the exact
-            percentile at the first step (arXiv 2402.15751). The mask is taken from unperturbed weights in every step. A
-            tensor whose percentile does not separate, such as one of zeros, is left dense and named: `SparseMeZO`.
-        drop: the fraction of transformer blocks left alone in a step, drawn anew every step (arXiv 2410.09823).
-        blocks: the blocks, as modules; None to find them in the module (`optim.blocks.find_blocks`).
-        perturb: "in_place", "in_forward" (needs a module, not compiled), or "auto": in the forward for 16-bit weights
-            of a module, else in place, with a warning if the weights have 16 bits.
-        execution_device: the device that the module's forward runs on, if its tensors are elsewhere, such as on a CPU
-            because a GPU's memory does not hold them: perturb="in_forward" copies each module's parameters there just
-            before it runs. The weights are updated where they are. Buffers are moved there for good, and parameters on
-            the CPU to pinned memory. Forwards between steps need `streaming()`. None: everything is where it is needed.
-        rounding: "nearest", "stochastic", or "auto": stochastic. It matters to 16-bit weights alone.
-        trajectory: a new file to which every step is appended; see `trajectory` below.
-        sync: when that file is forced to the disk. What a step wrote survives the death of the process in any case; a
-            power cut, or a crash of the system, it survives only then. "step": after every step, which costs some
-            milliseconds. "checkpoint": when `state_dict()` is called, and at the end. "never": when the system likes.
-        parallel: how the ranks of a torch.distributed process group take steps together, sending each other losses
-            alone: "batch" (each evaluates its part of the batch), "directions" (each evaluates its part of the
-            directions), a `zo_kernels.Parallel`, "off", or "auto": "batch" if there are several ranks. All of them make
-            the optimizer alike, of equal weights.
+        directions: random directions averaged in each step.
+        sparsity: fraction of each tensor left alone: weights with |θ| <= h take part, where h is the exact percentile
+            at the first step (arXiv 2402.15751). Each step takes the mask from unperturbed weights. A tensor whose
+            percentile does not separate, such as one of zeros, stays dense, with a warning: see `SparseMeZO`.
+        drop: fraction of transformer blocks left alone, drawn anew in each step (arXiv 2410.09823).
+        blocks: the transformer blocks; None to find them (`optim.blocks.find_blocks`).
+        perturb: "in_place"; "in_forward", which needs a module that is not compiled; "auto": in the forward for 16-bit
+            weights of a module, else in place, with a warning if the weights have 16 bits.
+        execution_device: the device that forwards run on, if the weights are elsewhere, such as on a CPU because they
+            do not fit a GPU. Each module's parameters are copied there just before it runs; the update is made where
+            the weights are. Buffers move there for good, and parameters on the CPU to pinned memory. Forwards between
+            steps need `streaming()`.
+        rounding: of 16-bit weights: "nearest", "stochastic", or "auto", which is stochastic.
+        trajectory: a new file; every step is appended to it.
+        sync: when the file is forced to the disk, so that it survives a power cut: "step" (costs milliseconds a step),
+            "checkpoint" (by `state_dict()` and at the end), "never". It survives a killed process in any case.
+        parallel: how ranks of a torch.distributed process group share a step: "batch" (each evaluates its part of the
+            batch), "directions" (each evaluates its part of the directions), "off", "auto" ("batch" if there are
+            several ranks), or a `zo_kernels.Parallel`. All ranks make equal optimizers of equal weights.
         backend: see `zo_kernels.add_noise_`.
-        strict: raise a ValueError where there would be a warning of something that makes a run wrong.
+        strict: raise ValueError where the optimizer would warn that the run is going wrong.
+        estimator: which losses a step asks for; None for SPSA. Methods choose it.
 
-    `lr`, `eps`, `weight_decay`, `decay_all` and `sparsity` may be given for each group; other keys are refused.
+    A group may have its own `lr`, `eps`, `weight_decay`, `decay_all` and `sparsity`; other keys are refused.
 
     Attributes:
-        step_count: steps taken, refused ones included.
-        refused_steps: steps refused (see `step`). Asking for this or the next two waits for a GPU.
-        projected_gradients: g_k of the last step; zeros if it was refused.
-        bytes_sent: by this rank to each of the others, in all steps so far: 32 a step and 16 a direction of its own,
-            and a message more whenever options change, of 64 bytes in the first step.
-        trajectory: what `zo_kernels.replay` needs to rebuild the weights of any step, as `zo_kernels.Trajectory`.
-        trajectory_path: the file that it is written to, None if there is none (or if another rank writes it).
+        step_count: steps taken, skipped ones included.
+        refused_steps: steps skipped (see `step`). Asking for this or the next two waits for a GPU.
+        projected_gradients: g_k of the last step; zeros if it was skipped.
+        trajectory: the record of the run, a `zo_kernels.Trajectory`; `zo_kernels.replay` rebuilds weights from it.
+        trajectory_path: the file it is written to; None if there is none, or if another rank writes it.
+        bytes_sent: bytes that this rank sent to each of the others: 32 a step, 16 a direction of its own, and 64 or
+            more whenever options change.
 
     Raises:
-        TypeError, ValueError: an argument is out of range, or a parameter cannot be perturbed; the message names it.
+        TypeError, ValueError: an argument is out of range, or a parameter cannot be trained; the message names it.
     """
 
     perturb: str = held_by("_perturbation", "name")
     seed: int = held_by("_run", "seed")
     directions: int = held_by("_run", "directions")
     drop: float = held_by("_trained", "drop")
+    rounding: str = held_by("_trained", "rounding")
+    backend: str | None = held_by("_trained", "backend")
     step_count: int = held_by("_run", "steps")
 
     def __init__(
@@ -137,16 +135,16 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         directions = checks.integer("directions", directions, 1, MAX_DIRECTIONS)
         drop = checks.number("drop", drop, 0.0, 1.0, open_high=True)
         checks.choice("perturb", perturb, PERTURB)
-        self.rounding = checks.choice("rounding", rounding, ("auto", *ROUNDINGS))
+        checks.choice("rounding", rounding, ("auto", *ROUNDINGS))
         checks.choice("sync", sync, SYNC)
         if not isinstance(strict, bool):
             raise TypeError(f"strict: expected a bool, got {type(strict).__name__}")
-        self._doubts = doubts = Doubts(strict)
-        self.backend, self._ranks = backend, ranks_of(parallel)
+        self._warner = warner = Warner(strict)
+        self._ranks = ranks_of(parallel)
         if self._ranks is not None:
             self._ranks.check_directions(directions)
         self._estimator = TwoSided() if estimator is None else estimator
-        self._trained = Trained(params, blocks, drop, doubts)
+        self._trained = Trained(params, blocks, drop, rounding, backend, warner)
 
         defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "decay_all": False, "sparsity": sparsity}
         check_group(defaults, "")
@@ -154,11 +152,11 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
 
         self._trained.start(self.param_groups)
         splits = self._ranks is not None and self._ranks.how.split == "directions"
-        self._perturbation = Perturbation(self._trained.module, perturb, execution_device, splits, doubts)
+        self._perturbation = Perturbation(self._trained.module, perturb, execution_device, splits, warner)
         self._perturbation.choose(trainable(self.param_groups))
-        self._closures = Closures(doubts, self._trained.module)
+        self._closures = Closures(warner, self._trained.module)
         parts = self._trained, self._perturbation, self._estimator, self._ranks
-        self._run = Run(type(self).__name__, seed, directions, sync, doubts, *parts)
+        self._run = Run(type(self).__name__, seed, directions, sync, warner, *parts)
         if trajectory is not None:
             self.record_to(trajectory)
         self._prepare()
@@ -168,43 +166,33 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         """Take one step: evaluate two losses a direction, then update the weights.
 
         Args:
-            closure: returns the loss, a scalar tensor or a number; called 2 * directions times, without gradients. It
-                should be deterministic within a step (same batch, same dropout). In-forward perturbation reaches the
-                modules that it calls; should it read a weight elsewhere, that is noticed, in whichever call: a weight
-                that another module's forward reads is perturbed for that forward, and the closure is called once more;
-                one that is read outside of all modules is an error (docs/exactness.md). It may not write to trained
-                weights, which in place are perturbed at that moment.
+            closure: returns the loss, a scalar tensor or a number. It is called 2 * directions times, without
+                gradients, and should be deterministic within a step (same batch, same dropout). It may not write to
+                trained weights. In the forward, a weight that another module reads is noticed and perturbed there, for
+                which the closure is called once more; a weight that no module reads is an error (docs/exactness.md).
 
         Returns:
-            The mean of the losses seen, as a tensor if the closure returns tensors, else a float.
+            The mean of the losses: a tensor if the closure returns tensors, else a float.
 
-        Warns:
-            once of each, or raises ValueError if `strict`: the loss is a tensor of 16 bits, so that g comes in steps of
-            2^-8 L / 2ε or so; L+ and L- are equal in 20 steps in a row, or differ in 10 by no more than a few of the
-            steps that they come in; dropout draws other numbers for L+ than for L-, or batch normalisation is in
-            training mode (of the module that was given); the closure draws a batch or noise anew in each call, for
-            which it is called once more in the steps 1, 2, 3, 5, 9, ... if a random generator moved; a weight has a
-            `.grad`, which means nothing here. Losses on a GPU are looked at when they are there, at the start of a
-            later step, which is where they raise; others are looked at before the update, and the step is refused.
+        Warns (once for each reason; a ValueError if `strict`):
+            Losses are too coarse for ε: they have 16 bits, L+ and L- are equal in 20 steps in a row, or differ by a few
+            representable numbers in 10. Dropout draws other numbers for L+ than for L-; batch normalisation is in
+            training mode; the closure draws its batch anew in each call (it is called once more in steps 1, 2, 3, 5, 9,
+            ... to find out). A weight has a `.grad`, which means nothing here. Losses on a GPU are looked at later.
 
         Raises:
-            TypeError, ValueError: the closure returned no finite scalar, or losses too far apart for float32. The step
-                is refused, counted in `refused_steps`, and the weights are restored. A loss on a GPU is not waited for:
-                if it is not finite, the step is refused all the same, on the device, but nothing is raised. Whatever
-                the closure raises also leaves restored weights behind. Restored means up to float rounding of the
-                passes in place, and exactly in the forward.
-            ValueError: the update might make a weight infinite: lr |g| is above 1e30, or 1024 if there are float16
-                weights, or lr * weight_decay above 2. The step is refused, as above; where the losses stay on a GPU,
-                the former is refused there, without a word. The weights themselves are not looked at: those that are
-                above half of their dtype's largest number may still overflow.
-            ValueError: perturbation in the forward cannot reach a weight; the message names it.
-            ValueError: the closure writes to a weight that is perturbed in place. In the first step that is noticed
-                before it does. Later it is noticed afterwards, by PyTorch's count of a tensor's changes (not where
-                `weight.data` is changed): then the weights must be loaded anew, but for MeZO-SVRG's.
-            ValueError: the module that the optimizer was given no longer has parameters that are trained, or has new
-                ones that are not; the message names them. Nothing is changed.
-            RuntimeError: another thread is in a step of this optimizer, or the closure calls this. Nothing is changed.
+            TypeError, ValueError: the closure returned no finite scalar, its losses are too far apart, or the update
+                might make a weight infinite (lr |g| above 1e30, for float16 1024; lr * weight_decay above 2). The step
+                is skipped and counted in `refused_steps`; the weights are restored. Nobody waits for losses on a GPU:
+                such a step is skipped on the device, and nothing is raised.
+            ValueError: a weight is read where it cannot be perturbed; the closure writes to a weight that is perturbed
+                in place (in the first step before it does; later by PyTorch's version counters, and then the weights
+                must be loaded anew); or the module lost or gained trained parameters. The message names the weight.
+            RuntimeError: another thread is in a step of this optimizer, or the closure calls `step`.
             OSError: the trajectory's file cannot be written. The step was taken; the next one writes what is missing.
+
+        If the closure raises, or you press Ctrl-C, the weights are restored: up to the rounding of passes in place,
+        exactly in the forward.
         """
         return self._take(closure=closure)
 
@@ -251,35 +239,10 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
 
     def _watches(self) -> bool:
         """Whether this step looks for weights that are read outside of their module even if nothing points to it."""
-        return drawn(self._run.seed, self._run.steps)
+        return is_sampled(self._run.seed, self._run.steps)
 
     def _prepare(self) -> Weights:
-        """The tables, built anew if a parameter was frozen, unfrozen, moved, cast or added since they were built."""
-        trained, estimator, groups = self._trained, self._estimator, self.param_groups
-        if trained.follow(groups):
-            estimator.forget()
-        if (weights := trained.current(groups)) is not None:
-            return weights
-        self._perturbation.settle()
-        self._perturbation.choose(trainable(groups))
-        if trained.are_others(groups):
-            estimator.forget()
-        found = trained.find(groups)
-        anchors = estimator.anchors(found, self.state)
-        weights = trained.build(
-            found,
-            groups,
-            anchors,
-            stochastic=self.rounding != "nearest",
-            keep_masks=self._perturbation.name == "in_place" or anchors is not None,
-            backend=self.backend,
-            copied_to=self._perturbation.execution_device,
-        )
-        self._perturbation.use(weights)
-        if estimator.rebuilt(weights, self._run.recording.changed_by_others(weights)):
-            self._run.recording.note_versions(weights)
-        trained.use(weights, groups)
-        return weights
+        return self._run.prepare(self.param_groups, self.state)
 
     @property
     def refused_steps(self) -> int:
@@ -319,36 +282,29 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     def resume(
         self, path: str | Path, *, weights: str = "first", missing_ok: bool = False, recover: bool = False
     ) -> None:
-        """Go on with a run that was cut off, and append to its trajectory's file. An incomplete last record,
-        which a killed process or a full disk leaves, is cut off. Of several ranks that take steps together the first
-        one reads and writes the file; their number may have changed.
+        """Go on with a run that was cut off, and append to its trajectory's file.
 
-        The next step is the one that the run would have taken, if the optimizer was made with the run's options. Seed,
-        directions, drop, thresholds (and MeZO-SVRG's shared_direction) come from the file. Eps, weight decay, perturb
-        and rounding do not; a warning says which of them differ. Nor do learning rates: set the scheduler to
-        `step_count`, and the data to the same place.
+        The next step is the one that the run would have taken. Seed, directions, drop, thresholds (and MeZO-SVRG's
+        shared_direction) come from the file; eps, weight decay, perturb and rounding are this optimizer's, with a
+        warning if they differ. Set the scheduler and the data to `step_count`. Of several ranks the first reads and
+        writes the file; their number may change. An incomplete last record, which a killed process leaves, is cut off.
 
         Args:
             path: the file.
-            weights: which weights the parameters hold. "first": those that the run started with; the file is replayed
-                onto them. "last": those after its last step, from a checkpoint; load the optimizer's `state_dict`
-                first. The next replay of the file notices if they are others.
-            missing_ok: if there is no such file, begin it (`record_to`) instead of raising FileNotFoundError. A program
-                that does this at its start goes on with its run, however often it is started.
-            recover: if the file is damaged, or from some record on of a newer version, go on after its longest sound
-                beginning. The rest is moved to a file beside it (run.zo.damaged-1), and a warning says where it is and
-                how many steps are gone.
+            weights: which weights the parameters hold. "first": those the run started with; the file is replayed onto
+                them. "last": those after its last step, from a checkpoint; load the optimizer's `state_dict` first.
+            missing_ok: begin the file (`record_to`) if there is none. A program that always does this goes on with its
+                run however often it is started.
+            recover: if the file is damaged, go on after its longest sound beginning. The rest is moved to a file beside
+                it (run.zo.damaged-1), and a warning says where it is and how many steps are gone.
 
         Raises:
-            OSError: it cannot be read or written, or another process writes it (BlockingIOError).
-            ValueError: this optimizer has taken other steps already, writes another file, is of another method, or its
-                parameters are not those that the run started with (see `zo_kernels.replay`); or the file is damaged, of
-                a newer version or no trajectory. The message says where, and what to do. File, weights and optimizer
-                are unchanged, unless the replay arrives at other weights than the run had (somebody changed them on the
-                way, unnoticed, or a machine computed wrong): then the parameters hold these.
+            OSError: the file cannot be read or written, or another process writes it (BlockingIOError).
+            ValueError: this optimizer has taken steps, writes another file, or is of another method; the parameters are
+                not those that the run started with; the file is damaged, newer, or no trajectory. Nothing is changed,
+                unless the replay arrives at other weights than the run had: then the parameters hold these.
         """
-        options = self.param_groups, self.state, self._prepare, self.backend, self.rounding != "nearest"
-        Resume(self._run, *options)(path, weights, missing_ok, recover)
+        Resume(self._run, self.param_groups, self.state)(path, weights, missing_ok, recover)
 
     @contextmanager
     def streaming(self) -> Iterator[None]:
@@ -371,28 +327,23 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
 
     @alone("graphed")
     def graphed(self, closure: Closure, *, warmup: int = 3, same_bits: bool = True) -> GraphedStep:
-        """Steps whose launches are captured in a CUDA graph, for models whose forward is a matter of launches.
+        """Capture the launches of a step in a CUDA graph, for models whose time goes into launches.
 
-        Calling what this returns takes a step, as `step(closure)` would, bit for bit: it is counted and recorded, and
-        learning rates, weight decay and seeds are those of the moment. The closure itself is called in the first
-        `warmup` steps and for the capture; later steps repeat what the device did then, so it must read its
-        batch from the same tensors every time (`batch.copy_(next_batch)`). After a change of eps, of the directions
-        or of the trained weights there is an ordinary step and another capture.
-
-        A graph repeats one path through the model, and a model may take another when it is captured: transformers
-        does, since it cannot look at the mask then. So before each capture the closure is called twice more at the
-        weights as they are, once captured, and its operations and losses are compared. That waits for the device.
+        Calling the result takes a step as `step(closure)` would, bit for bit: counted, recorded, with the learning
+        rates, weight decay and seeds of the moment. The closure itself runs in the first `warmup` steps and for the
+        capture; later steps repeat what the device did then, so it must read its batch from the same tensors
+        (`batch.copy_(next_batch)`). When ε, directions or trained weights change, an ordinary step and another capture
+        follow. Before a capture the closure runs twice more, once captured, and its operations and losses are
+        compared: a model may take another path when it is captured, as transformers does by an attention mask.
 
         Args:
             closure: as for `step`; its losses are tensors on the device.
             warmup: ordinary steps before the capture, at least 1.
-            same_bits: raise where the captured closure does not do what the ordinary one does, whatever the batch. With
-                False nothing is compared, and the graph's losses are those of the path that is captured; they are the
-                ones that are recorded, so that the trajectory gives the weights all the same.
+            same_bits: raise if the captured closure does something else than the ordinary one. False: compare nothing;
+                the captured path's losses are used and recorded, so the trajectory still gives the weights.
 
         Raises:
-            TypeError, ValueError: an argument is wrong, or the steps of this optimizer are not all alike: with `drop`,
-                and with MeZO-SVRG.
+            TypeError, ValueError: an argument is wrong, or steps of this optimizer are not alike (`drop`, MeZO-SVRG).
         """
         check_closure("closure", closure)
         checks.integer("warmup", warmup, 1)
@@ -447,35 +398,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
                 have other ids (names), or a value in it cannot be, which the message names. Nothing is changed, nor is
                 anything if a hook raises.
         """
-        if "zo" not in checks.mapping("state_dict", state_dict):
-            raise ValueError("state_dict: expected the state of a zeroth-order optimizer, got one without 'zo'")
-        given: Any = {key: value for key, value in state_dict.items() if key != "zo"}
-        hooks = self.__dict__.get("_optimizer_load_state_dict_pre_hooks", {})
-        for hook in hooks.values():  # which torch calls when it is too late to check what they make of the state
-            if (changed := hook(self, given)) is not None:
-                given = changed
-        run, groups, trained = self._run, self.param_groups, self._trained
-        found = state.checked(run, state_dict["zo"], groups, self.state)
-        kept = state.check_torch(given, groups, self._estimator.check_group)
-        self._estimator.check_kept(kept, found, groups, trained.names)
-        with state.undone_if_it_fails(run, self):
-            self._optimizer_load_state_dict_pre_hooks = type(hooks)()
-            super().load_state_dict(given)
-            self._optimizer_load_state_dict_pre_hooks = hooks
-            if state.take(run, found, self.param_groups, self.state):
-                self._write_theta()
-            run.recording.forget_versions()  # the model may be loaded after its optimizer
-
-    def _write_theta(self) -> None:
-        """Let the estimator write θ as a loaded state has it."""
-        theta = [(t, t.detach().clone()) for t in map(local, trainable(self.param_groups))]
-        try:
-            self._prepare()
-        except BaseException:
-            with torch.no_grad(), signals_held():
-                for t, values in theta:
-                    t.copy_(values)
-            raise
+        state.load(self._run, self, state_dict, super().load_state_dict, self._prepare)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "step"}  # a scheduler's wrapper is bound to the original

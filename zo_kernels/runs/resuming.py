@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from .. import checks, names
-from ..doubts import warn
 from ..estimators.protocol import ReplayedEnd
 from ..trajectory import Setup, Trajectory
-from ..trajectory.file import FoundFile
+from ..trajectory.recorder import FoundFile
+from ..warn import warn
 from ..weights.groups import eps_of, weight_decays_of
 from ..weights.masks import Thresholds
 from ..weights.tables import Weights
 from ..weights.trained import trainable
 from .replay import Replay
-from .run import Groups, Run
-
-Kept = Mapping[Tensor, dict[str, Any]]  # torch.optim.Optimizer.state
+from .run import Groups, Kept, Run
 
 
 class Resume:
@@ -29,22 +23,13 @@ class Resume:
 
     Args:
         groups, kept: the optimizer's `param_groups` and `state`.
-        prepare: makes tables that are valid.
-        backend: see `add_noise_`.
-        stochastic: whether 16-bit weights are rounded stochastically.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        groups: Groups,
-        kept: Kept,
-        prepare: Callable[[], Weights],
-        backend: str | None,
-        stochastic: bool,
-    ):
+    def __init__(self, run: Run, groups: Groups, kept: Kept):
         self._run, self._groups, self._kept = run, groups, kept
-        self._prepare, self._backend, self._stochastic = prepare, backend, stochastic
+
+    def _prepare(self) -> Weights:
+        return self._run.prepare(self._groups, self._kept)
 
     def __call__(self, path: str | Path, weights: str, missing_ok: bool, recover: bool) -> None:
         """As `ZeroOrderOptimizer.resume`."""
@@ -98,7 +83,7 @@ class Resume:
             if run.ranks is not None and from_first:
                 run.ranks.check_directions(last.directions)
             self._warn_of_other_options(last)
-            replay = Replay(run.trained.names, trajectory, self._backend, check_values=from_first)
+            replay = Replay(run.trained.names, trajectory, run.trained.backend, check_values=from_first)
             if from_first:
                 self._warn_of_other_thresholds(trajectory.setups[0][1])
         run.by_first(lambda: found[0].set_aside())
@@ -125,7 +110,7 @@ class Resume:
         run.steps = trajectory.steps
         run.refused = trajectory.refused_steps - run.recording.refused_unseen
         run.seed, run.directions, trained.drop = setup.seed, setup.directions, setup.drop
-        trained.thresholds = Thresholds.of_trajectory(run.doubts, by_name, trajectory)
+        trained.thresholds = Thresholds.of_trajectory(run.warner, by_name, trajectory)
         trained.weights = None
         run.recording.note_versions(self._prepare())
 
@@ -133,7 +118,7 @@ class Resume:
         run = self._run
         kept = {"seed": run.seed, "directions": run.directions, "drop": run.trained.drop}
         changed = {"eps": eps_of(self._groups), "weight_decays": tuple(weight_decays_of(self._groups)[::2])}
-        changed |= {"in_place": run.perturbation.name == "in_place", "stochastic": self._stochastic}
+        changed |= {"in_place": run.perturbation.name == "in_place", "stochastic": run.trained.rounding != "nearest"}
         for own, what in ((kept, "the run's are taken"), (changed, "the optimizer's are taken from here on")):
             names_of_others = [name for name, value in own.items() if value != getattr(setup, name)]
             if names_of_others:

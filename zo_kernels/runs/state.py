@@ -15,11 +15,11 @@ from ..interrupts import signals_held
 from ..weights.groups import check_group
 from ..weights.masks import Thresholds
 from ..weights.overflow import Reach
-from ..weights.trained import every_parameter
-from .run import Groups, Run
+from ..weights.shards import local
+from ..weights.trained import every_parameter, trainable
+from .run import Groups, Kept, Run
 
 VERSION = 1  # of what is under "zo"; a state without one is of this version
-Kept = Mapping[Tensor, dict[str, Any]]  # torch.optim.Optimizer.state
 _MAX_STEPS = 2**44 - 1  # the noise has directions for them (docs/noise.md, 6)
 
 
@@ -163,17 +163,64 @@ def take(run: Run, found: Mapping[str, Any], groups: Groups, kept: Kept) -> bool
     run.seed, run.steps, run.directions = found["seed"], found["step_count"], found["directions"]
     trained.drop = found["drop"]
     run.refused = found["refused_steps"] - unseen
-    trained.thresholds = Thresholds.of_state(run.doubts, every_parameter(groups), found)
+    trained.thresholds = Thresholds.of_state(run.warner, every_parameter(groups), found)
     trained.weights = run.progress = None
     return run.estimator.take_state(found, groups, kept)
 
 
+def load(
+    run: Run,
+    optimizer: torch.optim.Optimizer,
+    given: Any,
+    load_torch: Callable[[Any], None],
+    prepare: Callable[[], Any],
+) -> None:
+    """As `ZeroOrderOptimizer.load_state_dict`.
+
+    Args:
+        load_torch: PyTorch's own.
+        prepare: makes tables that are valid.
+    """
+    if "zo" not in checks.mapping("state_dict", given):
+        raise ValueError("state_dict: expected the state of a zeroth-order optimizer, got one without 'zo'")
+    zo, given = given["zo"], {key: value for key, value in given.items() if key != "zo"}
+    hooks = optimizer.__dict__.get("_optimizer_load_state_dict_pre_hooks", {})
+    for hook in hooks.values():  # which torch calls when it is too late to check what they make of the state
+        if (changed := hook(optimizer, given)) is not None:
+            given = changed
+    groups = optimizer.param_groups
+    found = checked(run, zo, groups, optimizer.state)
+    kept = check_torch(given, groups, run.estimator.check_group)
+    run.estimator.check_kept(kept, found, groups, run.trained.names)
+    with _undone_if_it_fails(run, optimizer):
+        optimizer._optimizer_load_state_dict_pre_hooks = type(hooks)()
+        load_torch(given)
+        optimizer._optimizer_load_state_dict_pre_hooks = hooks
+        if take(run, found, optimizer.param_groups, optimizer.state):
+            _write_theta(optimizer, prepare)
+        run.recording.forget_versions()  # the model may be loaded after its optimizer
+
+
+def _write_theta(optimizer: torch.optim.Optimizer, prepare: Callable[[], Any]) -> None:
+    """Let the estimator write θ as a loaded state has it."""
+    theta = [(t, t.detach().clone()) for t in map(local, trainable(optimizer.param_groups))]
+    try:
+        prepare()
+    except BaseException:
+        with torch.no_grad(), signals_held():
+            for t, values in theta:
+                t.copy_(values)
+        raise
+
+
 @contextmanager
-def undone_if_it_fails(run: Run, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def _undone_if_it_fails(run: Run, optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Put back the attributes of the optimizer and of its parts, should the block raise."""
     weights, recording = run.trained.weights, run.recording
     ours = weights is not None and not recording.changed_by_others(weights)
-    before = [(part.__dict__, dict(part.__dict__)) for part in (optimizer, run, run.trained, run.estimator)]
+    before = [
+        (part.__dict__, dict(part.__dict__)) for part in (optimizer, run, run.trained, run.perturbation, run.estimator)
+    ]
     versions = recording.forget_versions()
     try:
         yield
