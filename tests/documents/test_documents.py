@@ -98,6 +98,14 @@ def test_public_names_are_in_the_reference(module):
     assert {name for name in told if name.rpartition(".")[0] == module} == public
 
 
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_files_that_a_newcomer_is_sent_to_are_there(document):
+    for path in re.findall(
+        r"`((?:zo_kernels|csrc|tests|benchmarks|docs|examples)/[\w./]*)`", (ROOT / document).read_text()
+    ):
+        assert (ROOT / path).exists() or path == "docs/gpu/", path
+
+
 def test_the_readme_is_a_screen_and_its_measured_cells_are_those_of_the_evidence():
     readme = (ROOT / "README.md").read_text()
     assert len(readme.splitlines()) < 120

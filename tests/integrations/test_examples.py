@@ -13,6 +13,8 @@ import pytest
 import torch
 from tiny_trainer import seeded
 
+import zo_kernels as zo
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 WORDS = ["[PAD]", "[UNK]", "It", "was", "great", "terrible", *"abcdefgh"]
 SENTENCES = [(f"{a} {b}", i % 2) for i, (a, b) in enumerate(zip("abcdefgh", "hgfedcba", strict=True))]
@@ -95,6 +97,7 @@ def test_own_loop_ends_with_the_same_bits_if_it_is_cut_off(data: str, tmp_path: 
     for folder, starts in (("whole", [4]), ("cut", [2, 4])):
         for steps in starts:
             assert 2 < main(model, data, str(tmp_path / folder), steps) < 5
+            assert zo.Trajectory.load(tmp_path / folder / "trajectory.zo").steps == steps
         ends.append(load_file(tmp_path / folder / "model" / "model.safetensors"))
     assert ends[0].keys() == ends[1].keys() and all(torch.equal(end, ends[1][name]) for name, end in ends[0].items())
 
