@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 C_FILES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 SOURCES := $(C_FILES) setup.py pyproject.toml
 
-.PHONY: demo test attack test-slow test-gpu gpu test-avx512 sanitize lint format clean
+.PHONY: demo test attack test-slow test-gpu gpu test-avx512 sanitize lint docs format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/zo-finetune --out runs/demo --overwrite $(DEMO)
@@ -65,11 +65,15 @@ test-avx512: $(EMULATED_OBJECTS)
 sanitize: $(VENV)/.installed
 	$(BIN)/python tests/attack/sanitizers/run.py
 
-lint: $(VENV)/.linters
+lint: $(VENV)/.linters docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
+
+# The site, in build/site; a link or an anchor that leads nowhere is an error, unless --quiet. No network, seconds.
+docs: $(VENV)/.linters
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 format: $(VENV)/.linters
 	$(BIN)/ruff format .
@@ -94,7 +98,7 @@ $(VENV)/.installed: $(VENV)/.torch $(VENV)/.cuda-$(ZO_KERNELS_CUDA) $(SOURCES)
 	touch $@
 
 $(VENV)/.linters: $(VENV)/.installed
-	$(BIN)/pip install --quiet --editable ".[lint]"
+	$(BIN)/pip install --quiet --editable ".[lint,docs]"
 	touch $@
 
 clean:
