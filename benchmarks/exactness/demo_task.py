@@ -20,9 +20,11 @@ from zo_kernels.finetune.minilm import minilm_folder
 from zo_kernels.finetune.model import Classifier, load_encoder, start_head
 from zo_kernels.weights.blocks import find_blocks
 
+from ..kernels.cases import DTYPES
+from ..step.check import WrongWeights
+from ..step.exact import wrong_step
 from .upcast import upcast
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _docstrings = cache(stdlib_docstrings)
 _METHODS = {"mezo": zo.MeZO, "lezo": zo.LeZO}
 
@@ -38,7 +40,19 @@ class DemoTask:
     test: Texts
 
     def optimizer(self, perturb: str, rounding: str) -> zo.ZeroOrderOptimizer:
-        """As the demo's."""
+        """As the demo's, after a check of a first step, which is undone.
+
+        Raises:
+            WrongWeights: that step is not the method's.
+        """
+        start, batch = self.weights(), next(self.batches())
+        wrong = wrong_step(self._optimizer(perturb, rounding), self.classifier, partial(self.loss, batch))
+        self.set_weights(start)
+        if wrong:
+            raise WrongWeights(wrong)
+        return self._optimizer(perturb, rounding)
+
+    def _optimizer(self, perturb: str, rounding: str) -> zo.ZeroOrderOptimizer:
         c = self.config
         make: Any = _METHODS[c.method]
         return make(self.classifier, lr=c.lr, eps=c.eps, seed=c.seed, drop=c.drop, perturb=perturb, rounding=rounding)
@@ -58,6 +72,18 @@ class DemoTask:
                 group["lr"] = lr
             losses.append(float(optimizer.step(partial(self.loss, batch))))
         return losses
+
+    def trained(self) -> list[nn.Parameter]:
+        return [p for p in self.classifier.parameters() if p.requires_grad]
+
+    def weights(self) -> list[Tensor]:
+        """Copies of the weights that are trained."""
+        return [p.detach().clone() for p in self.trained()]
+
+    @torch.no_grad()
+    def set_weights(self, weights: list[Tensor]) -> None:
+        for p, w in zip(self.trained(), weights, strict=True):
+            p.copy_(w)
 
 
 def demo_task(config: Config) -> DemoTask:
@@ -87,14 +113,3 @@ def largest_matrix(model: str | None) -> Tensor:
     """The largest weight of the first block of the demo's model, in float32; not to be changed."""
     encoder, _, _ = load_encoder(model or str(minilm_folder()), torch.float32)
     return max(find_blocks(encoder)[0].parameters(), key=Tensor.numel).detach()
-
-
-def weights_of(model: nn.Module) -> list[Tensor]:
-    """Copies of the weights that are trained."""
-    return [p.detach().clone() for p in model.parameters() if p.requires_grad]
-
-
-@torch.no_grad()
-def set_weights(model: nn.Module, weights: list[Tensor]) -> None:
-    for p, w in zip((p for p in model.parameters() if p.requires_grad), weights, strict=True):
-        p.copy_(w)
