@@ -107,7 +107,9 @@ def _passes(dtype: str, backend: str, elements: int) -> Iterator[Timed]:
     for kind in TUNED.get(dtype, ()):
         for name, (whose, tuning) in TUNINGS.items():
             if backend in whose and (dtype == "fp32" or name != _FP32_ONLY):
-                yield replace(plain, name="/".join(filter(None, (f"tuning:{name}", label(kind)))), kind=kind, tuning=tuning)
+                yield replace(
+                    plain, name="/".join(filter(None, (f"tuning:{name}", label(kind)))), kind=kind, tuning=tuning
+                )
     if backend.startswith("native"):
         yield replace(plain, name="threads=2", threads=2)
 

@@ -111,4 +111,7 @@ def cells(row: Row) -> dict[str, str]:
 def notes() -> list[str]:
     """What must be read beside the table."""
     sources = [f"{gpu.name}: {gpu.source}; {PIPES[gpu.arch].source}" for gpu in GPUS]
-    return [f"Predictions, not measurements. A copy is taken to reach {COPY_FRACTION:.0%} of the peak bandwidth.", *sources]
+    return [
+        f"Predictions, not measurements. A copy is taken to reach {COPY_FRACTION:.0%} of the peak bandwidth.",
+        *sources,
+    ]

@@ -43,7 +43,9 @@ def measure_all(arch: int | str, variants: Sequence[tuple[str, MaskKind, bool, b
     """
     if (compiler := nvcc()) is None:
         raise RuntimeError("nvcc: expected it on the PATH or in $CUDA_HOME/bin, found none")
-    codes = [(_DTYPES.index(dtype), int(mask), int(stochastic), int(decay)) for dtype, mask, stochastic, decay in variants]
+    codes = [
+        (_DTYPES.index(dtype), int(mask), int(stochastic), int(decay)) for dtype, mask, stochastic, decay in variants
+    ]
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder, "kernels.cu"), Path(folder, "kernels.cubin")
         source.write_text('#include "cuda_global.h"\n' + "".join(map(_instance, codes)))

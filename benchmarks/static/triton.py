@@ -15,7 +15,10 @@ from zo_kernels.backends.triton.launch import COUNTERS, options, target
 from .machine_code import Static, Variant, counted, disassembled
 
 _TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-_POINTERS = {"rows": "*i64", "ids": "*i32", "first_chunk": "*i32", "seeds": "*i64", "scales": "*fp32", "decays": "*fp32"}
+_POINTERS = {
+    **{"rows": "*i64", "ids": "*i32", "first_chunk": "*i32"},
+    **{"seeds": "*i64", "scales": "*fp32", "decays": "*fp32"},
+}
 
 
 def unavailable() -> str | None:

@@ -74,9 +74,7 @@ def _case(shape_name: str, method_name: str, method: Method, device: torch.devic
         return [more | row | _per_forwards(row) for row in rows]
 
     needed = partial(_bytes_needed, shape, batch, dtype, method)
-    return Case(
-        f"{shape_name}/{method_name}", facts, measure, unusable(device, options.backend), str(device), needed
-    )
+    return Case(f"{shape_name}/{method_name}", facts, measure, unusable(device, options.backend), str(device), needed)
 
 
 def _per_forwards(row: Row) -> Row:
