@@ -30,9 +30,9 @@ def wrong_pass(entries: Sequence[Entry], do: Pass, run: Callable[[], object]) ->
         got = _cut(entries[i], start, stop)
         if wrong := differing(got.dst, expected.dst):
             return f"{wrong} of the elements {start} to {stop - 1} are not the reference's"
-        if got.mask_tensor is not None and expected.mask_tensor is not None:
-            if wrong := differing(got.mask_tensor, expected.mask_tensor):
-                return f"{wrong} bytes of the mask of elements {start} to {stop - 1} are not the reference's"
+        masks = got.mask_tensor, expected.mask_tensor
+        if masks[0] is not None and masks[1] is not None and (wrong := differing(masks[0], masks[1])):
+            return f"{wrong} bytes of the mask of elements {start} to {stop - 1} are not the reference's"
     return None
 
 

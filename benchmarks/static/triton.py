@@ -16,8 +16,9 @@ from .machine_code import Static, Variant, counted, disassembled
 
 _TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _POINTERS = {
-    **{"rows": "*i64", "ids": "*i32", "first_chunk": "*i32"},
-    **{"seeds": "*i64", "scales": "*fp32", "decays": "*fp32"},
+    **dict.fromkeys(("rows", "seeds"), "*i64"),
+    **dict.fromkeys(("ids", "first_chunk"), "*i32"),
+    **dict.fromkeys(("scales", "decays"), "*fp32"),
 }
 
 

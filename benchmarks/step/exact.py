@@ -20,8 +20,8 @@ from zo_kernels.weights.blocks import find_blocks
 
 from .check import Windows, WrongWeights
 
-# Of |θ| + ε|z|: how far MeZO-SVRG's passes in place may leave its formula. Each rounds by up to 2^-24 in float32, and by
-# the last of 8 or of 11 bits in the others, which round stochastically.
+# How far MeZO-SVRG's passes in place may leave its formula, in parts of |θ| + ε|z|. Each rounds by up to 2^-24 in
+# float32, and by the last of 8 or of 11 bits in the others, which round stochastically.
 _TOLERANCE = {torch.float32: 2.0**-21, torch.bfloat16: 3 * 2.0**-7, torch.float16: 3 * 2.0**-10}
 _MOST_Z = 7  # no |z| is larger
 
