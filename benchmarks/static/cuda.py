@@ -48,7 +48,7 @@ def measure_all(arch: int | str, variants: Sequence[tuple[str, MaskKind, bool, b
     ]
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder, "kernels.cu"), Path(folder, "kernels.cubin")
-        source.write_text('#include "cuda_global.h"\n' + "".join(map(_instance, codes)))
+        source.write_text('#include "cuda/kernel.h"\n' + "".join(map(_instance, codes)))
         run(compiler, *FLAGS, f"-arch=sm_{arch}", "-cubin", f"-I{SOURCES}", str(source), "-o", str(cubin))
         found = disassembled(cubin, beside=compiler)
     kernels = [found[_mangled(code)] for code in codes]
