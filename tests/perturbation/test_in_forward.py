@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inside import stored_masks_of
 from models import Block, BlockMLP, block_mlp, real_loss
 from outright import bits, holding, losses_outright, moved, trainable
 from scripted import (
@@ -294,8 +295,7 @@ def test_masks_are_taken_from_clean_weights_and_not_stored(method: str) -> None:
     for perturb in ("in_place", "in_forward"):
         model = block_mlp()
         opt = build(method, model, lr=0.01, sparsity=0.6, perturb=perturb)
-        stored = [t for t in opt._weights._bits if t is not None]
-        assert len(stored) == (perturb == "in_place") * len(opt._weights.weights)
+        assert len(stored_masks_of(opt)) == (perturb == "in_place") * len(trainable(model))
         recorder = Recorder(model)
         for _ in range(3):
             theta = snapshot(model)

@@ -12,14 +12,14 @@ from typing import Any
 
 from torch import Tensor
 
+from ..backends.pending import Pending
+from ..closures.resolution import Resolution
 from ..interrupts import Call, at_once
 from ..trajectory import Kind, Record, Setup, Trajectory
 from ..trajectory.file import FoundFile
 from ..trajectory.fingerprint import as_text
 from ..trajectory.record import RefusedSteps, WeightSetup, encode_setup
 from ..trajectory.recorder import Recorder
-from ..backends.pending import Pending
-from ..closures.resolution import Resolution
 from ..warn import Warner, warn
 from ..weights.tables import Weights
 from ..weights.whole import combined_fingerprint, fingerprints

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from .. import checks, names
-from ..warn import warn
 from ..estimators.protocol import ReplayedEnd
 from ..trajectory import Setup, Trajectory
 from ..trajectory.file import FoundFile
+from ..warn import warn
 from ..weights.groups import eps_of, weight_decays_of
 from ..weights.masks import Thresholds
 from ..weights.tables import Weights
