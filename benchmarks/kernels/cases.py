@@ -40,19 +40,14 @@ TUNINGS = {
     "most_blocks=4": (("triton", "cuda"), replace(DEFAULT, most_blocks=4)),
     "most_blocks=64": (("triton", "cuda"), replace(DEFAULT, most_blocks=64)),
 }
-TUNED = {
-    "fp32": (PLAIN,),
-    "bf16": (PLAIN, replace(PLAIN, rounding="stochastic"), replace(PLAIN, mask="bits")),
-}
+TUNED = {"fp32": (PLAIN,), "bf16": (PLAIN, replace(PLAIN, rounding="stochastic"), replace(PLAIN, mask="bits"))}
 _FP32_ONLY = "warps=16"  # a thread would have half of an access of 16-bit weights
 
 # Targets, for a tensor that no cache holds.
 _STATED_FOR = 64_000_000
 _AGAINST_EAGER = {
-    ("native:avx512", "fp32"): 6.0,
-    ("native:avx512", "bf16"): 7.0,
-    ("native:avx2", "fp32"): 4.0,
-    ("native:avx2", "bf16"): 5.0,
+    "native:avx512": {"fp32": 6.0, "bf16": 7.0},
+    "native:avx2": {"fp32": 4.0, "bf16": 5.0},
 }
 _MASKED_AGAINST_UNMASKED = 1 / 1.06
 _TWO_THREADS_AGAINST_ONE = 1.8
@@ -65,11 +60,7 @@ _TENSORS = 8
 
 @dataclass(frozen=True)
 class Timed:
-    """A pass to time.
-
-    Args:
-        name: what is changed of the plain pass of its dtype and backend, "" if nothing is.
-    """
+    """A pass to time; `name` says what is changed of the plain one of its dtype and backend."""
 
     name: str
     dtype: str
@@ -132,20 +123,10 @@ def label(kind: Kind) -> str:
 
 
 def _case(timed: Timed, size: str, options: Namespace) -> Case:
-    kind, device = timed.kind, timed.device
-    dtype = DTYPES[timed.dtype]
-    facts = {
-        "backend": timed.backend,
-        "device": str(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "elements": timed.elements,
-        "threads": timed.threads if device.type == "cpu" else None,
-        "mask": kind.mask,
-        "directions": kind.directions,
-        "rounding": kind.rounding,
-        "dropped_share": kind.dropped,
-        **({} if timed.tuning == DEFAULT else asdict(timed.tuning)),
-    }
+    kind, device, dtype = timed.kind, timed.device, DTYPES[timed.dtype]
+    facts = {"backend": timed.backend, "elements": timed.elements, **facts_of(device, dtype, timed.threads)}
+    facts |= {"mask": kind.mask, "directions": kind.directions, "rounding": kind.rounding}
+    facts |= {"dropped_share": kind.dropped, **({} if timed.tuning == DEFAULT else asdict(timed.tuning))}
     return Case(
         "/".join(filter(None, (timed.dtype, timed.backend, timed.name))) + size,
         facts,
@@ -156,7 +137,13 @@ def _case(timed: Timed, size: str, options: Namespace) -> Case:
     )
 
 
-def unusable(backend: str, device: torch.device, threads: int = 1) -> str | None:
+def facts_of(device: torch.device, dtype: torch.dtype, threads: int | None = None) -> Row:
+    """What every row says of where it ran; the threads are a CPU's."""
+    of_cpu = threads if device.type == "cpu" else None
+    return {"device": str(device), "dtype": str(dtype).removeprefix("torch."), "threads": of_cpu}
+
+
+def unusable(backend: str | None, device: torch.device, threads: int = 1) -> str | None:
     """Why passes of a backend cannot run on a device here, or None."""
     if device.type == "cuda" and not torch.cuda.is_available():
         return "PyTorch sees no GPU here"
@@ -174,14 +161,9 @@ def _trial(timed: Timed, compiled: bool) -> Trial:
     buffer = torch.empty_like(w)
     with tuned(timed.tuning):
         ours = KernelCall(w, timed.kind, timed.backend)
-    return Trial(
-        Call(ours.run, timed.threads),
-        ours.check,
-        list(_others(timed, w, ours, compiled)),
-        ours.elements,
-        ours.bytes_moved,
-        Copy(Call(lambda: buffer.copy_(w), timed.threads), 2 * w.nbytes),
-    )
+    others, call = list(_others(timed, w, ours, compiled)), Call(ours.run, timed.threads)
+    copy = Copy(Call(lambda: buffer.copy_(w), timed.threads), 2 * w.nbytes)
+    return Trial(call, ours.check, others, ours.elements, ours.bytes_moved, copy)
 
 
 def _others(timed: Timed, w: Tensor, ours: KernelCall, compiled: bool) -> Iterator[Versus]:
@@ -211,8 +193,8 @@ def _others(timed: Timed, w: Tensor, ours: KernelCall, compiled: bool) -> Iterat
     elif kind.dropped:
         yield against("all blocks", usual(PLAIN), timed.elements / ours.elements / _OVER_PROPORTION)
     else:
-        stated = _AGAINST_EAGER.get((backend, timed.dtype)) if kind == PLAIN and timed.threads == 1 else None
-        yield against("eager", _eager(w, kind.directions), stated)
+        stated = _AGAINST_EAGER.get(backend, {}) if kind == PLAIN and timed.threads == 1 else {}
+        yield against("eager", _eager(w, kind.directions), stated.get(timed.dtype))
         if kind == PLAIN:
             yield against("published MeZO", _published(w))
             if timed.device.type == "cuda" or compiled:
@@ -220,11 +202,7 @@ def _others(timed: Timed, w: Tensor, ours: KernelCall, compiled: bool) -> Iterat
                 yield against("torch.compile", lambda: noisy(w, EPS))
 
 
-def _unmasked() -> None:
-    return None
-
-
-def _eager(w: Tensor, directions: int, mask: Callable[[], Tensor | None] = _unmasked) -> Callable[[], None]:
+def _eager(w: Tensor, directions: int, mask: Callable[[], Tensor | None] = lambda: None) -> Callable[[], None]:
     once = EagerPass([w])
 
     def run() -> None:
@@ -234,7 +212,7 @@ def _eager(w: Tensor, directions: int, mask: Callable[[], Tensor | None] = _unma
     return run
 
 
-def _published(w: Tensor, mask: Callable[[], Tensor | None] = _unmasked) -> Callable[[], None]:
+def _published(w: Tensor, mask: Callable[[], Tensor | None] = lambda: None) -> Callable[[], None]:
     p = nn.Parameter(w, requires_grad=False)  # its memory is replaced at the first call, that of w stays
     return lambda: published_pass([p], SEED, 1.0, EPS, [mask()])
 

@@ -12,17 +12,20 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from zo_kernels import backends
 from zo_kernels.backends.native import instruction_sets
+from zo_kernels.weights.blocks import find_blocks
 
 from ..bench.compare import Trial, Versus, compare
 from ..bench.memory import peak_bytes
 from ..bench.registry import Case, Row, Target
 from ..bench.timing import Call, Plan, Watch
-from ..kernels.cases import DTYPES
+from ..kernels import cases as cases_kernels
+from ..kernels.baselines import EagerPass, published_pass
+from ..kernels.cases import DTYPES, facts_of
+from .baseline_steps import Baseline
 from .graphed import graphed
 from .launches import Ranges, counted
-from .methods import MEZO, Method, Ours, baseline, methods
+from .methods import EPS, LR, MEZO, Method, Ours, methods
 from .shapes import SHAPES, Batch, Shape, Task, device_of
 
 # Targets of MeZO on MiniLM, on a CPU with two threads.
@@ -51,18 +54,9 @@ def _case(shape_name: str, method_name: str, method: Method, device: torch.devic
     dtype = DTYPES[options.dtype or ("bf16" if shape.large and device.type == "cuda" else "fp32")]
     threads = options.threads if device.type == "cpu" else None
     stated = (shape_name, method_name, device.type, threads, dtype) == _STATED_FOR
-    facts = {
-        "backend": options.backend or _default_backend(device),
-        "device": str(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "threads": threads,
-        "shape": shape_name,
-        "method": method_name.partition("/")[0],
-        "perturb": method.perturb,
-        "batch": batch.examples,
-        "tokens": batch.tokens,
-        "anchor_every": method.anchor_every or None,
-    }
+    facts = {"backend": options.backend or _default_backend(device), **facts_of(device, dtype, threads)}
+    facts |= {"shape": shape_name, "method": method_name.partition("/")[0], "perturb": method.perturb}
+    facts |= {"batch": batch.examples, "tokens": batch.tokens, "anchor_every": method.anchor_every or None}
 
     def measure() -> list[Row]:
         torch.set_num_threads(options.threads)
@@ -104,15 +98,9 @@ def _default_backend(device: torch.device) -> str:
 
 def unusable(device: torch.device, backend: str | None) -> str | None:
     """Why steps cannot run on the device here, or None."""
-    if device.type == "cuda" and not torch.cuda.is_available():
-        return "PyTorch sees no GPU here"
     if importlib.util.find_spec("transformers") is None:
         return NO_TRANSFORMERS
-    try:
-        backends.resolve(backend, device)
-    except ValueError as error:
-        return str(error)
-    return None
+    return cases_kernels.unusable(backend, device)
 
 
 class StepMaker:
@@ -143,7 +131,17 @@ class StepMaker:
         return Ours(method or self.method, model, self._loss_of(model), self.watch, self.options.backend)
 
     def baseline(self, model: nn.Module, published: bool) -> Callable[[], None]:
-        return baseline(self.method, model, self._loss_of(model), self.watch, self.first, published=published)
+        """The same steps by MeZO's published passes, or by the best eager ones; they replace the weights' memory.
+
+        The thresholds are those that `first` found: `model` is a copy of its model.
+        """
+        params, thresholds = list(model.parameters()), self.first.optimizer.state_dict()["zo"]["thresholds"]
+        apply = published_pass if published else EagerPass(params)
+        steps = Baseline(params, apply, not published, self._loss_of(model), self.watch, EPS, LR, thresholds)
+        if self.method.drop:
+            steps.blocks = [list(block.parameters()) for block in find_blocks(model)]
+            steps.dropped = self.method.dropped(model)
+        return partial(steps.svrg, self.method.steps) if self.method.anchor_every else steps.spsa
 
     def others(self, stated: bool) -> Iterator[Versus]:
         """What a step is compared with: the same step without zo_kernels, and one in the forward with that in place.

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import zo_kernels as zo
-from zo_kernels.estimators.draws import ANCHOR_SLOT, blocks_to_drop
-from zo_kernels.spec import fma, normal, round_stochastic, rounding_bits
-from zo_kernels.weights.blocks import find_blocks
+from zo_kernels.estimators.draws import ANCHOR_SLOT, BLOCK_SLOT
+from zo_kernels.spec import direction_seed, fma, normal, round_stochastic, rounding_bits
+from zo_kernels.weights.blocks import dropped_blocks, find_blocks
 
 from .check import Windows, WrongWeights
 
@@ -116,9 +116,7 @@ def _taking_part(windows: Windows, theta: Tensor) -> Tensor:
     if not opt.drop:
         return kept
     blocks = find_blocks(windows.model)
-    dropped, wanted = blocks_to_drop(opt.seed, windows.first, len(blocks), opt.drop), round(opt.drop * len(blocks))
-    if len(dropped) != min(wanted, len(blocks) - 1):
-        raise WrongWeights(f"expected {wanted} of {len(blocks)} blocks to sit out, got {len(dropped)}")
+    dropped = dropped_blocks(len(blocks), opt.drop, direction_seed(opt.seed, windows.first, BLOCK_SLOT))
     still = {p for i in dropped for p in blocks[i].parameters()}
     return kept & (windows.spread([float(p in still) for p in windows.params]) == 0)
 

@@ -14,12 +14,9 @@ from zo_kernels import ops
 from zo_kernels.weights.blocks import find_blocks
 
 from ..bench.timing import Watch
-from ..kernels.baselines import EagerPass, published_pass
-from .baseline_steps import Baseline
 from .exact import wrong_step
 
 EPS, LR = 1e-3, 1e-5
-_ANCHOR_LR = 1e-5
 
 
 @dataclass(frozen=True)
@@ -45,11 +42,9 @@ class Method:
         return self.anchor_every or 1
 
     def optimizer(self, model: nn.Module, backend: str | None) -> zo.ZeroOrderOptimizer:
-        given: dict[str, Any] = {"sparsity": self.sparsity, "drop": self.drop, "perturb": self.perturb}
-        if self.anchor_every:
-            given |= {"anchor_lr": _ANCHOR_LR, "anchor_every": self.anchor_every}
-        options = {name: value for name, value in given.items() if value}
-        return self.make(model, lr=LR, eps=EPS, backend=backend, **options)
+        anchored: Any = {"anchor_lr": LR, "anchor_every": self.anchor_every} if self.anchor_every else {}
+        given = {"sparsity": self.sparsity, "drop": self.drop, "perturb": self.perturb, "backend": backend}
+        return self.make(model, lr=LR, eps=EPS, **{name: v for name, v in given.items() if v}, **anchored)
 
     def dropped(self, model: nn.Module) -> int:
         """Blocks that sit out a step."""
@@ -82,24 +77,15 @@ _WATCHED = 17
 
 
 def methods(anchor_every: int) -> dict[str, Method]:
-    in_place = {
-        "MeZO": MEZO,
-        "SparseMeZO": Method(zo.SparseMeZO, sparsity=0.75),
-        "LeZO": Method(zo.LeZO, drop=0.75),
-        "MeZOSVRG": Method(zo.MeZOSVRG, anchor_every=anchor_every),
-    }
+    in_place = {"MeZO": MEZO, "SparseMeZO": Method(zo.SparseMeZO, sparsity=0.75), "LeZO": Method(zo.LeZO, drop=0.75)}
+    in_place["MeZOSVRG"] = Method(zo.MeZOSVRG, anchor_every=anchor_every)
     return in_place | {f"{name}/in_forward": replace(m, perturb="in_forward") for name, m in in_place.items()}
 
 
 class Ours:
-    """Steps of one of our optimizers.
+    """Steps of one of our optimizers on a model.
 
-    Args:
-        method: which.
-        model: its weights are changed.
-        loss: of the model; notes its time under "forwards".
-        watch: the passes note theirs under "passes".
-        backend: of zo_kernels.
+    Its passes are noted under "passes" of the watch; the loss notes the forwards.
     """
 
     def __init__(
@@ -127,26 +113,3 @@ class Ours:
         while wrong is None and self._method.perturb == "in_forward" and self.optimizer.step_count <= _WATCHED:
             self.run()
         return wrong
-
-
-def baseline(
-    method: Method, model: nn.Module, loss: Callable[[], Tensor], watch: Watch, ours: Ours, *, published: bool
-) -> Callable[[], None]:
-    """The same steps by MeZO's published passes, or by the best eager ones; they replace the memory of the parameters.
-
-    The thresholds are those that `ours` found for its model. `model` is a copy of that.
-    """
-    params = list(model.parameters())
-    steps = Baseline(
-        params,
-        published_pass if published else EagerPass(params),
-        not published,
-        loss,
-        watch,
-        EPS,
-        LR,
-        ours.optimizer.state_dict()["zo"]["thresholds"],
-        [list(b.parameters()) for b in find_blocks(model)] if method.drop else [],
-        method.dropped(model),
-    )
-    return (lambda: steps.svrg(method.steps)) if method.anchor_every else steps.spsa
