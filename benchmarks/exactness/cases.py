@@ -16,10 +16,10 @@ from . import drift, four, replayed, shared_z, survival
 class Experiment(Protocol):
     """A module that measures one thing on several variants."""
 
-    VARIANTS: list[dict[str, str]]  # facts of each, which also name its case
+    VARIANTS: list[dict[str, str]]  # a case each: its columns, whose values also name it
 
     def measure(self, options: Namespace, **variant: str) -> list[Row]:
-        """Check, measure and return rows. WrongWeights if a check fails."""
+        """Check, measure and return rows; raise WrongWeights if a check fails."""
 
     def cells(self, row: Row) -> dict[str, str]: ...
 

@@ -40,10 +40,10 @@ class DemoTask:
     test: Texts
 
     def optimizer(self, perturb: str, rounding: str) -> zo.ZeroOrderOptimizer:
-        """As the demo's, after a check of a first step, which is undone.
+        """The demo's optimizer. A first step is checked and undone before.
 
         Raises:
-            WrongWeights: that step is not the method's.
+            WrongWeights: that step leaves the method's formula.
         """
         start, batch = self.weights(), next(self.batches())
         wrong = wrong_step(self._optimizer(perturb, rounding), self.classifier, partial(self.loss, batch))
@@ -58,14 +58,14 @@ class DemoTask:
         return make(self.classifier, lr=c.lr, eps=c.eps, seed=c.seed, drop=c.drop, perturb=perturb, rounding=rounding)
 
     def batches(self) -> Iterator[Batch]:
-        """Those that the demo with this seed trains on, for ever."""
+        """The endless batches that the demo trains on with this seed."""
         return self.training.endless(self.config.batch_size, torch.Generator().manual_seed(self.config.seed))
 
     def loss(self, batch: Batch) -> Tensor:
         return F.cross_entropy(self.classifier(batch.input_ids, batch.attention_mask), batch.labels)
 
     def train(self, optimizer: zo.ZeroOrderOptimizer, batches: Iterable[Batch], rates: Iterable[float]) -> list[float]:
-        """A step for each learning rate; the losses."""
+        """Take a step for each learning rate and return the losses."""
         losses = []
         for batch, lr in zip(batches, rates, strict=False):
             for group in optimizer.param_groups:

@@ -40,7 +40,7 @@ def measure(options: Namespace, dtype: str, method: str, perturb: str) -> list[R
     config = Config(model=options.model, dtype=dtype, method=method, threads=options.threads)
     task = demo_task(config)
     start, batches = task.weights(), task.batches()
-    next(batches)  # the check's
+    next(batches)  # the check used it
     optimizer = task.optimizer(perturb, "stochastic")
     timer = Timer(torch.device("cpu"))
     rate = [float(config.lr or 0.0)]

@@ -31,7 +31,7 @@ VARIANTS = (
     replace(PLAIN, dropped=0.75),
 )
 
-# What might make a GPU's kernels faster, against what they are; other kinds of passes have other needs.
+# Launches that might be faster on a GPU than the default ones, and the passes they are tried on.
 TUNINGS = {
     "warps=2": (("triton",), replace(DEFAULT, warps=2)),
     "warps=8": (("triton",), replace(DEFAULT, warps=8)),
@@ -54,7 +54,7 @@ _TWO_THREADS_AGAINST_ONE = 1.8
 _OVER_PROPORTION = 1.1  # of a pass that leaves blocks out
 _SCALAR_ELEMENTS = 4 * 2**20  # plain C++ is there to be right; more would only take longer
 
-# The weights, the copy, the eager buffer, and what the published pass has at one time; masks are smaller than a tensor.
+# Tensors in memory: the weights, the copy, the eager buffer, the published pass's temporaries, and a mask.
 _TENSORS = 8
 
 
@@ -106,10 +106,10 @@ def _passes(dtype: str, backend: str, elements: int) -> Iterator[Timed]:
 
 
 def kinds(only: str = "") -> dict[str, Kind]:
-    """Each kind of pass by its label, "plain" or what is changed of it, if the regular expression is found in that.
+    """The kinds of passes whose label matches a regular expression, by label: "plain", or what differs from that.
 
     Raises:
-        ValueError: it is found in none.
+        ValueError: no label matches.
     """
     every = {label(kind) or "plain": kind for kind in (PLAIN, *VARIANTS)}
     if not (found := {name: kind for name, kind in every.items() if re.search(only, name)}):
@@ -213,7 +213,7 @@ def _eager(w: Tensor, directions: int, mask: Callable[[], Tensor | None] = lambd
 
 
 def _published(w: Tensor, mask: Callable[[], Tensor | None] = lambda: None) -> Callable[[], None]:
-    p = nn.Parameter(w, requires_grad=False)  # its memory is replaced at the first call, that of w stays
+    p = nn.Parameter(w, requires_grad=False)  # the first call gives it other memory; w keeps its own
     return lambda: published_pass([p], SEED, 1.0, EPS, [mask()])
 
 

@@ -14,10 +14,10 @@ from zo_kernels.backends.types import Entry, MaskKind, Pass
 from .check import wrong_pass
 
 SEED, PARAM_ID, EPS = 1, 7, 1e-3
-ACTIVE = 0.25  # share of the weights that a mask lets through, as Sparse-MeZO's default sparsity of 0.75
+ACTIVE = 0.25  # share of the weights that a mask keeps; Sparse-MeZO leaves out 0.75 by default
 STD = 0.02  # of the weights
 _THRESHOLD = 0.318639364 * STD  # a quarter of a normal's values are nearer to 0
-_PIECES = 16  # blocks of a model of which some are dropped
+_PIECES = 16  # blocks, some of them dropped
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class KernelCall:
 
     @property
     def elements(self) -> int:
-        """That a call visits."""
+        """How many elements a call visits."""
         return sum(e.dst.numel() for e in self._visited)
 
     @property

@@ -89,7 +89,7 @@ def _measure(shape: Shape, batch: Batch, device: torch.device, options: Namespac
 
 
 def _peak(call: Call, device: torch.device) -> float:
-    """GB that a call takes on a GPU, beside what is there before it."""
+    """Peak memory of a call on a GPU in GB, less what was allocated before it."""
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     call.run()

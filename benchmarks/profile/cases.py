@@ -1,4 +1,4 @@
-"""`profile`: the kernels and a step under the profilers at hand; a Chrome trace and a table of each are saved."""
+"""`profile`: a step under PyTorch's profiler and the passes under Nsight Compute; traces and tables are saved."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from ..bench.profiled import profiled
 from ..bench.registry import Case, Row
 from ..kernels import cases as cases_kernels
 from ..kernels.cases import DTYPES
-from ..kernels.kernel_call import KernelCall, weights
 from ..step import cases as cases_step
 from ..step import launches
 from ..step.methods import MEZO, Ours
@@ -29,8 +28,7 @@ COLUMNS = (
     "cpu_seconds", "self_device_seconds", "device_seconds", "saved", "device_name", "torch_version",
     "zo_kernels_version", "commit", "date_utc",
 )  # fmt: skip
-_LISTED = 30  # operations, those that take longest
-_REPEATS = 5
+_LISTED = 30  # operations that take longest
 _ROOT = Path(__file__).parents[2]
 _NCU_SECTIONS = (
     "SpeedOfLight", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis", "LaunchStats", "Occupancy", "WarpStateStats",
@@ -38,7 +36,7 @@ _NCU_SECTIONS = (
 _NCU_EXTRA = "sm__inst_executed.sum,smsp__inst_executed_per_warp.ratio"
 _NCU_METRICS = {
     "Duration": "self_device_seconds",
-    "Memory Throughput": "ncu_memory_percent",  # that in %; there is one in bytes a second, too
+    "Memory Throughput": "ncu_memory_percent",  # in %; ncu has it in bytes a second, too
     "Compute (SM) Throughput": "ncu_compute_percent",
     "Registers Per Thread": "ncu_registers",
     "Achieved Occupancy": "ncu_occupancy_percent",
@@ -46,40 +44,20 @@ _NCU_METRICS = {
     "Warp Cycles Per Issued Instruction": "ncu_cycles_per_issue",
 }
 _SECONDS = {"ns": 1e-9, "nsecond": 1e-9, "us": 1e-6, "usecond": 1e-6, "ms": 1e-3, "msecond": 1e-3, "s": 1.0}
-# Warps that wait for one reason, a warp that issues: what ncu calls them, with or without a label of its own.
+# How many warps wait for one reason, for each that issues: ncu's name or its label for it.
 _NCU_STALL = re.compile(r"smsp__average_warps_issue_stalled_(\w+)_per_issue_active\.ratio|Stall (.+)")
-_STALLS = 4  # those that are told, the longest
+_STALLS = 4  # the longest are listed
 
 
 def cases(options: Namespace) -> list[Case]:
     device = device_of(options)
     backend = options.backend or ("native" if device.type == "cpu" else "triton")
     facts = {"device": str(device), "dtype": str(DTYPES[options.dtype]).removeprefix("torch.")}
-    sized = facts | {"elements": options.elements}
-    no_passes, no_steps = cases_kernels.unusable(backend, device), cases_step.unusable(device, options.backend)
+    sized = {"backend": backend, "elements": options.elements}
     return [
-        Case("kernels", sized, lambda: _kernels(options, backend, device), no_passes),
-        Case("step", facts, lambda: _step(options, device), no_steps),
-        Case("ncu", sized | {"backend": backend}, lambda: _ncu(options), _no_ncu(device)),
+        Case("step", facts, lambda: _step(options, device), cases_step.unusable(device, options.backend)),
+        Case("ncu", facts | sized, lambda: _ncu(options), _no_ncu(device)),
     ]
-
-
-def _kernels(options: Namespace, backend: str, device: torch.device) -> list[Row]:
-    """Each kind of pass once, in a range of its name."""
-    torch.set_num_threads(options.threads)
-    w = weights(options.elements, DTYPES[options.dtype], device)
-    calls = {name: KernelCall(w, kind, backend) for name, kind in cases_kernels.kinds(options.kinds).items()}
-    for name, call in calls.items():
-        if wrong := call.check():
-            return [{"correct": False, "wrong": f"{name}: {wrong}"}]
-    with profiled(device) as seen:
-        for call in calls.values():  # the first operations pay for the profiler's start
-            call.run()
-        for name, call in calls.items():
-            for _ in range(_REPEATS):
-                with record_function(name):
-                    call.run()
-    return _saved(seen, "kernels", Path(options.out))
 
 
 def _step(options: Namespace, device: torch.device) -> list[Row]:
@@ -100,13 +78,13 @@ def _step(options: Namespace, device: torch.device) -> list[Row]:
     ours.run()
     with profiled(device) as seen, record_function(launches.STEP):
         ours.run()
-    return _saved(seen, "step", Path(options.out))
+    return _saved(seen, Path(options.out))
 
 
-def _saved(seen: profile, name: str, folder: Path) -> list[Row]:
+def _saved(seen: profile, folder: Path) -> list[Row]:
     """Write the trace and the table; a row for each operation that took long."""
     folder.mkdir(parents=True, exist_ok=True)
-    trace, table = folder / f"{name}_trace.json", folder / f"{name}_table.txt"
+    trace, table = folder / "step_trace.json", folder / "step_table.txt"
     seen.export_chrome_trace(str(trace))
     averages = seen.key_averages()
     by = "self_device_time_total" if any(e.self_device_time_total for e in averages) else "self_cpu_time_total"
@@ -130,7 +108,7 @@ def _ncu(options: Namespace) -> list[Row]:
     """A pass of each kind under Nsight Compute, in a process of its own; its table is saved, a row a kernel."""
     kinds, backend = list(cases_kernels.kinds(options.kinds)), options.backend or "triton"
     target = [sys.executable, "-m", "benchmarks.profile.ncu_target", str(options.elements), options.dtype, backend]
-    # Clocks as they are when passes are timed: by default ncu holds the GPU at its base clock.
+    # Leave the clocks as they are when passes are timed: by default ncu holds the GPU at its base clock.
     command = ["ncu", "--csv", "--print-details", "all", "--profile-from-start", "off", "--clock-control", "none"]
     command += [part for name in _NCU_SECTIONS for part in ("--section", name)]
     command += ["--metrics", _NCU_EXTRA, *target, options.kinds]
@@ -146,7 +124,7 @@ def _ncu(options: Namespace) -> list[Row]:
     table.parent.mkdir(parents=True, exist_ok=True)
     table.write_text("\n".join(lines) + "\n")
     rows = list(_ncu_rows(lines, table))
-    # Where each pass was one kernel, which is so but for some that record, they are told apart by their order.
+    # If each pass was one kernel (some that record are two), the order tells which is which.
     return [{"kind": kind, **row} for kind, row in zip(kinds, rows, strict=True)] if len(rows) == len(kinds) else rows
 
 

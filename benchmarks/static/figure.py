@@ -17,8 +17,8 @@ _SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def choose(rows: Sequence[Row]) -> list[Row]:
-    """Each compiled pass on each GPU: instructions a byte, and instructions a second, measured where that GPU's rows
-    are among these and predicted elsewhere.
+    """A point for each compiled pass and GPU: instructions a byte and a second, measured if these rows hold that GPU's
+    times, else predicted.
     """
     points = []
     for static in (row for row in rows if row.get("predicted_gelem_per_s") is not None):

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import networkx  # which torch needs, too
+import networkx  # a dependency of torch
 
 from zo_kernels.backends.tuning import DEFAULT, Tuning
 from zo_kernels.backends.types import MaskKind
@@ -159,7 +159,7 @@ def counted(kernel: Kernel, elements: int, float_operations: Sequence[str] = ())
     further = set().union(*loops(block_loop - heads))
     if len(searches) != 1 or not further:
         raise RuntimeError(f"SASS: expected loops to search, over blocks and in it over directions, got {len(parts)}")
-    rest = graph.subgraph(block_loop - further)  # of it, what comes back to the head
+    rest = graph.subgraph(block_loop - further)
     first = heads.union(*(networkx.ancestors(rest, head) for head in heads))
     outside = opcodes(set(graph).difference(*parts))
     for opcode, n in opcodes(searches[0]).items():

@@ -15,14 +15,14 @@ from ..kernels.baselines import BaselinePass, Masks
 
 @dataclass
 class Baseline:
-    """What a step needs.
+    """Takes steps without zo_kernels.
 
     Args:
         params: all that are trained.
         apply: the pass.
         fused: whether to restore and update in one pass, which MeZO's code does in two.
         closure: the loss.
-        watch: told of the passes; the closure tells it of the forwards.
+        watch: notes the passes; the closure notes the forwards in it.
         thresholds: for each parameter the h of its magnitude mask, or None.
         blocks: parameters of each transformer block.
         dropped: how many blocks sit out a step.

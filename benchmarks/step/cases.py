@@ -31,7 +31,8 @@ from .shapes import SHAPES, Batch, Shape, Task, device_of
 # Targets of MeZO on MiniLM, on a CPU with two threads.
 _STATED_FOR = ("minilm", "MeZO", "cpu", 2, torch.float32)
 _STATED = [Target("ratio", 2.5), Target("forwards_share", 0.85)]  # against the published passes
-# And everywhere, each but for a little: LeZO's passes in proportion to the weights that take part, memory as designed.
+# Targets everywhere: LeZO's passes take time in proportion to the weights that take part, and a step in the forward at
+# most a tenth more than one in place.
 _OVER_PROPORTION = 1.1
 _IN_PLACE_AGAINST_IN_FORWARD = 1 / 1.1
 _MIB = 2**20
@@ -81,8 +82,8 @@ def _per_forwards(row: Row) -> Row:
 
 
 def _bytes_needed(shape: Shape, batch: Batch, dtype: torch.dtype, method: Method) -> int:
-    """About what a case takes: the model and two copies for what it is compared with, their snapshots, the published
-    pass's temporaries, the logits in the weights' type and twice in float32, and some activations.
+    """Estimate a case's memory: the model and a copy for each of two baselines, their snapshots, the published pass's
+    temporaries, the logits in the weights' dtype and twice in float32, and some activations.
     """
     parameters = shape.parameters()
     sizes = [p.numel() for p in parameters]
@@ -144,7 +145,7 @@ class StepMaker:
         return partial(steps.svrg, self.method.steps) if self.method.anchor_every else steps.spsa
 
     def others(self, stated: bool) -> Iterator[Versus]:
-        """What a step is compared with: the same step without zo_kernels, and one in the forward with that in place.
+        """Yield the baselines: the same step without zo_kernels, and in place for one in the forward.
 
         Each of ours has a model of its own: an optimizer whose weights another has changed takes fingerprints of all
         of them. So have the baselines, which replace the memory of the weights.
@@ -174,7 +175,7 @@ class StepMaker:
             yield Versus("MeZO", mezo, "passes", [bound], own)
 
     def _memory(self, *makers: Callable[[nn.Module], Callable[[], object]]) -> list[Row]:
-        """For each of the makers the columns of a row against it."""
+        """The memory columns of the row of each baseline, given what makes its step."""
         every = [lambda model: self.ours(model).run, *makers]
         alone, ours, *others = peak_bytes(self.task.model, self._forwards, every, self.device)
         own = {"peak_memory_mib": ours / _MIB, "extra_memory_mib": (ours - alone) / _MIB}
@@ -189,12 +190,12 @@ class StepMaker:
             self.task.loss(model)
 
     def _graphed(self, model: nn.Module) -> Call:
-        """Of the same steps as a CUDA graph."""
+        """The same steps as a CUDA graph."""
         run = graphed(self.method, model, lambda: self.task.loss(model), self.options.backend, self.device)
         return Call(run, self.options.threads)
 
     def launches(self) -> Row:
-        """Of a step on a GPU, apart from the timed ones."""
+        """The columns of launches and waits, from a step apart from the timed ones."""
         ranges = Ranges()
         loss = self._loss_of(self.task.model, ranges)
         return counted(lambda: self.first.run(loss, ranges), self.device, self.method.steps)

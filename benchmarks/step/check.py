@@ -1,4 +1,4 @@
-"""What a step does, seen at the first and last elements of each parameter: what modules run on, and the step's noise.
+"""The first and last elements of each parameter: what modules run on during a step, and the step's noise.
 
 Each parameter is read where a module that owns it runs: there it is perturbed, in place or for that forward alone.
 """
@@ -27,7 +27,7 @@ class Windows:
 
     Attributes:
         first: the step at which it was made; steps are counted from there.
-        thresholds: of the magnitude masks, infinite for a parameter of which all takes part.
+        thresholds: of the magnitude masks; infinite for a parameter without one.
     """
 
     def __init__(self, optimizer: zo.ZeroOrderOptimizer, model: nn.Module):
@@ -53,7 +53,7 @@ class Windows:
         return torch.cat([self._cut(i) for i in range(len(self.params))])
 
     def watched(self, loss: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-        """A loss, and the weights that modules ran on. Each must be read, and be the same wherever it is."""
+        """Evaluate a loss; return it and the weights that modules ran on: all of them, the same ones everywhere."""
         seen: dict[int, Tensor] = {}
         index = {p: i for i, p in enumerate(self.params)}
 
@@ -74,7 +74,7 @@ class Windows:
         return value, torch.cat([seen[i] for i in range(len(self.params))])
 
     def drawn(self, draw: Callable[[Tensor, int, int], Tensor], step: int, slot: int = 0) -> Tensor:
-        """What a function of the specification draws for each element in a step."""
+        """Draw a number for each element, as the specification does in a step."""
         seed = direction_seed(self.optimizer.seed, self.first + step, slot)
         each = zip(self._ids, self._ranges, strict=True)
         return torch.cat([draw(torch.arange(a, b), seed, i) for i, ranges in each for a, b in ranges])

@@ -23,7 +23,7 @@ from .check import Windows, WrongWeights
 # How far MeZO-SVRG's passes in place may leave its formula, in parts of |θ| + ε|z|. Each rounds by up to 2^-24 in
 # float32, and by the last of 8 or of 11 bits in the others, which round stochastically.
 _TOLERANCE = {torch.float32: 2.0**-21, torch.bfloat16: 3 * 2.0**-7, torch.float16: 3 * 2.0**-10}
-_MOST_Z = 7  # no |z| is larger
+_MOST_Z = 7  # bounds |z|
 
 
 def wrong_step(
@@ -46,10 +46,10 @@ def wrong_step(
         return value
 
     try:
-        if windows.first == 0:  # thresholds are those of the first weights
+        if windows.first == 0:  # later the weights differ from those that the thresholds were taken from
             _check_thresholds(windows)
         (run or optimizer.step)(closure)
-        # Compared only now: it would slow down the step, all of whose operations optimizers may watch.
+        # Compare after the step, since an optimizer may watch every operation in it.
         svrg = isinstance(optimizer, zo.MeZOSVRG)
         calls = 4 * (optimizer.step_count - windows.first) - 2 if svrg else 2
         if len(losses) != calls:
@@ -101,9 +101,9 @@ def _svrg(windows: Windows, theta: Tensor, losses: list[float]) -> list[Tensor]:
         points.extend((at + group["eps"] * z, at - group["eps"] * z))
         return _gradient(windows, next(given), next(given)) * z
 
-    anchor = theta
+    anchor, anchor_lr = theta, 2 * group["lr"] if group["anchor_lr"] is None else group["anchor_lr"]
     full = estimate(anchor, windows.drawn(normal, 0, ANCHOR_SLOT).double())
-    theta = anchor - group["anchor_lr"] * full
+    theta = anchor - anchor_lr * full
     for step in range(1, (len(losses) + 2) // 4):
         z = windows.drawn(normal, step).double()
         theta = theta - group["lr"] * (estimate(theta, z) - estimate(anchor, z) + full)

@@ -18,7 +18,7 @@ _WARMUP = 3
 def graphed(
     method: Method, model: nn.Module, loss: Callable[[], Tensor], backend: str | None, device: torch.device
 ) -> Callable[[], object]:
-    """Return what repeats a step of the method, which must be one of SPSA that drops no blocks.
+    """Capture a step of the method in a graph and return the function that repeats it; SPSA without dropped blocks.
 
     Args:
         loss: of the model; a watch in it would be captured too.

@@ -46,7 +46,7 @@ def counted(run: Callable[[], object], device: torch.device, steps: int) -> Row:
 
 
 def count(trace: Iterable[Event]) -> Row:
-    """The columns of the events of a trace that lie within the step.
+    """Count launches and waits among the events of a trace that lie within the step.
 
     Waits within a forward are counted apart: they are the model's, or the loss's. Passes may run within a forward.
     """

@@ -25,9 +25,9 @@ class Method:
 
     Args:
         make: its class.
-        sparsity, drop: what it leaves alone.
+        sparsity, drop: shares of the weights and of the blocks that it leaves alone.
         anchor_every: steps from anchor to anchor, 0 for methods without.
-        perturb: where.
+        perturb: where it perturbs.
     """
 
     make: Callable[..., zo.ZeroOrderOptimizer]
@@ -38,7 +38,7 @@ class Method:
 
     @property
     def steps(self) -> int:
-        """That make up one timed call: the steps of MeZO-SVRG differ within a round from anchor to anchor."""
+        """How many steps one timed call takes: all from one anchor of MeZO-SVRG to the next, since they differ."""
         return self.anchor_every or 1
 
     def optimizer(self, model: nn.Module, backend: str | None) -> zo.ZeroOrderOptimizer:
@@ -71,8 +71,8 @@ class Method:
 
 
 MEZO = Method(zo.MeZO)
-# The first steps in the forward look for weights that are read elsewhere, and build tables. They are slower than the
-# thousands of others, and are not to be timed.
+# The first steps in the forward look for weights that are read elsewhere and build tables. They are slower than all
+# later ones, so they are not timed.
 _WATCHED = 17
 
 
@@ -108,7 +108,7 @@ class Ours:
                 self.optimizer.step(*closures)
 
     def check(self) -> str | None:
-        """Run, and say where the weights leave the method's formula. Steps that are taken later are ordinary ones."""
+        """Run, and say where the weights leave the method's formula, or None. Later steps may be timed."""
         wrong = wrong_step(self.optimizer, self._model, self._loss, self.run)
         while wrong is None and self._method.perturb == "in_forward" and self.optimizer.step_count <= _WATCHED:
             self.run()

@@ -25,6 +25,7 @@ from benchmarks.gpu.tables import TABLES
 from benchmarks.kernels import cases as cases_kernels
 from benchmarks.kernels.baselines import EagerPass, published_pass
 from benchmarks.kernels.kernel_call import KernelCall, Kind, weights
+from benchmarks.step import exact
 from benchmarks.step.baseline_steps import Baseline
 from benchmarks.step.shapes import SHAPES
 from zo_kernels import ops
@@ -293,6 +294,58 @@ def test_a_step_in_16_bits_is_checked_to_the_last_bit(tmp_path, monkeypatch, cas
     monkeypatch.setattr(ops.Table, "apply", nearest)
     status, found, _ = rows_of(tmp_path, *arguments)
     assert status == 1 and found[0]["wrong"] and found[0]["seconds_median"] is None
+
+
+class Blocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(12, 12), nn.Tanh()) for _ in range(4))
+        self.idle = nn.Linear(2, 2)
+
+    def forward(self, x, with_idle=True):
+        for layer in self.layers:
+            x = x + layer(x)
+        return x.square().mean() + (self.idle(x[:, :2]).mean() if with_idle else 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("perturb", ["in_place", "in_forward"])
+@pytest.mark.parametrize(
+    ("method", "options", "fault", "message"),
+    [
+        (zo.MeZO, {}, None, None),
+        (zo.LeZO, {"drop": 0.5}, None, None),
+        (zo.SparseMeZO, {"sparsity": 0.5}, None, None),
+        (zo.MeZOSVRG, {"anchor_every": 3}, None, None),
+        (zo.MeZO, {}, "no step", "expected 2 closure calls, got 0"),
+        (zo.MeZO, {}, "idle", "no module ran that owns idle.weight, idle.bias"),
+        (zo.MeZO, {}, "after", "after the step 1 of 630 weights looked at are off, first in layers.1.0.weight"),
+        (zo.MeZOSVRG, {"anchor_every": 3}, "after", "after the step 1 of 630 weights"),
+        (zo.LeZO, {"drop": 0.5}, "other blocks", "at closure call 1 "),
+        (zo.SparseMeZO, {"sparsity": 0.5}, "threshold", "of 144 weights are within the threshold"),
+    ],
+)
+def test_one_check_sees_the_faults_of_every_method(monkeypatch, dtype, perturb, method, options, fault, message):
+    torch.manual_seed(0)
+    model, x = Blocks().to(dtype), torch.randn(3, 12, dtype=dtype)
+    opt = method(model, lr=1e-2, perturb=perturb, **options)
+
+    def run(closure):
+        if fault != "no step":
+            for _ in range(options.get("anchor_every", 1)):
+                opt.step(*[closure] * (2 if method is zo.MeZOSVRG else 1))
+        if fault == "after":
+            model.layers[1][0].weight.data.view(-1)[7] += 0.5
+
+    if fault == "other blocks":
+        drawn = exact.dropped_blocks
+        monkeypatch.setattr(exact, "dropped_blocks", lambda n, drop, seed: frozenset(range(n)) - drawn(n, drop, seed))
+    if fault == "threshold":
+        state = opt.state_dict()
+        state["zo"]["thresholds"][2] *= 1.5
+        monkeypatch.setattr(opt, "state_dict", lambda: state)
+    wrong = exact.wrong_step(opt, model, lambda: model(x, fault != "idle").float(), run)
+    assert wrong is None if message is None else message in wrong, wrong
 
 
 def test_shapes_are_those_of_the_published_models():
