@@ -328,7 +328,7 @@ class Blocks(nn.Module):
 def test_one_check_sees_the_faults_of_every_method(monkeypatch, dtype, perturb, method, options, fault, message):
     torch.manual_seed(0)
     model, x = Blocks().to(dtype), torch.randn(3, 12, dtype=dtype)
-    opt = method(model, lr=1e-2, perturb=perturb, **options)
+    opt = method(model, lr=1e-4, perturb=perturb, **options)
 
     def run(closure):
         if fault != "no step":
