@@ -437,7 +437,7 @@ OPTIMIZERS: dict[str, Row] = {
     "parameters of two devices": (
         lambda m: zo.MeZO([m.head.weight, Elsewhere(m.head.bias.data)], lr=0.1),
         ValueError,
-        r"1: expected device cpu, as 0, got cuda:1; .*fully_shard.*execution_device=",
+        r"1: expected device cpu, where 0 is, got cuda:1; .*fully_shard.*execution_device=",
     ),
     "parameter with gaps": (with_weight(lambda: torch.ones(3, 4)[:, 1:]), ValueError, r"odd: .*without gaps"),
     "sparse parameter": (with_weight(lambda: torch.ones(3).to_sparse()), TypeError, r"odd: .*sparse_coo"),

@@ -18,7 +18,6 @@ from scripted import assert_same, snapshot
 from torch import Tensor, nn
 
 import zo_kernels as zo
-from zo_kernels.closures import losses
 from zo_kernels.runs import graphed
 from zo_kernels.runs.operations import Operations, first_difference
 

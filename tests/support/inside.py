@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 import zo_kernels as zo
 from zo_kernels.closures import losses
+from zo_kernels.estimators.protocol import Losses
 from zo_kernels.optim import base
-from zo_kernels.perturbation import in_forward
-from zo_kernels.perturbation.reads.foreign import Watch
+from zo_kernels.perturbation import engine
+from zo_kernels.perturbation.in_forward import InForward
+from zo_kernels.perturbation.reads.watch import Watch
 from zo_kernels.runs import graphed, recording
 from zo_kernels.runs.attempt import Attempt
+from zo_kernels.runs.run import VISIT
 from zo_kernels.weights.tables import Weights
 
 Optimizer = zo.ZeroOrderOptimizer
@@ -28,8 +31,9 @@ Optimizer = zo.ZeroOrderOptimizer
 
 def tables_of(opt: Optimizer) -> Weights:
     """The table of its weights, which was built for its last step."""
-    assert opt._weights is not None
-    return opt._weights
+    tables = opt._trained.weights
+    assert tables is not None
+    return tables
 
 
 def stored_masks_of(opt: Optimizer) -> list[Tensor]:
@@ -39,8 +43,9 @@ def stored_masks_of(opt: Optimizer) -> list[Tensor]:
 
 def in_forward_of(opt: Optimizer) -> Any:
     """What perturbs its weights in the forward."""
-    assert opt._in_forward is not None
-    return opt._in_forward
+    place = opt._perturbation.place
+    assert isinstance(place, InForward)
+    return place.engine
 
 
 def buffer_bytes_of(opt: Optimizer) -> int:
@@ -60,13 +65,14 @@ def owners_of(opt: Optimizer) -> dict[nn.Module, Any]:
 
 def recording_of(opt: Optimizer) -> Any:
     """What writes its trajectory."""
-    return opt._recording
+    return opt._run.recording
 
 
 def evaluation_of(opt: Optimizer) -> int:
     """Which evaluation of its step this is, from 1 on."""
-    assert opt._attempt is not None
-    return int(opt._attempt.probes.moves)
+    progress = opt._run.progress
+    assert progress is not None and progress.probes is not None
+    return progress.probes.moves
 
 
 def parallel_of(opt: Optimizer) -> zo.Parallel:
@@ -84,22 +90,23 @@ def channel_of(opt: Optimizer) -> Any:
 def agreed_of(opt: Optimizer) -> list[str]:
     """What ranks compare before a step, as texts."""
     assert opt._ranks is not None
-    return [str(opt._ranks._digest), *opt._agreed()]
+    return [str(opt._ranks._digest), *opt._run.agreed(opt.param_groups)]
 
 
-def attributes_of(opt: Optimizer) -> dict[str, Any]:
-    """All but the note of which thread is in it."""
-    return {k: v for k, v in opt.__dict__.items() if k != "_inside"}
+def attributes_of(opt: Optimizer) -> dict[Any, Any]:
+    """Those of the optimizer and of its parts, but the note of which thread is in it."""
+    parts = {"": opt, "run": opt._run, "trained": opt._trained, "estimator": opt._estimator}
+    return {(part, k): v for part, it in parts.items() for k, v in it.__dict__.items() if k != VISIT}
 
 
 def versions_of(opt: Optimizer) -> Any:
     """PyTorch's counts of changes that the optimizer remembers, by which it notices those of others."""
-    return opt._recording._versions
+    return opt._run.recording._versions
 
 
 def forget_anchor(opt: Optimizer) -> None:
     """As MeZO-SVRG does if its anchor is one of other weights."""
-    opt._forget()  # type: ignore[attr-defined]
+    opt._estimator.forget()
 
 
 # What is put in its place.
@@ -126,7 +133,7 @@ def check_every(patch: Patch, steps: int) -> None:
 
 def watched_steps(patch: Patch, chosen: Callable[[int], bool]) -> None:
     """Which steps look for reads that nothing points to."""
-    patch.setattr(base, "drawn", lambda seed, step: chosen(step))
+    patch.setattr(base, "is_sampled", lambda seed, step: chosen(step))
 
 
 def watches(patch: Patch) -> list[Watch]:
@@ -137,23 +144,23 @@ def watches(patch: Patch) -> list[Watch]:
         made.append(Watch(*arguments))
         return made[-1]
 
-    patch.setattr(in_forward, "Watch", noted)
+    patch.setattr(engine, "Watch", noted)
     return made
 
 
 def watch_the_next(opt: Optimizer) -> None:
     """The next evaluation of this step is watched."""
-    in_forward_of(opt).vigilance._left = 1
+    in_forward_of(opt).watch_policy._left = 1
 
 
 def fails_before_a_step(patch: Patch, opt: Optimizer, fails: Callable[..., Any]) -> None:
     """Where it is asked for a step's numbers, before anything is done."""
-    patch.setattr(opt, "_eps", fails)
+    patch.setattr(opt, "_begin", fails)
 
 
 def fails_after_the_update(patch: Patch, opt: Optimizer, fails: Callable[..., Any]) -> None:
     """Where what a step returns is computed."""
-    patch.setattr(opt, "_mean_loss", fails)
+    patch.setattr(Losses, "mean", fails)
 
 
 def fails_in_putting_back(patch: Patch, fails: Callable[..., Any]) -> None:

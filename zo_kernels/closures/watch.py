@@ -11,7 +11,7 @@ from ..weights.tables import Weights
 from . import first_order
 from .losses import Closure
 from .randomness import Draws, Randomness
-from .resolution import COARSE, is_narrow, told_of_narrow
+from .resolution import COARSE, is_narrow, narrow_loss_message
 
 
 class Closures:
@@ -49,7 +49,7 @@ class Closures:
                     "gradients within a step; leave zero_grad() and backward() away"
                 ) from error
             if isinstance(loss, Tensor) and is_narrow(loss) and not self._warner.warned(COARSE):
-                self._warner.warn(COARSE, told_of_narrow(loss, eps))
+                self._warner.warn(COARSE, narrow_loss_message(loss, eps))
             if called is not None:
                 called()
             return loss

@@ -20,7 +20,7 @@ from ..estimators.two_sided import TwoSided
 from ..ops import ROUNDINGS
 from ..perturbation.choice import PERTURB, Perturbation
 from ..perturbation.place import Place
-from ..perturbation.reads.vigilance import drawn
+from ..perturbation.reads.watch_policy import is_sampled
 from ..ranks.parallel import Parallel, ranks_of
 from ..runs import state
 from ..runs.attempt import alone, attempted
@@ -28,7 +28,7 @@ from ..runs.graphed import GraphedStep, cannot_be_graphed
 from ..runs.resuming import Resume
 from ..runs.run import Progress, Run
 from ..trajectory import Trajectory
-from ..trajectory.file import SYNC
+from ..trajectory.recorder import SYNC
 from ..warn import Warner
 from ..weights.groups import check_group, check_keys, eps_of, rates_of, weight_decays_of
 from ..weights.tables import Weights
@@ -239,7 +239,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
 
     def _watches(self) -> bool:
         """Whether this step looks for weights that are read outside of their module even if nothing points to it."""
-        return drawn(self._run.seed, self._run.steps)
+        return is_sampled(self._run.seed, self._run.steps)
 
     def _prepare(self) -> Weights:
         return self._run.prepare(self.param_groups, self.state)

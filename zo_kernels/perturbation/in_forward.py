@@ -67,7 +67,7 @@ class InForward:
         return self.engine.is_still()
 
     def writes(self) -> tuple[set[int], bool]:
-        return self.engine.vigilance.take()
+        return self.engine.watch_policy.take_findings()
 
     def unperturbed(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -111,16 +111,16 @@ class InForwardProbes:
 
     def _say_missed(self, names: str) -> None:
         """Weights were read unperturbed, perhaps since the last step that was watched."""
-        vigilance = self._engine.vigilance
-        if vigilance.watched < self._step:
+        watch_policy = self._engine.watch_policy
+        if watch_policy.watched < self._step:
             self._warner.warn(
                 "reads that were missed",
                 f"closure: it reads {names or 'weights'} outside of their module by means that are noticed in some "
-                f"steps alone: up to {self._step - vigilance.watched} steps before this one may have taken their "
+                f"steps alone: up to {self._step - watch_policy.watched} steps before this one may have taken their "
                 "losses at weights that were not all perturbed; use perturb='in_place', or read them in their "
                 "module's forward",
             )
-        if vigilance.not_watched == self._step:  # its other losses are as wrong
+        if watch_policy.not_watched == self._step:  # its other losses are as wrong
             raise Refused(ValueError, f"it reads {names or 'weights'} outside of their module")
 
     def finish(self, update: Mapping[Seed, Row], decays: Row, then: Sequence[Call]) -> None:
