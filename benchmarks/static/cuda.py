@@ -50,7 +50,7 @@ def measure_all(arch: int | str, variants: Sequence[tuple[str, MaskKind, bool, b
         source, cubin = Path(folder, "kernels.cu"), Path(folder, "kernels.cubin")
         source.write_text('#include "cuda/kernel.h"\n' + "".join(map(_instance, codes)))
         run(compiler, *FLAGS, f"-arch=sm_{arch}", "-cubin", f"-I{SOURCES}", str(source), "-o", str(cubin))
-        found = disassembled(cubin, beside=compiler)
+        found = disassembled(cubin, compiler)
     kernels = [found[_mangled(code)] for code in codes]
     if spilled := [(v, kernel.stack_bytes) for v, kernel in zip(variants, kernels, strict=True) if kernel.stack_bytes]:
         raise RuntimeError(f"nvcc: expected all in registers, got bytes of stack: {spilled}")

@@ -84,16 +84,16 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-def disassembled(cubin: Path, beside: str | None = None) -> dict[str, Kernel]:
-    """The kernels of a file by their mangled names, by the tools `beside` nvcc, on the PATH or in Triton."""
-    code = kernels(run(_tool("nvdisasm", beside), "-c", str(cubin)))
-    usage = _USAGE.findall(run(_tool("cuobjdump", beside), "--dump-resource-usage", str(cubin)))
+def disassembled(cubin: Path, nvcc: str | None = None) -> dict[str, Kernel]:
+    """The kernels of a file by their mangled names, by the tools of the nvcc that made it, or by Triton's."""
+    code = kernels(run(_tool("nvdisasm", nvcc), "-c", str(cubin)))
+    usage = _USAGE.findall(run(_tool("cuobjdump", nvcc), "--dump-resource-usage", str(cubin)))
     return {name: Kernel(*code[name], int(registers), int(stack)) for name, registers, stack in usage}
 
 
-def _tool(name: str, beside: str | None) -> str:
-    near = shutil.which(name, path=str(Path(beside).parent)) if beside else None
-    if found := near or shutil.which(name):
+def _tool(name: str, nvcc: str | None) -> str:
+    """Beside nvcc or on the PATH, else in Triton."""
+    if nvcc and (found := shutil.which(name, path=str(Path(nvcc).parent)) or shutil.which(name)):
         return found
     try:
         from triton import knobs
