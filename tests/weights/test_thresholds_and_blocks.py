@@ -47,7 +47,7 @@ def test_threshold_is_the_exact_percentile(values, repeat, sparsity, dtype, chun
     h = found.h
     assert h == percentile(w, sparsity)
     taking_part = len(w) - math.floor(sparsity * len(w))
-    assert (found.size, found.wanted) == (len(w), taking_part)
+    assert (found.size, found.target) == (len(w), taking_part)
     assert found.upto == (w.float().abs() <= h).sum() >= taking_part > (w.float().abs() < h).sum() == found.below
 
 
