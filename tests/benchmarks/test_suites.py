@@ -90,6 +90,18 @@ def test_check_sees_one_wrong_element(elements, mask):
     assert f"{elements - 1} are not the reference's" in call.check()
 
 
+def test_check_sees_a_wrong_bit_of_a_recorded_mask():
+    call = KernelCall(weights(20001, torch.float32, CPU), Kind("record"), f"native:{instruction_sets()[0]}")
+    apply = call._apply
+
+    def off(do):
+        apply(do)
+        call.entries[0].mask_tensor[-1] ^= 1
+
+    call._apply = off
+    assert call.check() == "1 bytes of the mask of elements 15904 to 20000 are not the reference's"
+
+
 @pytest.mark.parametrize("piece", [0, 1, 7, 12, 15])
 def test_check_sees_a_dropped_block_that_is_visited(piece):
     w = weights(4096, torch.float32, CPU)
