@@ -143,7 +143,7 @@ def facts_of(device: torch.device, dtype: torch.dtype, threads: int | None = Non
     return {"device": str(device), "dtype": str(dtype).removeprefix("torch."), "threads": of_cpu}
 
 
-def unusable(backend: str | None, device: torch.device, threads: int = 1) -> str | None:
+def unusable(backend: str, device: torch.device, threads: int = 1) -> str | None:
     """Why passes of a backend cannot run on a device here, or None."""
     if device.type == "cuda" and not torch.cuda.is_available():
         return "PyTorch sees no GPU here"

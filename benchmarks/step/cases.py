@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from zo_kernels import backends
 from zo_kernels.backends.native import instruction_sets
 from zo_kernels.weights.blocks import find_blocks
 
@@ -19,7 +20,6 @@ from ..bench.compare import Trial, Versus, compare
 from ..bench.memory import peak_bytes
 from ..bench.registry import Case, Row, Target
 from ..bench.timing import Call, Plan, Watch
-from ..kernels import cases as cases_kernels
 from ..kernels.baselines import EagerPass, published_pass
 from ..kernels.cases import DTYPES, facts_of
 from .baseline_steps import Baseline
@@ -99,9 +99,15 @@ def _default_backend(device: torch.device) -> str:
 
 def unusable(device: torch.device, backend: str | None) -> str | None:
     """Why steps cannot run on the device here, or None."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return "PyTorch sees no GPU here"
     if importlib.util.find_spec("transformers") is None:
         return NO_TRANSFORMERS
-    return cases_kernels.unusable(backend, device)
+    try:
+        backends.resolve(backend, device)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 class StepMaker:
