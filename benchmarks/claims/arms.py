@@ -15,9 +15,7 @@ from torch import Tensor, nn
 import zo_kernels as zo
 from zo_kernels.estimators.draws import FIRST_SLOT
 from zo_kernels.spec import direction_seed
-from zo_kernels.weights.blocks import find_blocks
 
-from ..step.check import Windows, block_mask, magnitude_mask
 from ..step.exact import wrong_step
 from .learning import Arm
 
@@ -31,22 +29,9 @@ def library(name: str, options: Namespace, *, dtype: torch.dtype = torch.float32
         return zo.MeZO(model, lr=lr, eps=EPS, seed=seed, parallel="off", backend=options.backend, **method)
 
     def wrong(optimizer: Any, model: nn.Module, loss: Callable[[], Tensor]) -> str | None:
-        return wrong_step(optimizer, model, loss, partial(_mask, model, method))
+        return wrong_step(optimizer, model, loss)
 
     return Arm(name, make, wrong, dtype, dict(method))
-
-
-def _mask(model: nn.Module, method: dict[str, Any], windows: Windows, theta: Tensor) -> Callable[[], Tensor]:
-    sparsity, drop = method.get("sparsity", 0.0), method.get("drop", 0.0)
-    kept = magnitude_mask(windows, theta, sparsity) if sparsity else torch.ones_like(theta)
-
-    def mask() -> Tensor:
-        if not drop:
-            return kept
-        blocks = find_blocks(model)
-        return kept * block_mask(windows, theta, blocks, round(drop * len(blocks)))
-
-    return mask
 
 
 class MaskedMeZO:
