@@ -6,149 +6,106 @@ from collections.abc import Callable, Sequence
 
 from ..bench.document import Table, interval, milliseconds, number
 from ..bench.registry import Row
-from .step_times import OURS, PUBLISHED, PUBLISHED_DENSE
+from .steps import OURS, PUBLISHED, PUBLISHED_DENSE
+
+_BOTH = ("published", "ours")
+_BY_TIME = ("time to equal loss, published", "ours", "loss at equal time, published", "ours")
+_BUDGETS = ("steps", "queries", "time")
+_QS = (2, 5, 10)
 
 
-def _steps(rows: Sequence[Row], claim: str) -> list[dict[str, Row]]:
-    """For each case its rows by what they are against."""
-    cases: dict[str, dict[str, Row]] = {}
-    for row in rows:
-        if row.get("claim") == claim and row.get("experiment") == "step" and row.get("correct"):
-            cases.setdefault(row["case"], {})[row["baseline"]] = row
-    return list(cases.values())
-
-
-def _means(rows: Sequence[Row], claim: str) -> list[Row]:
-    return [r for r in rows if r.get("claim") == claim and r.get("experiment") == "learning" and r.get("runs")]
+def _chosen(rows: Sequence[Row], experiment: str | None, *claims: str) -> list[Row]:
+    """Rows of steps, or means over the seeds."""
+    found = [row for row in rows if row.get("claim") in claims and row.get("correct")]
+    return [row for row in found if row.get("experiment") == experiment and (experiment == "step" or row.get("runs"))]
 
 
 def passes(rows: Sequence[Row]) -> Table:
     headings = ("examples × tokens", "published, ms", "of it not forwards", "ours, ms", "of it not forwards", "ratio")
-    lines = []
-    for case in _steps(rows, "perturbation-dominates"):
-        row = case[PUBLISHED]
-        lines.append(
-            [
-                f"{row['batch']} × {row['tokens']}",
-                milliseconds(row["baseline_seconds_median"]),
-                f"{1 - row['baseline_forwards_share']:.0%}",
-                milliseconds(row["seconds_median"]),
-                f"{1 - row['forwards_share']:.0%}",
-                f"{row['ratio']:.1f} ({row['ratio_p10']:.1f} to {row['ratio_p90']:.1f})",
-            ]
-        )
-    return headings, lines
+    return headings, [
+        [
+            f"{row['batch']} × {row['tokens']}",
+            milliseconds(row["baseline_seconds_median"]),
+            f"{1 - row['baseline_forwards_share']:.0%}",
+            milliseconds(row["seconds_median"]),
+            f"{1 - row['forwards_share']:.0%}",
+            f"{row['ratio']:.1f} ({row['ratio_p10']:.1f} to {row['ratio_p90']:.1f})",
+        ]
+        for row in _chosen(rows, "step", "perturbation-dominates")
+    ]
 
 
 def lezo_step(rows: Sequence[Row]) -> Table:
-    headings = (
-        "model, batch",
-        "dropped",
-        "published: MeZO / LeZO",
-        "ours: MeZO / LeZO",
-        "published MeZO / our MeZO",
-        "published LeZO / our LeZO",
-    )
+    names = "published: MeZO / LeZO", "ours: MeZO / LeZO", "published MeZO / our MeZO", "published LeZO / our LeZO"
+    cases: dict[str, dict[str, Row]] = {}
+    for row in _chosen(rows, "step", "lezo"):
+        cases.setdefault(row["case"], {})[row["baseline"]] = row
     lines = []
-    for case in _steps(rows, "lezo"):
-        dense, own, published = case[OURS]["ratio"], case[PUBLISHED]["ratio"], case[PUBLISHED_DENSE]["ratio"]
-        row = case[OURS]
-        lines.append(
-            [
-                f"{row['shape']}, {row['batch']} × {row['tokens']}",
-                f"{row['drop']:.0%}",
-                f"{published / own:.2f}",
-                f"{dense:.2f}",
-                f"{published / dense:.2f}",
-                f"{own:.2f}",
-            ]
-        )
-    return headings, lines
+    for case in cases.values():
+        dense, own, published = (case[baseline]["ratio"] for baseline in (OURS, PUBLISHED, PUBLISHED_DENSE))
+        row, ratios = case[OURS], (published / own, dense, published / dense, own)
+        which = [f"{row['shape']}, {row['batch']} × {row['tokens']}", f"{row['drop']:.0%}"]
+        lines.append([*which, *(f"{ratio:.2f}" for ratio in ratios)])
+    return ("model, batch", "dropped", *names), lines
 
 
-_BY_TIME = ("time to equal loss, published", "ours", "loss at equal time, published", "ours")
-
-
-def lezo(rows: Sequence[Row]) -> Table:
-    lines = [[*line, *_by_time(row)] for row, line in _learned(rows, "lezo", "MeZO")]
-    return ("task", "method", "lr", "dev loss", "minus MeZO's", *_BY_TIME), lines
+def _learned(rows: Sequence[Row], claim: str, *headings: str, more: Callable[[Row], list[str]]) -> Table:
+    """A line for the mean of each arm: the task, the arm, its rate, its losses and how they differ; and more."""
+    lines = []
+    for row in _chosen(rows, "learning", claim):
+        lr = f"{row['lr']:.1e}" + (" (edge of those tried)" if row["lr_at_edge"] else "")
+        losses = f"{row['start_loss']:.3f} → {number(row, 'dev_loss', '.3f')}"
+        difference = interval(row, "dev_loss_difference", "+.3f") if row["arm"] != "MeZO" else "–"
+        lines.append([row["task"], row["arm"], lr, losses, difference, *more(row)])
+    return ("task", headings[0], "lr", "dev loss", *headings[1:]), lines
 
 
 def _by_time(row: Row) -> list[str]:
     """Against MeZO: the time until both have a loss, and the losses at a time."""
-    both = ("published", "ours")
-    to_loss = [interval(row, f"{whose}_time_to_loss_ratio", ".2f") for whose in both]
-    return [*to_loss, *(interval(row, f"{whose}_equal_time_difference", "+.3f") for whose in both)]
+    to_loss = [interval(row, f"{whose}_time_to_loss_ratio", ".2f") for whose in _BOTH]
+    return [*to_loss, *(interval(row, f"{whose}_equal_time_difference", "+.3f") for whose in _BOTH)]
 
 
-def _task(row: Row) -> list[str]:
-    lr = f"{row['lr']:.1e}" + (" (edge of those tried)" if row["lr_at_edge"] else "")
-    return [row["task"], row["arm"], lr, f"{row['start_loss']:.3f} → {number(row, 'dev_loss', '.3f')}"]
-
-
-def _learned(rows: Sequence[Row], claim: str, first: str) -> list[tuple[Row, list[str]]]:
-    """The mean of each arm, and the cells about its learning."""
-    return [
-        (row, [*_task(row), interval(row, "dev_loss_difference", "+.3f") if row["arm"] != first else "–"])
-        for row in _means(rows, claim)
-    ]
+def lezo(rows: Sequence[Row]) -> Table:
+    return _learned(rows, "lezo", "method", "minus MeZO's", *_BY_TIME, more=_by_time)
 
 
 def sparse(rows: Sequence[Row]) -> Table:
-    found = _learned(rows, "sparse-mezo", "MeZO")
-    lines = [[*line, number(row, "highest_useful_lr", ".1e"), *_by_time(row)] for row, line in found]
-    headings = ("task", "weights that take part", "lr", "dev loss", "minus MeZO's", "highest useful lr", *_BY_TIME)
-    return headings, lines
+    def more(row: Row) -> list[str]:
+        return [number(row, "highest_useful_lr", ".1e"), *_by_time(row)]
+
+    headings = ("weights that take part", "minus MeZO's", "highest useful lr", *_BY_TIME)
+    return _learned(rows, "sparse-mezo", *headings, more=more)
 
 
 def sixteen(rows: Sequence[Row]) -> Table:
-    return ("task", "way", "lr", "dev loss", "minus fp32's"), [line for _, line in _learned(rows, "16-bits", "MeZO")]
-
-
-_Q = 5  # of the variances shown
-_BUDGETS = ("steps", "queries", "time")
-_METHODS = ("svrg-q2", "svrg-q5", "svrg-q10")
-
-
-def _right_means(rows: Sequence[Row], *claims: str) -> list[Row]:
-    return [r for r in rows if r.get("claim") in claims and r.get("runs") and r.get("correct")]
+    return _learned(rows, "16-bits", "way", "minus fp32's", more=lambda row: [])
 
 
 def svrg_variance(rows: Sequence[Row]) -> Table:
-    headings = ("place", "1 + S/∥∇f∥²", "shared directions", "expected", "separate directions", "expected")
     places: dict[str, dict[str, Row]] = {}
-    for row in _right_means(rows, "svrg-variance"):
-        if row["anchor_every"] == _Q:
-            places.setdefault(row["place"], {})[row["directions"]] = row
-    return headings, [
-        [
-            place,
-            f"{of['shared']['full_batch_worth']:.2g}",
-            *(
-                text
-                for which in ("shared", "separate")
-                for text in (interval(of[which], "to_mezo_ratio", ".2g"), f"{of[which]['expected_ratio']:.2g}")
-            ),
-        ]
-        for place, of in places.items()
-        if {"shared", "separate"} <= set(of)
-    ]
+    for row in _chosen(rows, None, "svrg-variance"):
+        places.setdefault(row["place"], {})[row["directions"]] = row
+    lines = []
+    for place, of in places.items():
+        pair = [of[directions] for directions in ("shared", "separate")]
+        ratios = [(interval(row, "to_mezo_ratio", ".2g"), f"{row['expected_ratio']:.2g}") for row in pair]
+        lines.append([place, f"{pair[0]['full_batch_worth']:.2g}", *ratios[0], *ratios[1]])
+    return ("place", "1 + S/∥∇f∥²", "shared directions", "expected", "separate directions", "expected"), lines
 
 
 def svrg_runs(rows: Sequence[Row]) -> Table:
-    found = {(r["problem"], r["budget"], r["method"]): r for r in _right_means(rows, "svrg-least-squares", "svrg-mlp")}
+    means = _chosen(rows, None, "svrg-least-squares", "svrg-mlp")
+    found = {(row["problem"], row["budget"], row["method"]): row for row in means}
     lines = []
-    for problem in dict.fromkeys(key[0] for key in found):
+    for problem in dict.fromkeys(row["problem"] for row in means):
         for budget in _BUDGETS:
-            cells = [found.get((problem, budget, method)) for method in _METHODS]
-            if all(cells):
-                lines.append([problem, f"equal {budget}", *(_judged(cell) for cell in cells if cell)])
-    return ("problem", "at", *(f"q = {m.removeprefix('svrg-q')}" for m in _METHODS)), lines
-
-
-def _judged(row: Row) -> str:
-    verdict = row.get("to_mezo_verdict")
-    return interval(row, "to_mezo_ratio", ".2f") + ("" if verdict is None else f" {verdict}")
+            if all(of := [found.get((problem, budget, f"svrg-q{q}")) for q in _QS]):
+                judged = [
+                    f"{interval(row, 'to_mezo_ratio', '.2f')} {row['to_mezo_verdict'] or ''}".strip() for row in of
+                ]
+                lines.append([problem, f"equal {budget}", *judged])
+    return ("problem", "at", *(f"q = {q}" for q in _QS)), lines
 
 
 TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {

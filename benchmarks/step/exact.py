@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import zo_kernels as zo
-from zo_kernels.estimators.draws import ANCHOR_SLOT, blocks_to_drop
+from zo_kernels.estimators.draws import ANCHOR_SLOT, SEPARATE_SLOT, blocks_to_drop
 from zo_kernels.spec import fma, normal, round_stochastic, rounding_bits
 from zo_kernels.weights.blocks import find_blocks
 
@@ -106,7 +106,8 @@ def _svrg(windows: Windows, theta: Tensor, losses: list[float]) -> list[Tensor]:
     theta = anchor - group["anchor_lr"] * full
     for step in range(1, (len(losses) + 2) // 4):
         z = windows.drawn(normal, step).double()
-        theta = theta - group["lr"] * (estimate(theta, z) - estimate(anchor, z) + full)
+        other = z if windows.optimizer.shared_direction else windows.drawn(normal, step, SEPARATE_SLOT).double()
+        theta = theta - group["lr"] * (estimate(theta, z) - estimate(anchor, other) + full)
     return [*points, theta]
 
 
