@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from glob import glob
 from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
@@ -23,15 +24,11 @@ from setuptools.modified import newer_group
 FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra"]
 if sys.platform == "linux":  # GCC's; clang has no such option
     FLAGS.append("-fno-tree-reassoc")
-SOURCES = ["bindings", "cpu", "cpu_table", "cpu_scalar", "cpu_avx2", "cpu_avx512"]
-HEADERS = ["noise", "axpy", "cpu", *(f"cpu_{part}" for part in ("table", "scalar", "noise", "memory", "kernel"))]
-HEADERS += ["cpu_layout", "simd_avx2", "simd_avx512"]
 
 CUDA_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=0"]
 # Code for two generations, and PTX from which a driver compiles for those that come later.
 CUDA_FLAGS += [f"-gencode=arch=compute_{a},code={c}" for a, c in ((80, "sm_80"), (90, "sm_90"), (90, "compute_90"))]
-CUDA_HEADERS = ["noise", "axpy", *(f"cuda{part}" for part in ("", "_dispatch", "_global", "_kernel", "_mask", "_math"))]
-CUDA_HEADERS += [f"cuda_{part}" for part in ("noise", "row", "table")]
+CUDA_SOURCE = "csrc/cuda/launch.cu"
 
 
 def find_nvcc():
@@ -60,12 +57,12 @@ class Build(build_ext):
         super().build_extensions()
 
     def _add_kernels(self, extension):
-        """Compile csrc/cuda.cu to an object that is linked in, with nvcc's static runtime."""
-        nvcc, kernels = find_nvcc(), Path(self.build_temp) / "cuda.o"
+        """Compile CUDA_SOURCE to an object that is linked in, with nvcc's static runtime."""
+        nvcc, kernels = find_nvcc(), Path(self.build_temp) / Path(CUDA_SOURCE).with_suffix(".o")
         kernels.parent.mkdir(parents=True, exist_ok=True)
         if newer_group([*extension.depends, "setup.py"], str(kernels)):
-            self._run(nvcc, *CUDA_FLAGS, "-c", "csrc/cuda.cu", "-o", str(kernels))
-        plan = self._run(nvcc, "--dryrun", "-c", "csrc/cuda.cu")  # which names the folders of its libraries
+            self._run(nvcc, *CUDA_FLAGS, "-c", CUDA_SOURCE, "-o", str(kernels))
+        plan = self._run(nvcc, "--dryrun", "-c", CUDA_SOURCE)  # which names the folders of its libraries
         folders = re.findall(r'"-L([^"]+)"', next(line for line in plan.splitlines() if "LIBRARIES=" in line))
         extension.extra_objects.append(str(kernels))
         extension.library_dirs += folders
@@ -95,8 +92,8 @@ if os.environ.get("ZO_KERNELS_NATIVE", "1") != "0":
     extensions.append(
         Pybind11Extension(
             "zo_kernels._native",
-            sources=[f"csrc/{name}.cpp" for name in SOURCES],
-            depends=[f"csrc/{name}.h" for name in HEADERS],
+            sources=sorted(glob("csrc/cpu/*.cpp")),
+            depends=sorted(glob("csrc/*.h") + glob("csrc/cpu/*.h")),
             cxx_std=17,
             extra_compile_args=FLAGS,
             extra_link_args=["-pthread"],
@@ -106,8 +103,8 @@ if find_nvcc():
     extensions.append(
         Pybind11Extension(
             "zo_kernels._cuda",
-            sources=["csrc/cuda_bindings.cpp"],
-            depends=["csrc/cuda.cu", *(f"csrc/{name}.h" for name in CUDA_HEADERS)],
+            sources=["csrc/cuda/bindings.cpp"],
+            depends=[CUDA_SOURCE, *sorted(glob("csrc/*.h") + glob("csrc/cuda/*.h"))],
             cxx_std=17,
             extra_compile_args=["-O2", "-Wall", "-Wextra"],
         )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 Index = tuple[int | slice, ...]
+ALIGNMENT = 64  # bytes where a tensor in shared memory begins: a cache line, and more than any kernel asks for
 
 
 def is_dense(t: Tensor) -> bool:

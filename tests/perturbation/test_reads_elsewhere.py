@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from inside import evaluation_of, watch_the_next, watched_steps, watches
 from outright import bits, losses_outright
 from scripted import assert_same, snapshot
 from tolerances import IN_TURN
@@ -19,8 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import zo_kernels as zo
-from zo_kernels.optim import base
-from zo_kernels.perturbation import in_forward
 from zo_kernels.perturbation.reads.closed import Closing
 from zo_kernels.perturbation.reads.foreign import Watch
 
@@ -127,7 +126,7 @@ def test_right_in_every_evaluation(nth: int) -> None:
         opt = optimizer(model, directions=2)
 
         def closure(model: Model = model, opt: Any = opt, read: Any = read) -> Tensor:
-            reads = opt.step_count > 0 and opt._attempt.probes.moves == nth
+            reads = opt.step_count > 0 and evaluation_of(opt) == nth
             return loss_of(model, 3, read if reads else None)
 
         for step in range(3):
@@ -213,7 +212,7 @@ def unnoticed(m: Model, h: Tensor) -> Tensor:
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_wrong_step_is_said(monkeypatch: pytest.MonkeyPatch, strict: bool) -> None:
     """Of a read that closing does not notice, in a step that is watched all the same; it is right from then on."""
-    monkeypatch.setattr(base, "drawn", lambda seed, step: step == 7)
+    watched_steps(monkeypatch, lambda step: step == 7)
     model, twin = made(), made()
     opt = optimizer(model, strict=strict)
     said = r"reads first\.weight outside .* up to 7 steps before this one"
@@ -234,14 +233,14 @@ def test_a_wrong_step_is_said(monkeypatch: pytest.MonkeyPatch, strict: bool) -> 
 
 
 def test_a_step_half_of_which_was_not_watched_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "drawn", lambda seed, step: False)
+    watched_steps(monkeypatch, lambda step: False)
     model, twin = made(), made()
     opt = optimizer(model)
     opt.step(lambda: loss_of(model, 3))
 
     def first_then_second() -> Tensor:
         value = loss_of(model, 3, unnoticed)
-        opt._in_forward.vigilance._left = 1  # the next one is
+        watch_the_next(opt)
         return value
 
     with pytest.warns(UserWarning, match="up to 1 steps"), pytest.raises(ValueError, match="the step is refused"):
@@ -266,15 +265,8 @@ def calls_of(opt: zo.ZeroOrderOptimizer, loss: Callable[[], Tensor]) -> int:
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[Watch]:
     """Evaluations that were, of steps that are not drawn."""
-    made: list[Watch] = []
-
-    def noted(*arguments: Any) -> Watch:
-        made.append(Watch(*arguments))
-        return made[-1]
-
-    monkeypatch.setattr(in_forward, "Watch", noted)
-    monkeypatch.setattr(base, "drawn", lambda seed, step: False)
-    return made
+    watched_steps(monkeypatch, lambda step: False)
+    return watches(monkeypatch)
 
 
 def asking(m: Model, h: Tensor) -> Tensor:

@@ -66,14 +66,15 @@ def test_options_that_differ_from_the_run_s_are_told(tmp_path: Path) -> None:
 
 
 def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
-    first, second = build("MeZO", block_mlp(**SHAPE)), build("MeZO", block_mlp(**SHAPE))
+    one, other = block_mlp(**SHAPE), block_mlp(**SHAPE)
+    first, second = build("MeZO", one), build("MeZO", other)
     first.record_to(tmp_path / "run.zo")
-    go(first, first._module, 2)
+    go(first, one, 2)
     second.resume(tmp_path / "run.zo")
-    go(second, second._module, 1)
+    go(second, other, 1)
     whole = (tmp_path / "run.zo").read_bytes()
     with pytest.raises(RuntimeError, match="another process writes to the same trajectory"):
-        go(first, first._module, 1)
+        go(first, one, 1)
     assert (tmp_path / "run.zo").read_bytes() == whole
 
 

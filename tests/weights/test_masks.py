@@ -293,7 +293,7 @@ def test_a_changing_hook_is_not_looked_at_in_every_step(monkeypatch: pytest.Monk
     model, looks = Adapted(None), []
     opt = sparse(model)
     go(opt, model)
-    monkeypatch.setattr(opt._thresholds, "_check_shares", lambda *a: looks.append(opt.step_count))
+    monkeypatch.setattr(masks.Thresholds, "_check_shares", lambda *a: looks.append(opt.step_count))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(20):

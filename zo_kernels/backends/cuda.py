@@ -1,4 +1,4 @@
-"""The primitive in CUDA C++ (csrc/cuda*): one launch for all tensors of one dtype, kind of mask and alignment."""
+"""The primitive in CUDA C++ (csrc/cuda/): one launch for all tensors of one dtype, kind of mask and alignment."""
 
 from __future__ import annotations
 

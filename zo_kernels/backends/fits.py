@@ -1,7 +1,7 @@
 """Whether a table's entries, and the numbers of a pass over them, fit each other.
 
 A kernel that is given a wrong number reads or writes memory that is not its own, so nothing reaches one unchecked. The
-native backend checks passes in C++ (csrc/cpu_table.h), where it costs least; the others call `Fits`.
+native backend checks passes in C++ (csrc/cpu/table.h), where it costs least; the others call `Fits`.
 """
 
 from __future__ import annotations

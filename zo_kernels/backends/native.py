@@ -1,4 +1,4 @@
-"""The primitive in C++ for CPUs (csrc/): one call a pass, whatever the number of tensors."""
+"""The primitive in C++ for CPUs (csrc/cpu/): one call a pass, whatever the number of tensors."""
 
 from __future__ import annotations
 

@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, device
 
-from ..layouts import stretches
+from ..layouts import ALIGNMENT, stretches
 from ..modes import inference_mode
 from .fits import MASKED, Checked, Fits
 from .types import Backend, Entry, MaskKind, Pass
 
 MOST_BYTES = 2**24  # at a time: enough for few launches
-_ALIGNMENT = 64  # bytes
 
 
 def is_staged(entry: Entry) -> bool:
@@ -103,7 +102,7 @@ def _among(owners: Sequence[int], do: Pass, active: set[int] | None) -> Pass | N
 
 def _batches(backend: Backend, entries: Sequence[Entry], staged: Sequence[int], staging: Staging) -> list[_Batch]:
     cut = [(i, *each) for i in staged for each in _cut(entries[i])]
-    sizes = [-(-e.dst.nbytes // _ALIGNMENT) * _ALIGNMENT for _, e, _, _ in cut]
+    sizes = [-(-e.dst.nbytes // ALIGNMENT) * ALIGNMENT for _, e, _, _ in cut]
     batches: list[list[int]] = [[]]
     used = 0
     for at, size in enumerate(sizes):

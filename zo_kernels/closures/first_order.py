@@ -6,21 +6,21 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from ..doubts import Doubts
+from ..warn import Warner
 from ..weights.tables import Weight
 
 _GRADIENTS, _ACCUMULATE = "gradients", "accumulation"
 
 
-def look(doubts: Doubts, weights: Sequence[Weight], step: int, due: bool) -> None:
+def look(warner: Warner, weights: Sequence[Weight], step: int, due: bool) -> None:
     """For gradients that somebody computed, of one weight in each step, or of all; and for accelerate's accumulation.
 
     Raises:
-        ValueError: see `Doubts`.
+        ValueError: see `Warner`.
     """
     for w in weights if due else [weights[step % len(weights)]]:
-        if w.parameter.grad is not None and not doubts.heard(_GRADIENTS):
-            doubts.say(
+        if w.parameter.grad is not None and not warner.warned(_GRADIENTS):
+            warner.warn(
                 _GRADIENTS,
                 f"{w.name}: it has a .grad, which this optimizer does not read: loss.backward() is of no use, nor are "
                 "gradients of several micro-batches, of which only those count that the step's own closure goes over. "
@@ -29,7 +29,7 @@ def look(doubts: Doubts, weights: Sequence[Weight], step: int, due: bool) -> Non
                 "something else: zero_grad())",
             )
     if due and "accelerate.optimizer" in sys.modules and (n := _accumulated()) > 1:
-        doubts.say(
+        warner.warn(
             _ACCUMULATE,
             f"accelerate: expected gradient_accumulation_steps=1, got {n}: it calls this optimizer in one of {n} "
             "micro-batches only, and the closures of the others are never called; go over all micro-batches within one "

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..doubts import Doubts
 from ..names import listed
+from ..warn import Warner
 
 _ACTIVE = "dropout"  # what is said is about
 _STATISTICS = "batch normalisation"
@@ -32,8 +32,8 @@ class Randomness:
     than what has become of those that matter. Modes are those after a call: closures may set them.
     """
 
-    def __init__(self, doubts: Doubts, module: nn.Module | None):
-        self._doubts, self._module = doubts, module
+    def __init__(self, warner: Warner, module: nn.Module | None):
+        self._warner, self._module = warner, module
         self._drawing: list[tuple[str, nn.Module]] = []
         self._keeping: list[tuple[str, nn.Module]] = []
 
@@ -52,10 +52,10 @@ class Randomness:
 
     def called(self) -> Callable[[], None] | None:
         """What is to be called after each of the evaluations that are next; None if there is nothing to see. It raises
-        ValueError where `Doubts` does.
+        ValueError where `Warner` does.
         """
-        drawing = [] if self._doubts.heard(_ACTIVE) else self._drawing
-        keeping = [] if self._doubts.heard(_STATISTICS) else self._keeping
+        drawing = [] if self._warner.warned(_ACTIVE) else self._drawing
+        keeping = [] if self._warner.warned(_STATISTICS) else self._keeping
         if not drawing and not keeping:
             return None
         counts, states, calls = _counts(keeping), list[list[Tensor]](), count()
@@ -65,11 +65,11 @@ class Randomness:
                 return
             if _counts(keeping) != counts:
                 now = zip(keeping, counts, _counts(keeping), strict=True)
-                self._doubts.say(_STATISTICS, _told_of_statistics(_named([m for m, a, b in now if a != b])))
+                self._warner.warn(_STATISTICS, _told_of_statistics(_named([m for m, a, b in now if a != b])))
             if any(m.training for _, m in drawing):
                 states.append(_generators())
                 if call == 1 and len(states) == 2 and not all(map(torch.equal, *states)):
-                    self._doubts.say(_ACTIVE, _told_of_drawing(_named([each for each in drawing if each[1].training])))
+                    self._warner.warn(_ACTIVE, _told_of_drawing(_named([each for each in drawing if each[1].training])))
 
         return look
 
@@ -82,8 +82,8 @@ def _counts(keeping: Sequence[tuple[str, nn.Module]]) -> list[int]:
 class Draws:
     """Whether a closure draws a batch, or noise, in each call anew: it is called once more, if a generator moved."""
 
-    def __init__(self, doubts: Doubts):
-        self._doubts = doubts
+    def __init__(self, warner: Warner):
+        self._warner = warner
         self._due = False
 
     def begin(self, due: bool) -> None:
@@ -98,9 +98,9 @@ class Draws:
             known: whether a module may have drawn, as the modes are then, which is told elsewhere.
 
         Raises:
-            ValueError: see `Doubts`.
+            ValueError: see `Warner`.
         """
-        if not self._due or self._doubts.heard(_DRAWN):
+        if not self._due or self._warner.warned(_DRAWN):
             return closure()
         self._due = False
         before = _all_generators()
@@ -110,7 +110,7 @@ class Draws:
             return loss
         first, again = float(loss), float(closure())
         if abs(first - again) > _SAME * abs(first):
-            self._doubts.say(
+            self._warner.warn(
                 _DRAWN,
                 f"closure: it returned {first:.6g} and then {again:.6g} at the same weights, and drew random numbers: "
                 "a batch, or noise, that is another one in each call, so that L+ and L- are of two problems, and g "

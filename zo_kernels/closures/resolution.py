@@ -16,9 +16,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..doubts import Doubts
 from ..interrupts import Call
 from ..trajectory import Kind, Record
+from ..warn import Warner
 from .losses import Refused
 
 COARSE, _EQUAL, _DIVERGED = "resolution", "no difference", "divergence"  # what is said is about
@@ -114,8 +114,8 @@ def _coarse(record: Record) -> _Coarse | None:
 class Resolution:
     """Looks at the losses of each step that is recorded; those on a GPU it gets later, when they are there."""
 
-    def __init__(self, doubts: Doubts):
-        self._doubts = doubts
+    def __init__(self, warner: Warner):
+        self._warner = warner
         self._arrived: deque[Record] = deque()
         # Of anchors, which another closure is for, and of other steps:
         self._coarse: dict[bool, _Coarse | None] = {}
@@ -132,22 +132,22 @@ class Resolution:
         """At what has arrived.
 
         Raises:
-            ValueError: see `Doubts`.
+            ValueError: see `Warner`.
         """
         while self._arrived:
             if told := self._told_of(self._arrived.popleft()):
-                self._doubts.say(*told)
+                self._warner.warn(*told)
 
     def look_at(self, record: Record) -> None:
         """At the losses of a step that is about to be taken.
 
         Raises:
-            Refused: where `Doubts` would raise ValueError.
+            Refused: where `Warner` would raise ValueError.
         """
         if told := self._told_of(record):
-            if self._doubts.strict:
+            if self._warner.strict:
                 raise Refused(ValueError, told[1], of="")
-            self._doubts.say(*told)
+            self._warner.warn(*told)
 
     def _told_of(self, record: Record) -> tuple[str, str] | None:
         """What is to be said after this step, and what it is about."""
@@ -165,13 +165,13 @@ class Resolution:
         now = self._coarse[anchor] = step.after(self._coarse.get(anchor))
         equal = self._equal[anchor] = 0 if step.difference else self._equal.get(anchor, 0) + 1
         name = "full_closure" if anchor else "closure"
-        if self._doubts.heard(COARSE):
+        if self._warner.warned(COARSE):
             return None  # which says that differences may be 0, too
         if now.steps >= _STEPS and size > _GROWN * self._first:
             return _DIVERGED, _told_of_divergence(name, self._first, record)
         if now.steps >= _STEPS and now.difference and not now.is_count:
             return COARSE, _told_of_coarse(name, now, record)
-        if equal >= _EQUAL_STEPS and not self._doubts.heard(_EQUAL):
+        if equal >= _EQUAL_STEPS and not self._warner.warned(_EQUAL):
             return _EQUAL, _told_of_equal(name, equal, record)
         return None
 

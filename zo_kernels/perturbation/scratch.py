@@ -11,11 +11,9 @@ from torch import Tensor, device
 from torch.utils._pytree import tree_map_only
 
 from ..interrupts import at_once
-from ..layouts import is_dense
+from ..layouts import ALIGNMENT, is_dense
 from ..modes import inference_mode
 from .aliases import references, storage_of
-
-ALIGNMENT = 64  # bytes; of a cache line, and more than any kernel asks for
 
 
 class Scratch:

@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor, device, nn
 
 from ..backends.types import MaskKind
-from ..doubts import Doubts
 from ..ops import Table
+from ..warn import Warner
 from ..weights.pinned import pin
 from ..weights.tables import Weights
 from .engine import Engine, Frame
@@ -224,8 +224,8 @@ class Streamed(InForward):
         streaming: see `engine`, which it is.
     """
 
-    def __init__(self, engine: StreamedEngine, weights: Weights, doubts: Doubts):
-        super().__init__(engine, weights, doubts)
+    def __init__(self, engine: StreamedEngine, weights: Weights, warner: Warner):
+        super().__init__(engine, weights, warner)
         self.streaming = engine
 
     def unperturbed(self) -> AbstractContextManager[None]:

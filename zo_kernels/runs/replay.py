@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from .. import checks, names, spec
 from ..backends.types import Pass
-from ..interrupts import Call, at_once
-from ..trajectory import Kind, Record, Setup, Trajectory
-from ..trajectory.fingerprint import as_text
 from ..estimators.draws import ANCHOR_SLOT, FIRST_SLOT, SEPARATE_SLOT, Draws
 from ..estimators.numbers import Numbers, spsa_update
 from ..estimators.path import Path
+from ..interrupts import Call, at_once
 from ..perturbation.in_place import Walk
+from ..trajectory import Kind, Record, Setup, Trajectory
+from ..trajectory.fingerprint import as_text
 from ..weights.rows import decay_factors
 from ..weights.shards import local, shard_of
 from ..weights.tables import Weight, Weights

@@ -163,7 +163,7 @@ def take(run: Run, found: Mapping[str, Any], groups: Groups, kept: Kept) -> bool
     run.seed, run.steps, run.directions = found["seed"], found["step_count"], found["directions"]
     trained.drop = found["drop"]
     run.refused = found["refused_steps"] - unseen
-    trained.thresholds = Thresholds.of_state(run.doubts, every_parameter(groups), found)
+    trained.thresholds = Thresholds.of_state(run.warner, every_parameter(groups), found)
     trained.weights = run.progress = None
     return run.estimator.take_state(found, groups, kept)
 

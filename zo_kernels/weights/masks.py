@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..doubts import Doubts
 from ..trajectory import Trajectory
+from ..warn import Warner
 from .shards import Shard, shard_of
 from .tables import Weight, Weights
 from .thresholds import Percentile, count_here, magnitude_percentile, too_many, wanted
@@ -50,8 +50,8 @@ class Thresholds:
             they are, whenever they came to be.
     """
 
-    def __init__(self, doubts: Doubts, of_run: Mapping[Tensor, float | None] | None = None):
-        self._doubts = doubts
+    def __init__(self, warner: Warner, of_run: Mapping[Tensor, float | None] | None = None):
+        self._warner = warner
         self._taken = {p: _Taken(h, math.nan) for p, h in (of_run or {}).items()}
         self.fixed = of_run is not None
         self._due = self.fixed  # whether the next step looks at the shares
@@ -61,22 +61,22 @@ class Thresholds:
         self._drifted = False  # whether weights are past their thresholds because the run moved them there
 
     @classmethod
-    def of_trajectory(cls, doubts: Doubts, by_name: Mapping[str, Tensor], run: Trajectory) -> Thresholds:
+    def of_trajectory(cls, warner: Warner, by_name: Mapping[str, Tensor], run: Trajectory) -> Thresholds:
         """Those that the run was recorded with, of what is frozen by its end, too."""
         every = [w for _, setup in run.setups for w in setup.weights]
-        found = cls(doubts, {by_name[w.name]: w.threshold for w in every if w.name in by_name})
+        found = cls(warner, {by_name[w.name]: w.threshold for w in every if w.name in by_name})
         found._due = False  # the weights come out of a replay of it
         return found
 
     @classmethod
-    def of_state(cls, doubts: Doubts, parameters: Sequence[Tensor], run: Mapping[str, Any]) -> Thresholds:
+    def of_state(cls, warner: Warner, parameters: Sequence[Tensor], run: Mapping[str, Any]) -> Thresholds:
         """Those in a checked state. One of no step has none that any step was taken with; one of a parameter that is
         frozen, if there is none, is yet to be taken.
         """
         if not run["step_count"]:
-            return cls(doubts)
+            return cls(warner)
         heights = zip(parameters, run["thresholds"], strict=True)
-        return cls(doubts, {p: h for p, h in heights if h is not None or p.requires_grad})
+        return cls(warner, {p: h for p, h in heights if h is not None or p.requires_grad})
 
     def get(self, p: Tensor) -> float | None:
         """The threshold of p, None if it has none, or not yet."""
@@ -131,9 +131,9 @@ class Thresholds:
         )
         about = f"sparsity: dense: {[w.name for w in dense]}"
         if sizes[0] > _SMALL * sizes[1]:
-            self._doubts.say(about, said)
+            self._warner.warn(about, said)
         else:  # a new head's bias
-            self._doubts.mention(about, said)
+            self._warner.note(about, said)
 
     def _is_odd(self, w: Weight, sparsity: float) -> bool:
         size = math.prod(w.shard.whole)
@@ -159,7 +159,7 @@ class Thresholds:
             changed: whether somebody else has changed weights since the last step.
 
         Raises:
-            ValueError: others have changed weights so that shares are far off, and doubts are strict. No weight has
+            ValueError: others have changed weights so that shares are far off, and the optimizer is strict. No weight has
                 moved.
         """
         self.fixed = True
@@ -180,7 +180,7 @@ class Thresholds:
         known = self._sparsities
         for i, (had, has) in enumerate(zip(known, given, strict=False)):
             if had != has:
-                self._doubts.say(
+                self._warner.warn(
                     f"sparsity: {i}",
                     f"param_groups[{i}].sparsity: it was changed from {had} to {has}, which has no effect: a run keeps "
                     "the thresholds that it began with; make the optimizer anew",
@@ -211,14 +211,14 @@ class Thresholds:
             f"factor of 2, and of {w.name} {_percent(counts[i], sizes[i])} have |θ| <= {w.threshold:.3g}. "
         )
         if self._changes and self._due:
-            self._doubts.say(
+            self._warner.warn(
                 about,
                 f"{said}Something else than the optimizer changed the weights, and a run keeps the thresholds that it "
                 "began with; to take new ones, make the optimizer anew, with the weights in place",
             )
         else:  # it is the method, as published
             self._drifted = True
-            self._doubts.mention(
+            self._warner.note(
                 about,
                 f"{said}Weights that grow past their threshold take no part any more, fewer of them with a smaller lr; "
                 "or they are not those that the thresholds were taken of. To take new ones, make the optimizer anew",

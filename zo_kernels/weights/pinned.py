@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, device
 from torch.utils import dlpack
 
+from ..layouts import ALIGNMENT
 from ..modes import inference_mode
-from ..perturbation.scratch import ALIGNMENT
 
 # Bytes. A piece is allocated before what goes there has given its memory back, so it should not be large; and below the
 # smallest, rounding costs less than another piece.

@@ -1,7 +1,7 @@
 // The few operations that a GPU does in one instruction, and the same in plain C++ for the host.
 #pragma once
 
-#include "axpy.h"
+#include "../axpy.h"
 
 #if defined(__CUDACC__)
 #define ZO_UNROLL _Pragma("unroll")

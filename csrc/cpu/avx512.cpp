@@ -1,4 +1,4 @@
-// Built with the instructions named below and called only where the processor has them (cpu.cpp asks).
+// Built with the instructions named below and called only where the processor has them (bindings.cpp asks).
 #if defined(__x86_64__)
 
 #include <cmath>
@@ -20,8 +20,8 @@
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
 #endif
 
-#include "cpu_kernel.h"
-#include "simd_avx512.h"
+#include "avx512.h"
+#include "kernel.h"
 
 namespace zo {
 

@@ -2,7 +2,7 @@
 // ends of ranges on those with them.
 #pragma once
 
-#include "cpu.h"
+#include "job.h"
 
 namespace zo {
 namespace {

@@ -4,8 +4,8 @@
 #include <cstddef>
 #include <vector>
 
-#include "cpu.h"
-#include "cpu_layout.h"
+#include "job.h"
+#include "layout.h"
 
 namespace zo {
 

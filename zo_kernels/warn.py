@@ -16,14 +16,14 @@ def warn(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
-class Doubts:
+class Warner:
     """What would make a run wrong, if nobody looks at it: said once each; or raised, if `strict`."""
 
     def __init__(self, strict: bool):
         self.strict = strict
         self._said: set[str] = set()
 
-    def say(self, about: str, message: str) -> None:
+    def warn(self, about: str, message: str) -> None:
         """Warn, unless that was said of the same thing before.
 
         Raises:
@@ -31,14 +31,14 @@ class Doubts:
         """
         if self.strict:
             raise ValueError(message)
-        self.mention(about, message)
+        self.note(about, message)
 
-    def mention(self, about: str, message: str) -> None:
+    def note(self, about: str, message: str) -> None:
         """Warn once of what is as documented, but may not be what somebody expects: no error, however strict."""
         if about not in self._said:
             self._said.add(about)
             warn(message)
 
-    def heard(self, about: str) -> bool:
+    def warned(self, about: str) -> bool:
         """Whether it was said, so that another time would say nothing."""
         return about in self._said

@@ -1,7 +1,7 @@
 // From the kind of a pass to the kernel compiled for it.
 #pragma once
 
-#include "cuda.h"
+#include "launch.h"
 
 namespace zo {
 

@@ -1,9 +1,9 @@
-// Launches of the GPU kernels, on the current device. cuda.cu has them.
+// Launches of the GPU kernels, on the current device. launch.cu has them.
 #pragma once
 
 #include <cstdint>
 
-#include "axpy.h"
+#include "../axpy.h"
 
 namespace zo {
 

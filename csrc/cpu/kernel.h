@@ -4,9 +4,9 @@
 // need more registers than AVX2 has; apart, each keeps the multipliers of the processor busy.
 #pragma once
 
-#include "cpu_memory.h"
-#include "cpu_noise.h"
-#include "cpu_scalar.h"
+#include "noise.h"
+#include "scalar.h"
+#include "tile.h"
 
 namespace zo {
 namespace {

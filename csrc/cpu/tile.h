@@ -4,7 +4,7 @@
 // elements, since two neighbours share a 32-bit word.
 #pragma once
 
-#include "cpu.h"
+#include "job.h"
 
 namespace zo {
 namespace {

@@ -1,7 +1,7 @@
 // noise v1 for one counter of a block, everything that the block's counters share done before.
 #pragma once
 
-#include "cuda_math.h"
+#include "instructions.h"
 
 namespace zo {
 

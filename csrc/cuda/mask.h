@@ -1,7 +1,7 @@
 // Which elements of a row a pass changes.
 #pragma once
 
-#include "cuda_row.h"
+#include "row.h"
 
 namespace zo {
 

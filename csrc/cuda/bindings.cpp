@@ -6,8 +6,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda.h"
-#include "cuda_table.h"
+#include "launch.h"
+#include "table.h"
 
 namespace py = pybind11;
 
@@ -19,7 +19,7 @@ T* at(uintptr_t address) {
 }
 
 constexpr int64_t kMostPrograms = INT32_MAX;                 // of a launch
-constexpr int64_t kRecordedByProgram = 1024;                 // elements: csrc/cuda.cu
+constexpr int64_t kRecordedByProgram = 1024;                 // elements: launch.cu
 constexpr int kMostActive = 1 << 30, kMostBlocks = 1 << 16;  // so that their sums and products have 32 bits
 
 void between(const char* name, int64_t low, int64_t high, int64_t value) {

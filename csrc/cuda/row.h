@@ -1,7 +1,7 @@
 // A row: the 16 bytes of weights that one access moves, as float32 and back.
 #pragma once
 
-#include "cuda_noise.h"
+#include "noise.h"
 
 namespace zo {
 

@@ -1,4 +1,4 @@
-// Built with the instructions named below and called only where the processor has them (cpu.cpp asks).
+// Built with the instructions named below and called only where the processor has them (bindings.cpp asks).
 #if defined(__x86_64__)
 
 #include <cmath>
@@ -14,8 +14,8 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 
-#include "cpu_kernel.h"
-#include "simd_avx2.h"
+#include "avx2.h"
+#include "kernel.h"
 
 namespace zo {
 

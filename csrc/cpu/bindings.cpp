@@ -1,4 +1,4 @@
-// zo_kernels._native: plain addresses in, no PyTorch. What comes is checked here (cpu_table.h), but for what an address
+// zo_kernels._native: plain addresses in, no PyTorch. What comes is checked here (table.h), but for what an address
 // cannot tell: how much memory is there.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -10,7 +10,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cpu_table.h"
+#include "table.h"
 
 namespace py = pybind11;
 

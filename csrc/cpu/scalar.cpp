@@ -1,4 +1,4 @@
-#include "cpu_scalar.h"
+#include "scalar.h"
 
 namespace zo {
 

@@ -5,7 +5,7 @@
 #include <memory>
 #include <thread>
 
-#include "cpu_table.h"
+#include "table.h"
 
 #if defined(_OPENMP) && !defined(_WIN32)
 #include <unistd.h>

@@ -1,11 +1,11 @@
-// The vector operations that cpu_kernel.h needs, for AVX-512 F, BW, DQ and VL.
+// The vector operations that kernel.h needs, for AVX-512 F, BW, DQ and VL.
 #pragma once
 
 #include <immintrin.h>
 
 #include <cstdint>
 
-#include "noise.h"
+#include "../noise.h"
 
 namespace zo {
 namespace {

@@ -3,8 +3,8 @@
 // It compiles for the host too: tests/emulation/cuda.cpp runs it there, thread by thread.
 #pragma once
 
-#include "cuda_mask.h"
-#include "cuda_table.h"
+#include "mask.h"
+#include "table.h"
 
 namespace zo {
 

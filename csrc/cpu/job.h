@@ -1,11 +1,11 @@
-// What the dispatcher (cpu.cpp) and the kernels of each instruction set share.
+// What a pass (run.cpp) and the kernels of each instruction set share.
 #pragma once
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
 
-#include "axpy.h"
+#include "../axpy.h"
 
 namespace zo {
 

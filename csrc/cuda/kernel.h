@@ -1,7 +1,7 @@
 // The kernels: a thread's work, for every thread of a grid.
 #pragma once
 
-#include "cuda_kernel.h"
+#include "thread.h"
 
 namespace zo {
 

@@ -1,5 +1,5 @@
 // What a table of the CPU's passes is asked before any memory is touched, and which passes are under way.
-#include "cpu_table.h"
+#include "table.h"
 
 #include <algorithm>
 #include <limits>

@@ -1,8 +1,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda_dispatch.h"
-#include "cuda_global.h"
+#include "dispatch.h"
+#include "kernel.h"
 
 namespace zo {
 

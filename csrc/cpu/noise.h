@@ -1,4 +1,4 @@
-// noise v1 in vectors, written once over the operations of an instruction set V (simd_avx2.h, simd_avx512.h).
+// noise v1 in vectors, written once over the operations of an instruction set V (avx2.h, avx512.h).
 //
 // Every 32-bit word of Philox sits in a 64-bit lane, so that a multiplication leaves its low and its high half in the
 // same lane: a round of V::kLanes / 2 counters is two multiplications, two shifts and two three-way xors. The words are
@@ -6,7 +6,7 @@
 // one of angle words, and then one of (cos) and one of (sin) results.
 #pragma once
 
-#include "cpu.h"
+#include "job.h"
 
 namespace zo {
 namespace {
