@@ -93,6 +93,7 @@ def masked(name: str, options: Namespace, *, sparsity: float, kind: str, redrawn
         params = steps.params
         before = [p.detach().clone() for p in params]
 
+        @torch.no_grad()
         def stepped(steps: Any) -> list[Tensor]:
             """Copies of the weights after a step; the weights are put back."""
             steps.step(loss)
