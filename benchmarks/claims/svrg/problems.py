@@ -22,7 +22,7 @@ _DIGITS = 512  # the size of the training sets of the paper's language-model run
 _NEAR = 0.03  # from the optimum, each weight: a tenth of the loss there is excess
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Problem:
     """A training set and a model.
 
@@ -42,9 +42,8 @@ class Problem:
     floor: float = 0.0
     near: Tensor | None = None
 
-    @cached_property
-    def _template(self) -> nn.Module:
-        return self.make().to(self.x)
+    def __post_init__(self) -> None:
+        self._template = self.make().to(self.x)
 
     @cached_property
     def shapes(self) -> dict[str, torch.Size]:
