@@ -1,4 +1,4 @@
-// Built with the instructions named below and called only where the processor has them (bindings.cpp asks).
+// The kernel compiled for the instructions named below; bindings.cpp offers it only where the processor has them.
 #if defined(__x86_64__)
 
 #include <cmath>
@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-// Standard headers come first: their inline functions must not be compiled for this instruction set.
+// Standard headers come before the target: their inline functions must not be compiled for this instruction set.
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else

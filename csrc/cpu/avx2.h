@@ -21,7 +21,7 @@ struct Avx2 {
   ZO_OP I key(const uint32_t* x) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(x)); }  // 8 copies
   ZO_OP F number(float x) { return _mm256_set1_ps(x); }
 
-  // The 4 counters c .. c+3. Sequential order makes unpacklo/unpackhi of (cos, sin) come out in memory order.
+  // The 4 counters c .. c+3. In sequential order, unpacklo and unpackhi of (cos, sin) give memory order.
   ZO_OP I counters(uint64_t c, bool sequential) {
     const I step = sequential ? _mm256_setr_epi64x(0, 2, 1, 3) : _mm256_setr_epi64x(0, 1, 2, 3);
     return _mm256_add_epi64(_mm256_set1_epi64x(int64_t(c)), step);
@@ -65,7 +65,7 @@ struct Avx2 {
   ZO_OP M magnitude_not_at_most(F a, F h) {
     return as_words(_mm256_cmp_ps(as_float(and_(as_words(a), word(0x7FFFFFFFu))), h, _CMP_NLE_UQ));
   }
-  // Masks of the 16 elements of a tile: its halves if sequential, else its even and its odd elements.
+  // Masks of the 16 elements of a tile: a and b are its halves if Sequential, else its even and odd elements.
   template <bool Sequential>
   ZO_OP void zero_bits(const uint8_t* p, M& a, M& b) {
     uint16_t bits;

@@ -1,4 +1,4 @@
-// Built with the instructions named below and called only where the processor has them (bindings.cpp asks).
+// The kernel compiled for the instructions named below; bindings.cpp offers it only where the processor has them.
 #if defined(__x86_64__)
 
 #include <cmath>
@@ -7,8 +7,8 @@
 #include <utility>
 #include <vector>
 
-// Standard headers come first: their inline functions must not be compiled for this instruction set.
-// GCC 12 warns of deliberately undefined registers in its own AVX-512 header.
+// Standard headers come before the target: their inline functions must not be compiled for this instruction set.
+// GCC 12 warns about registers that its own AVX-512 header leaves undefined on purpose.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
@@ -28,11 +28,6 @@ namespace zo {
 void range_avx512(const Job& job, int64_t begin, int64_t end) { range<Avx512>(job, begin, end); }
 
 }  // namespace zo
-
-// GCC 12 warns of deliberately undefined registers in its own AVX-512 header.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
 
 #if defined(__clang__)
 #pragma clang attribute pop

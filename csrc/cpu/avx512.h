@@ -21,7 +21,7 @@ struct Avx512 {
   ZO_OP I key(const uint32_t* x) { return _mm512_set1_epi32(int(*x)); }
   ZO_OP F number(float x) { return _mm512_set1_ps(x); }
 
-  // The 8 counters c .. c+7. Sequential order makes unpacklo/unpackhi of (cos, sin) come out in memory order.
+  // The 8 counters c .. c+7. In sequential order, unpacklo and unpackhi of (cos, sin) give memory order.
   ZO_OP I counters(uint64_t c, bool sequential) {
     const I step = sequential ? _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7) : _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm512_add_epi64(_mm512_set1_epi64(int64_t(c)), step);
@@ -65,7 +65,7 @@ struct Avx512 {
   ZO_OP M magnitude_not_at_most(F a, F h) {
     return _mm512_cmp_ps_mask(as_float(and_(as_words(a), word(0x7FFFFFFFu))), h, _CMP_NLE_UQ);
   }
-  // Masks of the 32 elements of a tile: its halves if sequential, else its even and its odd elements.
+  // Masks of the 32 elements of a tile: a and b are its halves if Sequential, else its even and odd elements.
   template <bool Sequential>
   ZO_OP void zero_bits(const uint8_t* p, M& a, M& b) {
     uint32_t bits;

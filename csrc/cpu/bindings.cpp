@@ -1,5 +1,8 @@
-// zo_kernels._native: plain addresses in, no PyTorch. What comes is checked here (table.h), but for what an address
-// cannot tell: how much memory is there.
+// zo_kernels._native: takes plain addresses and needs no PyTorch.
+//
+// Level by level: function (zo_kernels/ops.py) -> table (table.h, checks every number) -> launch (run.cpp, chunks and
+// threads) -> kernel (kernel.h, compiled by avx512.cpp and avx2.cpp; scalar.h). The sizes of the memory at an address
+// cannot be checked here; they are the caller's.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -19,12 +22,12 @@ namespace {
 using EntryTuple = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, uint32_t, int, int, int, double, uintptr_t,
                               int64_t, int64_t, int64_t>;
 
-// Shape, strides of dst, strides of src of an entry that is not contiguous.
+// Shape, strides of dst and strides of src of an entry that is not contiguous.
 using StridedTuple = std::tuple<std::vector<int64_t>, std::vector<int64_t>, std::vector<int64_t>>;
 
 std::unique_ptr<zo::Table> make_table(const std::vector<EntryTuple>& tuples,
                                       const std::map<size_t, StridedTuple>& strided) {
-  const zo::DefaultFloatMode mode;  // for the threshold
+  const zo::DefaultFloatMode mode;  // so that a subnormal threshold is not flushed
   std::vector<zo::Given> given;
   given.reserve(tuples.size());
   for (const auto& [dst, src, numel, offset, id, group, dtype, mask, threshold, mask_data, dst_bytes, src_bytes,
@@ -34,8 +37,8 @@ std::unique_ptr<zo::Table> make_table(const std::vector<EntryTuple>& tuples,
                      {dst_bytes, src_bytes, mask_bytes}});
   for (const auto& [i, each] : strided) {
     if (i >= given.size())
-      throw std::invalid_argument("strided: expected numbers of " + std::to_string(given.size()) + " entries, got " +
-                                  std::to_string(i));
+      throw std::invalid_argument("strided: expected indices of the table's " + std::to_string(given.size()) +
+                                  " entries, got " + std::to_string(i));
     given[i].strided = {std::get<0>(each), std::get<1>(each), std::get<2>(each)};
   }
   return std::make_unique<zo::Table>(given);
@@ -60,7 +63,7 @@ zo::RangeFn range_of(const std::string& set) {
   if (set == "avx2") return zo::range_avx2;
 #endif
   if (set == "scalar") return zo::range_scalar;
-  throw std::invalid_argument("unknown instruction set " + set);
+  throw std::invalid_argument("instruction set: expected avx512, avx2 or scalar, got " + set);
 }
 
 void run(const zo::Table& table, const std::vector<uint64_t>& seeds, const std::vector<double>& scales,
@@ -76,7 +79,7 @@ std::array<uint32_t, 4> philox(const std::array<uint32_t, 4>& counter, const std
   return {w.x[0], w.x[1], w.x[2], w.x[3]};
 }
 
-// min over all radius words of the argument's sign and max of r: the test that no word gives inf or NaN.
+// The least and greatest radius of the words first .. last; twice the first NaN if there is one.
 std::pair<float, float> radius_range(uint32_t first, uint32_t last) {
   float low = 1e30f, high = -1e30f;
   const py::gil_scoped_release release;
@@ -96,7 +99,8 @@ PYBIND11_MODULE(_native, m) {
   py::class_<zo::Table>(m, "Table", py::module_local())
       .def(py::init(&make_table), py::arg("entries"), py::arg("strided") = std::map<size_t, StridedTuple>())
       .def("run", &run);
-  m.def("instruction_sets", &instruction_sets, "The instruction sets this processor can run, the fastest first.");
+  m.def("instruction_sets", &instruction_sets, "The instruction sets that this processor has, the fastest first.");
   m.def("philox4x32", &philox, py::arg("counter"), py::arg("key"), py::arg("rounds") = zo::kPhiloxRounds);
-  m.def("radius_range", &radius_range, "Least and greatest radius over the words first..last; NaN if any is one.");
+  m.def("radius_range", &radius_range,
+        "The least and greatest radius of the words first .. last; NaN if one of them gives NaN.");
 }

@@ -1,4 +1,4 @@
-// What a pass (run.cpp) and the kernels of each instruction set share.
+// What the launch (run.cpp) hands to a kernel: a job, and the directions in it.
 #pragma once
 
 #if defined(__x86_64__)
@@ -9,10 +9,10 @@
 
 namespace zo {
 
-// One direction of a pass over one tensor. The first two rounds of Philox multiply words that every counter of a
-// chunk has in common (the parameter id, the high half of the counter); those products are kept here.
+// One direction of a pass over one tensor. The first rounds of Philox multiply words that all counters of a job share
+// (the parameter id, the high half of the counter); those products are computed once and kept here.
 struct Direction {
-  // A word as AVX2 wants it in memory, to be an operand of an xor: broadcasting it first would be an instruction more.
+  // A word, eight times, so that AVX2 can use it as a memory operand of an xor and saves the broadcast.
   struct alignas(32) Word {
     uint32_t x[8];
     Word& operator=(uint32_t value) {
@@ -21,7 +21,7 @@ struct Direction {
     }
   };
   Word k0[kPhiloxRounds], k1[kPhiloxRounds], round1_c0, round1_c2, round2_c2;
-  const float* scales;  // one, or if Job::several one for each of the directions of this seed in a row
+  const float* scales;  // n_scales of them; more than one if Job::several: consecutive directions of one seed
   int n_scales;
   uint64_t seed;
 };
@@ -35,13 +35,15 @@ struct Job {
   bool stochastic, several;
 };
 
+// A kernel: applies a job to elements begin .. end - 1 of its tensor.
 using RangeFn = void (*)(const Job&, int64_t begin, int64_t end);
 
 void range_scalar(const Job& job, int64_t begin, int64_t end);
 void range_avx2(const Job& job, int64_t begin, int64_t end);
 void range_avx512(const Job& job, int64_t begin, int64_t end);
 
-// Rounding to nearest with subnormals kept, whatever the caller set (torch.set_flush_denormal, say).
+// While it lives, the thread rounds to nearest and keeps subnormals, whatever the caller has set
+// (torch.set_flush_denormal, for example).
 class DefaultFloatMode {
  public:
 #if defined(__x86_64__)

@@ -1,7 +1,9 @@
-// The pass over a range of elements in vectors, for any instruction set V.
+// The kernel: a pass over a range of elements in vectors, for any instruction set V.
 //
-// A block of tiles is done in two sweeps, the words of Philox first and what is made of them after. Together they would
-// need more registers than AVX2 has; apart, each keeps the multipliers of the processor busy.
+//   dst <- round(decay * src + m * sum_k scale_k * z(seed_k))      in float32, one fma a direction (docs/noise.md)
+//
+// A block of tiles takes two sweeps: first the words of Philox, then the normals and the sum. Together they would need
+// more registers than AVX2 has; apart, each keeps the multipliers of the processor busy.
 #pragma once
 
 #include "noise.h"
@@ -11,20 +13,21 @@
 namespace zo {
 namespace {
 
-// A function with loops of its own to allocate registers for.
+// A function whose loops get a register allocation of their own.
 #define ZO_APART static __attribute__((noinline))
 
-constexpr int kTiles = 24;  // of a block; a multiple of every V::kPhiloxTiles
+constexpr int kTiles = 24;  // in a block; a multiple of every V::kPhiloxTiles
 
 template <class V>
 struct Block {
   static constexpr int kTile = 2 * V::kLanes, kElements = kTiles * kTile;
-  typename V::I a[kTiles], b[kTiles];            // words of the first direction: they also hold its rounding bits
+  typename V::I a[kTiles], b[kTiles];            // words of the first direction, which also give the rounding bits
   typename V::I next_a[kTiles], next_b[kTiles];  // words of another direction
   typename V::F even[kTiles], odd[kTiles];       // sums so far
   BlockBits<kElements> mask;
 };
 
+// The radius words a and the angle words b of a block's tiles.
 template <class V, bool Sequential>
 ZO_APART void words(const Direction& d, uint64_t counter, int64_t tiles, typename V::I* a, typename V::I* b) {
   constexpr int U = V::kPhiloxTiles;
@@ -39,7 +42,7 @@ ZO_APART void words(const Direction& d, uint64_t counter, int64_t tiles, typenam
   }
 }
 
-// What a block reads and writes, at its first element.
+// Where a block's first element is.
 struct Place {
   const char* src;
   char* dst;
@@ -47,7 +50,7 @@ struct Place {
   float threshold, decay;
 };
 
-// Which elements a and b of a tile keep their bits.
+// Which elements of a tile are masked out and keep their bits.
 template <class V, MaskKind K, bool Sequential>
 ZO_OP void masked_out(const Place& at, int64_t i, uint8_t* bits, typename V::F a, typename V::F b,
                       typename V::M& keep_a, typename V::M& keep_b) {
@@ -61,8 +64,8 @@ ZO_OP void masked_out(const Place& at, int64_t i, uint8_t* bits, typename V::F a
   }
 }
 
-// U tiles of a block from tile j. First, Last: of the directions. Several: a direction may have `more` scales before
-// its last one.
+// Adds one direction to U tiles of a block, from tile j on. First, Last: whether it is the first or last direction.
+// Several: the direction has `more` scales before the last one.
 template <class V, DType D, bool Stochastic, MaskKind K, bool Several, bool First, bool Last, int U>
 ZO_OP void apply(const Place& at, const float* scales, int more, float scale, int64_t j, Block<V>& block) {
   using Mem = Memory<V, D>;
@@ -126,7 +129,7 @@ ZO_APART void sweep(const Place place, const float* scales, int n, int64_t tiles
   for (; j < tiles; ++j) apply<V, D, Stochastic, K, Several, First, Last, 1>(place, scales, more, scale, j, block);
 }
 
-// begin: a multiple of 4 in the parameter.
+// begin + offset is a multiple of 4, so that blocks hold whole counters.
 template <class V, DType D, bool Stochastic, MaskKind K, bool Several = false>
 void blocks(const Job& job, int64_t begin, int64_t end) {
   constexpr bool sequential = Memory<V, D>::kSequential;
@@ -141,7 +144,7 @@ void blocks(const Job& job, int64_t begin, int64_t end) {
     const Place place{static_cast<const char*>(e.src) + i * bytes, static_cast<char*>(e.dst) + i * bytes,
                       K == MaskKind::kBool ? e.mask_data + i : nullptr, e.threshold, job.decay};
     if (K == MaskKind::kBits) block.mask.read(e.mask_data, i, tiles * n);
-    // Philox needs no memory: what comes after it is fetched meanwhile.
+    // Philox touches no memory, so the weights are fetched while it runs.
     _Pragma("GCC unroll 8") for (int64_t line = 0; line < tiles * n * bytes; line += 64)
         __builtin_prefetch(place.src + line, 1);
     const Direction* d = job.directions;
@@ -180,6 +183,7 @@ void dispatch(const Job& job, int64_t begin, int64_t end) {
   }
 }
 
+// The whole range: single elements up to a counter's first, whole tiles, and single elements to the end.
 template <class V>
 void range(const Job& job, int64_t begin, int64_t end) {
   const int64_t head = -(job.entry->offset + begin) & 3;

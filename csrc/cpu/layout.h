@@ -1,4 +1,4 @@
-// Tensors that are dense but not contiguous: their elements in logical order, copied to and from contiguous memory.
+// Tensors that are dense but not contiguous: copies their elements, in logical order, to and from contiguous memory.
 #pragma once
 
 #include <algorithm>
@@ -13,13 +13,13 @@ struct Dim {
   int64_t size, dst, src;  // strides, in elements
 };
 
-// The dimensions of an entry, the last one first, as few as say the same; none of an entry that is contiguous.
+// The dimensions of an entry, the last one first, merged where possible; empty for an entry that is contiguous.
 using Layout = std::vector<Dim>;
 
-constexpr int64_t kTileRows = 8, kTileColumns = 16;  // transposed together; more would not stay in a cache
-constexpr int64_t kRows = 64;  // that are wanted of a chunk, so that what is transposed has whole cache lines
+constexpr int64_t kTileRows = 8, kTileColumns = 16;  // transposed together; a larger tile would not stay in a cache
+constexpr int64_t kRows = 64;  // of a chunk, at least, so that a transposition uses whole cache lines
 
-// `rows` rows of `columns` elements, by the strides of both sides; as integers, so that no bits change.
+// Copies `rows` rows of `columns` elements between two sets of strides, as integers, so that no bits change.
 template <typename T>
 void copy_plane(T* to, int64_t to_row, int64_t to_column, const T* from, int64_t from_row, int64_t from_column,
                 int64_t rows, int64_t columns) {
@@ -29,7 +29,7 @@ void copy_plane(T* to, int64_t to_row, int64_t to_column, const T* from, int64_t
       const int64_t height = std::min(kTileRows, rows - r);
       T* const t = to + r * to_row + c * to_column;
       const T* const f = from + r * from_row + c * from_column;
-      if (to_row < to_column)  // what is written goes forward in memory
+      if (to_row < to_column)  // so that writes go forward in memory
         for (int64_t j = 0; j < width; ++j)
           for (int64_t i = 0; i < height; ++i) t[i * to_row + j * to_column] = f[i * from_row + j * from_column];
       else
@@ -39,8 +39,8 @@ void copy_plane(T* to, int64_t to_row, int64_t to_column, const T* from, int64_t
   }
 }
 
-// Elements begin .. end - 1 of a tensor, by its strides, to contiguous memory, whose first is element begin, or from
-// there: what is const is read.
+// Copies elements begin .. end - 1 of a strided tensor to contiguous memory (flat, which starts at element begin), or
+// back: the const side is the source.
 template <typename Tensor, typename Flat>
 void copy_range(const Layout& dims, int64_t Dim::* stride, Tensor* tensor, Flat* flat, int64_t begin, int64_t end) {
   const Dim column = dims[0], row = dims.size() > 1 ? dims[1] : Dim{1, 0, 0};

@@ -1,4 +1,4 @@
-// noise v1 in vectors, written once over the operations of an instruction set V (avx2.h, avx512.h).
+// noise v1 in vectors, written once for the operations of any instruction set V (avx2.h, avx512.h).
 //
 // Every 32-bit word of Philox sits in a 64-bit lane, so that a multiplication leaves its low and its high half in the
 // same lane: a round of V::kLanes / 2 counters is two multiplications, two shifts and two three-way xors. The words are
@@ -11,16 +11,16 @@
 namespace zo {
 namespace {
 
-// U computations side by side, operation by operation: one chain is longer than what a processor looks ahead.
+// U computations side by side, operation by operation: a processor does not look far enough ahead in a single chain.
 #define ZO_EACH _Pragma("GCC unroll 4") for (int u = 0; u < U; ++u)
 
-// The radius words a and the angle words b of U tiles, whose first counter is c[u].
+// Bits: the radius words a and the angle words b of U tiles; c[u] are the counters of tile u.
 template <class V, int U>
 ZO_OP void philox_tiles(const Direction& d, const typename V::I (&c)[U], typename V::I (&a)[U], typename V::I (&b)[U]) {
   using I = typename V::I;
   const I m0 = V::word(kPhiloxM0), m1 = V::word(kPhiloxM1);
   I x[4][U], p0[U], p1[U];
-  ZO_EACH {  // rounds 0 to 2: what the counters have in common is already in d
+  ZO_EACH {  // rounds 0 to 2: d holds the products that the counters share
     p0[u] = V::mul_wide(c[u], m0);
     p1[u] = V::mul_wide(V::xor2(V::high(p0[u]), V::key(d.k1[0].x)), m1);
     const I c0 = V::xor2(V::high(p1[u]), V::key(d.round1_c0.x));
@@ -45,7 +45,7 @@ ZO_OP void philox_tiles(const Direction& d, const typename V::I (&c)[U], typenam
       x[3][u] = p0[u];
     }
   }
-  ZO_EACH {  // the words of the second pair are left in the upper halves, where the zipped registers want them
+  ZO_EACH {  // the second pair's words stay in the upper halves, where the zipped registers need them
     p0[u] = V::mul_wide(x[0][u], m0);
     p1[u] = V::mul_wide(x[2][u], m1);
     const I low = V::xor3(V::high(p1[u]), x[1][u], V::key(d.k0[last].x));
@@ -55,6 +55,7 @@ ZO_OP void philox_tiles(const Direction& d, const typename V::I (&c)[U], typenam
   }
 }
 
+// Uniform and normal: the normals of U tiles, as box_muller of ../noise.h, operation by operation.
 template <class V, int U>
 ZO_OP void box_muller_tiles(const typename V::I (&a)[U], const typename V::I (&b)[U], typename V::F (&even)[U],
                             typename V::F (&odd)[U]) {

@@ -1,4 +1,4 @@
-// Splits a pass into chunks, hands them to threads, and runs each with the kernels of one instruction set.
+// Launches a pass: cuts it into chunks, hands them to threads, and calls the kernel of one instruction set on each.
 #include <algorithm>
 #include <atomic>
 #include <exception>
@@ -14,10 +14,10 @@
 namespace zo {
 namespace {
 
-// A multiple of 8, so that no two chunks share a byte of mask bits. Small enough to balance threads, large enough that
-// taking one costs nothing.
+// Elements of a chunk. A multiple of 8, so that no two chunks share a byte of mask bits; small enough to balance the
+// threads, large enough to make the cost of taking one negligible.
 constexpr int64_t kChunk = 1 << 15;
-constexpr int64_t kMostStaged = 1 << 20;  // elements of a chunk that is not contiguous
+constexpr int64_t kMostStaged = 1 << 20;  // at most so many elements in a chunk that is not contiguous
 constexpr int kCounterHighShift = 34;  // counters of elements i and j differ in their high half if i >> 34 != j >> 34
 constexpr int64_t kOneHigh = int64_t(1) << kCounterHighShift;
 constexpr size_t kMostAtWork = 1024;  // threads
@@ -29,20 +29,20 @@ struct Chunk {
   int64_t begin, end;
 };
 
-// How many seeds from k on are equal. Replayed steps in place come to a pass of float32 weights with each seed three
-// times: its noise is made once, and added once for each.
+// How many seeds from k on are equal. Replaying in-place steps of float32 weights repeats each seed three times: its
+// noise is made once and added three times.
 size_t repeats(const std::vector<uint64_t>& seeds, size_t k) {
   size_t n = 1;
   while (k + n < seeds.size() && seeds[k + n] == seeds[k]) ++n;
   return n;
 }
 
-// What a thread needs for the directions of a pass. It is allocated before the threads begin, so that nothing can fail
-// once weights have changed; and left as it is, so that each thread's memory is first touched by the thread.
+// A thread's own memory. It is allocated before the threads begin, so that nothing can fail once weights have changed,
+// and not initialised, so that each thread is the first to touch its pages.
 struct Workspace {
   std::unique_ptr<Direction[]> directions;
   std::unique_ptr<float[]> scales;
-  std::unique_ptr<uint32_t[]> elements;  // of a chunk that is not contiguous
+  std::unique_ptr<uint32_t[]> elements;  // a chunk that is not contiguous, copied
   Workspace(size_t n, int64_t staged)
       : directions(new Direction[n]),
         scales(new float[n + kApart]),
@@ -63,7 +63,7 @@ void scatter(const Layout& layout, const Entry& e, const uint32_t* from, int64_t
     copy_range(layout, &Dim::dst, static_cast<uint16_t*>(e.dst), reinterpret_cast<const uint16_t*>(from), begin, end);
 }
 
-// A chunk of an entry as an entry of its own, whose elements are in contiguous memory.
+// A chunk of an entry as an entry of its own, in contiguous memory.
 Entry chunk_of(const Entry& e, uint32_t* memory, int64_t begin, int64_t end) {
   Entry part = e;
   part.dst = memory;
@@ -74,6 +74,7 @@ Entry chunk_of(const Entry& e, uint32_t* memory, int64_t begin, int64_t end) {
   return part;
 }
 
+// Fills d with the keys of a seed and the products of the first rounds (see Direction).
 void prepare(Direction& d, uint64_t seed, const float* scales, size_t n, uint32_t param_id, uint32_t counter_high) {
   d.seed = seed;
   d.scales = scales;
@@ -89,7 +90,7 @@ void prepare(Direction& d, uint64_t seed, const float* scales, size_t n, uint32_
   d.round2_c2 = uint32_t(p0) ^ d.k1[2].x[0];
 }
 
-// A forked child has none of its parent's OpenMP threads, and GNU's runtime would wait for them for ever.
+// A forked child has none of its parent's OpenMP threads, and GNU's OpenMP would wait for them for ever.
 #if defined(_OPENMP) && !defined(_WIN32)
 const pid_t loaded_by = getpid();
 bool forked() { return getpid() != loaded_by; }
@@ -165,7 +166,7 @@ void Table::run(const std::vector<uint64_t>& seeds, const std::vector<double>& s
   };
 
 #if defined(_OPENMP)
-  // The runtime is the one that PyTorch has loaded. Its threads still spin after a forward pass; others would have to
+  // PyTorch has loaded this runtime already. Its threads still spin after a forward pass, and threads of our own would
   // share the cores with them.
   if (!forked()) {
 #pragma omp parallel num_threads(int(wanted)) if (wanted > 1)
@@ -177,7 +178,7 @@ void Table::run(const std::vector<uint64_t>& seeds, const std::vector<double>& s
   helpers.reserve(wanted);
   try {
     for (size_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
-  } catch (const std::exception&) {  // no further thread is to be had: those that there are do all of the work
+  } catch (const std::exception&) {  // no more threads can be started: the ones that run do all of the work
   }
   work();
   for (std::thread& helper : helpers) helper.join();

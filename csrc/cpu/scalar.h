@@ -1,5 +1,4 @@
-// The pass over a range of elements in plain C++: the whole job on processors without vector kernels, and the ragged
-// ends of ranges on those with them.
+// The kernel in plain C++: whole ranges on processors without vector kernels, the ragged ends of ranges on the others.
 #pragma once
 
 #include "job.h"
@@ -7,6 +6,7 @@
 namespace zo {
 namespace {
 
+// Whether the pass changes element i, whose value is w; a recording mask also writes its bit.
 inline bool mask_at(const Entry& e, int64_t i, float w) {
   switch (e.mask) {
     case MaskKind::kNone:

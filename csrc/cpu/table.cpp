@@ -1,4 +1,4 @@
-// What a table of the CPU's passes is asked before any memory is touched, and which passes are under way.
+// Checks a table and its passes before any memory is touched, and keeps passes over the same memory apart.
 #include "table.h"
 
 #include <algorithm>
@@ -32,7 +32,7 @@ Span span(const void* p, int64_t bytes) {
   return {begin, begin + uintptr_t(bytes)};
 }
 
-// `needed` bytes at p, of `room` that are there.
+// There must be `needed` bytes at p, which has `room`.
 void check_memory(const std::string& name, const void* p, int64_t needed, int64_t room, int64_t alignment) {
   if (room < needed) refuse(name, std::to_string(needed) + " bytes", std::to_string(room));
   const auto address = reinterpret_cast<uintptr_t>(p);
@@ -71,7 +71,7 @@ void check_entry(const std::string& name, const Given& given) {
   if (const int64_t needed = mask_bytes(e)) check_memory(name + ": mask", e.mask_data, needed, given.room.mask, 1);
 }
 
-// Strides of a tensor whose elements lie side by side: none twice, and none outside.
+// The strides must be those of a dense tensor: no element twice, none outside of its memory.
 void check_strides(const std::string& name, const std::vector<int64_t>& shape, const std::vector<int64_t>& strides) {
   std::vector<std::pair<int64_t, int64_t>> dims;
   for (size_t d = 0; d < shape.size(); ++d)
@@ -113,7 +113,7 @@ Layout layout_of(const std::string& name, const Strided& given, int64_t numel, b
   return dims;
 }
 
-// A span, and which entry has it, for errors.
+// A span, and the entry that it belongs to, for errors.
 struct Owned {
   Span span;
   size_t entry;
@@ -125,7 +125,7 @@ void refuse_overlap(size_t entry, const char* does, const Owned& other) {
          std::string("some that it ") + does + " and entries[" + std::to_string(other.entry) + "] writes");
 }
 
-// Sorted spans as few that do not overlap.
+// Merges sorted spans that touch or overlap.
 std::vector<Span> merged(const std::vector<Owned>& spans) {
   std::vector<Span> out;
   for (const Owned& each : spans) {
@@ -145,18 +145,18 @@ bool overlap(const std::vector<Span>& a, const std::vector<Span>& b) {
   return false;
 }
 
-// The tables that have a pass under way.
+// The tables whose passes are running, in any thread.
 struct Passes {
   std::mutex mutex;
   std::vector<const Table*> tables;
 };
 
-// Never destroyed: a thread may still run a pass while the process ends.
+// Never destroyed: a thread may still be in a pass while the process ends.
 Passes& passes() {
   static Passes& made = *[] {
     auto* fresh = new Passes;
 #if !defined(_WIN32)
-    // A forked child has none of the threads whose passes are under way, nor any that would unlock the mutex.
+    // A forked child has none of the threads whose passes are running, and none that would unlock the mutex.
     pthread_atfork([] { passes().mutex.lock(); }, [] { passes().mutex.unlock(); },
                    [] {
                      passes().tables.clear();
@@ -237,7 +237,7 @@ UnderWay::~UnderWay() {
   Passes& all = passes();
   const std::lock_guard<std::mutex> lock(all.mutex);
   const auto own = std::find(all.tables.begin(), all.tables.end(), &table_);
-  if (own != all.tables.end()) all.tables.erase(own);  // not there in a child that was forked meanwhile
+  if (own != all.tables.end()) all.tables.erase(own);  // a child that was forked meanwhile has an empty list
 }
 
 }  // namespace zo

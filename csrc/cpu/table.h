@@ -1,4 +1,4 @@
-// A whole pass over many tensors, described once and run many times.
+// A table of tensors, checked once, over which many passes run.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@
 
 namespace zo {
 
-// How much memory there is at an entry's addresses.
+// The sizes of the memory at an entry's addresses.
 struct Room {
   int64_t dst, src, mask;  // bytes
 };
@@ -19,29 +19,29 @@ struct Span {
   uintptr_t begin, end;
 };
 
-// How an entry lies in memory that is not contiguous; empty for one that is.
+// The layout of an entry that is not contiguous; empty for one that is.
 struct Strided {
   std::vector<int64_t> shape, dst, src;  // strides, in elements
 };
 
-// What an entry is, as whoever describes it gives it: nothing has been looked at.
+// An entry as the caller describes it, before any check.
 struct Given {
   Entry entry;
   Room room;
   Strided strided = {};
 };
 
-// What memory cannot tell is believed: that the addresses are this process's, as long as the rooms say, and stay so
-// while the table is in use. Everything else is checked.
+// The caller guarantees that the addresses are valid, have the sizes that `Room` gives, and stay valid while the table
+// is in use. Everything else is checked.
 class Table {
  public:
   // Throws std::invalid_argument if an entry's numbers do not fit, or one entry writes where another reads or writes.
   explicit Table(const std::vector<Given>& given);
 
-  // scales: rows of seeds.size() numbers, as many as there are decays. active: indices of entries, or null for all.
+  // Applies a pass. scales: a row of seeds.size() numbers for each decay. active: indices of entries, null for all.
   //
   // Throws, before anything is changed: std::invalid_argument if the numbers do not fit the table, std::runtime_error
-  // if a pass in another thread has memory that this one writes, or writes what it reads; and std::bad_alloc.
+  // if a running pass of another thread shares memory with this one and either writes it; and std::bad_alloc.
   void run(const std::vector<uint64_t>& seeds, const std::vector<double>& scales, const std::vector<double>& decays,
            bool stochastic, const std::vector<int64_t>* active, int threads, RangeFn range) const;
 
@@ -51,12 +51,12 @@ class Table {
   void check(size_t seeds, size_t scales, size_t decays, const std::vector<int64_t>* active, int threads) const;
 
   std::vector<Entry> entries_;
-  std::vector<Layout> layouts_;       // of each entry
-  size_t groups_ = 0;                 // at least so many decays are needed
-  std::vector<Span> written_, read_;  // by a pass; sorted, and those of a list do not overlap
+  std::vector<Layout> layouts_;       // one for each entry
+  size_t groups_ = 0;                 // a pass needs at least so many decays
+  std::vector<Span> written_, read_;  // memory of a pass; sorted, without overlaps
 };
 
-// A pass that is under way: it lives as long as the pass runs.
+// Registers a pass as running for as long as it lives.
 class UnderWay {
  public:
   explicit UnderWay(const Table& table);  // throws std::runtime_error: see Table::run

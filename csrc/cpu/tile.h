@@ -1,7 +1,7 @@
-// How a tile of 2 * V::kLanes elements lies in memory: reading, rounding, masking and writing it.
+// Reads a tile of 2 * V::kLanes elements from memory, rounds it, masks it and writes it.
 //
-// fp32 and fp16 are computed in memory order (the first half of the tile, then the second); bf16 as even and odd
-// elements, since two neighbours share a 32-bit word.
+// The two registers of a tile hold its first and second half for fp32 and fp16, and its even and odd elements for bf16,
+// where two neighbours share a 32-bit word.
 #pragma once
 
 #include "job.h"
@@ -49,7 +49,7 @@ struct Memory {
     }
   }
 
-  // keep_a, keep_b: the masked-out elements, which get the bits that src has.
+  // keep_a, keep_b: the masked-out elements, which get the bits of src.
   template <bool Stochastic, bool Masked>
   ZO_OP void write(char* p, const char* src, F a, F b, I rho_a, I rho_b, M keep_a, M keep_b) {
     if (D == DType::kFloat32) {
@@ -62,7 +62,7 @@ struct Memory {
       V::store(p + 4 * V::kLanes, y);
     } else if (D == DType::kBFloat16) {
       I x = bf16_high_half<V>(a, Stochastic, rho_a), y = bf16_high_half<V>(b, Stochastic, rho_b);
-      if (__builtin_expect(V::any_nan(a, b), 0)) {  // a NaN of all ones would carry into the sign
+      if (__builtin_expect(V::any_nan(a, b), 0)) {  // a NaN of all ones would carry into the sign bit
         x = V::select(V::is_nan(a), V::or_(V::as_words(a), V::word(0x400000u)), x);
         y = V::select(V::is_nan(b), V::or_(V::as_words(b), V::word(0x400000u)), y);
       }
@@ -77,7 +77,7 @@ struct Memory {
   }
 };
 
-// Bits of a mask for the tiles of one block, the first of them at bit 0 whatever it is in the mask itself.
+// The mask bits of one block, shifted so that the first is bit 0.
 template <int N>
 struct BlockBits {
   static_assert(N % 64 == 0, "whole words");
@@ -85,7 +85,7 @@ struct BlockBits {
 
   uint8_t* bytes() { return reinterpret_cast<uint8_t*>(words); }
 
-  // n bits, a multiple of 8, from bit i of p; no byte that holds none of them is touched.
+  // Reads n bits, a multiple of 8, from bit i of p on; touches no other byte.
   void read(const uint8_t* p, int64_t i, int64_t n) {
     const int shift = int(i & 7);
     p += i >> 3;
@@ -98,7 +98,7 @@ struct BlockBits {
     for (int j = 0; j < N / 64; ++j) words[j] = from[j] >> shift | from[j + 1] << (64 - shift);
   }
 
-  // p holds zeros where these bits go.
+  // Writes n bits to p from bit i on, where p must hold zeros.
   void write(uint8_t* p, int64_t i, int64_t n) {
     const int shift = int(i & 7);
     p += i >> 3;

@@ -1,5 +1,8 @@
-// zo_kernels._cuda: addresses in, no PyTorch. The numbers that are here are checked here; what is in the device's
-// memory (backends/gpu_table.py) and of what length it is was checked by those who wrote it (backends/fits.py).
+// zo_kernels._cuda: takes addresses and needs no PyTorch.
+//
+// Level by level: function (zo_kernels/ops.py) -> table (zo_kernels/backends/gpu_table.py, in device memory) -> launch
+// (launch.cu) -> kernel (kernel.h, the work of a thread in thread.h). The arguments of a call are checked here; the
+// contents of device memory were checked before they were written there (zo_kernels/backends/fits.py).
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
@@ -18,9 +21,9 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-constexpr int64_t kMostPrograms = INT32_MAX;                 // of a launch
-constexpr int64_t kRecordedByProgram = 1024;                 // elements: launch.cu
-constexpr int kMostActive = 1 << 30, kMostBlocks = 1 << 16;  // so that their sums and products have 32 bits
+constexpr int64_t kMostPrograms = INT32_MAX;                 // in a launch
+constexpr int64_t kRecordedByProgram = 1024;                 // elements, with 128 threads of 8 (launch.cu)
+constexpr int kMostActive = 1 << 30, kMostBlocks = 1 << 16;  // so that sums and products fit 32 bits
 
 void between(const char* name, int64_t low, int64_t high, int64_t value) {
   if (value < low || value > high)

@@ -35,7 +35,7 @@ void with_variant(const Kind& kind, F&& call) {
   }
 }
 
-// call(Variant<...>()) with the kind's arguments.
+// Calls call(Variant<...>()) with the template arguments of a kind.
 template <typename F>
 void with_variant(const Kind& kind, F&& call) {
   switch (kind.dtype) {

@@ -1,4 +1,4 @@
-// The few operations that a GPU does in one instruction, and the same in plain C++ for the host.
+// Operations that a GPU does in one instruction, each with the same in plain C++ for the host.
 #pragma once
 
 #include "../axpy.h"
@@ -11,7 +11,7 @@
 
 namespace zo {
 
-// (x & AND) | OR, which ptxas by itself makes two instructions.
+// (x & AND) | OR, for which ptxas would use two instructions.
 template <uint32_t AND, uint32_t OR>
 ZO_FN uint32_t and_or(uint32_t x) {
 #if defined(__CUDA_ARCH__)
@@ -23,8 +23,8 @@ ZO_FN uint32_t and_or(uint32_t x) {
 #endif
 }
 
-// Byte i of the result is byte (SELECTOR >> 4i) % 8 of the eight in (y, x); if that nibble's high bit is set, eight
-// times the sign of that byte.
+// Byte i of the result is byte (SELECTOR >> 4i) % 8 of the eight in (y, x); if that nibble's high bit is set, it is the
+// sign bit of that byte, repeated eight times.
 template <uint32_t SELECTOR>
 ZO_FN uint32_t pick_bytes(uint32_t x, uint32_t y) {
 #if defined(__CUDA_ARCH__)
@@ -42,8 +42,8 @@ ZO_FN uint32_t pick_bytes(uint32_t x, uint32_t y) {
 #endif
 }
 
-// The correctly rounded root of x, which is 2^-100 or lies in [2^-25, 2^6]: ptxas's own sequence without its branch for
-// other x.
+// The correctly rounded square root of x, which must be 2^-100 or lie in [2^-25, 2^6]: the sequence that ptxas uses,
+// without its branch for other x.
 ZO_FN float sqrt_in_range(float x) {
 #if defined(__CUDA_ARCH__)
   float y;
@@ -55,7 +55,7 @@ ZO_FN float sqrt_in_range(float x) {
 #endif
 }
 
-// The smaller of |x| and y > 0; NaN if x is one.
+// The smaller of |x| and y > 0; NaN if x is NaN.
 ZO_FN float min_magnitude(float x, float y) {
 #if defined(__CUDA_ARCH__)
   float m;
@@ -66,7 +66,7 @@ ZO_FN float min_magnitude(float x, float y) {
 #endif
 }
 
-// For each half of w, as a float16, all ones where |half| <= that of h, else zero.
+// For each float16 half of w: all ones where |half| <= the same half of h, else zero.
 ZO_FN uint32_t halves_within(uint32_t w, uint32_t h) {
 #if defined(__CUDA_ARCH__)
   uint32_t m;

@@ -1,11 +1,13 @@
-// The kernels: a thread's work, for every thread of a grid.
+// The kernels: each thread of the grid does its part (thread.h).
+//
+//   dst <- round(decay * src + m * sum_k scale_k * z(seed_k))      in float32, one fma a direction (docs/noise.md)
 #pragma once
 
 #include "thread.h"
 
 namespace zo {
 
-// How many thread blocks a processor is to hold: as many as leave registers enough that nothing is spilled.
+// How many thread blocks a multiprocessor shall hold: as many as leave each thread enough registers to spill nothing.
 template <DType D, MaskKind M, bool STOCHASTIC>
 constexpr int resident() {
   if (M == MaskKind::kBool && STOCHASTIC) return 5;

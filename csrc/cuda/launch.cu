@@ -1,3 +1,4 @@
+// Launches: chooses the kernel that was compiled for a pass, starts it on a stream and checks that it started.
 #include <stdexcept>
 #include <string>
 
@@ -36,7 +37,7 @@ void record(const void* src, uint8_t* mask, float threshold, int64_t numel, cuda
 const char* device_error() {
   int devices = 0;
   const cudaError_t error = cudaGetDeviceCount(&devices);
-  cudaGetLastError();  // the next launch's check must not find this one
+  cudaGetLastError();  // clears the error, which the next launch's check would report
   return error == cudaSuccess ? "" : cudaGetErrorString(error);
 }
 

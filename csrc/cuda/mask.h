@@ -5,19 +5,21 @@
 
 namespace zo {
 
-// A row's elements as the mask says: for float32 one word each, for 16-bit floats one half each, all ones or zero.
+// A row's mask: all ones where an element changes, zero where it keeps its bits. One word an element for float32, one
+// half for 16-bit floats.
 struct Keep {
   uint32_t x[4];
 };
 
-// For 16-bit floats, the largest one that is not above the threshold, twice; for float32 its bits.
+// The threshold as rows are compared with it: its bits for float32; for 16-bit floats the largest one that is not above
+// it, in both halves.
 template <DType D>
 ZO_FN uint32_t row_threshold(float threshold) {
   if (D == DType::kFloat32) return to_bits(threshold);
   const uint32_t m = to_bits(threshold) & 0x7FFFFFFFu;
   uint32_t h;
   if (!(threshold >= 0.0f))
-    h = 0x7FFFu;  // NaN: nothing is within it
+    h = 0x7FFFu;  // a NaN, which nothing is within
   else if (D == DType::kBFloat16)
     h = m >> 16;
   else if (m >= 0x47800000u)  // 65536
@@ -27,8 +29,8 @@ ZO_FN uint32_t row_threshold(float threshold) {
   return h | h << 16;
 }
 
-// Whether rows may be compared with the threshold: bfloat16 are compared as if they were float16, which no instruction
-// of sm_80 would do otherwise; the order is the same below the bits of float16's infinity.
+// Whether whole rows may be compared with the threshold. sm_80 has no comparison of bfloat16 pairs, so they are
+// compared as if they were float16; the order is the same below the bits of float16's infinity.
 template <DType D>
 ZO_FN bool row_comparable(float threshold) {
   return D != DType::kBFloat16 || !(threshold >= 2.658455991569832e36f);  // 2^121
@@ -47,13 +49,13 @@ ZO_FN Keep keep_within(const Row& row, uint32_t threshold) {
   return keep;
 }
 
-// From words whose bytes' high bits tell of four elements each.
+// Spreads the high bits of the four bytes of `four` to four halves: two words of all ones or zeros.
 ZO_FN void spread(uint32_t four, uint32_t& even, uint32_t& odd) {
   even = pick_bytes<0x9988>(four, 0u);
   odd = pick_bytes<0xBBAA>(four, 0u);
 }
 
-// From mask bits: those of a row of float32 are the low four of `bits`.
+// A mask from its bits; a row of float32 has the low four of `bits`.
 template <DType D>
 ZO_FN Keep keep_bits(uint32_t bits) {
   Keep keep;
@@ -67,10 +69,10 @@ ZO_FN Keep keep_bits(uint32_t bits) {
   return keep;
 }
 
-// The high bit of each byte tells whether that byte of `four` is not zero.
+// Sets the high bit of each byte that is not zero.
 ZO_FN uint32_t nonzero_bytes(uint32_t four) { return ((four & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) | four; }
 
-// The mask bits of a row.
+// A row's mask as bits.
 template <DType D>
 ZO_FN uint32_t bits_of(const Keep& keep) {
   uint32_t bits = 0;

@@ -1,11 +1,12 @@
-// noise v1 for one counter of a block, everything that the block's counters share done before.
+// noise v1 for the counters of a chunk; the work that they share is done once, in block_keys.
 #pragma once
 
 #include "instructions.h"
 
 namespace zo {
 
-// Three of the four counter words are one for a block, so what the first two and a half rounds do to them is done once.
+// All counters of a chunk share three of their four words, so the first two and a half rounds of Philox on those words
+// are computed once.
 struct BlockKeys {
   uint32_t first;                    // round 1, word 2
   uint32_t second_even, second_odd;  // round 2, words 0 and 2
@@ -30,7 +31,7 @@ ZO_FN BlockKeys block_keys(uint64_t seed, uint32_t param_id, uint32_t counter_hi
   return keys;
 }
 
-// The same keys, made where this is called: the compiler would rather make them anew in each turn of a loop.
+// The same keys, kept in registers from here on: the compiler would compute them again in each turn of a loop.
 ZO_FN BlockKeys pinned(BlockKeys keys) {
 #if defined(__CUDA_ARCH__)
   uint32_t* words = reinterpret_cast<uint32_t*>(&keys);
@@ -40,7 +41,7 @@ ZO_FN BlockKeys pinned(BlockKeys keys) {
   return keys;
 }
 
-// The words of a counter of the block, given by its low word.
+// Bits: the four words of the counter whose low word is given.
 ZO_FN Words block_words(uint32_t counter, const BlockKeys& keys) {
   uint64_t p0 = uint64_t(kPhiloxM0) * counter;
   uint64_t p1 = uint64_t(kPhiloxM1) * (uint32_t(p0 >> 32) ^ keys.first);
@@ -59,13 +60,14 @@ ZO_FN Words block_words(uint32_t counter, const BlockKeys& keys) {
   return x;
 }
 
-// box_muller of noise.h in fewer instructions: the same operations, the integer ones rearranged.
+// Uniform and normal: box_muller of ../noise.h in fewer instructions. The float operations are the same, the integer
+// ones are rearranged.
 ZO_FN void block_normals(uint32_t a, uint32_t b, float& even, float& odd) {
   const float p[kLogTerms] = ZO_LOG_COEFFICIENTS, c[kCosTerms] = ZO_COS_COEFFICIENTS,
               s[kSinTerms] = ZO_SIN_COEFFICIENTS;
   const uint32_t y = to_bits(float(int32_t(and_or<0x7FFFFFFFu, 1u>(a))));
   const uint32_t k = (y - kLogSplitY) & ~0x7FFFFFu;
-  // With d = y - kLogSplitY, the text's (d mod 2^23) + kLogSplit as one sum of three.
+  // With d = y - kLogSplitY, this is (d mod 2^23) + kLogSplit of docs/noise.md as one sum of three terms.
   const float f = from_bits(y - k - (kLogSplitY - kLogSplit)) - 1.0f;
   const float r = sqrt_in_range(fma32(horner(p, f), f, fma32(float(int32_t(k)), kLogExponentScale, kRadiusFloor)));
   const float signed_r = from_bits(to_bits(r) | (b & 0x80000000u));  // r > 0

@@ -1,4 +1,4 @@
-// A row: the 16 bytes of weights that one access moves, as float32 and back.
+// A row, the 16 bytes of weights that one access moves: loads it, widens it to float32, rounds it back, stores it.
 #pragma once
 
 #include "noise.h"
@@ -32,7 +32,7 @@ constexpr int kRowElements = D == DType::kFloat32 ? 4 : 8;
 template <DType D>
 constexpr int kElementBytes = D == DType::kFloat32 ? 4 : 2;
 
-// A pair of 16-bit floats, the even one in the low half.
+// A pair of 16-bit floats, the even one in the low half, to float32.
 template <DType D>
 ZO_FN void widen_pair(uint32_t pair, float& even, float& odd) {
   if (D == DType::kBFloat16) {
@@ -50,6 +50,7 @@ ZO_FN void widen_pair(uint32_t pair, float& even, float& odd) {
   }
 }
 
+// Rounds two float32 to a pair of 16-bit floats, to nearest, ties to even.
 template <DType D>
 ZO_FN uint32_t pair_nearest(float even, float odd) {
 #if defined(__CUDA_ARCH__)
@@ -65,18 +66,19 @@ ZO_FN uint32_t pair_nearest(float even, float odd) {
 #endif
 }
 
-// The bits of t in units of 2^-16 of the last place of |t| as a float16, clamped to infinity; a NaN stays larger.
+// |t| as a float16 with 16 more bits below its last place, at most infinity; a NaN stays above infinity.
 ZO_FN uint32_t fp16_scaled(float t) {
-  // Subnormals of float32 are here those of float16: the product rounds as the text's addition of 2^-14.
+  // The product turns float16's subnormals into float32's, and rounds as the addition of 2^-14 in docs/noise.md does.
   const uint32_t x = to_bits(mul32(min_magnitude(t, 65536.0f), 1.925929944387236e-34f));  // 2^-112
   return (x < 0x0FFFDFFFu ? x : 0x0FFFDFFFu) << 3;
 }
 
-// t must be a sum: of a NaN that the host makes, only the sign may differ from 0x7fc00000.
+// Rounds two float32 stochastically. They must be results of an fma: a NaN of the host is then 0x7fc00000, give or take
+// its sign.
 template <DType D>
 ZO_FN uint32_t pair_stochastic(float even, float odd, uint32_t rho_even, uint32_t rho_odd) {
   if (D == DType::kBFloat16) {
-    // As signed integers only NaNs of positive sign are larger, and a carry would reach the sign of a GPU's 0x7fffffff.
+    // As signed integers, only NaN of positive sign are larger. A GPU's NaN, 0x7fffffff, would carry into the sign bit.
     const int32_t a = int32_t(to_bits(even)), b = int32_t(to_bits(odd)), most = 0x7FC00000;
     return pick_bytes<0x7632>(uint32_t(a < most ? a : most) + rho_even, uint32_t(b < most ? b : most) + rho_odd);
   }

@@ -1,24 +1,25 @@
-// What a pass on a GPU reads from the device's memory. zo_kernels/backends/gpu_table.py writes it.
+// The table in device memory, which every launch reads. zo_kernels/backends/gpu_table.py writes it.
 #pragma once
 
 #include <cstdint>
 
 namespace zo {
 
+// One tensor.
 struct TableRow {
   void* dst;
   const void* src;
   uint8_t* mask;
   int64_t numel, offset;
   uint32_t param_id;
-  int32_t group;  // row of scales and decays
+  int32_t group;  // which row of scales and decays applies
   float threshold;
-  uint32_t flags;  // bit 0: whole rows and whole bytes of mask bits cover the tensor
-  uint64_t zero;
+  uint32_t flags;  // bit 0: whole rows, and whole bytes of mask bits, cover the tensor
+  uint64_t zero;   // always 0: see whole_blocks in thread.h
 };
 static_assert(sizeof(TableRow) == 64, "gpu_table.py writes eight words");
 
-// The entries that take part in a pass, and how their elements are divided: thread block p works on entry ids[e] with
+// The entries of a launch and how their elements are divided into chunks: thread block p works on the entry ids[e] with
 // first_chunk[e] <= p < first_chunk[e + 1].
 struct Work {
   const TableRow* rows;
@@ -28,6 +29,7 @@ struct Work {
   int blocks_per_chunk;
 };
 
+// The numbers of a pass.
 struct Coefficients {
   const uint64_t* seeds;  // (directions,)
   const float* scales;    // (groups, directions)

@@ -1,6 +1,6 @@
-// The work of one thread of a pass on a GPU.
+// What one thread does in a pass on a GPU.
 //
-// It compiles for the host too: tests/emulation/cuda.cpp runs it there, thread by thread.
+// This compiles for the host too: tests/emulation/cuda.cpp runs it there, thread by thread.
 #pragma once
 
 #include "mask.h"
@@ -12,7 +12,7 @@ constexpr int kThreads = 128;
 constexpr int kBlock = 2048;  // elements
 constexpr int kPerThread = kBlock / kThreads;
 
-// What does not change while the pass runs.
+// Reads through the read-only cache: memory that does not change while the pass runs.
 template <typename T>
 ZO_FN T read(const T* p) {
 #if defined(__CUDA_ARCH__)
@@ -30,7 +30,7 @@ ZO_FN uint64_t read(const uint64_t* p) {
 #endif
 }
 
-// A pointer read from memory, which the compiler would else take to be of any address space.
+// Tells the compiler that a pointer read from memory points to global memory.
 template <typename T>
 ZO_FN T* global(T* p) {
 #if defined(__CUDA_ARCH__)
@@ -39,7 +39,7 @@ ZO_FN T* global(T* p) {
   return p;
 }
 
-// What a thread knows of its tensor.
+// A thread's tensor, and the numbers of the pass for it.
 struct Task {
   TableRow entry;
   const uint64_t* seeds;
@@ -48,6 +48,7 @@ struct Task {
   float decay;
 };
 
+// t = decay * row, in float32.
 template <DType D, bool DECAY>
 ZO_FN void widened(const Row& row, float decay, float* t) {
   widen_row<D>(row, t);
@@ -66,8 +67,8 @@ ZO_FN void add_normals(const Words& x, float scale, float* t) {
   for (int i = 0; i < 4; ++i) t[i] = fma32(scale, z[i], t[i]);
 }
 
-// How the blocks that lie whole in a tensor are divided: thread t takes rows t + kThreads * i, so that a warp's
-// accesses are contiguous; of float32 whose mask bits it writes, two rows side by side, for these make a byte of bits.
+// How the threads divide a block that lies whole in a tensor: thread t takes rows t + kThreads * i, so that a warp's
+// accesses are contiguous. Where it writes mask bits of float32, it takes two rows side by side, which fill a byte.
 template <DType D, MaskKind M>
 constexpr bool kTwoRows = D == DType::kFloat32 && M == MaskKind::kRecord;
 
@@ -81,7 +82,7 @@ ZO_FN int row_step(int i) {
   return kTwoRows<D, M> ? i / 2 * 2 * kThreads + i % 2 : kThreads * i;
 }
 
-// What memory tells of a row before it is changed: its weights, and its part of a mask that is read.
+// A row before the pass changes it: its weights, and its part of a mask that is read.
 template <DType D>
 struct Loaded {
   Row weights;
@@ -99,6 +100,7 @@ ZO_FN Loaded<D> load(const char* src, const uint8_t* mask, int64_t element) {
   return row;
 }
 
+// Which elements of a row the pass changes.
 template <DType D, MaskKind M>
 ZO_FN Keep row_keep(const Loaded<D>& row, int64_t element, uint32_t threshold) {
   if (M == MaskKind::kBool) {
@@ -117,15 +119,15 @@ ZO_FN Keep row_keep(const Loaded<D>& row, int64_t element, uint32_t threshold) {
   return keep_within<D>(row.weights, threshold);
 }
 
-// Blocks first .. last - 1 of the stretch that starts at element `begin`, all whole.
+// Blocks first .. last - 1 of the chunk that starts at element `begin`; all of them lie whole in the tensor.
 template <DType D, MaskKind M, bool STOCHASTIC, bool DECAY>
 ZO_FN void whole_blocks(const Task& task, int64_t begin, int first, int last, int thread) {
   constexpr int kElements = kRowElements<D>, kCounters = kElements / 4, kBytes = kElementBytes<D>;
   constexpr int kRows = kPerThread / kElements;
   const uint64_t counter = uint64_t(begin + task.entry.offset) >> 2;
-  const uint32_t id = task.entry.param_id, high = uint32_t(counter >> 32);  // one for the whole stretch
-  // To ptxas a zero that differs from thread to thread: it would else make the keys anew for each block, out of few
-  // uniform registers.
+  const uint32_t id = task.entry.param_id, high = uint32_t(counter >> 32);  // the same in the whole chunk
+  // A zero that ptxas takes for a different number in each thread. Otherwise it would keep the keys in uniform
+  // registers, which are few, and compute them again for each block.
   const uint64_t zero = thread & task.entry.zero;
   const BlockKeys keys = pinned(block_keys(read(task.seeds) ^ zero, id, high));
   const float scale = read(task.scales);
@@ -185,7 +187,7 @@ ZO_FN void whole_blocks(const Task& task, int64_t begin, int first, int last, in
         }
       }
     }
-    // What the next block needs is on its way while its noise is made.
+    // The next block's weights are loaded while its noise is made.
     src += kBlock * kBytes;
     element += kBlock;
     if (block + 1 < last) load_all();
@@ -196,7 +198,7 @@ ZO_FN void whole_blocks(const Task& task, int64_t begin, int first, int last, in
   }
 }
 
-// Whether the pass changes element i, whose bits and value are given.
+// Whether the pass changes element i, whose value is w.
 template <MaskKind M>
 ZO_FN bool keeps(const TableRow& entry, int64_t i, float w) {
   switch (M) {
@@ -232,7 +234,7 @@ ZO_FN float widen_bits(uint32_t bits) {
   return even;
 }
 
-// The pair of elements i and i + 1, of which perhaps one lies in the tensor. Returns their mask bits.
+// Rounds, masks and stores elements i and i + 1, of which one may lie outside the tensor. Returns their mask bits.
 template <DType D, MaskKind M, bool STOCHASTIC>
 ZO_FN uint32_t finish_pair(const TableRow& entry, int64_t i, const float* t, const uint32_t* rho) {
   uint32_t fresh[2] = {to_bits(t[0]), to_bits(t[1])}, kept = 0;
@@ -252,8 +254,8 @@ ZO_FN uint32_t finish_pair(const TableRow& entry, int64_t i, const float* t, con
   return kept;
 }
 
-// Eight elements of a block that sticks out of the tensor, or of a tensor that whole rows do not cover. If their mask
-// bits are written, they are a byte's.
+// Eight elements of a block that sticks out of the tensor, or of a tensor that whole rows do not cover. Their mask bits
+// fill a byte.
 template <DType D, MaskKind M, bool STOCHASTIC, bool DECAY>
 ZO_FN void edge_byte(const Task& task, int64_t element) {
   const TableRow& entry = task.entry;
@@ -285,7 +287,7 @@ ZO_FN void edge_byte(const Task& task, int64_t element) {
   if (M == MaskKind::kRecord) entry.mask[element >> 3] = uint8_t(byte);
 }
 
-// The chunk's entry, and where the chunk starts in it.
+// Finds the chunk's entry in the table; sets `begin` to where the chunk starts in it, negative if it sticks out.
 ZO_FN Task find_task(const Work& work, const Coefficients& c, int chunk, int64_t& begin) {
   int low = 0, high = work.active;
   while (high - low > 1) {
@@ -302,12 +304,13 @@ ZO_FN Task find_task(const Work& work, const Coefficients& c, int chunk, int64_t
   return {entry, c.seeds, c.scales + int64_t(entry.group) * c.directions, c.directions, read(c.decays + entry.group)};
 }
 
+// A thread's part of one chunk.
 template <DType D, MaskKind M, bool STOCHASTIC, bool DECAY>
 ZO_FN void axpy_thread(const Work& work, const Coefficients& c, int chunk, int thread) {
   int64_t begin;
   const Task task = find_task(work, c, chunk, begin);
   const TableRow& entry = task.entry;
-  // Blocks of the chunk that touch the tensor, and of these the ones that lie whole in it.
+  // first .. last - 1: the blocks that touch the tensor; whole .. whole_end - 1: those that lie whole in it.
   const int64_t room = int64_t(kBlock) * work.blocks_per_chunk;
   const int64_t end = entry.numel - begin < room ? entry.numel - begin : room, skip = begin < 0 ? -begin : 0;
   const int first = int(skip / kBlock), last = int((end + kBlock - 1) / kBlock);
@@ -325,7 +328,8 @@ ZO_FN void axpy_thread(const Work& work, const Coefficients& c, int chunk, int t
   whole_blocks<D, M, STOCHASTIC, DECAY>(task, begin, whole, whole_end, thread);
 }
 
-// A byte of mask bits, of up to eight elements of a tensor that the blocks of a pass would share bytes of.
+// Writes one byte of mask bits, for up to eight elements. For tensors whose bytes would be shared by two blocks of a
+// pass, so that the bits are written by a launch of their own.
 template <DType D>
 ZO_FN void record_byte(const void* src, uint8_t* mask, float threshold, int64_t numel, int64_t byte) {
   uint32_t bits = 0;

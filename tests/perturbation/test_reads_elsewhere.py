@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import zo_kernels as zo
-from zo_kernels.perturbation.reads.closed import Closing
-from zo_kernels.perturbation.reads.foreign import Watch
+from zo_kernels.perturbation.reads.seals import Seals
+from zo_kernels.perturbation.reads.watch import Watch
 
 EPS, SEED, STEPS = 1e-2, 3, 13
 Model = Any
@@ -177,7 +177,7 @@ def by_gradient(m: Model) -> Tensor:
 
 UNREACHED: dict[str, tuple[type[nn.Module], Callable[[Any], Any], str]] = {
     "penalty": (Tasks, penalized, "reads heads.3.weight where no module runs"),
-    "old view": (Aliased, by_old_view, "reads second.weight by a view that was made before"),
+    "old view": (Aliased, by_old_view, "reads second.weight through a view that was made before"),
     "kept view": (Tasks, by_kept_view, "after the forward of their module"),
     "gradient": (Tasks, by_gradient, "after the forward of their module"),
 }
@@ -211,7 +211,7 @@ def unnoticed(m: Model, h: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_wrong_step_is_said(monkeypatch: pytest.MonkeyPatch, strict: bool) -> None:
-    """Of a read that closing does not notice, in a step that is watched all the same; it is right from then on."""
+    """Of a read that seals do not notice, in a step that is watched all the same; it is right from then on."""
     watched_steps(monkeypatch, lambda step: step == 7)
     model, twin = made(), made()
     opt = optimizer(model, strict=strict)
@@ -332,11 +332,11 @@ def test_other_tensors_of_the_same_memory(watched: list[Watch]) -> None:
 
 def test_copies_of_closed_weights_are_ordinary() -> None:
     model = made()
-    closing = Closing(list(model.parameters()))
+    seals = Seals(list(model.parameters()))
     for copied in (copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))):
-        with closing.of(None):
+        with seals.of(None):
             assert nn.Parameter not in {type(p) for p in model.parameters()}
-            assert not closing.met
+            assert not seals.broken
             other = copied(model)
-            assert closing.met
+            assert seals.broken
         assert {type(p) for p in (*model.parameters(), *other.parameters())} == {nn.Parameter}

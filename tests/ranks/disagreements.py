@@ -13,7 +13,7 @@ from models import block_mlp
 from torch import distributed, nn
 
 import zo_kernels as zo
-from zo_kernels.ranks.channel import word
+from zo_kernels.ranks.channel import hash64
 
 STEPS = 6
 ODD_STEP = 3  # steps taken before one rank changes its mind
@@ -197,7 +197,7 @@ def crafted(group: Any, messages: int) -> list[str]:
             )
         if bad:
             if i % 4 == 3:
-                message[1] = word(agreed_of(opt))
+                message[1] = hash64(agreed_of(opt))
             channel.rows(message, "", 20.0)
             opt.step_count += i % 4 == 3  # which is refused on the others
             channel.texts(f"differ/{channel.exchanges}", f"[{'[' * i}")

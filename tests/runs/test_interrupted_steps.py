@@ -21,7 +21,7 @@ from small_runs import SHAPE, build, go
 from torch import nn
 
 import zo_kernels as zo
-from zo_kernels.perturbation.reads.foreign import Watch
+from zo_kernels.perturbation.reads.watch import Watch
 from zo_kernels.trajectory import Kind
 
 

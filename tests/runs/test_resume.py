@@ -88,7 +88,7 @@ def test_resume_refuses(saved, tmp_path: Path) -> None:
         build("LeZO", block_mlp(**SHAPE)).resume(path)
     with pytest.raises(ValueError, match="weights that the run started with"):
         build("MeZO", block_mlp(seed=1, **SHAPE)).resume(path)
-    with pytest.raises(ValueError, match="expected a new file"):
+    with pytest.raises(ValueError, match="already exists; delete it, or continue"):
         build("MeZO", block_mlp(**SHAPE), trajectory=path)
     with pytest.raises(TypeError, match="trajectory: expected a path, got int"):
         build("MeZO", block_mlp(**SHAPE), trajectory=3)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import zo_kernels as zo
 from zo_kernels.backends import staged
+from zo_kernels.weights.percentiles import magnitude_percentile
 from zo_kernels.weights.shards import shard_of
-from zo_kernels.weights.thresholds import magnitude_percentile
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 OPTIONS: dict[str, dict[str, Any]] = {"MeZO": {"directions": 2}, "MeZOSVRG": {"anchor_every": 3, "sparsity": 0.5}}

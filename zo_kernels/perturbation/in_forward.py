@@ -16,6 +16,7 @@ from ..weights.shards import is_sharded
 from ..weights.tables import Weights
 from .engine import Engine
 from .place import Probes
+from .reads.watch_policy import is_sampled
 
 
 def cannot_perturb_in_forward(module: nn.Module | None) -> str | None:
@@ -51,12 +52,13 @@ class InForward:
         self,
         active: Sequence[int] | None,
         *,
+        seed: int,
         step: int,
         guarded: bool,
-        watch: bool,
         from_anchor: bool,
         restore: Callable[[], None] | None,
     ) -> Probes:
+        watch = is_sampled(seed, step)
         options: Any = {"step": step, "warner": self._warner, "watch": watch, "from_anchor": from_anchor}
         return InForwardProbes(self.engine, self._weights, active, **options)
 
@@ -67,7 +69,7 @@ class InForward:
         return self.engine.is_still()
 
     def writes(self) -> tuple[set[int], bool]:
-        return self.engine.vigilance.take()
+        return self.engine.watch_policy.take_findings()
 
     def unperturbed(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -111,16 +113,16 @@ class InForwardProbes:
 
     def _say_missed(self, names: str) -> None:
         """Weights were read unperturbed, perhaps since the last step that was watched."""
-        vigilance = self._engine.vigilance
-        if vigilance.watched < self._step:
+        watch_policy = self._engine.watch_policy
+        if watch_policy.watched < self._step:
             self._warner.warn(
                 "reads that were missed",
                 f"closure: it reads {names or 'weights'} outside of their module by means that are noticed in some "
-                f"steps alone: up to {self._step - vigilance.watched} steps before this one may have taken their "
+                f"steps alone: up to {self._step - watch_policy.watched} steps before this one may have taken their "
                 "losses at weights that were not all perturbed; use perturb='in_place', or read them in their "
                 "module's forward",
             )
-        if vigilance.not_watched == self._step:  # its other losses are as wrong
+        if watch_policy.not_watched == self._step:  # its other losses are as wrong
             raise Refused(ValueError, f"it reads {names or 'weights'} outside of their module")
 
     def finish(self, update: Mapping[Seed, Row], decays: Row, then: Sequence[Call]) -> None:

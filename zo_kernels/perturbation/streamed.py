@@ -20,7 +20,7 @@ from ..weights.pinned import pin
 from ..weights.tables import Weights
 from .engine import Engine, Frame
 from .in_forward import InForward
-from .reads.foreign import Reads
+from .reads.watch import Reads
 from .scratch import bytes_for
 from .slots import Slots
 
@@ -93,7 +93,7 @@ class StreamedEngine(Engine):
     def _watched(self) -> list[Tensor]:
         return [*self._weights.theta, *self._origins]
 
-    def _closed(self) -> None:
+    def _sealed(self) -> None:
         """All: where they are, nobody computes with them."""
 
     def _borrow(self, found: Reads, strangers: set[int]) -> None:
@@ -170,7 +170,7 @@ class StreamedEngine(Engine):
         frame.swapped = load.wanted
         frame.originals = [(self._tensors[i], self._weights.theta[i]) for i in load.wanted]
         frame.others = [self._others[i] for i in load.others]
-        self._closing.open_for(load.wanted)
+        self._seals.unseal(load.wanted)
         for i, copy in zip(load.wanted, copies, strict=False):
             self._tensors[i].data = copy
         for t, copy in zip(frame.others, copies[len(load.wanted) :], strict=False):

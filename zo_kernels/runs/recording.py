@@ -16,13 +16,12 @@ from ..backends.pending import Pending
 from ..closures.resolution import Resolution
 from ..interrupts import Call, at_once
 from ..trajectory import Kind, Record, Setup, Trajectory
-from ..trajectory.file import FoundFile
 from ..trajectory.fingerprint import as_text
 from ..trajectory.record import RefusedSteps, WeightSetup, encode_setup
-from ..trajectory.recorder import Recorder
+from ..trajectory.recorder import FoundFile, Recorder
 from ..warn import Warner, warn
+from ..weights.fingerprints import combined_fingerprint, fingerprints
 from ..weights.tables import Weights
-from ..weights.whole import combined_fingerprint, fingerprints
 
 CHECK_EVERY = 1000  # steps; a check costs about as much as a pass
 

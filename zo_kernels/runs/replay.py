@@ -18,10 +18,10 @@ from ..interrupts import Call, at_once
 from ..perturbation.in_place import Walk
 from ..trajectory import Kind, Record, Setup, Trajectory
 from ..trajectory.fingerprint import as_text
+from ..weights.fingerprints import combined_fingerprint, fingerprints
 from ..weights.rows import decay_factors
 from ..weights.shards import local, shard_of
 from ..weights.tables import Weight, Weights
-from ..weights.whole import combined_fingerprint, fingerprints
 
 # Said where a replay cannot go on, since to keep the first weights would take as much memory again.
 _NOW = "; the parameters now hold what came of the replay: load the first ones again"

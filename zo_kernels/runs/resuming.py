@@ -8,7 +8,7 @@ from pathlib import Path
 from .. import checks, names
 from ..estimators.protocol import ReplayedEnd
 from ..trajectory import Setup, Trajectory
-from ..trajectory.file import FoundFile
+from ..trajectory.recorder import FoundFile
 from ..warn import warn
 from ..weights.groups import eps_of, weight_decays_of
 from ..weights.masks import Thresholds

@@ -17,8 +17,8 @@ from ..estimators.protocol import Estimate, Estimator
 from ..interrupts import Call, at_once, signals_held
 from ..perturbation.choice import Perturbation
 from ..perturbation.place import Probes
+from ..ranks.messages import options_of
 from ..ranks.parallel import Ranks
-from ..ranks.wording import options_of
 from ..trajectory import Kind, Record, Setup
 from ..warn import Warner
 from ..weights.groups import rates_of, weight_decays_of
@@ -156,7 +156,7 @@ class Run:
         self.recording.added(progress.recorded, weights)
 
     def interrupted_before(self, error: BaseException) -> None:
-        """Record that an exception from outside kept a step from beginning; an error in its arguments is not recorded."""
+        """Record that an exception from outside kept a step from beginning; errors in arguments are not recorded."""
         if isinstance(error, (ValueError, TypeError, RuntimeError)) or not self.recording.has_begun:
             return
         with signals_held(), suppress(OSError, RuntimeError):

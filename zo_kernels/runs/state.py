@@ -218,7 +218,9 @@ def _undone_if_it_fails(run: Run, optimizer: torch.optim.Optimizer) -> Iterator[
     """Put back the attributes of the optimizer and of its parts, should the block raise."""
     weights, recording = run.trained.weights, run.recording
     ours = weights is not None and not recording.changed_by_others(weights)
-    before = [(part.__dict__, dict(part.__dict__)) for part in (optimizer, run, run.trained, run.estimator)]
+    before = [
+        (part.__dict__, dict(part.__dict__)) for part in (optimizer, run, run.trained, run.perturbation, run.estimator)
+    ]
     versions = recording.forget_versions()
     try:
         yield

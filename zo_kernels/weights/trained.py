@@ -10,8 +10,8 @@ from torch import Tensor, device, nn
 from .. import checks, names
 from ..layouts import layouts
 from ..warn import Warner
-from .blocks import block_of_parameters, of_no_use
-from .groups import check_eps, check_owned, given_blocks, name_group, norm_parameters
+from .blocks import block_of_parameters, why_drop_is_useless
+from .groups import check_eps, check_owned, name_group, norm_parameters, resolve_blocks
 from .masks import Thresholds
 from .overflow import Reach
 from .shards import cannot_be_trained, local, resharding, shard_of
@@ -83,7 +83,7 @@ class Trained:
         """
         self._structure = None if self.module is None else Structure(self.module, every_parameter(groups))
         self.derive(groups)
-        if self.drop and (reason := of_no_use(self.n_blocks, self.drop, self.block_of, trainable(groups))):
+        if self.drop and (reason := why_drop_is_useless(self.n_blocks, self.drop, self.block_of, trainable(groups))):
             self._warner.warn("drop", f"drop: {reason}")
 
     def derive(self, groups: Groups) -> None:
@@ -98,7 +98,7 @@ class Trained:
         for group in groups:
             names.add_group(every, group)
         ids = names.param_ids(every.values())
-        found = given_blocks(self.module, self._blocks, self.drop)
+        found = resolve_blocks(self.module, self._blocks, self.drop)
         self.names, self.ids = every, {p: ids[name] for p, name in every.items()}
         self._norms = norm_parameters(self.module)
         self.n_blocks, self.block_of = len(found), block_of_parameters(found)

@@ -1,4 +1,4 @@
-"""Finding weights that are used where their module does not run, by watching every operation of an evaluation."""
+"""Watches every operation of an evaluation for weights that are read where their own module does not run."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...modes import take_off, uncompiled
+from ...modes import remove_mode, uncompiled
 from ..aliases import Spans, tensors_in, written
 from ..owners import Owners
 
-# (weight, module) of each; no module runs outside of all, and no weight is stale memory.
+# Pairs of (weight, module that ran). The weight is None for a read of stale memory, the module where none ran.
 Reads = set[tuple["int | None", "nn.Module | None"]]
 
-# Operations that take a tensor for its shape and type alone.
+# Operations that use only the shape and dtype of their arguments,
 _SHAPE_ONLY = {
     "aten::new_empty",
     "aten::new_empty_strided",
@@ -34,18 +34,18 @@ _SHAPE_ONLY = {
     "aten::is_same_size",
     "aten::result_type",
 }
-# ... and those that do so with all but the first. In inference mode they are seen whole.
+# and those that read their first argument only. (PyTorch shows them undivided in inference mode.)
 _FIRST_ONLY = {"aten::expand_as", "aten::reshape_as", "aten::resize_as_", "aten::type_as", "aten::view_as"}
 
 
 class Watch(TorchDispatchMode):
-    """Calls `on_read(i)` whenever an operation reads memory of the i-th tensor, `on_read(None)` if it is stale memory.
+    """A dispatch mode that calls `on_read(i)` whenever an operation reads memory of the i-th tensor.
 
     Args:
-        tensors: none overlapping.
-        stale: whether an address is of memory that should not be read any more.
-        on_read: may be called many times for one read.
-        on_write: called as `on_write(i)` besides, if the operation writes there.
+        tensors: the tensors to watch; they may not overlap.
+        stale: whether an address lies in memory that must no longer be read: then `on_read(None)` is called.
+        on_read: called for a read, perhaps many times.
+        on_write: `on_write(i)` is called, too, if the operation writes to the i-th tensor.
     """
 
     supports_higher_order_operators = True
@@ -65,7 +65,7 @@ class Watch(TorchDispatchMode):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """For our own reads."""
+        """A context for our own operations, which are not watched."""
         before, self._paused = self._paused, True
         try:
             yield
@@ -74,21 +74,21 @@ class Watch(TorchDispatchMode):
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """For an evaluation."""
+        """The context in which an evaluation is watched."""
         with uncompiled(), self:
             yield
 
     def leave(self) -> None:
-        """See `take_off`."""
-        take_off(self)
+        """Remove the mode from PyTorch's stack if an exception from outside has left it there (`remove_mode`)."""
+        remove_mode(self)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = None
         try:
             result = func(*args, **kwargs)
-        finally:  # an operation that failed read what it was given, too: perhaps that is why
-            schema = getattr(func, "_schema", None)  # operators of higher order have none
+        finally:  # an operation that failed has read its arguments, too, and may have failed for that reason
+            schema = getattr(func, "_schema", None)  # higher-order operators have none
             name, writes = ("", False) if schema is None else (schema.name, schema.is_mutable)
             if not self._paused and name not in _SHAPE_ONLY:
                 for t in _tensors(args[:1] if name in _FIRST_ONLY else (args, kwargs)):
@@ -108,7 +108,7 @@ class Watch(TorchDispatchMode):
         i = self._spans.find(t)
         if i is None and not self._stale(t.data_ptr()):
             return
-        # What returns a view reads nothing. Schemas do not tell: `to` and `reshape` decide when they run.
+        # An operation that returns a view reads nothing. Schemas do not tell: `to` and `reshape` decide at run time.
         storage = t.untyped_storage().data_ptr()
         results = [] if writes else list(_tensors(result))
         if results and all(r.untyped_storage().data_ptr() == storage for r in results):
@@ -129,33 +129,36 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def check_reachable(
     found: Reads, owners: Owners, strangers: set[int], named: Callable[[Iterable[int]], str]
 ) -> list[tuple[int, nn.Module]]:
-    """The reads that perturbation can reach, which are all; or ValueError.
+    """Return the reads as (weight, module that must be given a copy); raise ValueError if one cannot be perturbed.
 
     Args:
-        strangers: the weights that modules which are none of the tree have borrowed in this evaluation; more are added.
-        named: the names of weights.
+        found: the reads of an evaluation.
+        owners: the modules and the weights that they are given already.
+        strangers: weights borrowed in this evaluation by modules outside the tree; those of `found` are added.
+        named: lists the names of weights.
     """
     reads = [(i, m) for i, m in found if i is not None]
     if outside := [i for i, m in reads if m is None]:
         raise ValueError(
-            f"closure: it reads {named(outside)} where no module runs, so that perturbation in the forward "
-            "cannot reach it; use perturb='in_place', or read it in the forward of a module"
+            f"closure: it reads {named(outside)} where no module runs, so perturbation in the forward cannot reach it; "
+            "use perturb='in_place', or read it in the forward of a module"
         )
     if stale := [i for i, m in reads if m is not None and i in owners.owned.get(m, ())]:
         raise ValueError(
-            f"closure: a module reads {named(stale)} by a view that was made before its forward, which "
+            f"closure: a module reads {named(stale)} through a view that was made before its forward, which "
             "perturbation in the forward cannot reach; use perturb='in_place'"
         )
     if len(reads) < len(found):
         raise ValueError(
-            "closure: it reads perturbed weights after the forward of their module, in a backward pass or by a "
-            "view that was kept, when perturbation in the forward has given up their memory; use perturb='in_place'"
+            "closure: it reads perturbed weights after the forward of their module, in a backward pass or through a "
+            "view that was kept, but perturbation in the forward has reused their memory by then; use "
+            "perturb='in_place'"
         )
     unknown = {i for i, m in reads if m not in owners.members}
     if anew := unknown & strangers:
         raise ValueError(
-            f"closure: a module that is made anew in every call reads {named(anew)}, which perturbation in "
-            "the forward cannot reach; use perturb='in_place'"
+            f"closure: a module that is created anew in every call reads {named(anew)}, which perturbation in the "
+            "forward cannot reach; use perturb='in_place'"
         )
     strangers |= unknown
     return [(i, m) for i, m in reads if m is not None]

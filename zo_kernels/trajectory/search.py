@@ -1,4 +1,4 @@
-"""Sound records beyond damage: whether there are any, and how many steps are lost with what cannot be read."""
+"""Searches for sound records after a damaged one, and counts the steps that are lost with it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from .record import DOUBLE, HEAD, LENGTH, RATE_EACH, Kind, size_of
 from .setups import MAX_DIRECTIONS, MAX_TEXT, Setup, loaded
 
 SETUP_BEGINS = b'{"method":"'
-_TEXT = HEAD.size + LENGTH.size  # bytes of a setup before its text
-_MOST_TRIES = 100_000
-_MOST_OPTIONS = 2**14  # bytes of a setup before its weights
+_TEXT = HEAD.size + LENGTH.size  # where the text of a setup begins
+_MAX_TRIES = 100_000
+_MAX_OPTIONS = 2**14  # bytes of a setup's text before its weights
 _LONGEST_NUMBER = 24
 _DIRECTIONS = re.compile(rb'"directions":(\d{1,5})\b')
 _DECAYS = re.compile(rb'"weight_decays":\[([^\]]*)\]')
+_COUNTED = (Kind.STEP, Kind.ANCHOR, Kind.BETWEEN, Kind.REFUSED)  # kinds that are steps
 
 
 @dataclass(frozen=True)
-class Further:
-    """What there is from a byte on that is no sound record.
+class Remainder:
+    """The rest of a trajectory, from a damaged record on.
 
     Attributes:
-        sound: whether a sound record is among it.
-        steps: how many steps.
-        exact: whether they could be counted; else they were guessed from the bytes that they take.
+        sound: whether it has a sound record.
+        steps: how many steps it has.
+        exact: whether `steps` was counted; otherwise it was estimated from the number of bytes.
     """
 
     sound: bool
@@ -35,17 +36,19 @@ class Further:
     exact: bool
 
 
-def further(data: bytes | bytearray, at: int, setup: Setup | None) -> Further:
-    """Look behind byte `at`, in time and memory that do not depend on what is there, but for its length.
+def search(data: bytes | bytearray, at: int, setup: Setup | None) -> Remainder:
+    """Search a trajectory from the damaged record at byte `at` on.
+
+    Time and memory depend on the number of bytes only: a crafted file cannot make the search slow.
 
     Args:
-        setup: the one that holds there, if it could be read.
+        setup: the setup that holds at this byte, None if it could not be read.
     """
-    search = _Search(data, at, setup)
+    records = _Search(data, at, setup)
     sound, steps, exact = False, 0, True
     while at < len(data):
-        there = search.next(at)
-        n, known = search.steps_between(at, len(data) if there is None else there[0])
+        there = records.next(at)
+        n, known = records.steps_between(at, len(data) if there is None else there[0])
         steps, exact = steps + n, exact and known
         if there is None:
             break
@@ -53,19 +56,19 @@ def further(data: bytes | bytearray, at: int, setup: Setup | None) -> Further:
         start, end = there
         while True:
             steps += data[start + 4] in _COUNTED
-            search.take(start, end)
+            records.take(start, end)
             at = end
-            if (following := search.sound(at, search.crc(start))) is None:
+            if (following := records.sound(at, records.crc(start))) is None:
                 break
             start, end = at, following
-    return Further(sound, steps, exact)
+    return Remainder(sound, steps, exact)
 
 
 def length_of_text(data: bytes | bytearray, start: int) -> int | None:
-    """Of the text of a setup that begins at byte `start`, going by itself; None if there is none, or not to its end."""
+    """The length of a setup's text that begins at byte `start`, going by its JSON; None if there is no whole one."""
     if data[start : start + len(SETUP_BEGINS)] != SETUP_BEGINS:
         return None
-    for size in (2**12, 2**16, 2**20, MAX_TEXT):  # it takes as long as what is there, not as what comes after it
+    for size in (2**12, 2**16, 2**20, MAX_TEXT):  # so that the time depends on the text, not on what follows it
         text = bytes(data[start : start + size])
         try:
             return int(loaded(text, whole=False)[1])
@@ -78,11 +81,8 @@ def length_of_text(data: bytes | bytearray, start: int) -> int | None:
 
 
 def ends_within(text: bytes, error: JSONDecodeError) -> bool:
-    """Whether nothing is wrong with the text of a setup but that it is cut off."""
+    """Whether the only fault in a setup's text is that it is cut off."""
     return error.msg.startswith("Unterminated string") or len(text) - error.pos <= _LONGEST_NUMBER
-
-
-_COUNTED = (Kind.STEP, Kind.ANCHOR, Kind.BETWEEN, Kind.REFUSED)
 
 
 def _possible(directions: int) -> int | None:
@@ -90,22 +90,22 @@ def _possible(directions: int) -> int | None:
 
 
 class _Search:
-    """For a record whose crc another one continues: that happens by chance once in 2^32 times."""
+    """Finds a record whose checksum the next record continues; by chance that happens once in 2^32 times."""
 
     def __init__(self, data: bytes | bytearray, at: int, setup: Setup | None):
         self._data, self._view = data, memoryview(data)
-        self._work = 4 * (len(data) - at) + 2**24  # bytes that may be looked at
-        self._tries = _MOST_TRIES
+        self._work = 4 * (len(data) - at) + 2**24  # bytes that may still be read
+        self._tries = _MAX_TRIES
         self._text = -1  # where the next setup may begin
         self._directions = None if setup is None else setup.directions
         self._groups = 1 if setup is None else len(setup.weight_decays)
         self._guess(at)
 
     def _guess(self, at: int) -> None:
-        """Directions and groups, from the text of a setup that need not be sound."""
+        """Take directions and groups from the text of a setup at byte `at`, even if it is not sound."""
         start = at + _TEXT
         if self._data[start : start + len(SETUP_BEGINS)] == SETUP_BEGINS:
-            text = self._view[start : start + _MOST_OPTIONS]
+            text = self._view[start : start + _MAX_OPTIONS]
             self._work -= len(text)
             if found := _DIRECTIONS.search(text):
                 self._directions = _possible(int(found[1]))
@@ -113,7 +113,7 @@ class _Search:
                 self._groups = found[1].count(b",") + 1
 
     def take(self, start: int, end: int) -> None:
-        """What a sound record says of those after it."""
+        """Take directions and groups from the sound record between two bytes, if it is a setup."""
         if self._data[start + 4] != Kind.SETUP:
             return
         try:
@@ -123,10 +123,11 @@ class _Search:
             self._guess(start)
 
     def crc(self, at: int) -> int:
+        """The checksum stored in the record at a byte."""
         return int(LENGTH.unpack_from(self._data, at)[0])
 
     def _end(self, at: int) -> int | None:
-        """Of the record at a byte by its own head, if that can be one."""
+        """Where the record at a byte ends according to its head; None if that cannot be a head."""
         data = self._data
         if len(data) - at < _TEXT:
             return None
@@ -143,14 +144,14 @@ class _Search:
         return None if size is None or at + size > len(data) else at + size
 
     def sound(self, at: int, crc: int) -> int | None:
-        """The end of the record at a byte, if it is sound after one whose crc is `crc`."""
+        """Where the record at a byte ends, if it is sound after a record with checksum `crc`; otherwise None."""
         if (end := self._end(at)) is None or self._work < 0:
             return None
         self._work -= end - at
         return end if zlib.crc32(self._view[at + 4 : end], crc) == self.crc(at) else None
 
     def _ends(self, at: int) -> set[int]:
-        """All that the end of a record may be whose head is damaged."""
+        """All bytes where a record with a damaged head may end."""
         if len(self._data) - at < _TEXT:
             return set()
         count = (self._directions or HEAD.unpack_from(self._data, at)[3] + 1) - 1
@@ -161,7 +162,7 @@ class _Search:
         return {at + size for size in sizes if at + size < len(self._data)}
 
     def _length(self, at: int) -> int | None:
-        """Of the text of the record at a byte, if it is a setup with a text that is whole."""
+        """The length of the text of the record at a byte, if it is a setup whose text is whole."""
         begins = self._data[at + _TEXT : at + _TEXT + len(SETUP_BEGINS)] == SETUP_BEGINS
         if not begins or self._work < 0:
             return None
@@ -170,7 +171,7 @@ class _Search:
         return length
 
     def next(self, at: int) -> tuple[int, int] | None:
-        """Start and end of the first sound record behind byte `at`."""
+        """Find the first sound record after byte `at`: where it begins and ends."""
         if len(self._data) - at < 2 * _TEXT:
             return None
         for start in sorted(self._ends(at)):
@@ -185,6 +186,7 @@ class _Search:
         return None
 
     def _scan(self, at: int) -> tuple[int, int] | None:
+        """Try every byte after `at` where a head, or the text of a setup, may begin."""
         n = self._directions
         count = rb".." if n is None else re.escape((n - 1).to_bytes(4, "little")[:2])
         heads = re.compile(rb"[\1-\3][\0-\3]" + count + rb"|[\4-\6]\0\0\0", re.DOTALL)
@@ -211,11 +213,11 @@ class _Search:
         return None
 
     def steps_between(self, at: int, end: int) -> tuple[int, bool]:
-        """How many steps the bytes are that are not sound, and whether that is known."""
+        """How many steps the unsound bytes held, and whether that is known or estimated."""
         if self._end(at) == end:
             return int(self._data[at + 4] in _COUNTED), True
         if end == len(self._data) and end - at < _TEXT:
-            return 0, True  # not even the beginning of one
+            return 0, True  # less than the beginning of a record
         if self._data[at + _TEXT : at + _TEXT + 2] == SETUP_BEGINS[:2]:
             length = self._length(at) or LENGTH.unpack_from(self._data, at + HEAD.size)[0]
             at = min(at + _TEXT + length, end)

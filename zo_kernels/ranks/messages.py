@@ -1,4 +1,4 @@
-"""What ranks tell each other in words, and what is said of those that differ."""
+"""Texts that ranks exchange (options, errors), and messages about ranks that differ."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from ..weights.tables import Weights
 
 
 def named(ranks: Sequence[int]) -> str:
-    """Such as "rank 2", "ranks 0-2 and 5"."""
+    """Name ranks: "rank 2", or "ranks 0-2 and 5"."""
     runs: list[list[int]] = []
     for r in ranks:
         if runs and runs[-1][1] == r - 1:
             runs[-1][1] = r
         else:
             runs.append([r, r])
-    told = [str(a) if a == b else f"{a}-{b}" for a, b in runs]
-    return ("rank " if len(ranks) == 1 else "ranks ") + " and ".join(told)
+    texts = [str(a) if a == b else f"{a}-{b}" for a, b in runs]
+    return ("rank " if len(ranks) == 1 else "ranks ") + " and ".join(texts)
 
 
 def differences(every: Sequence[Sequence[str] | None]) -> list[str]:
-    """What is not the same on all ranks, of texts "name: value"."""
+    """Describe the options that differ between ranks, given the texts "name: value" of each rank."""
     if any(texts is None for texts in every):
         return []
     values = [dict(text.partition(": ")[::2] for text in texts or ()) for texts in every]
     found = []
     for name in dict.fromkeys(name for of_rank in values for name in of_rank):
-        told = [of_rank.get(name, "none") for of_rank in values]
-        if len(set(told)) > 1:
-            found.append(told_apart(f"{name}: ", told))
+        each = [of_rank.get(name, "none") for of_rank in values]
+        if len(set(each)) > 1:
+            found.append(values_by_rank(f"{name}: ", each))
     return found if len(found) <= 5 else [*found[:5], f"and {len(found) - 5} more"]
 
 
-def told_apart(what: str, values: Sequence[Any]) -> str:
-    """Such as "seed: 7 on rank 0, 8 on ranks 1-3"."""
+def values_by_rank(what: str, values: Sequence[Any]) -> str:
+    """Describe who has which value: "seed: 7 on rank 0, 8 on ranks 1-3"."""
     holders: dict[Any, list[int]] = {}
     for r, value in enumerate(values):
         holders.setdefault(value, []).append(r)
@@ -49,7 +49,7 @@ def told_apart(what: str, values: Sequence[Any]) -> str:
 
 
 def packed(made: bytes | None, error: Exception | None) -> bytes:
-    """As bytes, that need not be trusted when they are read."""
+    """Encode what rank 0 made, or the error that it met, as bytes that can be decoded safely."""
     if error is None:
         return b"none" if made is None else b"data" + made
     kind = next(t.__name__ for t in type(error).__mro__ if t.__module__ == "builtins")
@@ -60,33 +60,33 @@ def packed(made: bytes | None, error: Exception | None) -> bytes:
 
 
 def unpacked(data: bytes) -> bytes | None:
-    """What `packed` made; an error is raised."""
+    """Decode what `packed` encoded: return it, or raise the error."""
     tag, rest = data[:4], data[4:]
     if tag in (b"none", b"data"):
         return rest if tag == b"data" else None
-    told = rest.decode(errors="replace")
-    error: Exception = RuntimeError(f"rank 0: it failed, and told {told[:200]!r}")
+    text = rest.decode(errors="replace")
+    error: Exception = RuntimeError(f"rank 0: it failed with {text[:200]!r}")
     with suppress(ValueError, TypeError, RecursionError):
-        name, arguments = json.loads(told)
+        name, arguments = json.loads(text)
         kind = getattr(builtins, str(name), None)
         if isinstance(kind, type) and issubclass(kind, Exception):
             error = kind(*arguments)
     raise error
 
 
-def odd_ones_out(values: Sequence[Any]) -> list[int]:
-    """Those that have not what most have; not what the first rank has, if two have equally many."""
+def minority(values: Sequence[Any]) -> list[int]:
+    """The ranks whose value is not the most frequent one; among equally frequent values, that of rank 0 wins."""
     counts = Counter(map(str, values))
     usual = max(map(str, values), key=lambda value: (counts[value], value == str(values[0])))
     return [i for i, value in enumerate(values) if str(value) != usual]
 
 
 def options_of(settings: Mapping[str, Any], weights: Weights, names: Mapping[Tensor, str]) -> list[str]:
-    """Texts "name: value" of what optimizers of ranks that take steps together must have in common.
+    """List what the optimizers of all ranks must have in common, as texts "name: value".
 
     Args:
-        settings: name -> value.
-        names: of the parameters.
+        settings: the options and their values.
+        names: the name of each parameter.
     """
     options = dict(settings)
     for w in weights.weights:

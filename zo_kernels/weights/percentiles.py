@@ -12,70 +12,70 @@ from ..layouts import in_memory_order
 from .shards import Shard
 
 _CHUNK = 1 << 20
-_COUNTED = 1 << 16  # at once: what fits a core's cache is counted twice as fast
+_CPU_CHUNK = 1 << 16  # counting what fits a core's cache is twice as fast
 _HALF = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Percentile:
-    """Of the magnitudes of a parameter.
+    """A percentile of a parameter's magnitudes.
 
     Attributes:
-        h: the smallest magnitude for which at least `wanted` of them are at most h.
-        below, upto: how many magnitudes are smaller than h, and at most h.
-        size: elements.
-        wanted: of them, those that are to take part: size - floor(sparsity * size).
+        h: the smallest magnitude such that at least `target` magnitudes are at most h.
+        below, upto: how many magnitudes are smaller than h, and how many are at most h.
+        size: elements of the parameter.
+        target: how many of them should take part: size - floor(sparsity * size).
     """
 
     h: float
     below: int
     upto: int
     size: int
-    wanted: int
+    target: int
 
     @property
     def separates(self) -> bool:
-        """Whether a mask |w| <= h is one of about the wanted share, in this step and in those to come.
+        """Whether a mask |w| <= h lets about the target take part, in this step and in later ones.
 
-        It is not if ties at h bring in so many that too many take part; nor at h = 0, for whatever its size: each zero
-        moves in the first step, is larger than 0 from then on, and so is masked for ever.
+        It does not if ties at h bring in far too many. Nor does it at h = 0: every zero moves in the first step, is
+        larger than 0 from then on, and so is masked for ever.
         """
-        return self.h > 0 and not too_many(self.size, self.wanted, self.upto)
+        return self.h > 0 and not far_too_many(self.size, self.target, self.upto)
 
 
-def too_many(size: int, wanted: int, taking_part: int) -> bool:
-    """Whether those that take part are more than twice what is wanted, or those left out less than half of it."""
-    return taking_part > 2 * wanted or 2 * (size - taking_part) < size - wanted
+def far_too_many(size: int, target: int, taking_part: int) -> bool:
+    """Whether more than twice the target take part, or fewer than half of the others are masked."""
+    return taking_part > 2 * target or 2 * (size - taking_part) < size - target
 
 
-def wanted(size: int, sparsity: float) -> int:
-    """How many of so many elements are to take part."""
+def target_count(size: int, sparsity: float) -> int:
+    """How many of `size` elements should take part."""
     return size - int(sparsity * size)
 
 
 def _magnitude_bits(w: Tensor) -> Tensor:
-    """|w| as int32: the order of non-negative floats is the order of their bits."""
+    """The bits of |w| as int32: non-negative floats sort as their bits do."""
     return w.float().abs().view(torch.int32)
 
 
 def magnitude_percentile(w: Shard, sparsity: float) -> Percentile:
-    """The h for which the smallest n - floor(sparsity * n) magnitudes of w, and no larger one, satisfy |w| <= h.
+    """Find the h such that |w| <= h holds for the smallest n - floor(sparsity * n) magnitudes and for no larger one.
 
-    Equal magnitudes at h are all included. Two passes of histograms (the high, then the low 16 bits), in chunks; of a
-    shard's histograms the sums over all shards, so that h is the whole parameter's everywhere.
+    All magnitudes equal to h are included. Two passes in chunks build histograms of the high and then of the low 16
+    bits. The histograms of shards are summed, so that every process gets the h of the whole parameter.
 
     Args:
         w: a parameter of float32, bfloat16 or float16, any shape.
-        sparsity: the fraction to leave out, in [0, 1).
+        sparsity: the fraction to mask, in [0, 1).
 
     Returns:
-        It, with h a value of |w| (0.0 for an empty parameter).
+        The percentile; its h is a value of |w|, or 0.0 for an empty parameter.
     """
     flat = in_memory_order(w.tensor.detach())
     n = math.prod(w.whole)
     if n == 0:
         return Percentile(0.0, 0, 0, 0, 0)
-    rank = wanted(n, sparsity)
+    rank = target_count(n, sparsity)
 
     counts = torch.zeros(_HALF // 2, dtype=torch.int64, device=flat.device)
     for chunk in flat.split(_CHUNK):
@@ -99,9 +99,9 @@ def magnitude_percentile(w: Shard, sparsity: float) -> Percentile:
 
 
 def count_here(w: Shard, h: float, *, below: bool = False) -> Tensor:
-    """How many of a shard's magnitudes are at most h, or smaller than it, as an int64 scalar on its device."""
+    """Count a shard's magnitudes that are at most h, or with `below` smaller than h: an int64 scalar on its device."""
     total = torch.zeros((), dtype=torch.int64, device=w.tensor.device)
-    for chunk in in_memory_order(w.tensor.detach()).split(_COUNTED if w.tensor.device.type == "cpu" else _CHUNK):
+    for chunk in in_memory_order(w.tensor.detach()).split(_CPU_CHUNK if w.tensor.device.type == "cpu" else _CHUNK):
         sizes = chunk.float().abs()
         total += torch.count_nonzero(sizes < h if below else sizes <= h)
     return total
