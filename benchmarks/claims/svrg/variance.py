@@ -115,7 +115,7 @@ def worth(here: Tensor) -> float:
 def _measure(options: Namespace, place: Place) -> list[Row]:
     torch.set_num_threads(_THREADS)
     problem = place.make(options.device or "cpu")
-    draws, walked = (8, min(place.walked, 4)) if options.fast else (_DRAWS, place.walked)
+    draws, walked = (20, min(place.walked, 4)) if options.fast else (_DRAWS, place.walked)
     rows = []
     for directions in ("shared", "separate"):
         found = [_seed(problem, seed, walked, place.rate, draws, directions) for seed in options.seeds]
