@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import zo_kernels as zo
-from zo_kernels.estimators.draws import ANCHOR_SLOT, BLOCK_SLOT
+from zo_kernels.estimators.draws import ANCHOR_SLOT, BLOCK_SLOT, SEPARATE_SLOT
 from zo_kernels.spec import direction_seed, fma, normal, round_stochastic, rounding_bits
 from zo_kernels.weights.blocks import dropped_blocks, find_blocks
 
@@ -106,7 +106,8 @@ def _svrg(windows: Windows, theta: Tensor, losses: list[float]) -> list[Tensor]:
     theta = anchor - anchor_lr * full
     for step in range(1, (len(losses) + 2) // 4):
         z = windows.drawn(normal, step).double()
-        theta = theta - group["lr"] * (estimate(theta, z) - estimate(anchor, z) + full)
+        other = z if windows.optimizer.shared_direction else windows.drawn(normal, step, SEPARATE_SLOT).double()
+        theta = theta - group["lr"] * (estimate(theta, z) - estimate(anchor, other) + full)
     return [*points, theta]
 
 

@@ -175,9 +175,10 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
 
         Warns:
             UserWarning: once for each reason; a ValueError if `strict`. Losses are too coarse for ε: they have 16 bits,
-            L+ and L- are equal in 20 steps in a row, or differ by a few representable numbers in 10. Dropout draws other numbers for L+ than for L-; batch normalisation is in
-            training mode; the closure draws its batch anew in each call (it is called once more in steps 1, 2, 3, 5, 9,
-            ... to find out). A weight has a `.grad`, which means nothing here. Losses on a GPU are looked at later.
+                L+ and L- are equal in 20 steps in a row, or differ by a few representable numbers in 10. Dropout draws
+                other numbers for L+ than for L-; batch normalisation is in training mode; the closure draws its batch
+                anew in each call (it is called once more in steps 1, 2, 3, 5, 9, ... to find out). A weight has a
+                `.grad`, which means nothing here. Losses on a GPU are looked at later.
 
         Raises:
             TypeError, ValueError: the closure returned no finite scalar, its losses are too far apart, or the update
