@@ -10,7 +10,7 @@ GENERATORS = ("zo.noise", "torch.randn", "tl.randn")
 
 
 def values(text: str) -> int:
-    """A count of values: 64M (64 * 2**20), or 1e10."""
+    """A number of values: 64M (64 * 2**20), or 1e10."""
     try:
         number = float(text)
     except ValueError:
@@ -30,7 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="of tl.randn in Triton's interpreter, which makes a million a second (default 64M)",
     )  # fmt: skip
     parser.add_argument("--generators", nargs="+", choices=GENERATORS, default=list(GENERATORS), help="default all")
-    parser.add_argument("--device", default="cpu", help="which makes and counts the values (default %(default)s)")
+    parser.add_argument("--device", default="cpu", help="where values are made and counted (default %(default)s)")
     parser.add_argument("--threads", type=positive, default=1, help="of PyTorch (default %(default)s)")
     parser.add_argument(
         "--battery", choices=("quick", "all"), default="quick",
