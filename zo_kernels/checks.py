@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -132,3 +132,17 @@ def usable_device(name: str, where: Any) -> torch.device:
     if found.type == "meta":
         raise ValueError(f"{name}: expected a device with memory, got {where!r}")
     return found
+
+
+def mapping(name: str, value: Any) -> Mapping[Any, Any]:
+    """value, which must be a mapping."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name}: expected a dictionary, got {type(value).__name__}")
+    return value
+
+
+def boolean(name: str, value: Any) -> bool:
+    """value, which must be a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__} {value!r}")
+    return value

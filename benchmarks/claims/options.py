@@ -7,7 +7,7 @@ import argparse
 from ..bench.options import Distinct, chosen, folder, positive, seed
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def claims(parser: argparse.ArgumentParser) -> None:
     chosen(parser)
     parser.add_argument(
         "--seeds",

@@ -150,7 +150,15 @@ def stages(sizes: Sizes) -> list[Stage]:
         _suite("machine", "machine", *device, limit=40, expected=8, vital=True),
         Stage("build", ("-m", "benchmarks.gpu.build", *sizes.extensions), 120, 50),  # 5 if they came along
         _suite("bits", "bits", *device, "--elements", sizes.compared, *threads, limit=60, expected=25),
-        _tests("matrix", sizes, sizes.matrix, "test_matrix.py", "test_known_answers.py", limit=100, expected=45),
+        _tests(
+            "matrix",
+            sizes,
+            sizes.matrix,
+            "backends/test_matrix.py",
+            "backends/test_known_answers.py",
+            limit=100,
+            expected=45,
+        ),
         _tests("steps", sizes, sizes.steps, "optim/test_gpu_steps.py", limit=90, expected=45),
         _suite(
             "bandwidth", "kernels", "--elements", sizes.passed, "--only", timed, *sizes.per_pass, limit=85, expected=65

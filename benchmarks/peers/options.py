@@ -16,7 +16,7 @@ CHECKOUTS = {
 }
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def peers(parser: argparse.ArgumentParser) -> None:
     timed(parser, rounds=3, seconds=0.0)
     parser.add_argument(
         "--shape", nargs="+", choices=SHAPES, default=["opt-125m", "minilm"], help="default opt-125m minilm"

@@ -20,7 +20,7 @@ def values(text: str) -> int:
     return int(number)
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def randomness(parser: argparse.ArgumentParser) -> None:
     chosen(parser)
     parser.add_argument(
         "--values", type=values, default=2**30, metavar="N", help="of moments and correlations (default 1G)"

@@ -6,7 +6,8 @@ import gc
 import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -113,3 +114,20 @@ class Aliases:
                     except RuntimeError:  # it has no memory of its own
                         continue
         return False
+
+
+@cache
+def written(func: Any) -> tuple[tuple[int, str], ...]:
+    """Which arguments of an operation it writes to: position and name."""
+    schema = getattr(func, "_schema", None)  # operators of higher order have none
+    if schema is None or not schema.is_mutable:
+        return ()
+    arguments = enumerate(schema.arguments)
+    return tuple((i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write)
+
+
+def tensors_in(value: Any) -> Iterable[Tensor]:
+    """Of an argument of an operation."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for t in value if isinstance(t, Tensor)] if isinstance(value, (list, tuple)) else []

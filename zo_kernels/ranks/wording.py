@@ -5,16 +5,14 @@ from __future__ import annotations
 import builtins
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .. import names, spec
+from torch import Tensor
+
 from ..weights.shards import is_sharded
 from ..weights.tables import Weights
-
-if TYPE_CHECKING:
-    from ..runs.recorded import RecordedSteps
 
 
 def named(ranks: Sequence[int]) -> str:
@@ -83,31 +81,18 @@ def odd_ones_out(values: Sequence[Any]) -> list[int]:
     return [i for i, value in enumerate(values) if str(value) != usual]
 
 
-def options_of(optimizer: RecordedSteps, weights: Weights, eps: float) -> list[str]:
-    """What optimizers of ranks that take steps together must have in common, as texts "name: value"."""
-    assert optimizer._ranks is not None
-    how = optimizer._ranks.how
-    options = {
-        "method": type(optimizer).__name__,
-        "parallel": how.split,
-        "check_every": how.check_every,
-        "directions": optimizer.directions,
-        "seed": optimizer.seed,
-        "eps": eps,
-        "weight_decay": optimizer._weight_decays()[::2],
-        "drop": optimizer.drop,
-        "blocks": optimizer._n_blocks,
-        "sparsity": [group["sparsity"] for group in optimizer.param_groups],
-        "perturb": optimizer.perturb,
-        "stochastic rounding": weights.stochastic,
-        "strict": optimizer._doubts.strict,
-        "noise": spec.VERSION,
-    }
-    told = names.bare(optimizer._names)
+def options_of(settings: Mapping[str, Any], weights: Weights, names: Mapping[Tensor, str]) -> list[str]:
+    """Texts "name: value" of what optimizers of ranks that take steps together must have in common.
+
+    Args:
+        settings: name -> value.
+        names: of the parameters.
+    """
+    options = dict(settings)
     for w in weights.weights:
         how_sharded = f", {getattr(w.parameter, 'placements', '')}" if is_sharded(w.parameter) else ""
         exempt = ", no weight decay" if w.row % 2 else ""
-        options[f"parameter {told[w.parameter]}"] = (
+        options[f"parameter {names[w.parameter]}"] = (
             f"{w.tensor.dtype} {w.shard.whole}{how_sharded} of group {w.row // 2}, block {w.block}, "
             f"noise {w.param_id}, threshold {w.threshold}{exempt}"
         )

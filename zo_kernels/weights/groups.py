@@ -47,6 +47,25 @@ def check_eps(name: str, eps: Any) -> float:
     return checks.number(name, eps, checks.MIN_FLOAT32, checks.MAX_FLOAT32)
 
 
+def eps_of(groups: Sequence[Mapping[str, Any]]) -> float:
+    """ε, which all groups share."""
+    values = {group["eps"] for group in groups}
+    if len(values) != 1:
+        raise ValueError(f"eps: expected one value for all groups, got {sorted(values)}")
+    return check_eps("eps", values.pop())
+
+
+def rates_of(groups: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The learning rate of each row of scales: two rows a group."""
+    return [checks.number("lr", group["lr"], 0.0) for group in groups for _ in range(2)]
+
+
+def weight_decays_of(groups: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The weight decay of each row: odd rows are exempt."""
+    decays = [checks.number("weight_decay", group["weight_decay"], 0.0) for group in groups]
+    return [w for decay in decays for w in (decay, 0.0)]
+
+
 def name_group(group: dict[str, Any], module: nn.Module, known: Mapping[Tensor, str]) -> None:
     """Give the parameters of a group that is to be added their names in the module, as those of the first groups have
     them. Those that are not the module's are called what they were given, or something that is not in `known`.

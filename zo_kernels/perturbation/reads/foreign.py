@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...modes import take_off, uncompiled
-from ..aliases import Spans
+from ..aliases import Spans, tensors_in, written
 from ..owners import Owners
-from ..writes import tensors_in, written
 
 # (weight, module) of each; no module runs outside of all, and no weight is stale memory.
 Reads = set[tuple["int | None", "nn.Module | None"]]

@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from benchmarks.static.machine_code import Static
 from zo_kernels.backends.types import MaskKind
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WIDE = ("LDG.E.128", "STG.E.128")
 SPILLS_AND_SHARED = ("STL", "LDL", "STS", "LDS", "BAR")
 

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import tiny_tasks
 import torch
-
-from tests.finetune import tiny_tasks
 
 TASKS = {"stanfordnlp/sst2": ("sst2",), "aps/super_glue": ("rte", "cb", "boolq", "wic", "copa")}
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
+from known_answers import LINES
 from matrix import BACKENDS, bits
 
 import zo_kernels as zo
 from zo_kernels import _native, spec
 
-LINES = [
-    line.split()
-    for line in Path(__file__).with_name("known_answers.txt").read_text().splitlines()
-    if not line.startswith("#")
-]
 PHILOX = [[int(rounds), *(int(w, 16) for w in words)] for kind, rounds, *words in LINES if kind == "philox4x32"]
 NOISE = [
     (int(seed, 16), int(param_id, 16), int(offset), [int(z, 16) for z in zs])

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from known_answers import LINES
 from matrix import DEVICE
-from test_known_answers import LINES
 from torch import Tensor
 
 from zo_kernels.spec import mix

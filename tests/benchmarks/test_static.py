@@ -156,7 +156,7 @@ def test_triton_s_own_kernel(tmp_path):
     file = tmp_path / "static.json"
     only = "^triton/sm_90/bf16/in_place/none/nearest$"
     command = [sys.executable, "-m", "benchmarks", "static", "--only", only, "--json", str(file)]
-    subprocess.run(command, env=environment, check=True, capture_output=True, cwd=Path(__file__).parent.parent)
+    subprocess.run(command, env=environment, check=True, capture_output=True, cwd=Path(__file__).parents[2])
     (row,) = json.loads(file.read_text())
     assert row["gpu"] == "H100" and 20 < row["instructions_per_element"] < 60 and row["spill_bytes"] == 0
     assert (row["load_bits"], row["store_bits"], row["bytes_per_element"]) == (128, 128, 4)

@@ -69,7 +69,7 @@ print("equal")
 
 def test_later_launches_are_the_first_s():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == "equal", done.stderr
 

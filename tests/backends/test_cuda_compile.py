@@ -98,7 +98,7 @@ if error := cuda.device_error():
 
 @pytest.mark.slow
 def test_the_extension_builds_and_needs_no_driver_to_be_imported(tmp_path):
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     environment = os.environ | {"ZO_KERNELS_CUDA": "1", "ZO_KERNELS_NATIVE": "0"}
     command = [sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path / "objects"]
     subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True)

@@ -1,6 +1,6 @@
 """Writes the runs of this folder: a trajectory of each kind, and a digest of the weights that it leads to.
 
-They were written by version 0.1.0 (`python -m tests.recorded.make`) and are not to be written again: what a later
+They were written by version 0.1.0 (`python -m tests.runs.recorded.make`) and are not to be written again: what a later
 version changes by accident, in the format, in what a step draws or in how it moves weights, fails their replay.
 """
 

@@ -164,7 +164,7 @@ def test_torchrun_restarts_a_rank_that_was_killed(ranks: Pool, tmp_path: Path) -
     here = Path(__file__).parent
     # Or else gloo may find the addresses of those that died in the store that torchrun hands on.
     own = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    own["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent), *sys.path])
+    own["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent / "support"), *sys.path])
     worker = [str(here / "elastic.py"), str(tmp_path), "12", "7"]
     done = subprocess.run(
         [sys.executable, *command.split(), *worker], env=os.environ | own, capture_output=True, text=True, timeout=240

@@ -21,7 +21,7 @@ from benchmarks.__main__ import parser as benchmarks_parser
 from benchmarks.bench.registry import select, suite
 from zo_kernels.finetune import cli, report, train
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 READING_ORDER = ["README.md", *re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs" / "README.md").read_text())]
 DOCUMENTS = [ROOT / name if name == "README.md" else ROOT / "docs" / name for name in dict.fromkeys(READING_ORDER)]
 
@@ -135,7 +135,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name in ("transformers", "accelerate", "matplotlib"):
         pytest.importorskip(name)
     datasets = pytest.importorskip("datasets")
-    from tests import tiny_hub
+    import tiny_hub
 
     path = tiny_hub.fill(tmp_path_factory.mktemp("reader"))
     with pytest.MonkeyPatch.context() as patch:

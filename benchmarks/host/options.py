@@ -1,0 +1,13 @@
+"""Options of `host`."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..bench.options import common, positive, timed
+
+
+def host(parser: argparse.ArgumentParser) -> None:
+    timed(parser, rounds=20, seconds=5.0)
+    common(parser, "device")
+    parser.add_argument("--layers", type=positive, default=24, help="layers of the model (default %(default)s)")

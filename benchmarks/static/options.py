@@ -1,0 +1,14 @@
+"""Options of `static`."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..bench.options import chosen
+
+
+def static(parser: argparse.ArgumentParser) -> None:
+    chosen(parser)
+    parser.add_argument(
+        "--arch", type=int, nargs="+", default=[80, 90], choices=(80, 90), help="compute capabilities (default 80 90)"
+    )
