@@ -9,7 +9,6 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
@@ -31,7 +30,7 @@ _LINE = re.compile(
 )
 # By dieharder's number, with the size of the tuples where a test has several. Those left out take minutes each (gcd,
 # minimum distances, all lags of the lagged sums), or their author marks them as suspect (OPSO, OQSO, DNA, sums).
-_QUICK = {
+_TESTS = {
     "diehard_birthdays": "-d 0", "diehard_operm5": "-d 1", "diehard_rank_32x32": "-d 2", "diehard_rank_6x8": "-d 3",
     "diehard_bitstream": "-d 4", "diehard_count_1s_str": "-d 8", "diehard_count_1s_byt": "-d 9",
     "diehard_parking_lot": "-d 10", "diehard_2dsphere": "-d 11", "diehard_3dsphere": "-d 12", "diehard_runs": "-d 15",
@@ -39,17 +38,6 @@ _QUICK = {
     "rgb_permutations": "-d 202 -n 5", "rgb_lagged_sum": "-d 203 -n 3", "dab_bytedistrib": "-d 205",
     "dab_dct": "-d 206", "dab_filltree": "-d 207", "dab_filltree2": "-d 208", "dab_monobit2": "-d 209",
 }  # fmt: skip
-_BATTERIES = {"quick": _QUICK, "all": {"all": "-a"}}
-
-
-@dataclass
-class Stream:
-    """Words, int64 tensors, that go on from one test to the next, and the results of the tests so far."""
-
-    source: Source
-    words: Iterator[Tensor]
-    skipped: str | None = None
-    results: list[Row] = field(default_factory=list)
 
 
 def in_order() -> Iterator[Tensor]:
@@ -77,57 +65,51 @@ def interleaved() -> Iterator[Tensor]:
 def uniform(normals: Iterator[Tensor]) -> Iterator[Tensor]:
     """Tensors of an even number of normals -> words of two neighbours' BITS highest bits, the first one's on top."""
     for x in normals:
-        cells = torch.special.ndtr(x.double()).mul_(2**BITS).long().clamp_(max=2**BITS - 1).cpu()
+        cells = torch.special.ndtr(x.double()).mul_(2**BITS).long().clamp_(max=2**BITS - 1)
         yield (cells[0::2] << BITS) | cells[1::2]
 
 
 def cases(options: Namespace) -> Iterator[Case]:
-    for name, stream in _streams(options).items():
-        facts = {"experiment": "battery", "generator": stream.source.generator, "device": options.device}
-        facts |= {"stream": name}
-        if reason := stream.skipped or unavailable():
-            yield Case(f"battery/{name}", facts, skipped=reason)
-            continue
-        for test, arguments in _BATTERIES[options.battery].items():
-            measure = partial(_measure, stream, arguments.split(), options.threads)
-            yield Case(f"battery/{name}/{test}", facts, measure)
-        yield Case(f"battery/{name}/p-values", facts, partial(_together, stream))
-    for name in ("TestU01", "PractRand"):
-        reason = f"{name} is neither in Debian nor on PyPI; dieharder is what they have"
-        yield Case(f"battery/{name}", {"experiment": "battery"}, skipped=reason)
-
-
-def _streams(options: Namespace) -> dict[str, Stream]:
-    sources = {name: SOURCES[name](options.device) for name in options.generators}
-    found = {}
+    sources = {name: SOURCES[name]() for name in options.generators}
+    streams: list[tuple[str, Source, Iterator[Tensor]]] = []
     if ours := sources.get("zo.noise"):
-        found = {"words in order": Stream(ours, in_order()), "words interleaved": Stream(ours, interleaved())}
-    for name, source in sources.items():
-        reason = source.skipped()
-        if name == "tl.randn" and options.device == "cpu":
-            reason = "tests read many millions of values, and Triton's interpreter makes about one million a second"
-        found[f"{name} to uniform"] = Stream(source, uniform(tensors(source, 2**62)), reason)
-    return found
+        streams += [("words in order", ours, in_order()), ("words interleaved", ours, interleaved())]
+    # Each test reads many millions of values, which would take Triton's interpreter hours.
+    streams += [
+        (f"{name} to uniform", source, uniform(tensors(source, 2**62)))
+        for name, source in sources.items()
+        if name != "tl.randn"
+    ]
+    missing = None if shutil.which("dieharder") else "dieharder is not installed (Debian: apt-get install dieharder)"
+    for name, source, words in streams:
+        facts = {"experiment": "battery", "generator": source.generator, "device": "cpu", "stream": name}
+        results: list[Row] = []  # of the tests so far
+        for test, arguments in _TESTS.items():
+            measure = partial(_measure, source, words, results, arguments.split(), options.threads)
+            yield Case(f"battery/{name}/{test}", facts, measure, missing)
+        yield Case(f"battery/{name}/p-values", facts, partial(_together, results), missing)
 
 
-def _measure(stream: Stream, arguments: list[str], threads: int) -> list[Row]:
+def _measure(
+    source: Source, words: Iterator[Tensor], results: list[Row], arguments: list[str], threads: int
+) -> list[Row]:
+    """The words go on from one test to the next."""
     torch.set_num_threads(threads)
-    if wrong := stream.source.wrong():
+    if wrong := source.wrong():
         return [{"correct": False, "wrong": wrong}]
-    results, sent = run(stream.words, *arguments)
-    stream.results += results
-    known = {"correct": True if stream.source.generator == "zo.noise" else None, "values": sent}
-    return [{**known, **row, **judge(row, [_NOT_FAILED])} for row in results]
+    found, sent = run(words, *arguments)
+    results += found
+    known = {"correct": True if source.generator == "zo.noise" else None, "values": sent}
+    return [{**known, **row, **judge(row, [_NOT_FAILED])} for row in found]
 
 
-def _together(stream: Stream) -> list[Row]:
+def _together(results: list[Row]) -> list[Row]:
     """Whether the first p-values of all tests are themselves uniform, and how many of the last ones are not passed."""
-    if not stream.results:
+    if not results:
         return [{"skipped": "none of the stream's tests was run"}]
     from scipy.stats import kstest
 
-    first = [row["first_p_value"] for row in stream.results]
-    words = [row["assessment"] for row in stream.results]
+    first, words = [row["first_p_value"] for row in results], [row["assessment"] for row in results]
     told = ", ".join(f"{words.count(word)} {word.lower()}" for word in ASSESSMENTS)
     weak = sum(not 0.005 <= p <= 0.995 for p in first)
     return [
@@ -138,10 +120,6 @@ def _together(stream: Stream) -> list[Row]:
             "assessment": f"{told}; {weak} weak at first",
         }
     ]
-
-
-def unavailable() -> str | None:
-    return None if shutil.which("dieharder") else "dieharder is not installed (Debian: apt-get install dieharder)"
 
 
 def run(words: Iterator[Tensor], *options: str) -> tuple[list[Row], int]:

@@ -38,9 +38,9 @@ def cases(options: Namespace) -> list[Case]:
     found = [Case("population/zo.noise", facts, partial(_population, options.threads))]
     for experiment in ("moments", "correlations"):
         for name in options.generators:
-            source = SOURCES[name](options.device)
-            values = options.triton_values if name == "tl.randn" and options.device == "cpu" else options.values
-            facts = {"experiment": experiment, "generator": name, "device": options.device, "values": values}
+            source = SOURCES[name]()
+            values = options.triton_values if name == "tl.randn" else options.values
+            facts = {"experiment": experiment, "generator": name, "device": "cpu", "values": values}
             measure = partial(_sampled, experiment, source, values, options.threads)
             found.append(Case(f"{experiment}/{name}", facts, measure, source.skipped()))
     return [*found, *battery.cases(options)]

@@ -32,7 +32,7 @@ Groups = Mapping[str, Mapping[str, Callable[[int], Pair]]]  # group -> label -> 
 def statistics(source: Source, values: int) -> list[Row]:
     count = min(PER_TENSOR, values)
     ours = source.generator == "zo.noise"
-    groups = {**of_source(source, count), **(of_noise(source.device, count) if ours else {})}
+    groups = {**of_source(source, count), **(of_noise(count) if ours else {})}
     return of_groups(groups, values, count)
 
 
@@ -56,11 +56,11 @@ def of_source(source: Source, count: int) -> Groups:
     }
 
 
-def of_noise(device: str, count: int) -> Groups:
+def of_noise(count: int) -> Groups:
     """Pairings of noise v1: seeds, ids and indices that differ as little as they can."""
 
     def z(seed: int, param_id: int = _ID, offset: int = 0) -> Tensor:
-        return zo.noise(count, seed=seed, param_id=param_id, offset=offset, device=device)
+        return zo.noise(count, seed=seed, param_id=param_id, offset=offset)
 
     def halves(x: Tensor) -> Pair:
         fours = x[: count // 4 * 4].view(-1, 4)

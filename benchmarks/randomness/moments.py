@@ -29,13 +29,13 @@ _LEAST_EXPECTED = 10  # in a cell of the chi-square
 
 
 class Sample:
-    """Sums, the largest size and a histogram of values as they go by, on their device."""
+    """Sums, the largest size and a histogram of values as they go by."""
 
-    def __init__(self, device: str):
+    def __init__(self) -> None:
         self.values = 0
-        self.sums = torch.zeros(len(NAMES), dtype=torch.float64, device=device)  # of x^k
-        self.counts = torch.zeros(2 * _HALF, dtype=torch.int64, device=device)
-        self.largest = torch.zeros((), device=device)
+        self.sums = torch.zeros(len(NAMES), dtype=torch.float64)  # of x^k
+        self.counts = torch.zeros(2 * _HALF, dtype=torch.int64)
+        self.largest = torch.zeros(())
 
     def add(self, x: Tensor) -> None:
         """Take float32 [n]."""
@@ -50,14 +50,14 @@ class Sample:
 
 
 def statistics(source: Source, values: int) -> list[Row]:
-    sample = Sample(source.device)
+    sample = Sample()
     for x in tensors(source, values):
         sample.add(x)
     moment = dict(zip(NAMES, (sample.sums / values).tolist(), strict=True))
     rows = [
         _row(NAMES[k], mean, 0.0, math.sqrt(math.factorial(k) / values), None) for k, mean in hermite(moment).items()
     ]
-    counts = sample.counts.cpu().numpy()
+    counts = sample.counts.numpy()
     rows += [_tail(sigma, counts, values) for sigma in _THRESHOLDS]
     largest = _largest(sample.largest.item(), values) | {"largest_possible": source.largest}
     return [*rows, _chi_square(counts, values), _kolmogorov(counts, values), largest]

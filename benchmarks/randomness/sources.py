@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache, cached_property
+from multiprocessing import get_context
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import zo_kernels as zo
@@ -26,7 +31,7 @@ def ids() -> tuple[int, ...]:
 
 
 class Source:
-    """A generator of normals on a device.
+    """A generator of normals on a CPU.
 
     Attributes:
         generator: its name.
@@ -35,9 +40,6 @@ class Source:
 
     generator: str
     largest: float
-
-    def __init__(self, device: str):
-        self.device = device
 
     def skipped(self) -> str | None:
         """Why it cannot run here, or None."""
@@ -52,7 +54,7 @@ class Source:
         return None
 
     def members(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The first and the second members of a tensor's Box–Muller pairs; None if they are not known."""
+        """The first and the second members of a tensor's Box–Muller pairs; None if it has but one of each."""
         return None
 
 
@@ -63,13 +65,13 @@ class Ours(Source):
     largest = spec.radius(torch.zeros(1, dtype=torch.int64)).item()
 
     def tensor(self, step: int, number: int, count: int) -> Tensor:
-        return zo.noise(count, seed=spec.direction_seed(0, step, 0), param_id=ids()[number], device=self.device)
+        return zo.noise(count, seed=spec.direction_seed(0, step, 0), param_id=ids()[number])
 
     def wrong(self) -> str | None:
         index = torch.cat([torch.arange(_CHECKED), torch.arange(PER_TENSOR - _CHECKED, PER_TENSOR)])
         for step, number in ((0, 0), (1, TENSORS - 1)):
             expected = spec.normal(index, spec.direction_seed(0, step, 0), ids()[number])
-            found = self.tensor(step, number, PER_TENSOR).cpu()[index]
+            found = self.tensor(step, number, PER_TENSOR)[index]
             if off := int((found.view(torch.int32) != expected.view(torch.int32)).sum()):
                 return f"step {step}, tensor {number}: {off} of {len(index)} values are not those of noise v1"
         return None
@@ -82,12 +84,10 @@ class Torch(Source):
     """`Tensor.normal_`, seeded in each step and drawn from in the order of the tensors, as MeZO's code does."""
 
     generator = "torch.randn"
+    largest = math.sqrt(2 * 24 * math.log(2))  # it takes the logarithm of a uniform of 24 bits
 
-    def __init__(self, device: str):
-        super().__init__(device)
-        bits = 24 if device == "cpu" else 33  # of the uniform whose logarithm is taken; cuRAND's smallest is 2^-33
-        self.largest = math.sqrt(2 * bits * math.log(2))
-        self._generator = torch.Generator(device)
+    def __init__(self) -> None:
+        self._generator = torch.Generator()
         self._next: tuple[int, int] | None = None
 
     def tensor(self, step: int, number: int, count: int) -> Tensor:
@@ -96,17 +96,15 @@ class Torch(Source):
         elif self._next != (step, number):
             raise ValueError(f"expected the tensors of a step in order, got tensor {number} of step {step}")
         self._next = step, number + 1
-        return torch.empty(count, device=self.device).normal_(generator=self._generator)
+        return torch.empty(count).normal_(generator=self._generator)
 
-    def members(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        if self.device != "cpu":
-            return None  # which ones are a pair depends on the launch
-        sixteen = x[: len(x) // 16 * 16].view(-1, 16)  # on a CPU sixteen uniforms become sixteen normals
+    def members(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        sixteen = x[: len(x) // 16 * 16].view(-1, 16)  # sixteen uniforms become sixteen normals
         return sixteen[:, :8].flatten(), sixteen[:, 8:].flatten()
 
 
 class Triton(Source):
-    """`tl.randn`, each step with its seed, the tensors one after the other in the offsets."""
+    """`tl.randn` in Triton's interpreter, each step with its seed, the tensors one after the other in the offsets."""
 
     generator = "tl.randn"
     largest = math.sqrt(-2 * math.log(1e-7))  # it replaces smaller uniforms by 1e-7
@@ -115,16 +113,31 @@ class Triton(Source):
         return None if importlib.util.find_spec("triton") is not None else "triton is not installed"
 
     @cached_property
-    def _fill(self) -> Callable[[int, int, int], Tensor]:
-        from . import triton_randn
-
-        return triton_randn.interpreted() if self.device == "cpu" else triton_randn.on(self.device)
+    def _process(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
     def tensor(self, step: int, number: int, count: int) -> Tensor:
-        return self._fill(step, number * count, count)
+        return torch.from_numpy(self._process.submit(interpreted, step, number * count, count).result())
 
 
-SOURCES: dict[str, Callable[[str], Source]] = {"zo.noise": Ours, "torch.randn": Torch, "tl.randn": Triton}
+def interpreted(seed: int, offset: int, count: int) -> NDArray[np.float32]:
+    """Values of `tl.randn`, in a process of its own: the interpreter is chosen when Triton is imported."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    torch.set_num_threads(1)
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def kernel(out, seed, offset, count, BLOCK: tl.constexpr):
+        index = tl.arange(0, BLOCK)
+        tl.store(out + index, tl.randn(seed, offset + index), mask=index < count)
+
+    out = torch.empty(count)
+    kernel[(1,)](out, seed, offset, count, BLOCK=triton.next_power_of_2(count))
+    return out.numpy()
+
+
+SOURCES: dict[str, Callable[[], Source]] = {"zo.noise": Ours, "torch.randn": Torch, "tl.randn": Triton}
 
 
 def tensors(source: Source, values: int) -> Iterator[Tensor]:
