@@ -206,7 +206,7 @@ PASSES: dict[str, tuple[dict[str, Any], str]] = {
     "a tensor of too few decays": ({"decays": torch.ones(1)}, r"scales: expected a row for each of 1 decays, got 2"),
     "seeds half tensors": (
         {"seeds": [torch.tensor(1), 2], "scales": [[1.0] * 2] * 2},
-        r"seeds: expected numbers, or scalar tensors of int64",
+        r"seeds: expected numbers, or scalar int64 tensors",
     ),
 }
 everywhere = pytest.mark.parametrize("backend, where", WHERE, ids=lambda v: str(v))

@@ -62,7 +62,7 @@ def test_unknown_keys_of_a_group_are_named(key: str, later: bool) -> None:
     first, second = {"params": [model.head.weight]}, {"params": [model.head.bias], key: 0.5}
     opt = cls([first], lr=0.1, **options)
     asked = rf"param_groups\[1\]: expected options of this optimizer \(lr, .*got {re.escape(repr(key))}" + (
-        f", which is {meant} perhaps" if meant else " "
+        f"; did you mean {meant}?" if meant else " "
     )
     with pytest.raises(ValueError, match=asked):
         opt.add_param_group(second) if later else cls([first, second], lr=0.1, **options)

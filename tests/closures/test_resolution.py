@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from inside import graphs_here, losses_stay
 from models import block_mlp, real_loss
 from played import Graphs
 from scripted import METHODS, assert_same, snapshot
@@ -18,8 +19,7 @@ from small_runs import SHAPE, build
 from torch import Tensor, nn
 
 import zo_kernels as zo
-from zo_kernels.closures import losses, resolution
-from zo_kernels.runs import graphed
+from zo_kernels.closures import resolution
 
 PERTURB = ("in_place", "in_forward")
 Loss = Callable[[nn.Module, int], Any]
@@ -88,13 +88,13 @@ def test_a_loss_in_16_bits_is_told_in_numbers(method: str, perturb: str, what: s
         and spacing
         == 2.0 ** math.floor(math.log2(at)) * torch.finfo(torch.float16 if what == "float16" else torch.bfloat16).eps
     )
-    assert f"in steps of {spacing:.3g}, so g = (L+ - L-) / 2 eps in steps of {spacing / (2 * eps):.3g}" in told
+    assert f"in steps of {spacing:.3g}, so g = (L+ - L-) / 2 eps comes in steps of {spacing / (2 * eps):.3g}" in told
 
 
 def test_of_a_gpu_no_value_is_read() -> None:
-    told = resolution.told_of_narrow(torch.empty((), dtype=torch.bfloat16, device="meta"), 1e-3)
-    assert "steps of 0.00391 to 0.00781 of its size" in told and "for a loss of 1 in steps of 3.91" in told
-    assert "at 0 it comes in steps of" in resolution.told_of_narrow(torch.zeros((), dtype=torch.float16), 1e-3)
+    told = resolution.narrow_loss_message(torch.empty((), dtype=torch.bfloat16, device="meta"), 1e-3)
+    assert "steps of 0.00391 to 0.00781 of its size" in told and "comes in steps of 3.91" in told
+    assert "at 0 it comes in steps of" in resolution.narrow_loss_message(torch.zeros((), dtype=torch.float16), 1e-3)
 
 
 @pytest.mark.parametrize("perturb", PERTURB)
@@ -241,7 +241,7 @@ def test_strict_refuses_the_step_in_which_it_is_known(method: str) -> None:
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_losses_on_a_device_are_looked_at_when_they_are_there(monkeypatch: pytest.MonkeyPatch, strict: bool) -> None:
-    monkeypatch.setattr(losses, "stays_on_device", lambda loss: True)
+    losses_stay(monkeypatch)
     model = block_mlp(**SHAPE)
     opt = build("MeZO", model, strict=strict)
     step(opt, lambda: real_loss(ELSEWHERE, 0) * math.nan)  # refused on the device
@@ -261,10 +261,9 @@ def test_losses_on_a_device_are_looked_at_when_they_are_there(monkeypatch: pytes
 
 
 def test_steps_of_a_graph_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "stays_on_device", lambda loss: True)
-    monkeypatch.setattr("zo_kernels.optim.base.cannot_be_graphed", lambda where: None)
+    losses_stay(monkeypatch)
     model = block_mlp(**SHAPE)
-    monkeypatch.setattr(graphed, "captured", Graphs(model).captured)
+    graphs_here(monkeypatch, Graphs(model).captured)
     opt = build("MeZO", model)
     graph = opt.graphed(lambda: real_loss(ELSEWHERE, 0), warmup=2)
     (told,) = said(lambda: [graph() for _ in range(22)])

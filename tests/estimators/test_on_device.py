@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from inside import graphs_here, losses_stay, recording_of
 from models import block_mlp, real_loss
 from played import Graphs
 from scripted import METHODS, Script, assert_same, snapshot, take_step
@@ -22,8 +23,6 @@ from torch import Tensor, nn
 import zo_kernels as zo
 from zo_kernels import backends
 from zo_kernels.backends import pending
-from zo_kernels.closures import losses
-from zo_kernels.runs import graphed
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -37,7 +36,7 @@ PERTURB = ("in_place", "in_forward")
 @pytest.fixture
 def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tensor is taken for one on a GPU."""
-    monkeypatch.setattr(losses, "stays_on_device", lambda loss: True)
+    losses_stay(monkeypatch)
 
 
 def make(method: str, perturb: str, options: str) -> tuple[nn.Module, zo.ZeroOrderOptimizer]:
@@ -70,7 +69,7 @@ class Failing:
 def test_equal_bits(monkeypatch: pytest.MonkeyPatch, method: str, perturb: str, options: str) -> None:
     ends = []
     for deferred in (False, True):
-        monkeypatch.setattr(losses, "stays_on_device", lambda loss, deferred=deferred: deferred)
+        losses_stay(monkeypatch, deferred)
         model, opt = make(method, perturb, options)
         loss = loss_of(model)
         scheduler = torch.optim.lr_scheduler.ExponentialLR(opt, 0.9)
@@ -193,7 +192,7 @@ def test_the_file_waits_for_the_losses_and_nothing_else_does(monkeypatch: pytest
     assert zo.Trajectory.load(path) == opt.trajectory
     opt.step(closure)
     assert len(zo.Trajectory.load(path)) == 5
-    gone = weakref.ref(opt._recording)
+    gone = weakref.ref(recording_of(opt))
     del opt
     assert gone() is None, "what is pending keeps the optimizer alive"
     assert len(zo.Trajectory.load(path)) == 6
@@ -204,7 +203,6 @@ def test_the_file_waits_for_the_losses_and_nothing_else_does(monkeypatch: pytest
 @pytest.mark.parametrize("perturb", PERTURB)
 @pytest.mark.parametrize("method", ["MeZO", "SparseMeZO"])
 def test_graphed(monkeypatch: pytest.MonkeyPatch, method: str, perturb: str, options: str) -> None:
-    monkeypatch.setattr("zo_kernels.optim.base.cannot_be_graphed", lambda where: None)
     ends = []
     for graph in (False, True):
         model, opt = make(method, perturb, options)
@@ -216,9 +214,9 @@ def test_graphed(monkeypatch: pytest.MonkeyPatch, method: str, perturb: str, opt
             calls[0] += 1
             return loss()
 
-        step = opt.graphed(closure, warmup=2) if graph else lambda opt=opt, closure=closure: opt.step(closure)
         graphs = Graphs(model)
-        monkeypatch.setattr(graphed, "captured", graphs.captured)
+        graphs_here(monkeypatch, graphs.captured)
+        step = opt.graphed(closure, warmup=2) if graph else lambda opt=opt, closure=closure: opt.step(closure)
         seen = []
         for i in range(8):
             if i == 6:  # captured anew
@@ -235,7 +233,7 @@ def test_what_cannot_be_graphed(monkeypatch: pytest.MonkeyPatch) -> None:
     model, opt = make("MeZO", "in_place", "plain")
     with pytest.raises(ValueError, match="graphs need weights on a CUDA device, got cpu"):
         opt.graphed(loss_of(model))
-    monkeypatch.setattr("zo_kernels.optim.base.cannot_be_graphed", lambda where: None)
+    graphs_here(monkeypatch)
     for method, reason in {"LeZO": "with drop, every step", "MeZOSVRG": "at an anchor and between anchors"}.items():
         model, opt = make(method, "in_place", "plain")
         with pytest.raises(ValueError, match=reason):
@@ -249,7 +247,7 @@ def test_what_cannot_be_graphed(monkeypatch: pytest.MonkeyPatch) -> None:
         opt.graphed(loss_of(model), same_bits=1)  # type: ignore[arg-type]
     # A capture that fails leaves no step behind.
     step = opt.graphed(lambda: 0.5, warmup=1)
-    monkeypatch.setattr(graphed, "captured", Graphs(model).captured)
+    graphs_here(monkeypatch, Graphs(model).captured)
     step()
     with pytest.raises(ValueError, match="closure: expected losses on cpu, for a graph, got float"):
         step()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +12,13 @@ import pytest
 for module in ("transformers", "rich", "matplotlib", "safetensors"):
     pytest.importorskip(module)
 
-from tiny_run import rewrite, tiny_encoder, tiny_options, tree, whole_run, write_table  # noqa: E402
+from tiny_run import rewrite, tree  # noqa: E402
 
 from zo_kernels.finetune import job, run_folder  # noqa: E402
 from zo_kernels.finetune.metrics import Metrics, records_of  # noqa: E402
 from zo_kernels.finetune.sweep_plan import plan_of  # noqa: E402
 
 Options = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
-    folder = tmp_path_factory.mktemp("tiny")
-    return tiny_options(tiny_encoder(folder / "tiny"), write_table(folder / "words.tsv")) | {"steps": 2}
-
-
-@pytest.fixture(scope="module")
-def finished(options: Options, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run."""
-    out = tmp_path_factory.mktemp("finished") / "run"
-    whole_run({**options, "out": str(out)}, resume=False)
-    return out
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
-    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 LONG = b'{"event": "step", "x": "' + b"a" * (5 << 20) + b'"}\n'

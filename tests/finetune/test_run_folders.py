@@ -18,7 +18,7 @@ for module in ("transformers", "rich", "matplotlib", "safetensors"):
     pytest.importorskip(module)
 
 from rich.console import Console  # noqa: E402
-from tiny_run import rewrite, tiny_encoder, tiny_options, tree, whole_run, write_table  # noqa: E402
+from tiny_run import rewrite, tree, whole_run  # noqa: E402
 
 import zo_kernels as zo  # noqa: E402
 from zo_kernels import files  # noqa: E402
@@ -26,26 +26,6 @@ from zo_kernels.finetune import Config, claims, cli, job, load_classifier, run_f
 from zo_kernels.finetune.sweep_plan import SWEEP  # noqa: E402
 
 Options = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
-    folder = tmp_path_factory.mktemp("tiny")
-    return tiny_options(tiny_encoder(folder / "tiny"), write_table(folder / "words.tsv")) | {"steps": 2}
-
-
-@pytest.fixture(scope="module")
-def finished(options: Options, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run."""
-    out = tmp_path_factory.mktemp("finished") / "run"
-    whole_run({**options, "out": str(out)}, resume=False)
-    return out
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
-    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def settings(run: Path) -> dict[str, Any]:
@@ -94,11 +74,11 @@ def elsewhere(run: Path) -> Path:
 
 
 @pytest.mark.parametrize("what", OURS)
-def test_a_run_of_ours_is_overwritten_and_nothing_else(run: Path, options: Options, what: str) -> None:
+def test_a_run_of_ours_is_overwritten_and_nothing_else(run: Path, two_steps: Options, what: str) -> None:
     other = elsewhere(run)
     OURS[what](run)
     before = tree(other)
-    with claims.claim(Config(**options, out=str(run), overwrite=True, seed=7)):
+    with claims.claim(Config(**two_steps, out=str(run), overwrite=True, seed=7)):
         left = set(os.listdir(run)) - {"run.lock"}
     assert left == ({"config.json", "notes.txt"} if "somebody" in what else {"config.json"})
     assert run_folder.config_of(run).seed == 7 and not (run / "run.lock").exists()
@@ -106,32 +86,32 @@ def test_a_run_of_ours_is_overwritten_and_nothing_else(run: Path, options: Optio
 
 
 @pytest.mark.parametrize("what", FOREIGN)
-def test_a_folder_that_is_not_ours_is_not_overwritten(run: Path, options: Options, what: str) -> None:
+def test_a_folder_that_is_not_ours_is_not_overwritten(run: Path, two_steps: Options, what: str) -> None:
     change, message = FOREIGN[what]
     other = elsewhere(run)
     (run / "curves.png").unlink(missing_ok=True)
     change(run)
     before = tree(run), tree(other)
     with pytest.raises(ValueError, match=message):
-        claims.claim(Config(**options, out=str(run), overwrite=True))
+        claims.claim(Config(**two_steps, out=str(run), overwrite=True))
     assert (tree(run), tree(other)) == before
 
 
-def test_overwriting_that_is_cut_off_leaves_no_mixture(finished: Path, options: Options, tmp_path: Path) -> None:
+def test_overwriting_that_is_cut_off_leaves_no_mixture(finished: Path, two_steps: Options, tmp_path: Path) -> None:
     """Of the settings of one run and files of another, which could be resumed."""
-    config = Config(**options, overwrite=True, seed=7)
+    config = Config(**two_steps, overwrite=True, seed=7)
     states = []
     for operation in range(20):
         run = Path(shutil.copytree(finished, tmp_path / str(operation)))
         config.out, left = str(run), operation
 
         def killed(do: Callable[..., Any]) -> Callable[..., Any]:
-            def counted(*given: Any, **options: Any) -> Any:
+            def counted(*given: Any, **more: Any) -> Any:
                 nonlocal left
                 left -= 1
                 if left < 0:
                     raise KeyboardInterrupt
-                return do(*given, **options)
+                return do(*given, **more)
 
             return counted
 
@@ -152,7 +132,7 @@ def test_overwriting_that_is_cut_off_leaves_no_mixture(finished: Path, options: 
     assert list(dict.fromkeys(states)) == ["old", "replaced", "new"]
 
 
-def test_a_run_and_a_sweep_do_not_overwrite_each_other(run: Path, options: Options, tmp_path: Path) -> None:
+def test_a_run_and_a_sweep_do_not_overwrite_each_other(run: Path, two_steps: Options, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     sweep.mkdir()
     run_folder.write_json(sweep / "sweep.json", run_folder.marked({}))
@@ -162,12 +142,12 @@ def test_a_run_and_a_sweep_do_not_overwrite_each_other(run: Path, options: Optio
             claims.check_new(str(folder), kind, {}, overwrite=True)
 
 
-def test_overwritten_by_command(run: Path, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overwritten_by_command(run: Path, two_steps: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     """`make demo` does it, over a run of the version before, too; through a link to the folder, which is its name."""
     unmark(run)
     (run.parent / "named").symlink_to(run)
     expected = tree(run)
-    whole_run({**options, "out": str(run.parent / "named"), "overwrite": True}, resume=False)
+    whole_run({**two_steps, "out": str(run.parent / "named"), "overwrite": True}, resume=False)
     assert settings(run)["format"] == 1 and settings(run)["zo_kernels"] == zo.__version__
     after = tree(run)
     for same in ("model/model.safetensors", "model/head.safetensors", "trajectory.zo"):
@@ -177,12 +157,12 @@ def test_overwritten_by_command(run: Path, options: Options, monkeypatch: pytest
 
 @pytest.mark.parametrize("option", ["model", "data", "test_data"])
 @pytest.mark.parametrize("where", ["equal", "inside", "around", "through a link"])
-def test_out_is_apart_from_what_is_read(options: Options, option: str, where: str, tmp_path: Path) -> None:
+def test_out_is_apart_from_what_is_read(two_steps: Options, option: str, where: str, tmp_path: Path) -> None:
     source = tmp_path / "things" / "source"
     source.mkdir(parents=True)
     (tmp_path / "link").symlink_to(source)
     out = {"equal": source, "inside": source / "a" / "b", "around": source.parent, "through a link": tmp_path / "link"}
-    given = {**options, option: str(source), "out": str(out[where]), "overwrite": True}
+    given = {**two_steps, option: str(source), "out": str(out[where]), "overwrite": True}
     before = tree(tmp_path)
     with pytest.raises(ValueError, match=f"--out: expected a folder apart from what is read.*--{option[:4]}"):
         claims.claim(Config(**given))
@@ -190,13 +170,13 @@ def test_out_is_apart_from_what_is_read(options: Options, option: str, where: st
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_anything_is_loaded(
-    options: Options, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    two_steps: Options, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(run / "model")
     for module in (job, sweep):  # which has it by name
         monkeypatch.setattr(module, "prepare_learner", lambda *more: 1 / 0)
     monkeypatch.setattr(os, "access", lambda *more: False)
-    given = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in two_steps.items()]
     new = str(tmp_path / "a" / "b")
     for arguments in ([*given, "--out", new], ["sweep", *given, "--out", new], ["--resume", str(run)]):
         with pytest.raises(SystemExit) as exit:
@@ -206,7 +186,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_loaded(
     assert not (tmp_path / "a").exists()
 
 
-def test_the_second_process_is_refused(run: Path, options: Options, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_second_process_is_refused(run: Path, two_steps: Options, capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever it wants to do with the folder; and a lock that a killed process left keeps nobody out."""
     shutil.rmtree(run / "model")
     pytest.importorskip("fcntl")
@@ -219,7 +199,7 @@ def test_the_second_process_is_refused(run: Path, options: Options, capsys: pyte
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        overwriting = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+        overwriting = [f"--{name.replace('_', '-')}={value}" for name, value in two_steps.items()]
         for arguments in (["--resume", str(run)], [*overwriting, "--out", str(run), "--overwrite"]):
             with pytest.raises(SystemExit) as exit:
                 cli.main(arguments)
@@ -230,7 +210,7 @@ def test_the_second_process_is_refused(run: Path, options: Options, capsys: pyte
         other.kill()
     assert {name: value for name, value in tree(run).items() if name != "run.lock"} == before
     (run / "run.lock").write_text("1\n")
-    whole_run({**options, "out": str(run)}, resume=True)
+    whole_run({**two_steps, "out": str(run)}, resume=True)
     assert run_folder.finished(run) and not (run / "run.lock").exists()
 
 
@@ -270,7 +250,9 @@ def test_a_version_from_before_checksums_can_be_loaded(run: Path) -> None:
     assert load_classifier(run).names == ("fruit", "metal")
 
 
-def test_the_lock_is_held_for_the_whole_run(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lock_is_held_for_the_whole_run(
+    two_steps: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, evaluate = tmp_path / "run", train._evaluate
 
     def watched(*arguments: Any) -> Any:
@@ -279,13 +261,13 @@ def test_the_lock_is_held_for_the_whole_run(options: Options, tmp_path: Path, mo
         return evaluate(*arguments)
 
     monkeypatch.setattr(train, "_evaluate", watched)
-    train.finetune(Config(**options, out=str(out)), Console(quiet=True))
+    train.finetune(Config(**two_steps, out=str(out)), Console(quiet=True))
     assert not (out / "run.lock").exists()
 
 
-def test_a_used_run_folder_is_kept(options: Options, tmp_path: Path) -> None:
-    options = {**options, "out": str(tmp_path / "run")}
+def test_a_used_run_folder_is_kept(two_steps: Options, tmp_path: Path) -> None:
     out = tmp_path / "run"
+    options = {**two_steps, "out": str(out)}
     out.mkdir()
     (out / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(ValueError, match="--out: expected an empty or new folder"):
@@ -297,9 +279,9 @@ def test_a_used_run_folder_is_kept(options: Options, tmp_path: Path) -> None:
         train.finetune(Config(**options | {"out": str(out / "notes.txt")}))
 
 
-def test_a_run_killed_before_its_first_file_was_whole_can_be_started_again(options: Options, tmp_path: Path) -> None:
-    options = {**options, "out": str(tmp_path / "run")}
+def test_a_run_killed_before_its_first_file_was_whole_can_be_started_again(two_steps: Options, tmp_path: Path) -> None:
     out = tmp_path / "run"
+    options = {**two_steps, "out": str(out)}
     (out / "model.part").mkdir(parents=True)
     (out / "model.part" / "model.safetensors").touch()
     for name in ("config.json.part", "config.json.12-0.part", "run.lock"):

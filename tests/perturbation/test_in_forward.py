@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inside import stored_masks_of
 from models import Block, BlockMLP, block_mlp, real_loss
 from outright import bits, holding, losses_outright, moved, trainable
 from scripted import (
@@ -42,9 +43,10 @@ from torch.nn.modules import module as torch_module
 
 import zo_kernels as zo
 from zo_kernels.estimators.draws import blocks_to_drop, direction_seeds
-from zo_kernels.perturbation import in_forward, in_forward_probes
-from zo_kernels.perturbation.reads.closed import Closing
-from zo_kernels.perturbation.reads.foreign import Watch
+from zo_kernels.perturbation.engine import Engine
+from zo_kernels.perturbation.in_forward import InForwardProbes
+from zo_kernels.perturbation.reads.seals import Seals
+from zo_kernels.perturbation.reads.watch import Watch
 
 # Of PyTorch, on what is in use here but none of our business.
 pytestmark = [
@@ -174,9 +176,9 @@ def interruptible() -> Iterator[None]:
 
 def test_an_interrupt_at_any_line_leaves_no_trace(interruptible: None) -> None:
     """Ctrl-C may come in between any two lines of the engine."""
-    functions = [f for f in vars(in_forward.InForward).values() if callable(f)]
-    functions += [f for f in vars(Closing).values() if callable(f)]
-    codes = {f.__code__ for f in [*functions, in_forward_probes.InForwardProbes.evaluate]}
+    functions = [f for f in vars(Engine).values() if callable(f)]
+    functions += [f for f in vars(Seals).values() if callable(f)]
+    codes = {f.__code__ for f in [*functions, InForwardProbes.evaluate]}
     model = Parent(Takes(lambda w: w))
     opt = build("MeZO", model)
     before = [(p.data_ptr(), bits(p)) for p in model.parameters()]
@@ -294,8 +296,7 @@ def test_masks_are_taken_from_clean_weights_and_not_stored(method: str) -> None:
     for perturb in ("in_place", "in_forward"):
         model = block_mlp()
         opt = build(method, model, lr=0.01, sparsity=0.6, perturb=perturb)
-        stored = [t for t in opt._weights._bits if t is not None]
-        assert len(stored) == (perturb == "in_place") * len(opt._weights.weights)
+        assert len(stored_masks_of(opt)) == (perturb == "in_place") * len(trainable(model))
         recorder = Recorder(model)
         for _ in range(3):
             theta = snapshot(model)
@@ -523,11 +524,11 @@ UNREACHABLE: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Any]
     "one weight": (layers, lambda m: squared(m) * m[2].bias.max(), r"reads 2\.bias where no module runs"),
     "its number": (layers, lambda m: squared(m).item() + m[2].bias[0].item(), r"reads 2\.bias where no module runs"),
     "forward itself": (InContainers, lambda m: squared_of(m.forward(inputs())), r"reads listed\.0, .* where no module"),
-    "stale view": (Stale, squared, r"a module reads own by a view that was made before its forward"),
+    "stale view": (Stale, squared, r"a module reads own through a view that was made before its forward"),
     "kept view": (Keeps, squared, r"after the forward of their module"),
     "backward": (layers, by_gradient, r"after the forward of their module"),
     "torch.func.grad": (layers, by_transform, r"after the forward of their module"),
-    "new module": (layers, through_a_new_module, r"made anew in every call reads 0\.weight"),
+    "new module": (layers, through_a_new_module, r"created anew in every call reads 0\.weight"),
     "nothing ran": (layers, lambda m: 1.0, r"none of the modules with trainable parameters ran"),
     "another model ran": (layers, lambda m: squared(layers()), r"none of the modules with trainable parameters ran"),
 }

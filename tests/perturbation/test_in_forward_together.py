@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from inside import buffer_bytes_of, fails_in_finding_owners, owners_of, tables_in_forward_of
 from models import Block, BlockMLP, block_mlp, real_loss
 from outright import losses_outright
 from scripted import assert_same, snapshot
@@ -27,11 +28,6 @@ def optimizer(model: nn.Module) -> zo.MeZO:
 def roomy() -> BlockMLP:
     """Its head needs more memory than all of a block."""
     return block_mlp(depth=2, outputs=50)
-
-
-def buffer_bytes(opt: zo.ZeroOrderOptimizer) -> int:
-    assert opt._in_forward is not None
-    return sum(chunk.numel() for chunk in opt._in_forward._scratch.chunks)
 
 
 def largest(model: nn.Module) -> int:
@@ -84,7 +80,7 @@ def test_a_block_is_one_pass_and_takes_no_more_memory(passes: list[set[str]]) ->
         assert second == together
         # Where reads are watched, it is known which module's forward may read what.
         assert first == together if step else sorted(map(sorted, first)) == sorted(map(sorted, by_owner))
-        assert buffer_bytes(opt) == largest(model)
+        assert buffer_bytes_of(opt) == largest(model)
 
 
 def test_losses_of_blocks_perturbed_together() -> None:
@@ -143,9 +139,8 @@ def test_dropped_blocks_of_a_module_that_would_be_taken_together() -> None:
     for step in range(40):
         first = float(opt.step(lambda: model(x).square().mean()))
         assert first == pytest.approx(float(in_place.step(lambda: twin(x).square().mean())), rel=1e-5), step
-    assert opt._in_forward is not None
     owners = 1 + 3 * len(blocks)
-    assert len(opt._in_forward._tables) <= owners + len(blocks)  # each by itself while watched, and each block
+    assert tables_in_forward_of(opt) <= owners + len(blocks)  # each by itself while watched, and each block
 
 
 class Again(nn.Module):
@@ -238,7 +233,7 @@ def test_what_never_runs_takes_no_room() -> None:
     torch.manual_seed(0)
     model = nn.ModuleDict({"unused": nn.Linear(50, 50), "blocks": nn.Sequential(Block(4), Block(4))})
     opt = check_losses(model, lambda m, step: m["blocks"](torch.ones(2, 4)).square().mean())
-    assert buffer_bytes(opt) == largest(model["blocks"]) < largest(model)
+    assert buffer_bytes_of(opt) == largest(model["blocks"]) < largest(model)
 
 
 def test_a_module_that_has_other_parameters_than_the_optimizer() -> None:
@@ -261,11 +256,11 @@ def test_an_interrupt_while_owners_are_looked_for(monkeypatch: pytest.MonkeyPatc
     new.weight, new.bias = old.weight, old.bias
     model.blocks[0].up = new
     with monkeypatch.context() as patch:
-        patch.setattr(Owners, "_find_again", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        fails_in_finding_owners(patch, lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             opt.step(lambda: real_loss(model, 0))
     opt.step(lambda: real_loss(model, 0))
-    assert opt._in_forward is not None and new in opt._in_forward._owners.owned
+    assert new in owners_of(opt)
 
 
 class Chosen(nn.Module):
@@ -315,7 +310,7 @@ def test_where_the_buffer_is_in_use_already_it_does_not_grow() -> None:
     together = bytes_for([model[0].own, *model[0].block.parameters()])
     assert bytes_for(list(model[0].block.parameters())) < largest(model) < together
     opt = check_losses(model, lambda m, s: m(torch.ones(2, 5)).square().mean())
-    assert buffer_bytes(opt) == max(one_by_one, largest(model)) < together
+    assert buffer_bytes_of(opt) == max(one_by_one, largest(model)) < together
 
 
 @pytest.mark.parametrize(("shape", "owners", "launches"), [("opt-1.3b", 196, 28), ("opt-13b", 324, 204)])

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from inside import evaluation_of, watch_the_next, watched_steps, watches
 from outright import bits, losses_outright
 from scripted import assert_same, snapshot
 from tolerances import IN_TURN
@@ -19,10 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import zo_kernels as zo
-from zo_kernels.optim import base
-from zo_kernels.perturbation import in_forward
-from zo_kernels.perturbation.reads.closed import Closing
-from zo_kernels.perturbation.reads.foreign import Watch
+from zo_kernels.perturbation.reads.seals import Seals
+from zo_kernels.perturbation.reads.watch import Watch
 
 EPS, SEED, STEPS = 1e-2, 3, 13
 Model = Any
@@ -127,7 +126,7 @@ def test_right_in_every_evaluation(nth: int) -> None:
         opt = optimizer(model, directions=2)
 
         def closure(model: Model = model, opt: Any = opt, read: Any = read) -> Tensor:
-            reads = opt.step_count > 0 and opt._attempt.probes.moves == nth
+            reads = opt.step_count > 0 and evaluation_of(opt) == nth
             return loss_of(model, 3, read if reads else None)
 
         for step in range(3):
@@ -178,7 +177,7 @@ def by_gradient(m: Model) -> Tensor:
 
 UNREACHED: dict[str, tuple[type[nn.Module], Callable[[Any], Any], str]] = {
     "penalty": (Tasks, penalized, "reads heads.3.weight where no module runs"),
-    "old view": (Aliased, by_old_view, "reads second.weight by a view that was made before"),
+    "old view": (Aliased, by_old_view, "reads second.weight through a view that was made before"),
     "kept view": (Tasks, by_kept_view, "after the forward of their module"),
     "gradient": (Tasks, by_gradient, "after the forward of their module"),
 }
@@ -212,8 +211,8 @@ def unnoticed(m: Model, h: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_wrong_step_is_said(monkeypatch: pytest.MonkeyPatch, strict: bool) -> None:
-    """Of a read that closing does not notice, in a step that is watched all the same; it is right from then on."""
-    monkeypatch.setattr(base, "drawn", lambda seed, step: step == 7)
+    """Of a read that seals do not notice, in a step that is watched all the same; it is right from then on."""
+    watched_steps(monkeypatch, lambda step: step == 7)
     model, twin = made(), made()
     opt = optimizer(model, strict=strict)
     said = r"reads first\.weight outside .* up to 7 steps before this one"
@@ -234,14 +233,14 @@ def test_a_wrong_step_is_said(monkeypatch: pytest.MonkeyPatch, strict: bool) -> 
 
 
 def test_a_step_half_of_which_was_not_watched_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "drawn", lambda seed, step: False)
+    watched_steps(monkeypatch, lambda step: False)
     model, twin = made(), made()
     opt = optimizer(model)
     opt.step(lambda: loss_of(model, 3))
 
     def first_then_second() -> Tensor:
         value = loss_of(model, 3, unnoticed)
-        opt._in_forward.vigilance._left = 1  # the next one is
+        watch_the_next(opt)
         return value
 
     with pytest.warns(UserWarning, match="up to 1 steps"), pytest.raises(ValueError, match="the step is refused"):
@@ -266,15 +265,8 @@ def calls_of(opt: zo.ZeroOrderOptimizer, loss: Callable[[], Tensor]) -> int:
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[Watch]:
     """Evaluations that were, of steps that are not drawn."""
-    made: list[Watch] = []
-
-    def noted(*arguments: Any) -> Watch:
-        made.append(Watch(*arguments))
-        return made[-1]
-
-    monkeypatch.setattr(in_forward, "Watch", noted)
-    monkeypatch.setattr(base, "drawn", lambda seed, step: False)
-    return made
+    watched_steps(monkeypatch, lambda step: False)
+    return watches(monkeypatch)
 
 
 def asking(m: Model, h: Tensor) -> Tensor:
@@ -340,11 +332,11 @@ def test_other_tensors_of_the_same_memory(watched: list[Watch]) -> None:
 
 def test_copies_of_closed_weights_are_ordinary() -> None:
     model = made()
-    closing = Closing(list(model.parameters()))
+    seals = Seals(list(model.parameters()))
     for copied in (copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))):
-        with closing.of(None):
+        with seals.of(None):
             assert nn.Parameter not in {type(p) for p in model.parameters()}
-            assert not closing.met
+            assert not seals.broken
             other = copied(model)
-            assert closing.met
+            assert seals.broken
         assert {type(p) for p in (*model.parameters(), *other.parameters())} == {nn.Parameter}

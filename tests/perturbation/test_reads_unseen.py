@@ -94,5 +94,5 @@ def test_a_write_that_begins_before_a_weight(perturb: str) -> None:
             opt.step(lambda: whole(x))
     else:  # it is read so, too
         said = pytest.warns(UserWarning, match=r"it wrote to inner\.weight in step 0")
-        with said, pytest.raises(ValueError, match=r"reads inner\.weight by a view that was made before"):
+        with said, pytest.raises(ValueError, match=r"reads inner\.weight through a view that was made before"):
             opt.step(lambda: whole(x))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from inside import in_forward_of
 from models import FAMILIES, block_mlp, family_loss, real_loss
 from scripted import METHODS, assert_same, snapshot, take_step
 from shapes import SHAPES, Parent
@@ -74,7 +75,7 @@ def test_every_byte_is_copied_once_a_forward_into_two_slots() -> None:
     _, opt = steps(model, "LeZO", lambda m: real_loss(m, 0), n=3, directions=2, execution_device="cpu")
     forwards = 3 * 2 * 2
     model_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    engine = opt._in_forward
+    engine = in_forward_of(opt)
     assert engine.bytes_copied == forwards * model_bytes
     assert engine.bytes_on_device == bytes_on_device(model) < model_bytes
 
@@ -100,7 +101,7 @@ def test_memory_for_the_weights_of_large_models(size: dict[str, int], gigabytes:
 def test_modules_within_modules_have_a_slot_each() -> None:
     model = Parent(Parent(nn.Sequential(nn.Linear(6, 40), nn.Linear(40, 6))))
     _, opt = steps(model, "MeZO", lambda m: m(torch.ones(2, 6)).square().sum(), lr=0.0, execution_device="cpu")
-    assert opt._in_forward.bytes_on_device == 2 * bytes_on_device(model)
+    assert in_forward_of(opt).bytes_on_device == 2 * bytes_on_device(model)
 
 
 def test_another_order_of_modules_in_every_forward() -> None:
@@ -128,7 +129,7 @@ def test_forwards_between_steps() -> None:
     """They run on copies of the weights as they are, in the same slots."""
     model = block_mlp()
     opt = zo.MeZO(model, lr=1e-2, perturb="in_forward", execution_device="cpu")
-    engine, size = opt._in_forward, sum(p.numel() * p.element_size() for p in model.parameters())
+    engine, size = in_forward_of(opt), sum(p.numel() * p.element_size() for p in model.parameters())
     for _ in range(2):
         expected = real_loss(model, 3).item()
         copied = engine.bytes_copied

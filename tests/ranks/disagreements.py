@@ -8,11 +8,12 @@ from typing import Any
 
 import scenarios
 import torch
+from inside import agreed_of, channel_of, forget_anchor, parallel_of
 from models import block_mlp
 from torch import distributed, nn
 
 import zo_kernels as zo
-from zo_kernels.ranks.channel import word
+from zo_kernels.ranks.channel import hash64
 
 STEPS = 6
 ODD_STEP = 3  # steps taken before one rank changes its mind
@@ -51,7 +52,7 @@ def _in_vain(opt: zo.ZeroOrderOptimizer, model: nn.Module) -> None:
 
 
 def _resume(opt: zo.ZeroOrderOptimizer, model: nn.Module) -> None:
-    zo.MeZO(model, lr=0.1, parallel=opt._ranks.how).resume("nowhere.zo")  # type: ignore[union-attr]
+    zo.MeZO(model, lr=0.1, parallel=parallel_of(opt)).resume("nowhere.zo")
 
 
 def _load(opt: zo.ZeroOrderOptimizer, model: nn.Module) -> None:
@@ -59,7 +60,7 @@ def _load(opt: zo.ZeroOrderOptimizer, model: nn.Module) -> None:
 
 
 def _anew(opt: zo.ZeroOrderOptimizer, model: nn.Module) -> zo.ZeroOrderOptimizer:
-    made = zo.MeZO(model, lr=1e-2, seed=7, parallel=opt._ranks.how)  # type: ignore[union-attr]
+    made = zo.MeZO(model, lr=1e-2, seed=7, parallel=parallel_of(opt))
     made.step_count = opt.step_count
     return made
 
@@ -116,7 +117,7 @@ LATER = {
     "state": Case("directions: 1 on {others}, 3 on {odd}", change=_load),
     "optimizer": Case("its optimizer is new, or has new options on {odd}", change=_anew),
     "anchor": Case(
-        "steps since the anchor: 3 on {others}, none on {odd}", change=lambda o, m: o._forget(), method="MeZOSVRG"
+        "steps since the anchor: 3 on {others}, none on {odd}", change=lambda o, m: forget_anchor(o), method="MeZOSVRG"
     ),
     "bad lr": Case("it could not begin on {odd}", change=_set("lr", -1.0), error="RankRaised"),
     "bad lr of SVRG": Case(
@@ -184,8 +185,7 @@ def crafted(group: Any, messages: int) -> list[str]:
     opt = scenarios.build("MeZO", model, parallel=zo.Parallel("batch", group, check_every=0, timeout=20.0))
     scenarios.take_step(opt, model, group, "batch")
     before, said = scenarios.weights_of(model), []
-    ranks = opt._ranks
-    assert ranks is not None
+    channel = channel_of(opt)
     for i in range(messages):
         message = torch.randint(-(2**63), 2**63 - 1, (6,), generator=random)
         if i % 2:  # the step, and something that may be done in it
@@ -197,16 +197,16 @@ def crafted(group: Any, messages: int) -> list[str]:
             )
         if bad:
             if i % 4 == 3:
-                message[1] = word([str(ranks._digest), *opt._agreed()])
-            ranks._channel.rows(message, "", 20.0)
+                message[1] = hash64(agreed_of(opt))
+            channel.rows(message, "", 20.0)
             opt.step_count += i % 4 == 3  # which is refused on the others
-            ranks._channel.texts(f"differ/{ranks._channel.exchanges}", f"[{'[' * i}")
+            channel.texts(f"differ/{channel.exchanges}", f"[{'[' * i}")
             continue
         try:
             scenarios.take_step(opt, model, group, "batch")
             said.append("")
         except (RuntimeError, ValueError) as error:
             said.append(f"{type(error).__name__}: {error}")
-            ranks._channel.texts(f"differ/{ranks._channel.exchanges}", "")
+            channel.texts(f"differ/{channel.exchanges}", "")
     after = scenarios.weights_of(model)
     return [*said, *(name for name in before if not torch.allclose(before[name], after[name], atol=1e-5))]

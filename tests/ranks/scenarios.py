@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
+from inside import losses_stay
 from models import block_mlp, real_loss
 from torch import Tensor, distributed, nn
 
@@ -71,10 +73,8 @@ def train(
 
 def train_on_device(group: Any, event: str, split: str, **options: Any) -> dict[str, Any]:
     """Losses stay where they are, as on a GPU. In the fourth step one rank's is nan, or its learning rate another."""
-    from zo_kernels.closures import losses
-
-    before, losses.stays_on_device = losses.stays_on_device, lambda loss: True
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        losses_stay(patch)
         model = block_mlp(**SHAPE)
         opt = build("MeZO", model, parallel=zo.Parallel(split, group, check_every=5), **options)
         said = ""
@@ -94,8 +94,6 @@ def train_on_device(group: Any, event: str, split: str, **options: Any) -> dict[
             "trajectory": opt.trajectory.to_bytes(),
             "refused": opt.refused_steps,
         }
-    finally:
-        losses.stays_on_device = before
 
 
 def count_bytes(group: Any, split: str, directions: int, steps: int) -> dict[str, Any]:

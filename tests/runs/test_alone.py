@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +17,9 @@ from models import block_mlp, real_loss
 from scripted import METHODS, assert_same, snapshot, take_step
 
 import zo_kernels as zo
-from zo_kernels.runs import alone
+from zo_kernels.runs import attempt
 from zo_kernels.runs.graphed import GraphedStep
+from zo_kernels.runs.run import VISIT
 
 ENTRANCES: dict[str, Callable[[zo.ZeroOrderOptimizer, dict[str, Any]], Any]] = {
     "step": lambda opt, state: take_step(opt, lambda: 1.0),
@@ -70,7 +71,10 @@ def test_what_comes_during_a_step_is_refused(method: str, entrance: str, elsewhe
 class Anything:
     """What is run alone, as an optimizer's methods are."""
 
-    @alone.alone("visit")
+    def __init__(self) -> None:
+        self._run = SimpleNamespace()
+
+    @attempt.alone("visit")
     def visit(self, call: Callable[[], Any]) -> Any:
         return call()
 
@@ -80,7 +84,7 @@ def traced(come: Callable[[], None]) -> Iterator[None]:
     """Call `come` before each instruction of the guard."""
 
     def at_an_instruction(frame: FrameType, event: str, arg: Any) -> Any:
-        if frame.f_code.co_filename != alone.__file__:
+        if frame.f_code.co_filename != attempt.__file__:
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
@@ -169,7 +173,7 @@ def test_of_two_threads_one_is_inside_wherever_they_meet() -> None:
 def test_a_thread_that_died_inside_locks_nobody_out() -> None:
     it = Anything()
     it.visit(int)
-    visit = it.__dict__[alone.NOT_COPIED]
+    visit = it._run.__dict__[VISIT]
     dead = threading.Thread(target=lambda: visit.update(thread=threading.get_ident(), frame=sys._getframe()))
     dead.start()
     dead.join()
@@ -188,9 +192,9 @@ def test_no_closure_is_kept_and_copies_go_their_own_way() -> None:
         return real_loss(model, 0)
 
     opt.step(closure)
-    visit = opt.__dict__[alone.NOT_COPIED]
+    visit = opt._run.__dict__[VISIT]
     assert visit["frame"] is None and visit["over"]
     for other in copies:
-        assert alone.NOT_COPIED not in other.__dict__
+        assert VISIT not in other._run.__dict__
         other.step(lambda: 1.0)
     assert all(torch.isfinite(p).all() for p in model.parameters())

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from inside import graphs_here, losses_stay
 from models import FAMILIES, block_mlp, captures_without_mask, four_dimensional, real_loss
 from played import Graphs, capturing
 from scripted import assert_same, snapshot
 from torch import Tensor, nn
 
 import zo_kernels as zo
-from zo_kernels.closures import losses
 from zo_kernels.runs import graphed
 from zo_kernels.runs.operations import Operations, first_difference
 
@@ -30,8 +30,8 @@ PADDED[0, 6:] = 0
 
 @pytest.fixture(autouse=True)
 def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "stays_on_device", lambda loss: True)
-    monkeypatch.setattr("zo_kernels.optim.base.cannot_be_graphed", lambda where: None)
+    losses_stay(monkeypatch)
+    graphs_here(monkeypatch)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def stepped(
     if not options:
         return [float(opt.step(closure)) for _ in range(5)], opt, None
     graphs = Graphs(model)
-    monkeypatch.setattr(graphed, "captured", graphs.captured)
+    graphs_here(monkeypatch, graphs.captured)
     step = opt.graphed(closure, warmup=2, **options)
     return [float(step()) for _ in range(5)], opt, graphs
 
@@ -125,7 +125,7 @@ def test_refused(monkeypatch: pytest.MonkeyPatch, family: str, case: str, pertur
     model = built(family, implementation)
     closure = loss_of(family, model, mask, False, **options)
     opt = zo.MeZO(model, lr=0.05, eps=1e-2, perturb=perturb)
-    monkeypatch.setattr(graphed, "captured", Graphs(model).captured)
+    graphs_here(monkeypatch, Graphs(model).captured)
     step = opt.graphed(closure, warmup=2)
     step()
     step()
@@ -186,7 +186,7 @@ def test_random_numbers_are_those_of_the_run(monkeypatch: pytest.MonkeyPatch) ->
             with torch.random.fork_rng():
                 return kept(body)
 
-        monkeypatch.setattr(graphed, "captured", captured)
+        graphs_here(monkeypatch, captured)
         step = opt.graphed(closure, warmup=2, **options) if options else lambda opt=opt, c=closure: opt.step(c)
         ends.append(([float(step()) for _ in range(5)], snapshot(model)))
         assert graphs.captures == (2 if options else 0)
@@ -201,7 +201,7 @@ def test_the_same_operations_with_another_loss(monkeypatch: pytest.MonkeyPatch) 
         return real_loss(model, 0) + calls.add_(1e-7)
 
     opt = zo.MeZO(model, lr=0.05, eps=1e-2)
-    monkeypatch.setattr(graphed, "captured", Graphs(model).captured)
+    graphs_here(monkeypatch, Graphs(model).captured)
     step = opt.graphed(closure, warmup=1)
     step()
     before = snapshot(model)
@@ -214,7 +214,7 @@ def test_the_same_operations_with_another_loss(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_losses_are_compared_by_their_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphed, "captured", Graphs(block_mlp()).captured)
+    graphs_here(monkeypatch, Graphs(block_mlp()).captured)
 
     def difference(*values: float) -> str | None:
         """Of a closure that returns these in turn: in an ordinary call, and in what stands for capture and replay."""
@@ -254,7 +254,7 @@ def test_operations() -> None:
 
 def test_a_loss_that_becomes_none(monkeypatch: pytest.MonkeyPatch) -> None:
     model = block_mlp()
-    monkeypatch.setattr(graphed, "captured", Graphs(model).captured)
+    graphs_here(monkeypatch, Graphs(model).captured)
     opt = zo.MeZO(model, lr=0.05, eps=1e-2)
     shape: list[int] = []
     step = opt.graphed(lambda: real_loss(model, 0).expand(shape), warmup=1)

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from inside import check_every, fails_after_the_update, fails_before_a_step, fails_in_putting_back
 from models import block_mlp, real_loss
 from scripted import METHODS, assert_same, snapshot, take_step
 from small_runs import SHAPE, build, go
 from torch import nn
 
 import zo_kernels as zo
-from zo_kernels.perturbation.reads.foreign import Watch
-from zo_kernels.runs.attempt import Attempt
+from zo_kernels.perturbation.reads.watch import Watch
 from zo_kernels.trajectory import Kind
 
 
@@ -41,7 +41,7 @@ def stopped(*_: Any) -> Any:
 
 def before_it_begins(opt: zo.ZeroOrderOptimizer, model: nn.Module, patch: pytest.MonkeyPatch) -> None:
     halve(model)
-    patch.setattr(opt, "_eps", stopped)
+    fails_before_a_step(patch, opt, stopped)
 
 
 def in_a_hook_before(opt: zo.ZeroOrderOptimizer, model: nn.Module, patch: pytest.MonkeyPatch) -> None:
@@ -132,13 +132,13 @@ def test_hooks_run_once(cls: type[zo.MeZO]) -> None:
 
 
 def test_a_check_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zo_kernels.runs.recording.CHECK_EVERY", 2)
+    check_every(monkeypatch, 2)
     model = block_mlp(**SHAPE)
     start = copy.deepcopy(model)
     opt = build("MeZO", model)
     go(opt, model, 1)
     with monkeypatch.context() as patch, pytest.raises(Outside):
-        patch.setattr(opt, "_mean_loss", stopped)
+        fails_after_the_update(patch, opt, stopped)
         take_step(opt, lambda: real_loss(model, 1))
     go(opt, model, 2)
     assert opt.step_count == 4
@@ -159,7 +159,7 @@ def test_two_exceptions_at_once_are_told_at_the_next_step(
     opt = build(method, model, perturb=perturb)
     go(opt, model, 2)
     with monkeypatch.context() as patch, pytest.raises(Outside):
-        patch.setattr(Attempt, "__exit__", stopped)
+        fails_in_putting_back(patch, stopped)
         take_step(opt, stopped)
     torch.set_grad_enabled(True)
     model.load_state_dict(good)

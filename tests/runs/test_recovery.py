@@ -24,7 +24,7 @@ import zo_kernels as zo
 from zo_kernels import files
 from zo_kernels.runs.replay import Replay
 from zo_kernels.trajectory import FaultyTrajectory
-from zo_kernels.trajectory.file import TrajectoryFile
+from zo_kernels.trajectory.recorder import TrajectoryFile
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="this system has no fork")
 
@@ -40,13 +40,13 @@ def newer(data: bytes) -> bytes:
 
 # Of a run of 5 steps: what is done to its file, the steps that are kept, and how many are told to be gone.
 FAULTS: dict[str, tuple[Callable[[bytes], bytes], int, str]] = {
-    "a bit of the setup": (lambda data: flipped(data, 100), 0, "; 5 steps are gone"),
-    "a bit of the third step": (lambda data: flipped(data, ends(data)[3] + 20), 2, "; 3 steps are gone"),
-    "a bit of the last step": (lambda data: flipped(data, len(data) - 1), 4, "; 1 steps are gone"),
-    "bytes left out": (lambda data: data[: (at := ends(data)[3] + 5)] + data[at + 4 :], 2, "; about 3 steps are gone"),
-    "zeros": (lambda data: data + bytes(100), 5, "; about 4 steps are gone"),
-    "a newer version": (newer, 2, "; 3 steps are gone"),
-    "the first bytes": (lambda data: flipped(data, 3), 0, "; 5 steps are gone"),
+    "a bit of the setup": (lambda data: flipped(data, 100), 0, "lost 5 steps"),
+    "a bit of the third step": (lambda data: flipped(data, ends(data)[3] + 20), 2, "lost 3 steps"),
+    "a bit of the last step": (lambda data: flipped(data, len(data) - 1), 4, "lost 1 steps"),
+    "bytes left out": (lambda data: data[: (at := ends(data)[3] + 5)] + data[at + 4 :], 2, "lost about 3 steps"),
+    "zeros": (lambda data: data + bytes(100), 5, "lost about 4 steps"),
+    "a newer version": (newer, 2, "lost 3 steps"),
+    "the first bytes": (lambda data: flipped(data, 3), 0, "lost 5 steps"),
 }  # fmt: skip
 
 
@@ -67,7 +67,9 @@ def test_resume_gives_up_nothing_unasked(what: str, method: str, tmp_path: Path)
     assert path.read_bytes() == damaged and os.listdir(tmp_path) == ["run.zo"]
     assert_same(snapshot(other), seen[0])
     assert opt.step_count == 0 and opt.trajectory_path is None
-    with pytest.warns(UserWarning, match=rf"{told} .* step {kept}; .* in .*run\.zo\.damaged-1$") as warned:
+    with pytest.warns(
+        UserWarning, match=rf"the run {told} and continues after step {kept}; .* in .*run\.zo\.damaged-1$"
+    ) as warned:
         opt.resume(path, recover=True)
     assert warned[0].filename == __file__
     assert_same(snapshot(other), seen[kept])
@@ -143,9 +145,7 @@ def test_files_that_cannot_be_written_are_told_before_anything_changes(saved, mo
         lambda: build("MeZO", start).record_to(missing),
         lambda: build("MeZO", start).resume(missing, missing_ok=True),
     ):
-        with pytest.raises(
-            ValueError, match=r"trajectory: expected a file in a folder that exists, .*make .*/no first"
-        ):
+        with pytest.raises(ValueError, match=r"trajectory: expected a file in an existing folder, .*create .*/no"):
             make()
 
 
@@ -157,7 +157,7 @@ def forked(do: Callable[[], Any]) -> int:
             with warnings.catch_warnings():
                 do()
         except BaseException as error:
-            told = "forked off" in str(error), isinstance(error, (BlockingIOError, RuntimeError)), True
+            told = "is a fork of it" in str(error), isinstance(error, (BlockingIOError, RuntimeError)), True
             os._exit(3 - told.index(True))
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -66,14 +66,15 @@ def test_options_that_differ_from_the_run_s_are_told(tmp_path: Path) -> None:
 
 
 def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
-    first, second = build("MeZO", block_mlp(**SHAPE)), build("MeZO", block_mlp(**SHAPE))
+    one, other = block_mlp(**SHAPE), block_mlp(**SHAPE)
+    first, second = build("MeZO", one), build("MeZO", other)
     first.record_to(tmp_path / "run.zo")
-    go(first, first._module, 2)
+    go(first, one, 2)
     second.resume(tmp_path / "run.zo")
-    go(second, second._module, 1)
+    go(second, other, 1)
     whole = (tmp_path / "run.zo").read_bytes()
     with pytest.raises(RuntimeError, match="another process writes to the same trajectory"):
-        go(first, first._module, 1)
+        go(first, one, 1)
     assert (tmp_path / "run.zo").read_bytes() == whole
 
 
@@ -87,7 +88,7 @@ def test_resume_refuses(saved, tmp_path: Path) -> None:
         build("LeZO", block_mlp(**SHAPE)).resume(path)
     with pytest.raises(ValueError, match="weights that the run started with"):
         build("MeZO", block_mlp(seed=1, **SHAPE)).resume(path)
-    with pytest.raises(ValueError, match="expected a new file"):
+    with pytest.raises(ValueError, match="already exists; delete it, or continue"):
         build("MeZO", block_mlp(**SHAPE), trajectory=path)
     with pytest.raises(TypeError, match="trajectory: expected a path, got int"):
         build("MeZO", block_mlp(**SHAPE), trajectory=3)

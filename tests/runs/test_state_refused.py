@@ -12,13 +12,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inside import attributes_of, fails_in_tables, versions_of
 from models import block_mlp, real_loss
 from scripted import EPS, METHODS, SEED, assert_same, snapshot, take_step
 from torch import nn
 
 import zo_kernels as zo
 from zo_kernels.ops import Table
-from zo_kernels.weights.tables import Weights
 
 State = dict[str, Any]
 OPTIONS = {"lr": 1e-2, "eps": EPS, "seed": SEED, "sparsity": 0.5, "drop": 0.5, "directions": 2}
@@ -42,8 +42,8 @@ def fingerprint(model: nn.Module, opt: zo.ZeroOrderOptimizer) -> dict[str, Any]:
     torch_part = [opt.param_groups, opt.state]
     return {
         "state": copy.deepcopy(opt.state_dict()),
-        "attributes": {k: v for k, v in opt.__dict__.items() if k != "_inside"},
-        "objects": [id(x) for x in (*torch_part, *opt.param_groups, *opt.state.values(), opt._recording._versions)],
+        "attributes": attributes_of(opt),
+        "objects": [id(x) for x in (*torch_part, *opt.param_groups, *opt.state.values(), versions_of(opt))],
         "weights": snapshot(model),
         "trajectory": opt.trajectory.to_bytes(),
     }
@@ -235,7 +235,7 @@ FAILURES: dict[str, Callable[[pytest.MonkeyPatch, zo.ZeroOrderOptimizer], Any]] 
     "a hook after": lambda patch, opt: opt.register_load_state_dict_post_hook(fails),
     "torch": lambda patch, opt: patch.setattr(torch.optim.Optimizer, "__setstate__", fails),
     "torch, half way": lambda patch, opt: patch.setattr(torch.optim.Optimizer, "_patch_step_function", fails),
-    "the tables": lambda patch, opt: patch.setattr(Weights, "__init__", fails),
+    "the tables": lambda patch, opt: fails_in_tables(patch, fails),
     "the first pass": lambda patch, opt: patch.setattr(Table, "apply", fails),
 }
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inside import check_every
 from matrix import BACKENDS
 from models import block_mlp, real_loss
 from scripted import METHODS, assert_same, snapshot, take_step
@@ -20,7 +21,6 @@ from small_runs import SHAPE, build, go, same_after_replay
 from torch import nn
 
 import zo_kernels as zo
-from zo_kernels.runs import recording
 from zo_kernels.trajectory import Kind
 
 OPTIONS = st.fixed_dictionaries(
@@ -309,7 +309,7 @@ def test_weights_changed_unnoticed_are_found_by_the_next_setup() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_weights_changed_unnoticed_are_found_by_the_next_check(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording, "CHECK_EVERY", 4)
+    check_every(monkeypatch, 4)
     model = block_mlp(**SHAPE)
     start = copy.deepcopy(model)
     opt = build(method, model, anchor_every=8) if method == "MeZOSVRG" else build(method, model)

@@ -69,14 +69,14 @@ def test_faults_are_told_with_what_to_do() -> None:
     data = a_run()
     end = ends(data)[5]
     with pytest.raises(
-        FaultyTrajectory, match=rf"^run\.zo: record 5, at byte {end}: cut off: 7 .*; 3 steps.*`resume` cuts"
+        FaultyTrajectory, match=rf"^run\.zo: record 5, at byte {end}: cut off after 7 .*; 3 steps.*`resume` cuts"
     ):
         zo.Trajectory.from_bytes(data[: end + 7], path="run.zo")
     assert zo.Trajectory.from_bytes(data[: end + 7], recover="incomplete").steps == 3
     damaged = data[: end + 20] + bytes([data[end + 20] ^ 1]) + data[end + 21 :]
     for recover in (False, "incomplete"):
         with pytest.raises(
-            FaultyTrajectory, match=r"its checksum is wrong; 3 steps come before it, 7 with.*recover=True"
+            FaultyTrajectory, match=r"its checksum is wrong; 3 steps come before it, 7 are lost with.*recover=True"
         ):
             zo.Trajectory.from_bytes(damaged, recover=recover)
     assert zo.Trajectory.from_bytes(damaged, recover=True).steps == 3
@@ -115,7 +115,7 @@ def test_newer_versions_are_not_taken_for_damage(what: str) -> None:
 def test_foreign_files_and_other_versions() -> None:
     rest = sealed(records(a_run()), b"ZOTRAJ2\n")
     for data, message in (
-        (rest, "of another version of zo_kernels"),
+        (rest, "another version of zo_kernels wrote it"),
         (b"PK\x03\x04 and so on", "expected a trajectory, which begins with"),
         (bytes(100), "expected a trajectory"),
     ):
@@ -155,13 +155,13 @@ SETUPS = [
         ("row", -1), ("row", 10**6),
         ("block", 0), ("threshold", -1.0), ("threshold", "0"), ("fingerprint", "0"), ("fingerprint", 7),
     ]),
-    (_weight(name="head.bias"), "weights: expected a name for each"),
+    (_weight(name="head.bias"), "weights: expected different names"),
     (_changed(weights={"a": 1}), "weights: expected a list, got dict"),
     (_without("eps"), "eps"),
     (lambda given: [given], "setup"),
     (lambda given: b"{" * 100_000, "setup"),
     (lambda given: b"\xff\xfe", ""),
-    (lambda given: b'{"method":"' + b"[" * 1_000_000, "lists in lists"),
+    (lambda given: b'{"method":"' + b"[" * 1_000_000, "deeply nested lists"),
 ]  # fmt: skip
 
 
@@ -207,7 +207,7 @@ RECORDS = {
     "probes": (lambda a, b: [a[0], _probes(3)], "probes: expected at most 2"),
     "a rate below 0": (lambda a, b: [b[0], b[1][:4] + struct.pack("<d", -1.0) + b[1][12:]], "rates: .*got -1"),
     "a rate of inf": (lambda a, b: [b[0], b[1][:4] + struct.pack("<d", float("inf")) + b[1][12:]], "rates: .*got inf"),
-    "a check first": (lambda a, b: [a[0], b"\6\0\0\0" + bytes(8)], "expected a step before the fingerprint"),
+    "a check first": (lambda a, b: [a[0], b"\6\0\0\0" + bytes(8)], "expected a step between two fingerprints"),
     "no setup": (lambda a, b: [PLAIN], "expected a setup before it"),
     "another step count": (lambda a, b: [*a[:3], setup_record({**setup_of(a[0]), "step": 7})], "step: expected 2"),
     "another method": (lambda a, b: [*a[:3], b[0]], "method: expected MeZO"),
@@ -217,7 +217,7 @@ RECORDS = {
     ),
     "other anchored weights": (
         lambda a, b: [*b[:3], setup_record({**_weightless(setup_of(b[0])), "step": 2, "anchored": True})],
-        "weights: expected those before",
+        "weights: expected those of the setup before",
     ),
 }  # fmt: skip
 

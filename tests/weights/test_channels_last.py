@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from inside import tables_of
 from scripted import EPS, LR, METHODS, SEED, assert_same, script, snapshot, take_step
 from torch import Tensor, nn
 
 import zo_kernels as zo
 from zo_kernels.backends import staged
+from zo_kernels.weights.percentiles import magnitude_percentile
 from zo_kernels.weights.shards import shard_of
-from zo_kernels.weights.thresholds import magnitude_percentile
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 OPTIONS: dict[str, dict[str, Any]] = {"MeZO": {"directions": 2}, "MeZOSVRG": {"anchor_every": 3, "sparsity": 0.5}}
@@ -208,6 +209,6 @@ def test_staged_memory_is_that_of_the_largest_batch(monkeypatch: pytest.MonkeyPa
     model = net("channels_last")
     opt = optimizer("MeZO", model, perturb="in_forward", backend="reference")
     steps(opt, model, 2)
-    assert made == [opt._weights.staging]
+    assert made == [tables_of(opt).staging]
     [memory] = made[0]._memory[torch.device("cpu")]
     assert memory.numel() <= 1024 < sum(p.nbytes for p in model.parameters() if not p.is_contiguous())

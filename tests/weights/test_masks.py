@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import zo_kernels as zo
 from zo_kernels.weights import masks
+from zo_kernels.weights.percentiles import magnitude_percentile
 from zo_kernels.weights.shards import shard_of
-from zo_kernels.weights.thresholds import magnitude_percentile
 
 SEED = 3
 X = torch.linspace(-1, 1, 4 * 32).reshape(4, 32)
@@ -117,7 +117,7 @@ def test_zeros_are_dense_and_named_once(method: str, where: str, tmp_path: Path)
     options = {"lr": 1e-4, "sparsity": 0.75, "drop": 0.0, **WHERE[where]}
     model = Adapted()
     start = copy.deepcopy(model)
-    with told("1 of 4 tensors, with 24.6 % of the weights, is left dense: a mask by magnitude means nothing"):
+    with told("1 of 4 tensors, with 24.6 % of the weights, is left dense: their magnitudes do not separate"):
         opt = METHODS[method](model, trajectory=tmp_path / "run.zo", **options)
         for _ in range(6):
             before = snapshot(model)
@@ -131,14 +131,14 @@ def test_zeros_are_dense_and_named_once(method: str, where: str, tmp_path: Path)
     go(opt, model, 2)
     opt = None
     (tmp_path / "copy.zo").write_bytes((tmp_path / "run.zo").read_bytes())
-    with told("of b.weight 100 % have |θ| <= 0, where 25 % are to take part"):
+    with told("100 % of b.weight have |θ| <= 0, but only 25 % should take part"):
         again = METHODS[method](start, **options)
     with told():
         again.resume(tmp_path / "copy.zo")
     assert_same(snapshot(start), snapshot(model))
     for model_first in (True, False):
         other = Adapted(None)
-        with told("b.weight was, in the run that is gone on with"):
+        with told("b.weight was dense in the run that is being continued"):
             from_state = METHODS[method](other, **options)
             if model_first:
                 other.load_state_dict(weights)
@@ -151,14 +151,14 @@ def test_zeros_are_dense_and_named_once(method: str, where: str, tmp_path: Path)
 def test_a_recorded_threshold_stays_whatever_it_is() -> None:
     """Of a run that masked zeros: they stay where they are."""
     model = Adapted()
-    with told("of b.weight 100 % have |θ| <= 0"):
+    with told("100 % of b.weight have |θ| <= 0"):
         opt = sparse(model, lr=0.0)
     go(opt, model)
     state = opt.state_dict()
     state["zo"]["thresholds"][2] = 0.0
     nn.init.normal_(model.b.weight)
     again = sparse(model)
-    with told("of b.weight 0 % have |θ| <= 0"):
+    with told("in b.weight 0 % have |θ| <= 0"):
         again.load_state_dict(state)
         before = snapshot(model)
         go(again, model)
@@ -178,11 +178,11 @@ def test_strict_doubts_and_dense_tensors() -> None:
     b = {"params": [("b.weight", named.pop("b.weight"))], "sparsity": 0.0}
     with told():
         sparse([{"params": list(named.items())}, b], strict=True)
-    with pytest.raises(ValueError, match=r"sparsity: 1 of 4 tensors, .* of b\.weight 100 % have .* where 25 % are to"):
+    with pytest.raises(ValueError, match=r"sparsity: 1 of 4 tensors, .* 100 % of b\.weight have .* only 25 % should"):
         sparse(model, strict=True)
     big = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 2))
     nn.init.zeros_(big[1].bias)  # as of every new classifier
-    with told("1.bias 100 % have |θ| <= 0"):
+    with told("100 % of 1.bias have |θ| <= 0"):
         sparse(big, strict=True)
 
 
@@ -265,12 +265,12 @@ def test_weights_loaded_in_the_middle(factor: float, said: bool, strict: bool) -
     before, thresholds = snapshot(model), opt.state_dict()["zo"]["thresholds"]
     if said and strict:
         for _ in range(3):
-            with pytest.raises(ValueError, match="of the weights of masked tensors take part, where 25 % are to"):
+            with pytest.raises(ValueError, match="of the weights of masked tensors take part instead of 25 %"):
                 go(opt, model)
         assert_same(snapshot(model), before)
         assert opt.step_count == 3
         return
-    with told(*["Something else than the optimizer changed the weights"] * said):
+    with told(*["Something other than the optimizer changed the weights"] * said):
         go(opt, model, 3)
     assert opt.state_dict()["zo"]["thresholds"] == thresholds
 
@@ -280,11 +280,11 @@ def test_shares_are_looked_at_now_and_then(lr: float, expected: list[int], monke
     """The run itself moves weights past their thresholds: that is the method, so it is said once and no error."""
     looks, check = [], masks.Thresholds._check_shares
     monkeypatch.setattr(masks.Thresholds, "_check_shares", lambda *a: looks.append(opt.step_count) or check(*a))
-    monkeypatch.setattr(masks, "_EARLY", 3)
-    monkeypatch.setattr(masks, "_EVERY", 8)
+    monkeypatch.setattr(masks, "_EARLY_CHECK", 3)
+    monkeypatch.setattr(masks, "_CHECK_EVERY", 8)
     model = Adapted(None)
     opt = sparse(model, lr=lr, strict=True)
-    with told(*["Weights that grow past their threshold take no part any more"] * (lr > 0.1)):
+    with told(*["Weights that grow past their threshold no longer take part"] * (lr > 0.1)):
         go(opt, model, 18)
     assert looks == expected
 
@@ -293,7 +293,7 @@ def test_a_changing_hook_is_not_looked_at_in_every_step(monkeypatch: pytest.Monk
     model, looks = Adapted(None), []
     opt = sparse(model)
     go(opt, model)
-    monkeypatch.setattr(opt._thresholds, "_check_shares", lambda *a: looks.append(opt.step_count))
+    monkeypatch.setattr(masks.Thresholds, "_check_shares", lambda *a: looks.append(opt.step_count))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(20):
@@ -341,10 +341,10 @@ def test_resuming_with_another_sparsity_is_told(tmp_path: Path) -> None:
 
 
 DROPS: dict[str, tuple[Callable[[nn.Module], list[nn.Module]], float, str | None]] = {
-    "none of one": (lambda m: [m.a], 0.75, "drop: 0.75 of 1 blocks is none"),
-    "none of three": (lambda m: [m.a, m.b, m.out], 0.1, "drop: 0.1 of 3 blocks is none"),
-    "frozen blocks": (lambda m: [m.base, nn.Linear(2, 2)], 0.5, "no trained parameter is in one of the 2 blocks"),
-    "all that is trained": (lambda m: [m.a, m.b, m.out, m.base], 0.75, "all trained parameters are in 3, so that"),
+    "none of one": (lambda m: [m.a], 0.75, "drop: 0.75 of 1 blocks rounds to none"),
+    "none of three": (lambda m: [m.a, m.b, m.out], 0.1, "drop: 0.1 of 3 blocks rounds to none"),
+    "frozen blocks": (lambda m: [m.base, nn.Linear(2, 2)], 0.5, "none of the 2 blocks has a trained parameter"),
+    "all that is trained": (lambda m: [m.a, m.b, m.out, m.base], 0.75, "but only 3 have trained parameters, so"),
     "some": (lambda m: [m.a, m.b, m.out], 0.5, None),
     "some, but for a head": (lambda m: [m.a, m.b], 0.5, None),
 }

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from inside import graphs_here, losses_stay
 from models import block_mlp
 from scripted import METHODS, assert_same, snapshot, take_step
 from torch import Tensor, nn
 
 import zo_kernels as zo
 from zo_kernels import spec
-from zo_kernels.closures import losses
 from zo_kernels.weights.overflow import Reach
 
 # What makes a step go too far (of a step whose |g| is about 1 / EPS), and what the error says.
@@ -57,7 +57,7 @@ def test_a_step_that_goes_too_far_is_refused(
     method: str, perturb: str, dtype: torch.dtype, on_device: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever set the rate, before or after, and whatever step of MeZO-SVRG it is: the next one goes on."""
-    monkeypatch.setattr(losses, "stays_on_device", lambda loss: on_device)
+    losses_stay(monkeypatch, on_device)
     exact = perturb == "in_forward" or method == "MeZOSVRG"
     for name, (options, message) in TOO_FAR.items():
         if name == "lr 1e3" and dtype != torch.float16:
@@ -97,7 +97,7 @@ def test_host_and_device_decide_alike(method: str, monkeypatch: pytest.MonkeyPat
     """At the limit itself, and one bit above."""
     most = 1024.0 * EPS * (0.5 if method == "MeZOSVRG" else 1.0)  # lr of |g| = 1 / EPS; an anchor's is twice that
     for on_device in (False, True):
-        monkeypatch.setattr(losses, "stays_on_device", lambda loss, on_device=on_device: on_device)
+        losses_stay(monkeypatch, on_device)
         for lr, refused in ((most, 0), (math.nextafter(most, math.inf), 1)):
             model = block_mlp(depth=2, width=4, dtype=torch.float16)
             opt = METHODS[method](model, lr=lr, eps=EPS, perturb="in_forward")
@@ -110,7 +110,7 @@ def test_host_and_device_decide_alike(method: str, monkeypatch: pytest.MonkeyPat
 
 def test_svrg_looks_at_the_anchors_estimate_at_the_rates_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     for on_device in (False, True):
-        monkeypatch.setattr(losses, "stays_on_device", lambda loss, on_device=on_device: on_device)
+        losses_stay(monkeypatch, on_device)
         model = block_mlp(depth=2, width=4, dtype=torch.float16)
         opt = zo.MeZOSVRG(model, lr=1e-3, eps=EPS, anchor_lr=0.0, perturb="in_forward")
         value = iter([1.0, -1.0] + [0.0] * 4)
@@ -159,14 +159,11 @@ def test_eps_too_large_for_the_weights_is_told_wherever_it_is_set() -> None:
 def test_a_graph_refuses_what_is_known_before_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     from played import Graphs
 
-    from zo_kernels.runs import graphed
-
-    monkeypatch.setattr("zo_kernels.optim.base.cannot_be_graphed", lambda where: None)
-    monkeypatch.setattr(losses, "stays_on_device", lambda loss: True)
+    losses_stay(monkeypatch)
     model = block_mlp(depth=2, width=4, dtype=torch.float16)
     start = copy.deepcopy(model)
     opt = zo.MeZO(model, lr=1e-3, eps=EPS, weight_decay=1e-4, perturb="in_forward")
-    monkeypatch.setattr(graphed, "captured", Graphs(model).captured)
+    graphs_here(monkeypatch, Graphs(model).captured)
     pairs = iter([1.0, -1.0] * 100)
     step = opt.graphed(lambda: zero(model) + next(pairs), warmup=1, same_bits=False)
     told: list[Tensor] = []

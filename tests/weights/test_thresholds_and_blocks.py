@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 import zo_kernels as zo
 from zo_kernels.spec import direction_seed
-from zo_kernels.weights import thresholds
+from zo_kernels.weights import percentiles
 from zo_kernels.weights.blocks import block_of_parameters, dropped_blocks, find_blocks
+from zo_kernels.weights.percentiles import magnitude_percentile
 from zo_kernels.weights.shards import shard_of
-from zo_kernels.weights.thresholds import magnitude_percentile
 
 FLOATS = st.floats(width=16, allow_nan=False)  # exact in float16 and float32; ties, zeros, subnormals, infinities
 
@@ -42,12 +42,12 @@ FLOATS = st.floats(width=16, allow_nan=False)  # exact in float16 and float32; t
 def test_threshold_is_the_exact_percentile(values, repeat, sparsity, dtype, chunk) -> None:
     w = torch.tensor(values * repeat).to(dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(thresholds, "_CHUNK", chunk)
+        patch.setattr(percentiles, "_CHUNK", chunk)
         found = magnitude_percentile(shard_of("w", w), sparsity)
     h = found.h
     assert h == percentile(w, sparsity)
     taking_part = len(w) - math.floor(sparsity * len(w))
-    assert (found.size, found.wanted) == (len(w), taking_part)
+    assert (found.size, found.target) == (len(w), taking_part)
     assert found.upto == (w.float().abs() <= h).sum() >= taking_part > (w.float().abs() < h).sum() == found.below
 
 

@@ -14,6 +14,16 @@ SEPARATE_SLOT = 2**18  # directions of the later estimates at the anchor, if the
 BLOCK_SLOT = 2**20 - 1
 
 
+def direction_seeds(seed: int, step: int, directions: int, slot: int = FIRST_SLOT) -> list[int]:
+    """The seed of each direction of a step."""
+    return [direction_seed(seed, step, slot + k) for k in range(directions)]
+
+
+def blocks_to_drop(seed: int, step: int, n_blocks: int, drop: float) -> frozenset[int]:
+    """Indices of the transformer blocks that a step leaves alone."""
+    return dropped_blocks(n_blocks, drop, direction_seed(seed, step, BLOCK_SLOT)) if drop else frozenset()
+
+
 @dataclass(frozen=True, slots=True)
 class Draws:
     """Of one step."""
@@ -26,10 +36,8 @@ class Draws:
 
     def seeds(self, slot: int = FIRST_SLOT) -> list[int]:
         """The seed of each direction."""
-        return [direction_seed(self.seed, self.step, slot + k) for k in range(self.directions)]
+        return direction_seeds(self.seed, self.step, self.directions, slot)
 
     def dropped(self) -> frozenset[int]:
         """Indices of the transformer blocks that are left alone."""
-        if not self.drop:
-            return frozenset()
-        return dropped_blocks(self.blocks, self.drop, direction_seed(self.seed, self.step, BLOCK_SLOT))
+        return blocks_to_drop(self.seed, self.step, self.blocks, self.drop)

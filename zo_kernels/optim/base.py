@@ -14,14 +14,13 @@ from torch import device, nn
 from .. import checks
 from ..closures.losses import Closure, check_closure
 from ..closures.watch import Closures
-from ..doubts import Doubts
 from ..estimators.draws import MAX_DIRECTIONS
 from ..estimators.protocol import Estimator, Step
 from ..estimators.two_sided import TwoSided
 from ..ops import ROUNDINGS
 from ..perturbation.choice import PERTURB, Perturbation
 from ..perturbation.place import Place
-from ..perturbation.reads.vigilance import drawn
+from ..perturbation.reads.watch_policy import is_sampled
 from ..ranks.parallel import Parallel, ranks_of
 from ..runs import state
 from ..runs.attempt import alone, attempted
@@ -29,7 +28,8 @@ from ..runs.graphed import GraphedStep, cannot_be_graphed
 from ..runs.resuming import Resume
 from ..runs.run import Progress, Run
 from ..trajectory import Trajectory
-from ..trajectory.file import SYNC
+from ..trajectory.recorder import SYNC
+from ..warn import Warner
 from ..weights.groups import check_group, check_keys, eps_of, rates_of, weight_decays_of
 from ..weights.tables import Weights
 from ..weights.trained import Trained, trainable
@@ -139,12 +139,12 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         checks.choice("sync", sync, SYNC)
         if not isinstance(strict, bool):
             raise TypeError(f"strict: expected a bool, got {type(strict).__name__}")
-        self._doubts = doubts = Doubts(strict)
+        self._warner = warner = Warner(strict)
         self._ranks = ranks_of(parallel)
         if self._ranks is not None:
             self._ranks.check_directions(directions)
         self._estimator = TwoSided() if estimator is None else estimator
-        self._trained = Trained(params, blocks, drop, rounding, backend, doubts)
+        self._trained = Trained(params, blocks, drop, rounding, backend, warner)
 
         defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "decay_all": False, "sparsity": sparsity}
         check_group(defaults, "")
@@ -152,11 +152,11 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
 
         self._trained.start(self.param_groups)
         splits = self._ranks is not None and self._ranks.how.split == "directions"
-        self._perturbation = Perturbation(self._trained.module, perturb, execution_device, splits, doubts)
+        self._perturbation = Perturbation(self._trained.module, perturb, execution_device, splits, warner)
         self._perturbation.choose(trainable(self.param_groups))
-        self._closures = Closures(doubts, self._trained.module)
+        self._closures = Closures(warner, self._trained.module)
         parts = self._trained, self._perturbation, self._estimator, self._ranks
-        self._run = Run(type(self).__name__, seed, directions, sync, doubts, *parts)
+        self._run = Run(type(self).__name__, seed, directions, sync, warner, *parts)
         if trajectory is not None:
             self.record_to(trajectory)
         self._prepare()
@@ -183,7 +183,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         Raises:
             TypeError, ValueError: the closure returned no finite scalar, its losses are too far apart, or the update
                 might make a weight infinite (lr |g| above 1e30, for float16 1024; lr * weight_decay above 2). The step
-                is skipped, counted in `refused_steps`, and the weights are restored. Losses on a GPU are not waited for:
+                is skipped and counted in `refused_steps`; the weights are restored. Nobody waits for losses on a GPU:
                 such a step is skipped on the device, and nothing is raised.
             ValueError: a weight is read where it cannot be perturbed; the closure writes to a weight that is perturbed
                 in place (in the first step before it does; later by PyTorch's version counters, and then the weights
@@ -239,7 +239,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
 
     def _watches(self) -> bool:
         """Whether this step looks for weights that are read outside of their module even if nothing points to it."""
-        return drawn(self._run.seed, self._run.steps)
+        return is_sampled(self._run.seed, self._run.steps)
 
     def _prepare(self) -> Weights:
         return self._run.prepare(self.param_groups, self.state)

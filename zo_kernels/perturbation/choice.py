@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, device, nn
 
 from .. import checks
-from ..doubts import Doubts
+from ..warn import Warner
 from ..weights.tables import Weights
 from .engine import Engine
 from .in_forward import InForward, cannot_perturb_in_forward
@@ -40,9 +40,9 @@ class Perturbation:
     name = ""
 
     def __init__(
-        self, module: nn.Module | None, asked: str, execution_device: Any, splits_directions: bool, doubts: Doubts
+        self, module: nn.Module | None, asked: str, execution_device: Any, splits_directions: bool, warner: Warner
     ):
-        self._module, self._asked, self._splits_directions, self._doubts = module, asked, splits_directions, doubts
+        self._module, self._asked, self._splits_directions, self._warner = module, asked, splits_directions, warner
         self.execution_device: device | None = None
         if execution_device is not None:
             if (reason := cannot_perturb_in_forward(module)) or asked == "in_place":
@@ -77,7 +77,7 @@ class Perturbation:
         if asked != "auto" or all(p.element_size() >= 4 for p in trainable):
             return "in_place" if asked == "auto" else asked
         if reason:
-            self._doubts.say(
+            self._warner.warn(
                 "drift",
                 "perturbing 16-bit weights in place rounds them three times a step, so they drift; in the forward they "
                 f"would not, but {reason} (perturb='in_place' silences this warning)",
@@ -98,10 +98,10 @@ class Perturbation:
             return
         assert self._module is not None
         if self.execution_device is None:
-            self.place = InForward(Engine(self._module, weights), weights, self._doubts)
+            self.place = InForward(Engine(self._module, weights), weights, self._warner)
         else:
             engine = StreamedEngine(self._module, weights, self.execution_device)
-            self.place = Streamed(engine, weights, self._doubts)
+            self.place = Streamed(engine, weights, self._warner)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "place": None}  # of the tables, which a copy builds anew

@@ -19,13 +19,13 @@ from torch.utils.hooks import RemovableHandle
 
 from ..backends.types import MaskKind, Pass
 from ..closures.losses import call
+from ..modes import remove_forward_hooks
 from ..names import listed
 from ..ops import Table
 from ..weights.tables import Weights
-from .hooks import remove_forward_hooks
 from .owners import Owners
-from .reads.foreign import Reads, Watch, check_reachable
-from .reads.vigilance import Vigilance
+from .reads.watch import Reads, Watch, check_reachable
+from .reads.watch_policy import WatchPolicy
 from .scratch import Scratch, bytes_for, without_aliases
 
 
@@ -58,7 +58,7 @@ class Engine:
         weights: the tables. Nothing here writes to them.
 
     Attributes:
-        vigilance: when evaluations are watched.
+        watch_policy: when evaluations are watched.
 
     Raises:
         ValueError: a weight is no module's own.
@@ -70,8 +70,8 @@ class Engine:
         self._module, self._weights = module, weights
         self._tensors = [w.tensor for w in weights.weights]
         self._owners = Owners(module, self._tensors, self._bytes_for)
-        self.vigilance = Vigilance(self._tensors, weights.theta, self._owners)
-        self._closing = self.vigilance.closing
+        self.watch_policy = WatchPolicy(self._tensors, weights.theta, self._owners)
+        self._seals = self.watch_policy.seals
         self._wanted: Mapping[nn.Module, frozenset[int]] = {}  # what each module is to be given in this evaluation
         self._tables: dict[tuple[Any, ...], Any] = {}
         self._ready: dict[nn.Module, Copies] = {}  # of those tables, what a module needs where nothing is perturbed yet
@@ -153,10 +153,10 @@ class Engine:
         """
         self._pass, self._from_anchor = replace(do, active=None), from_anchor
         self._active = None if do.active is None else frozenset(do.active)
-        vigilance, strangers = self.vigilance, set[int]()
+        watch_policy, strangers = self.watch_policy, set[int]()
         self._find_owners()
-        certain = vigilance.is_certain()
-        watching, again = certain or watch or vigilance.is_uneasy(), False
+        certain = watch_policy.must_watch()
+        watching, again = certain or watch or watch_policy.should_watch(), False
         while True:
             found: Reads = set()
             result, signs = self._run(closure, found if watching else None)
@@ -177,7 +177,7 @@ class Engine:
                 self._borrow(found, strangers)
                 certain, again = True, False
             self._find_owners()
-        vigilance.learn(self._ran, step, again) if watching else vigilance.skip(step)
+        watch_policy.learn(self._ran, step, again) if watching else watch_policy.skip(step)
         if not self._entered:
             raise ValueError(
                 "closure: expected it to run the module that the optimizer was given, but none of the modules with "
@@ -198,28 +198,28 @@ class Engine:
             What the closure returns, and whether something points to such reads.
         """
         self._find_wanted(watch=found is not None)
-        self.vigilance.begin()
-        self._watch, self._closing.on_address, result = None, None, None
-        closed = self._closed()
+        self.watch_policy.begin()
+        self._watch, self._seals.on_address, result = None, None, None
+        sealed = self._sealed()
         if found is not None:
             self._thread, self._is_elsewhere = get_ident(), False
-            self._closing.on_address = on_read = lambda i: self._note_read(i, found)
-            self._watch = Watch(self._watched(), self._scratch.is_free, on_read, self.vigilance.wrote.add)
-            closed = closed if self.vigilance.may_close else []
+            self._seals.on_address = on_read = lambda i: self._note_read(i, found)
+            self._watch = Watch(self._watched(), self._scratch.is_free, on_read, self.watch_policy.wrote.add)
+            sealed = sealed if self.watch_policy.may_seal else []
         try:
-            with self._hooked(), self._watch.watching() if self._watch else nullcontext(), self._closing.of(closed):
+            with self._hooked(), self._watch.watching() if self._watch else nullcontext(), self._seals.of(sealed):
                 result = call(closure)
         except RuntimeError:  # as an operation does that reads weights on two devices
-            if not (found or self._closing.met):
+            if not (found or self._seals.broken):
                 raise
         if found is not None:
             self._owners.saw(self._ran)
-        return result, self.vigilance.saw_signs(self._ran)
+        return result, self.watch_policy.saw_signs(self._ran)
 
     def _run_elsewhere(self, closure: Callable[[], Any]) -> Any:
         """Evaluate a closure that runs modules in another thread, whose operations nobody can watch."""
         result, _ = self._run(closure, None)
-        if self._closing.met:
+        if self._seals.broken:
             raise ValueError(
                 "closure: it uses weights outside of their module in another thread than that of the step, where "
                 "perturbation in the forward cannot see what it does; use perturb='in_place'"
@@ -233,7 +233,7 @@ class Engine:
         except Exception:  # as they would have ended
             return True
 
-    def _closed(self) -> Iterable[int] | None:
+    def _sealed(self) -> Iterable[int] | None:
         """Weights that only their modules may read; all, if None. Those that are not perturbed anyone may."""
         return self._active
 
@@ -258,7 +258,7 @@ class Engine:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        self._closing.open()
+        self._seals.unseal_all()
         while self._frames:  # left over by what is no Exception
             self._put_back()
         self._scratch.clear()
@@ -296,7 +296,7 @@ class Engine:
         self._frames.append(frame)  # first: an interrupt may come at any line
         transformed = torch._C._functorch.peek_interpreter_stack() is not None
         if transformed or torch.is_grad_enabled():  # a backward pass may follow
-            self.vigilance.suspicious = True
+            self.watch_policy.suspicious = True
         if self._watch is None and not transformed:
             self._swap(frame, wanted)
             return
@@ -330,7 +330,7 @@ class Engine:
         assert self._pass is not None
         found.table.apply(self._pass)
         frame.originals, frame.swapped = found.originals, missing
-        self._closing.open_for(missing)
+        self._seals.unseal(missing)
         for tensor, copy in found.copies:
             tensor.data = copy
         self._live.update(missing)
@@ -365,7 +365,7 @@ class Engine:
             # Its weights do not stand in any more. Who else does has kept something of the buffer.
             before, made = frame.references
             if made == self._made and self._scratch.references(frame.place) > before - len(frame.originals):
-                self.vigilance.suspicious = True
+                self.watch_policy.suspicious = True
         return replaced
 
     def _put_back(self) -> Frame:
@@ -373,7 +373,7 @@ class Engine:
         frame = self._frames[-1]
         for tensor, theta in frame.originals:
             tensor.data = theta
-        self._closing.close_again(frame.swapped)
+        self._seals.seal(frame.swapped)
         self._live.difference_update(frame.swapped)
         if frame.place is not None:
             self._scratch.give_back(frame.place)

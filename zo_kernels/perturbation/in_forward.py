@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from ..closures.losses import Refused
-from ..doubts import Doubts
 from ..interrupts import Call
+from ..warn import Warner
 from ..weights.rows import Row, Seed
 from ..weights.shards import is_sharded
 from ..weights.tables import Weights
@@ -44,8 +44,8 @@ class InForward:
 
     name = "in_forward"
 
-    def __init__(self, engine: Engine, weights: Weights, doubts: Doubts):
-        self.engine, self._weights, self._doubts = engine, weights, doubts
+    def __init__(self, engine: Engine, weights: Weights, warner: Warner):
+        self.engine, self._weights, self._warner = engine, weights, warner
 
     def probes(
         self,
@@ -57,7 +57,7 @@ class InForward:
         from_anchor: bool,
         restore: Callable[[], None] | None,
     ) -> Probes:
-        options: Any = {"step": step, "doubts": self._doubts, "watch": watch, "from_anchor": from_anchor}
+        options: Any = {"step": step, "warner": self._warner, "watch": watch, "from_anchor": from_anchor}
         return InForwardProbes(self.engine, self._weights, active, **options)
 
     def restore(self) -> None:
@@ -67,7 +67,7 @@ class InForward:
         return self.engine.is_still()
 
     def writes(self) -> tuple[set[int], bool]:
-        return self.engine.vigilance.take()
+        return self.engine.watch_policy.take_findings()
 
     def unperturbed(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -86,12 +86,12 @@ class InForwardProbes:
         active: Sequence[int] | None,
         *,
         step: int,
-        doubts: Doubts,
+        warner: Warner,
         from_anchor: bool = False,
         watch: bool = False,
     ):
         self._engine, self._weights, self._active = engine, weights, active
-        self._step, self._doubts = step, doubts
+        self._step, self._warner = step, warner
         self._from_anchor, self._watch = from_anchor, watch
         self._offset: Mapping[Seed, float] = {}
         self.moves = 0
@@ -111,16 +111,16 @@ class InForwardProbes:
 
     def _say_missed(self, names: str) -> None:
         """Weights were read unperturbed, perhaps since the last step that was watched."""
-        vigilance = self._engine.vigilance
-        if vigilance.watched < self._step:
-            self._doubts.say(
+        watch_policy = self._engine.watch_policy
+        if watch_policy.watched < self._step:
+            self._warner.warn(
                 "reads that were missed",
                 f"closure: it reads {names or 'weights'} outside of their module by means that are noticed in some "
-                f"steps alone: up to {self._step - vigilance.watched} steps before this one may have taken their "
+                f"steps alone: up to {self._step - watch_policy.watched} steps before this one may have taken their "
                 "losses at weights that were not all perturbed; use perturb='in_place', or read them in their "
                 "module's forward",
             )
-        if vigilance.not_watched == self._step:  # its other losses are as wrong
+        if watch_policy.not_watched == self._step:  # its other losses are as wrong
             raise Refused(ValueError, f"it reads {names or 'weights'} outside of their module")
 
     def finish(self, update: Mapping[Seed, Row], decays: Row, then: Sequence[Call]) -> None:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..backends.types import Pass
 from ..closures.losses import Refused, call
 from ..interrupts import Call, at_once
-from ..modes import take_off, uncompiled
+from ..modes import remove_mode, uncompiled
 from ..weights.rows import Row, Seed, Value, minus
 from ..weights.tables import Weights
 from .aliases import Spans, tensors_in, written
@@ -258,4 +258,4 @@ class Unwritten:
     def leave(self) -> None:
         """After an exception from outside: off PyTorch's stack of modes, should it have left the guard there."""
         if self._guard is not None:
-            take_off(self._guard)
+            remove_mode(self._guard)

@@ -14,13 +14,13 @@ from typing import Any
 from torch import Tensor, device, nn
 
 from ..backends.types import MaskKind
-from ..doubts import Doubts
 from ..ops import Table
+from ..warn import Warner
 from ..weights.pinned import pin
 from ..weights.tables import Weights
 from .engine import Engine, Frame
 from .in_forward import InForward
-from .reads.foreign import Reads
+from .reads.watch import Reads
 from .scratch import bytes_for
 from .slots import Slots
 
@@ -93,7 +93,7 @@ class StreamedEngine(Engine):
     def _watched(self) -> list[Tensor]:
         return [*self._weights.theta, *self._origins]
 
-    def _closed(self) -> None:
+    def _sealed(self) -> None:
         """All: where they are, nobody computes with them."""
 
     def _borrow(self, found: Reads, strangers: set[int]) -> None:
@@ -170,7 +170,7 @@ class StreamedEngine(Engine):
         frame.swapped = load.wanted
         frame.originals = [(self._tensors[i], self._weights.theta[i]) for i in load.wanted]
         frame.others = [self._others[i] for i in load.others]
-        self._closing.open_for(load.wanted)
+        self._seals.unseal(load.wanted)
         for i, copy in zip(load.wanted, copies, strict=False):
             self._tensors[i].data = copy
         for t, copy in zip(frame.others, copies[len(load.wanted) :], strict=False):
@@ -224,8 +224,8 @@ class Streamed(InForward):
         streaming: see `engine`, which it is.
     """
 
-    def __init__(self, engine: StreamedEngine, weights: Weights, doubts: Doubts):
-        super().__init__(engine, weights, doubts)
+    def __init__(self, engine: StreamedEngine, weights: Weights, warner: Warner):
+        super().__init__(engine, weights, warner)
         self.streaming = engine
 
     def unperturbed(self) -> AbstractContextManager[None]:

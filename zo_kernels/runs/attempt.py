@@ -1,4 +1,4 @@
-"""A step that is being taken, one at a time. Whatever exception ends it, it was taken whole and recorded, or not at all."""
+"""Steps one at a time. Whatever exception ends a step, it was taken whole and recorded, or the weights are restored."""
 
 from __future__ import annotations
 

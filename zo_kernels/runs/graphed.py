@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, device
 
 from ..backends.transfer import on_device, signed
-from ..closures.losses import Closure, OutOfRange, Refused, call, value_of
+from ..closures.losses import Closure, OutOfRange, Pair, Refused, call, value_of
 from ..estimators.numbers import Numbers, spsa_update
 from ..estimators.protocol import Estimate, Losses, Step, evaluate
 from ..interrupts import Call, at_once, signals_held
@@ -153,7 +153,7 @@ class GraphedStep:
                 weights.torn = True
                 self._replay()
                 torch.autograd.graph.increment_version([w for w in weights.theta if not w.is_inference()])
-                estimate = Estimate(Kind.STEP, self._losses, self._numbers, _nothing, step.rates)
+                estimate = Estimate(Kind.STEP, Losses(self._pairs, []), self._numbers, _nothing, step.rates)
                 at_once([*run.taking(progress, estimate, step.eps), partial(setattr, weights, "torn", False)])
             run.taken(progress, weights)
             return self._loss.clone()
@@ -189,7 +189,7 @@ class GraphedStep:
         # What is captured has not moved anything yet, so there is nothing to restore.
         unnoted = replace(step, note_probes=lambda probes: None)
 
-        def body() -> tuple[Tensor, Numbers, Losses]:
+        def body() -> tuple[Tensor, Numbers, list[Pair]]:
             seeds, losses = list(self._seeds.unbind()), Losses([], [])
             probes = unnoted.probes(None)
             evaluate(probes, self._closure, seeds, step.eps, losses)
@@ -200,10 +200,10 @@ class GraphedStep:
             numbers = Numbers.of([losses.pairs], step.eps, self._rates, self._decays, reach=weights.reach)
             probes.finish(spsa_update(seeds, numbers.gradients[0], numbers.rates), numbers.decays, [])
             mean: Any = losses.mean(several_ranks=False)
-            return mean, numbers, losses
+            return mean, numbers, losses.pairs
 
         try:
-            self._replay, (self._loss, self._numbers, self._losses) = captured(body)
+            self._replay, (self._loss, self._numbers, self._pairs) = captured(body)
         except Refused as error:
             raise error.error(f"closure: {error}; no step was taken") from None
         self._in_use = [weights, step.place.memory_in_use()]

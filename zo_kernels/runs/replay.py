@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from .. import checks, names, spec
 from ..backends.types import Pass
-from ..interrupts import Call, at_once
-from ..trajectory import Kind, Record, Setup, Trajectory
-from ..trajectory.fingerprint import as_text
 from ..estimators.draws import ANCHOR_SLOT, FIRST_SLOT, SEPARATE_SLOT, Draws
 from ..estimators.numbers import Numbers, spsa_update
 from ..estimators.path import Path
+from ..interrupts import Call, at_once
 from ..perturbation.in_place import Walk
+from ..trajectory import Kind, Record, Setup, Trajectory
+from ..trajectory.fingerprint import as_text
+from ..weights.fingerprints import combined_fingerprint, fingerprints
 from ..weights.rows import decay_factors
 from ..weights.shards import local, shard_of
 from ..weights.tables import Weight, Weights
-from ..weights.whole import combined_fingerprint, fingerprints
 
 # Said where a replay cannot go on, since to keep the first weights would take as much memory again.
 _NOW = "; the parameters now hold what came of the replay: load the first ones again"

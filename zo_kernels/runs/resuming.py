@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from .. import checks, names
-from ..doubts import warn
 from ..estimators.protocol import ReplayedEnd
 from ..trajectory import Setup, Trajectory
-from ..trajectory.file import FoundFile
+from ..trajectory.recorder import FoundFile
+from ..warn import warn
 from ..weights.groups import eps_of, weight_decays_of
 from ..weights.masks import Thresholds
 from ..weights.tables import Weights
@@ -110,7 +110,7 @@ class Resume:
         run.steps = trajectory.steps
         run.refused = trajectory.refused_steps - run.recording.refused_unseen
         run.seed, run.directions, trained.drop = setup.seed, setup.directions, setup.drop
-        trained.thresholds = Thresholds.of_trajectory(run.doubts, by_name, trajectory)
+        trained.thresholds = Thresholds.of_trajectory(run.warner, by_name, trajectory)
         trained.weights = None
         run.recording.note_versions(self._prepare())
 

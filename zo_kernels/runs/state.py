@@ -163,7 +163,7 @@ def take(run: Run, found: Mapping[str, Any], groups: Groups, kept: Kept) -> bool
     run.seed, run.steps, run.directions = found["seed"], found["step_count"], found["directions"]
     trained.drop = found["drop"]
     run.refused = found["refused_steps"] - unseen
-    trained.thresholds = Thresholds.of_state(run.doubts, every_parameter(groups), found)
+    trained.thresholds = Thresholds.of_state(run.warner, every_parameter(groups), found)
     trained.weights = run.progress = None
     return run.estimator.take_state(found, groups, kept)
 
@@ -218,7 +218,9 @@ def _undone_if_it_fails(run: Run, optimizer: torch.optim.Optimizer) -> Iterator[
     """Put back the attributes of the optimizer and of its parts, should the block raise."""
     weights, recording = run.trained.weights, run.recording
     ours = weights is not None and not recording.changed_by_others(weights)
-    before = [(part.__dict__, dict(part.__dict__)) for part in (optimizer, run, run.trained, run.estimator)]
+    before = [
+        (part.__dict__, dict(part.__dict__)) for part in (optimizer, run, run.trained, run.perturbation, run.estimator)
+    ]
     versions = recording.forget_versions()
     try:
         yield

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, device, nn
 
 from .. import checks, names
-from ..doubts import Doubts
 from ..layouts import layouts
-from .blocks import block_of_parameters, of_no_use
-from .groups import check_eps, check_owned, given_blocks, name_group, norm_parameters
+from ..warn import Warner
+from .blocks import block_of_parameters, why_drop_is_useless
+from .groups import check_eps, check_owned, name_group, norm_parameters, resolve_blocks
 from .masks import Thresholds
 from .overflow import Reach
 from .shards import cannot_be_trained, local, resharding, shard_of
@@ -57,19 +57,19 @@ class Trained:
         drop: float,
         rounding: str,
         backend: str | None,
-        doubts: Doubts,
+        warner: Warner,
     ):
         self.module = params if isinstance(params, nn.Module) else None
         self._reshard = resharding(self.module)
         if self._reshard is not None:
             self._reshard()  # the parameters that FSDP shows now may be gathered ones, which it gives up later
-        self._blocks, self.drop, self._doubts = blocks, drop, doubts
+        self._blocks, self.drop, self._warner = blocks, drop, warner
         self.rounding, self.backend = rounding, backend
         self.weights: Weights | None = None
         self._built_for: tuple[list[Any], int] | None = None
         self.builds = self.steps = 0
         self.names: dict[Tensor, str] = {}
-        self.thresholds = Thresholds(doubts)
+        self.thresholds = Thresholds(warner)
 
     def parameters(self, params: Any) -> Any:
         """What `torch.optim.Optimizer` is to be given: the module's parameters by name, or what the user gave."""
@@ -83,8 +83,8 @@ class Trained:
         """
         self._structure = None if self.module is None else Structure(self.module, every_parameter(groups))
         self.derive(groups)
-        if self.drop and (reason := of_no_use(self.n_blocks, self.drop, self.block_of, trainable(groups))):
-            self._doubts.say("drop", f"drop: {reason}")
+        if self.drop and (reason := why_drop_is_useless(self.n_blocks, self.drop, self.block_of, trainable(groups))):
+            self._warner.warn("drop", f"drop: {reason}")
 
     def derive(self, groups: Groups) -> None:
         """Derive from the module and the groups: names, noise ids, blocks, and what weight decay leaves alone."""
@@ -98,7 +98,7 @@ class Trained:
         for group in groups:
             names.add_group(every, group)
         ids = names.param_ids(every.values())
-        found = given_blocks(self.module, self._blocks, self.drop)
+        found = resolve_blocks(self.module, self._blocks, self.drop)
         self.names, self.ids = every, {p: ids[name] for p, name in every.items()}
         self._norms = norm_parameters(self.module)
         self.n_blocks, self.block_of = len(found), block_of_parameters(found)
