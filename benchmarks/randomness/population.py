@@ -46,10 +46,10 @@ def statistics() -> list[Row]:
     return [*rows, *(_tail(sigma, radii, parts) for sigma in _TAILS), bits]
 
 
-def radii(last: int = 2**31) -> Iterator[tuple[Tensor, Tensor]]:
-    """Radii of the odd words below `last`, and how many words have each (large ones are rounded); float64."""
-    for first in range(1, last, 2 * _BLOCK):
-        words = torch.arange(first, min(first + 2 * _BLOCK, last), 2)
+def radii(last: int = 2**31, first: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+    """Radii of the odd words from `first` to `last`, and how many have each (large ones are rounded); float64."""
+    for begin in range(first, last, 2 * _BLOCK):
+        words = torch.arange(begin, min(begin + 2 * _BLOCK, last), 2)
         _, counts = words.float().unique_consecutive(return_counts=True)
         yield spec.radius(words[counts.cumsum(0) - 1]).double(), counts.double()
 
