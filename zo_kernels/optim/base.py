@@ -20,7 +20,6 @@ from ..estimators.two_sided import TwoSided
 from ..ops import ROUNDINGS
 from ..perturbation.choice import PERTURB, Perturbation
 from ..perturbation.place import Place
-from ..perturbation.reads.watch_policy import is_sampled
 from ..ranks.parallel import Parallel, ranks_of
 from ..runs import state
 from ..runs.attempt import alone, attempted
@@ -174,9 +173,9 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         Returns:
             The mean of the losses: a tensor if the closure returns tensors, else a float.
 
-        Warns (once for each reason; a ValueError if `strict`):
-            Losses are too coarse for ε: they have 16 bits, L+ and L- are equal in 20 steps in a row, or differ by a few
-            representable numbers in 10. Dropout draws other numbers for L+ than for L-; batch normalisation is in
+        Warns:
+            UserWarning: once for each reason; a ValueError if `strict`. Losses are too coarse for ε: they have 16 bits,
+            L+ and L- are equal in 20 steps in a row, or differ by a few representable numbers in 10. Dropout draws other numbers for L+ than for L-; batch normalisation is in
             training mode; the closure draws its batch anew in each call (it is called once more in steps 1, 2, 3, 5, 9,
             ... to find out). A weight has a `.grad`, which means nothing here. Losses on a GPU are looked at later.
 
@@ -234,12 +233,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             note_probes=partial(setattr, progress, "probes"),
             note_writes=partial(run.note_writes, weights, eps, groups),
             guarded=self._trained.steps == 0,
-            watch=self._watches(),
         )
-
-    def _watches(self) -> bool:
-        """Whether this step looks for weights that are read outside of their module even if nothing points to it."""
-        return is_sampled(self._run.seed, self._run.steps)
 
     def _prepare(self) -> Weights:
         return self._run.prepare(self.param_groups, self.state)
