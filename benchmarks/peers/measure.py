@@ -6,6 +6,7 @@ import copy
 import statistics
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -82,7 +83,12 @@ def weights(model: nn.Module) -> Tensor:
 def apart(spec: Spec) -> list[Row]:
     """Measure in a process of its own: what a peer imports, patches and seeds reaches nobody else."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(measure, spec).result()
+        return process.submit(_quietly, spec).result()
+
+
+def _quietly(spec: Spec) -> list[Row]:
+    with redirect_stdout(None):  # a peer may print each step
+        return measure(spec)
 
 
 def measure(spec: Spec) -> list[Row]:
