@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from ..bench.document import Table
 from ..bench.registry import Row
+from .battery import ASSESSMENTS
 
 _FEW = 0.001  # a smaller p-value is shown in bold
-_ASSESSMENTS = ("PASSED", "WEAK", "FAILED")
 
 
 def _of(rows: Sequence[Row], experiment: str) -> list[Row]:
@@ -58,10 +58,10 @@ def correlations(rows: Sequence[Row]) -> Table:
 
 def battery(rows: Sequence[Row]) -> Table:
     """A line for each stream of words: how many of dieharder's results passed."""
-    results = [row for row in _of(rows, "battery") if row["assessment"] in _ASSESSMENTS]
+    results = [row for row in _of(rows, "battery") if row["assessment"] in ASSESSMENTS]
     lines = []
     for (generator, stream), members in _grouped(results, "generator", "stream").items():
-        counts = [str(sum(row["assessment"] == word for row in members)) for word in _ASSESSMENTS]
+        counts = [str(sum(row["assessment"] == word for row in members)) for word in ASSESSMENTS]
         retried = sum(row["first_p_value"] != row["p_value"] for row in members)
         nearest = min(min(row["p_value"], 1 - row["p_value"]) for row in members)
         lines.append([generator, stream, str(len(members)), *counts, str(retried), f"{nearest:.1g}"])
