@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..bench.document import ROOT
 from ..bench.registry import Row
-from ..evidence.document import ROOT
 from .headlines import good
 
 _DRY = "**A dry run on a processor, at toy sizes: no figure here says anything about a GPU.**\n\n"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ..bench.document import number
 from ..bench.registry import Row
-from ..evidence.cells import number
 from .headlines import TUNING, best_variants, by_case, good
 
 Table = tuple[Sequence[str], list[list[str]]]
