@@ -200,7 +200,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         """Take a step with any number of closures, as the estimator wants them."""
         run, progress = self._run, self._run.progress
         assert progress is not None
-        with nullcontext() if self._ranks is None else self._ranks.telling(run.steps):
+        with nullcontext() if self._ranks is None else self._ranks.reporting_errors(run.steps):
             step = self._begin(progress, *(check_closure(name, closure) for name, closure in closures.items()))
         estimate = self._estimator.estimate(step)  # losses at θ ± ε z_k, and g_k
         estimate.update(run.taking(progress, estimate, step.eps))  # θ <- decay θ - lr / n sum_k g_k z_k, and the record
