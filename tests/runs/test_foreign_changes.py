@@ -1,4 +1,4 @@
-"""Weights that something else than the optimizer changes after steps: told once, noted once."""
+"""Weights that something other than the optimizer changes after steps: told once, noted once."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def test_weights_changed_after_each_step_are_told_once_and_noted_once(method: st
     assert warning.filename == take_step.__code__.co_filename
     setup = sizes[3] - sizes[2] - (sizes[2] - sizes[1])
     assert setup > 100 and "after step 3 (clamp_" in str(warning.message)
-    assert "(upto=3)" in str(warning.message) and f"it took {setup} bytes" in str(warning.message)
+    assert "(upto=3)" in str(warning.message) and f"takes {setup} bytes" in str(warning.message)
     assert len({b - a for a, b in pairwise(sizes[3:])}) == 1 and sizes[4] - sizes[3] < 50
     same_after_replay(start, opt.trajectory, 3, middle)
     for upto in (4, 7, None):
-        with pytest.raises(ValueError, match=r"something else .* after step 3 .*upto=3"):
+        with pytest.raises(ValueError, match=r"something other .* after step 3 .*upto=3"):
             zo.replay(copy.deepcopy(start), opt.trajectory, upto)
     assert zo.Trajectory.from_bytes(opt.trajectory.to_bytes()) == opt.trajectory and opt.trajectory.steps == 8
 

@@ -130,7 +130,7 @@ def test_refused(monkeypatch: pytest.MonkeyPatch, family: str, case: str, pertur
     step()
     step()
     before, random = snapshot(model), torch.get_rng_state()
-    message = rf"expected a closure that is the same .*, but its operations are others: .*{at}.* a four-dimensional one"
+    message = rf"expected a closure that is the same .*, but it calls other operations then: .*{at}.* a four-dimensional one"
     with pytest.raises(ValueError, match=message):
         step()
     assert_same(snapshot(model), before)
@@ -206,7 +206,7 @@ def test_the_same_operations_with_another_loss(monkeypatch: pytest.MonkeyPatch) 
     step()
     before = snapshot(model)
     with pytest.raises(
-        ValueError, match=r"its loss is another at the same weights: [\d.]+, captured [\d.]+, .*dropout"
+        ValueError, match=r"its loss differs at the same weights: [\d.]+, captured [\d.]+, .*dropout"
     ):
         step()
     assert_same(snapshot(model), before)
@@ -223,7 +223,7 @@ def test_losses_are_compared_by_their_bits(monkeypatch: pytest.MonkeyPatch) -> N
 
     for value in (0.5, float("inf"), float("nan")):
         assert difference(value, value, value) is None
-    assert "its loss is another at the same weights: 0.0, captured -0.0" in str(difference(0.0, 0.0, -0.0))
+    assert "its loss differs at the same weights: 0.0, captured -0.0" in str(difference(0.0, 0.0, -0.0))
 
 
 def test_operations() -> None:

@@ -67,7 +67,7 @@ def test_changes_by_others_stay_noticed(
         with pytest.raises(Outside):
             take_step(opt, lambda: real_loss(model, 0))
     loaded = snapshot(model)
-    with pytest.warns(UserWarning, match=f"something else than the optimizer changed the weights after step {steps}"):
+    with pytest.warns(UserWarning, match=f"something other than the optimizer changed the weights after step {steps}"):
         opt_before = opt.step_count
         go(opt, model, 2)
     assert opt.step_count == opt_before + 2
@@ -168,7 +168,7 @@ def test_two_exceptions_at_once_are_told_at_the_next_step(
             take_step(opt, lambda: real_loss(model, 0))
         assert_same(snapshot(model), good)
         model.load_state_dict(good)
-    with pytest.warns(UserWarning, match="something else"):
+    with pytest.warns(UserWarning, match="something other"):
         go(opt, model, 1)
 
 
@@ -195,7 +195,7 @@ def test_a_backend_that_fails_in_a_pass_leaves_weights_that_nobody_trains(monkey
         with pytest.raises(RuntimeError, match="weights: expected those of a whole step"):
             take_step(opt, lambda: real_loss(model, 0))
     model.load_state_dict(good)
-    with pytest.warns(UserWarning, match="something else"):
+    with pytest.warns(UserWarning, match="something other"):
         go(opt, model, 1)
 
 

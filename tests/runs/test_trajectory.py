@@ -290,7 +290,7 @@ def test_weights_changed_by_others_end_what_can_be_replayed(method: str) -> None
         go(opt, model, 2)
     same_after_replay(start, opt.trajectory, 4, middle)
     for upto in (5, None):
-        with pytest.raises(ValueError, match=r"something else .* after step 4 .*upto=4"):
+        with pytest.raises(ValueError, match=r"something other .* after step 4 .*upto=4"):
             zo.replay(copy.deepcopy(start), opt.trajectory, upto)
 
 

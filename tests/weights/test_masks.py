@@ -254,7 +254,7 @@ def test_sparsity_counts_until_the_first_step() -> None:
         go(opt, model, 2)
 
 
-@pytest.mark.filterwarnings("ignore:something else than the optimizer")
+@pytest.mark.filterwarnings("ignore:something other than the optimizer")
 @pytest.mark.parametrize("factor, said", [(10.0, True), (0.1, True), (1.2, False)])
 @pytest.mark.parametrize("strict", [False, True])
 def test_weights_loaded_in_the_middle(factor: float, said: bool, strict: bool) -> None:

@@ -12,7 +12,7 @@ from ..weights.tables import Weight
 _GRADIENTS, _ACCUMULATE = "gradients", "accumulation"  # topics of the reports
 
 
-def look(warner: Warner, weights: Sequence[Weight], step: int, due: bool) -> None:
+def check(warner: Warner, weights: Sequence[Weight], step: int, due: bool) -> None:
     """Report gradients that somebody computed, and accelerate's gradient accumulation.
 
     Args:

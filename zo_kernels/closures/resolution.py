@@ -122,11 +122,11 @@ class Resolution:
         self._first = 0.0  # the first |L| that was not 0
         self._fine = False  # whether any step had losses that were not coarse
 
-    def arriving(self, record: Record) -> Call:
-        """Return a call that queues the losses of a step that was taken, for the next `look`."""
+    def on_arrival(self, record: Record) -> Call:
+        """Return a call that queues the losses of a step that was taken, for the next `check_arrived`."""
         return partial(self._arrived.append, record)
 
-    def look(self) -> None:
+    def check_arrived(self) -> None:
         """Check the losses that have arrived.
 
         Raises:
@@ -136,7 +136,7 @@ class Resolution:
             if report := self._report_on(self._arrived.popleft()):
                 self._warner.warn(*report)
 
-    def look_at(self, record: Record) -> None:
+    def check(self, record: Record) -> None:
         """Check the losses of a step that is about to be taken.
 
         Raises:
@@ -153,7 +153,7 @@ class Resolution:
             return None
         size, anchor = abs(record.losses[0][0]), record.kind is Kind.ANCHOR
         if not math.isfinite(size):
-            return None  # refused on a device, where all losses are then NaN
+            return None  # the device skipped this step, and made all its losses NaN
         self._largest, self._first = max(self._largest, size), self._first or size
         if (step := _coarse(record)) is None:
             self._coarse[anchor], self._equal[anchor], self._fine = None, 0, True

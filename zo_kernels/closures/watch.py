@@ -31,16 +31,16 @@ class Closures:
         """
         due = step & (step - 1) == 0
         if due or weights.weights[step % len(weights.weights)].parameter.grad is not None:
-            first_order.look(self._warner, weights.weights, step, due)
+            first_order.check(self._warner, weights.weights, step, due)
         if due:
             self._randomness.begin()
             self._draws.begin()
 
-    def looked_at(self, closure: Closure, eps: float) -> Closure:
+    def wrap(self, closure: Closure, eps: float) -> Closure:
         """Return a function to call in place of the closure; it raises ValueError where `Warner` does."""
         called = self._randomness.called() if self._randomness.found else None
 
-        def looked() -> Any:
+        def watched() -> Any:
             try:
                 loss = self._draws.call(closure, self._randomness.may_draw) if self._draws.due else closure()
             except RuntimeError as error:
@@ -56,4 +56,4 @@ class Closures:
                 called()
             return loss
 
-        return looked
+        return watched

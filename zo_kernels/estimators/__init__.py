@@ -1,1 +1,10 @@
-"""Which losses a step asks for, and what numbers it makes of them."""
+"""Estimators: which losses a step evaluates, and how it computes the update from them.
+
+- `protocol`: `Step`, which an estimator gets; `Estimate`, which it returns; `Estimator`, its base class
+- `two_sided`: SPSA, the difference of two losses along each direction
+- `svrg`: MeZO-SVRG, which also uses estimates at an anchor
+- `path`: θ as an anchor plus a sum of directions
+- `svrg_state`: checks MeZO-SVRG's part of a state that is loaded
+- `numbers`: projected gradients from losses, and whether the step is skipped
+- `draws`: the seeds and the dropped blocks of a step
+"""

@@ -1,4 +1,4 @@
-"""The numbers between the losses of a step and its update."""
+"""Computes the numbers of an update from the losses of a step."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..weights.rows import Row, Seed, Value, device_of, stacked, vector
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """What an update is made of. If a step is refused on the device, the update changes nothing.
+    """The numbers of an update. If the device skips the step, they are such that the update changes nothing.
 
     Attributes:
-        gradients: projected gradients of each estimate.
-        rates, decays: for each row.
-        ok: whether the losses are finite, their differences not too large for float32, and the update not for the
-            weights.
-        losses: where they are on a device, all of them, or NaN if the step is refused, so that its record tells.
+        gradients: the projected gradients of each estimate.
+        rates, decays: one for each row of a pass.
+        ok: False if the step is skipped: a loss is not finite, a difference of losses is too large for float32, or the
+            update is too large for the weights.
+        losses: if the losses are on a device, all of them; NaN if the step is skipped, so that its record shows it.
     """
 
     gradients: list[list[Value]]
@@ -44,15 +44,15 @@ class Numbers:
         reach: Reach | None = None,
         others: Sequence[Value] = (),
     ) -> Numbers:
-        """Of the losses (L+, L-) of each direction of each estimate.
+        """Compute the numbers from the losses (L+, L-) of each direction of each estimate.
 
         Args:
-            ok: False to refuse it in any case.
-            reach: of the weights; None in a replay, where the record tells what was refused.
-            others: coefficients of an estimate that was made before, and that the update adds.
+            ok: False to skip the step in any case.
+            reach: the limits of the weights; None in a replay, where the record says which steps were skipped.
+            others: coefficients of an earlier estimate that the update adds.
 
         Raises:
-            Refused: the update might make weights infinite, as far as that is known without waiting for a device.
+            Refused: the update might make weights infinite. Losses on a device are not waited for: `ok` shows it there.
         """
         values = [value for pairs in estimates for pair in pairs for value in pair]
         where = device_of(*values, ok, *others)
@@ -90,7 +90,7 @@ class Numbers:
 
 
 def spsa_update(seeds: Sequence[Seed], gradients: Sequence[Value], rates: Row) -> dict[Seed, Row]:
-    """seed -> -lr * g / n for each row."""
+    """Return the update of SPSA: seed -> -lr * g / n for each row."""
     n = len(seeds)
     if (where := device_of(*gradients, rates)) is not None:
         negative: Any = -vector(rates, where)

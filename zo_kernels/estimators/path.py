@@ -1,4 +1,4 @@
-"""MeZO-SVRG's way from its anchor: θ as the anchor plus a sum of directions, so that rounding does not add up."""
+"""θ as MeZO-SVRG's anchor plus a sum of directions. It is always written in one pass, so rounding does not add up."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from .numbers import Numbers
 
 @dataclass
 class Path:
-    """θ = decays[row] * anchor + sum coefficients[seed][row] * z(seed).
+    """The path from the anchor to θ = decays[row] * anchor + sum coefficients[seed][row] * z(seed).
 
     Attributes:
-        gradients: the estimate at the anchor, as seed -> coefficient; every step until the next anchor adds it.
-        ok: False if the estimate at the anchor was refused, and with it all steps until the next.
+        gradients: the full-batch estimate at the anchor, as seed -> coefficient; each step until the next anchor adds
+            it.
+        ok: False if the step that took the anchor was skipped; then all steps until the next anchor are skipped.
     """
 
     rows: int
@@ -33,21 +34,21 @@ class Path:
         self.extend(self.rows)
 
     def extend(self, rows: int) -> None:
-        """To more rows: groups that were added later, and are at the anchor still."""
+        """Add rows for parameter groups that were added after the anchor: their weights are still at the anchor."""
         self.rows = rows
-        self.decays = _longer(self.decays, rows, 1.0)
-        self.coefficients = {seed: _longer(row, rows, 0.0) for seed, row in self.coefficients.items()}
+        self.decays = _extended(self.decays, rows, 1.0)
+        self.coefficients = {seed: _extended(row, rows, 0.0) for seed, row in self.coefficients.items()}
 
     @classmethod
     def started(cls, rows: int, seeds: Sequence[int], numbers: Numbers) -> Path:
-        """With the step at the anchor, of the anchor's estimate."""
+        """Return the path after the full-batch step, which follows the estimate at the anchor."""
         gradients = {s: divided(g, len(seeds)) for s, g in zip(seeds, numbers.gradients[0], strict=True)}
         return cls(rows, gradients=gradients, ok=numbers.ok).advanced(gradients, numbers)
 
     def estimate(
         self, seeds: Sequence[int], here: Sequence[Value], anchor_seeds: Sequence[int], there: Sequence[Value]
     ) -> dict[int, Value]:
-        """Of a step between anchors: estimate at θ - estimate at the anchor + the anchor's own."""
+        """Combine the estimates of a step between anchors: at θ - at the anchor + the anchor's full-batch estimate."""
         estimate = dict(self.gradients)
         for s, g in zip(seeds, here, strict=True):
             estimate[s] = estimate.get(s, 0.0) + divided(g, len(seeds))
@@ -56,7 +57,7 @@ class Path:
         return estimate
 
     def advanced(self, estimate: dict[int, Value], numbers: Numbers) -> Path:
-        """A step further: θ <- decay * θ - rate * sum estimate[seed] * z(seed)."""
+        """Return the path after one more step: θ <- decay * θ - rate * sum estimate[seed] * z(seed)."""
         decays, rates = numbers.decays, numbers.rates
         coefficients = {seed: times(row, decays) for seed, row in self.coefficients.items()}
         for seed, g in estimate.items():
@@ -66,8 +67,11 @@ class Path:
     def write(
         self, weights: Weights, active: Sequence[int] | None, *, record: bool = False, then: Sequence[Call] = ()
     ) -> None:
-        """Write θ to the active weights, and with `record` keep their masks. `then` is as in `Weights.move`, for a path
-        that has left the anchor.
+        """Write θ to the active weights.
+
+        Args:
+            record: also take the masks from the anchor, and keep them.
+            then: see `Weights.move`; only for a path that has left the anchor.
         """
         if self.coefficients:
             weights.move(
@@ -79,7 +83,8 @@ class Path:
             w.tensor.copy_(anchor)
 
 
-def _longer(row: Row, n: int, value: float) -> Row:
+def _extended(row: Row, n: int, value: float) -> Row:
+    """Extend a row to n entries by a value."""
     if isinstance(row, Tensor):
         return torch.cat([row, row.new_full((n - len(row),), value)])
     return [*row, *[value] * (n - len(row))]

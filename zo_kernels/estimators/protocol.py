@@ -1,4 +1,4 @@
-"""What an estimator is asked, and what it answers: a `Step` in, an `Estimate` out."""
+"""The protocol of an estimator: it takes a `Step`, evaluates losses, and returns an `Estimate`."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from .path import Path
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """The losses of some directions.
+    """The losses along some directions.
 
     Attributes:
-        pairs: (L+, L-) of each direction; of all ranks' directions.
-        seen: what the closure returned on this rank.
+        pairs: (L+, L-) of each direction, also of those that other ranks evaluated.
+        seen: what the closure returned on this rank, in order.
     """
 
     pairs: list[Pair]
     seen: list[Any]
 
     def mean(self, several_ranks: bool) -> Tensor | float:
-        """Their mean, as a tensor if the closure returns tensors."""
+        """Return the mean loss, as a tensor if the closure returns tensors."""
         first = self.seen[0]
         if not several_ranks:
             return sum(self.seen) / len(self.seen)
@@ -45,19 +45,22 @@ class Losses:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step that has begun. Nothing has moved yet.
+    """All that an estimator needs for one step. Nothing has moved when it gets this.
 
     Attributes:
+        weights: the tables of the trained weights.
         closures: what the user gave `step()`.
         eps: ε.
-        rates, weight_decays: of each row of scales: two rows a parameter group, the second exempt from weight decay.
+        rates, weight_decays: of each row of a pass: each parameter group has two rows, the second without weight decay.
         groups: the optimizer's parameter groups.
+        draws: the step's seeds and dropped blocks.
         place: where losses are evaluated.
-        guarded: refuse writes of the closure to weights before they happen, in place.
-        ranks: those that take the step together; None if this process is alone.
+        watch: checks what closures do and return.
+        ranks: the ranks that take the step together; None if this process takes it alone.
         agreed: texts "name: value" that must be equal on all ranks.
-        note_probes: tells whoever restores the weights after an exception.
-        note_writes: tells whoever keeps the record that closures may have written to weights.
+        note_probes: stores the probes for whoever restores the weights after an exception.
+        note_writes: checks whether closures wrote to weights, which ends the trajectory.
+        guarded: in place, stop a closure's write to weights before it happens.
     """
 
     weights: Weights
@@ -68,7 +71,7 @@ class Step:
     groups: Sequence[Mapping[str, Any]]
     draws: Draws
     place: Place
-    watched: Closures
+    watch: Closures
     ranks: Ranks | None
     agreed: list[str]
     note_probes: Callable[[Probes], None]
@@ -82,11 +85,12 @@ class Step:
         from_anchor: bool = False,
         restore: Callable[[], None] | None = None,
     ) -> Probes:
-        """For evaluations around θ, or around the anchor.
+        """Make probes: they evaluate losses around θ, or around the anchor.
 
         Args:
             active: indices of the weights that are perturbed; None for all.
-            restore: brings θ back exactly, if the estimator can do so; otherwise the pass back rounds.
+            from_anchor: perturb the anchor instead of θ.
+            restore: restores θ exactly, if the estimator can; without it a pass moves the weights back, and rounds.
         """
         made = self.place.probes(
             active,
@@ -100,27 +104,27 @@ class Step:
         return made
 
     def losses(self, probes: Probes, closure: Closure, seeds: Sequence[Seed]) -> Losses:
-        """L(θ + ε z) and L(θ - ε z) of each direction. Ranks share the work, and know all of the losses afterwards."""
-        closure, found = self.watched.looked_at(closure, self.eps), Losses([], [])
+        """Evaluate L(θ + ε z) and L(θ - ε z) for each direction. Ranks share the work, and each gets all losses."""
+        closure, found = self.watch.wrap(closure, self.eps), Losses([], [])
         if self.ranks is None:
             evaluate(probes, closure, seeds, self.eps, found)
             self.note_writes()
             return found
-        own, known = self.ranks.own(seeds), (self.draws.step, self.agreed, self.weights.shards)
+        own, to_compare = self.ranks.own(seeds), (self.draws.step, self.agreed, self.weights.shards)
         try:
             evaluate(probes, closure, own, self.eps, found)
             self.note_writes()
         except Exception as error:
-            # Take the moves that are left: weights that went another way would be rounded otherwise than the others'.
+            # Make the remaining moves: otherwise this rank's weights would be rounded differently from the others'.
             for seed, signed in [(s, e) for s in own for e in (self.eps, -self.eps)][probes.moves :]:
                 probes.to({seed: signed})
-            self.ranks.report_error(error, len(own), *known)
+            self.ranks.report_error(error, len(own), *to_compare)
             raise
-        return Losses(self.ranks.exchange(found.pairs, *known), found.seen)
+        return Losses(self.ranks.exchange(found.pairs, *to_compare), found.seen)
 
 
 def evaluate(probes: Probes, closure: Closure, seeds: Sequence[Seed], eps: float, into: Losses) -> None:
-    """Add to `into` the losses at θ + ε z and θ - ε z of each direction."""
+    """Evaluate the losses at θ + ε z and θ - ε z for each direction, and append them to `into`."""
     for seed in seeds:
         values = []
         for signed in (eps, -eps):
@@ -135,15 +139,15 @@ def evaluate(probes: Probes, closure: Closure, seeds: Sequence[Seed], eps: float
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What an estimator made of the losses of a step.
+    """The result of an estimator: the losses of a step, the numbers computed from them, and the update.
 
     Attributes:
-        kind: of the record.
-        losses: those at θ.
-        numbers: projected gradients, learning rates and decays; whether the step is refused.
-        update: writes the new θ, and makes the calls that it is given together with the pass that does so.
-        rates: the learning rates to record, one a row.
-        anchor_pairs: losses at the anchor.
+        kind: the kind of the step's record.
+        losses: the losses at θ.
+        numbers: projected gradients, learning rates and decays, and whether the step is skipped.
+        update: writes the new θ. It takes C functions to call together with the pass that writes it.
+        rates: the learning rate of each row, for the record.
+        anchor_pairs: (L+, L-) of each direction at the anchor.
     """
 
     kind: Kind
@@ -155,80 +159,93 @@ class Estimate:
 
 
 class Estimator:
-    """Which losses a step asks for, and what numbers they give. `TwoSided` is the simplest one.
+    """Decides which losses a step evaluates, and computes the update from them. `TwoSided` is the simplest one.
 
-    An estimator that remembers something between steps (MeZO-SVRG's anchor) also answers the questions below, which the
-    optimizer asks when weights change, ranks compare, or a run is saved and resumed.
+    A new estimator must write `estimate`. All other methods have defaults, for one that remembers nothing between
+    steps. One that does (MeZO-SVRG remembers its anchor) overrides them:
+
+    - `begin`, `fill_group`: its options in parameter groups
+    - `forget`, `anchors`, `after_rebuild`, `rewrite_theta`: weights that change, and what it keeps of them
+    - `setup_fields`, `agreed`, `options`: what a trajectory records and ranks compare
+    - `state`, `check_state`, `check_group`, `check_kept`, `load_state`, `continue_from`: saving and resuming
 
     Attributes:
-        group_options: options of a parameter group that it has besides the usual ones.
-        keeps_theta: whether it can write θ anew, whatever the weights are now.
-        why_steps_differ: why its steps do not all launch the same kernels; None if they do.
+        group_options: its options in a parameter group, besides those of every optimizer.
+        can_rewrite_theta: whether `rewrite_theta` can restore θ, whatever the weights are now.
+        why_steps_differ: why its steps launch different kernels; None if all launch the same ones.
     """
 
     group_options: tuple[str, ...] = ()
-    keeps_theta = False
+    can_rewrite_theta = False
     why_steps_differ: str | None = None
 
     def estimate(self, step: Step) -> Estimate:
-        """Evaluate the losses of a step. θ is the same afterwards, or is where `Estimate.update` starts from."""
+        """Evaluate the losses of a step. It may leave the weights moved: `Estimate.update` accounts for that."""
         raise NotImplementedError
 
     def begin(self, groups: Sequence[Mapping[str, Any]], changed: bool) -> None:
-        """Before a step: check its options in the groups. `changed`: something else than the optimizer changed weights.
+        """Check its options in the groups, before a step.
+
+        Args:
+            changed: whether something other than the optimizer has changed weights since the last step.
 
         Raises:
-            TypeError, ValueError: an option cannot be.
+            TypeError, ValueError: an option is invalid.
         """
 
     def fill_group(self, group: dict[str, Any]) -> None:
-        """Give a new parameter group the options that it lacks, and check them."""
+        """Add its options to a new parameter group where they are missing, and check them."""
 
     def forget(self) -> None:
-        """Other memory is trained from now on, or under other names."""
+        """Forget what it remembers of the weights: from now on other memory is trained, or under other names."""
 
     def anchors(self, weights: Sequence[Weight], kept: Mapping[Tensor, dict[str, Any]]) -> Sequence[Tensor] | None:
-        """For each weight a snapshot that passes start from; None if there are none.
+        """Return for each weight a snapshot that passes may start from; None if the estimator has none.
 
         Args:
-            kept: `torch.optim.Optimizer.state`, where snapshots are kept.
+            kept: `torch.optim.Optimizer.state`, which holds the snapshots.
         """
         return None
 
-    def rebuilt(self, weights: Weights, changed: bool) -> bool:
-        """Whether θ was written, since new tables were made and the weights were not `changed` by others."""
+    def after_rebuild(self, weights: Weights, changed: bool) -> bool:
+        """Adapt to new tables; return whether θ was written. `changed`: something else has changed the weights."""
         return False
 
-    def write(self, weights: Weights) -> None:
-        """Write θ anew, if it `keeps_theta`."""
+    def rewrite_theta(self, weights: Weights) -> None:
+        """Write θ from what the estimator keeps, if it `can_rewrite_theta`."""
         raise NotImplementedError
 
     def setup_fields(self) -> dict[str, bool]:
-        """The fields of a trajectory's setup that depend on the estimator."""
+        """Return the fields of a trajectory's setup that depend on the estimator."""
         return {"svrg": False, "shared_direction": False, "anchored": False}
 
     def agreed(self, groups: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Texts "name: value" of what may change between steps, and must be equal on all ranks."""
+        """Return texts "name: value" of what may change in every step, and must be equal on all ranks."""
         return []
 
     def options(self) -> list[str]:
-        """Texts "name: value" of its options, which must be equal on all ranks."""
+        """Return texts "name: value" of its options, which must be equal on all ranks."""
         return []
 
     def state(self, groups: Sequence[Mapping[str, Any]], kept: Mapping[Tensor, dict[str, Any]]) -> dict[str, Any]:
-        """What `state_dict()` saves of it, beside `kept`."""
+        """Return what `state_dict()` saves of it, besides `kept`."""
         return {}
 
     def check_state(self, zo: Mapping[str, Any], groups: int, blocks: int, steps: int) -> dict[str, Any]:
-        """The same of a state that is loaded, checked.
+        """Check its part of a state that is being loaded, and return it.
+
+        Args:
+            zo: what the state has under "zo".
+            groups, blocks: how many parameter groups and transformer blocks there are.
+            steps: the state's step count.
 
         Raises:
-            TypeError, ValueError: a value cannot be.
+            TypeError, ValueError: a value is invalid.
         """
         return {}
 
     def check_group(self, group: Mapping[str, Any], where: str) -> None:
-        """Check the options of a parameter group in a state that is loaded."""
+        """Check its options in a parameter group of a state that is being loaded; `where` names the group."""
 
     def check_kept(
         self,
@@ -237,28 +254,39 @@ class Estimator:
         groups: Sequence[Mapping[str, Any]],
         names: Mapping[Tensor, str],
     ) -> None:
-        """Check what a state keeps of each parameter: for each what to call it, and the entry."""
+        """Check what a state that is being loaded keeps of each parameter.
 
-    def take_state(
+        Args:
+            kept: for each parameter the name of its entry, for messages, and the entry.
+            run: what `check_state` returned.
+            groups: the optimizer's parameter groups.
+            names: of the parameters.
+        """
+
+    def load_state(
         self,
         run: Mapping[str, Any],
         groups: Sequence[Mapping[str, Any]],
         kept: Mapping[Tensor, dict[str, Any]],
     ) -> bool:
-        """Take what was checked. Whether θ must be written from it before the next step."""
+        """Take a checked state; return whether θ must be rewritten from it before the next step."""
         return False
 
-    def go_on_from(
+    def continue_from(
         self, end: ReplayedEnd, setup: Setup, trained: set[str], kept: Mapping[Tensor, dict[str, Any]]
     ) -> None:
-        """Go on where a replayed run ended; `trained` are the names of what is trained now."""
+        """Continue where a replayed run ended; `trained` names the parameters that are trained now."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayedEnd:
-    """Where a replay arrived: of MeZO-SVRG the path from its anchor, the anchors, the age, the dropped blocks.
+    """What MeZO-SVRG remembers at the end of a replayed run.
 
     Attributes:
+        path: θ as the anchor plus a sum of directions; None if there is no anchor.
+        dropped: blocks that are dropped until the next anchor.
+        age: steps since the anchor; None if there is no anchor.
+        anchors: pairs of a parameter and its anchor.
         begun: whether a step was taken after the last setup.
     """
 

@@ -1,4 +1,4 @@
-"""SPSA with a control variate from a snapshot, the anchor (MeZO-SVRG, Gautam et al., arXiv 2404.08080)."""
+"""The estimator of MeZO-SVRG (Gautam et al., arXiv 2404.08080): SPSA corrected by an estimate at an anchor."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from .path import Path
 from .protocol import Estimate, Estimator, ReplayedEnd, Step
 from .svrg_state import check_snapshot, check_svrg
 
-ANCHOR = "anchor"  # what a parameter's snapshot is called in the optimizer's state
+ANCHOR = "anchor"  # key of a parameter's snapshot in the optimizer's state
 
 
 class SVRG(Estimator):
-    """`zo_kernels.MeZOSVRG` has the equations. θ is kept as the anchor plus a sum of directions (`Path`).
+    """Takes an anchor in every `anchor_every`-th step, and corrects the estimates of the steps between by it.
+
+    `zo_kernels.MeZOSVRG` has the equations. Between anchors θ is kept as the anchor plus a sum of directions (`Path`).
 
     Attributes:
         anchor_lr, anchor_every, shared_direction: see `MeZOSVRG`.
     """
 
     group_options = ("anchor_lr",)
-    keeps_theta = True
+    can_rewrite_theta = True
     why_steps_differ = "MeZO-SVRG's steps at an anchor and between anchors are not alike"
 
     def __init__(self, anchor_lr: float | None, anchor_every: int, shared_direction: bool):
@@ -44,8 +46,8 @@ class SVRG(Estimator):
         self.forget()
 
     def forget(self) -> None:
-        """Drop the anchor: the next step takes one."""
-        self._age: int | None = None  # steps since the anchor; set first, since the rest means nothing without it
+        """Forget the anchor: the next step takes another."""
+        self._age: int | None = None  # steps since the anchor; set first: without an age nothing else is used
         self._path: Path | None = None
         self._dropped: frozenset[int] = frozenset()
 
@@ -92,27 +94,27 @@ class SVRG(Estimator):
         return Estimate(Kind.BETWEEN, here, numbers, update, step.rates, there.pairs)
 
     def _anchor_rates(self, step: Step) -> list[float]:
-        """As `Step.rates`, for an anchor's step: twice as high where the group has none of its own."""
+        """Return the rate of each row in a full-batch step: the group's `anchor_lr`, or twice its `lr`."""
         given = [_checked(group["anchor_lr"]) for group in step.groups for _ in range(2)]
         return [2 * lr if rate is None else rate for lr, rate in zip(step.rates, given, strict=True)]
 
     def _probes(self, step: Step, *, from_anchor: bool = False) -> Any:
         active = step.weights.active(self._dropped)
-        return step.probes(active, from_anchor=from_anchor, restore=partial(self.write, step.weights))
+        return step.probes(active, from_anchor=from_anchor, restore=partial(self.rewrite_theta, step.weights))
 
     def _advance(self, weights: Weights, path: Path, age: int, record: bool, then: Sequence[Call]) -> None:
-        """Write the θ of another path, which takes the place of ours with the pass that writes it."""
+        """Write the θ of a new path; the path replaces the old one together with the pass that writes it."""
         noted = [partial(setattr, self, "_path", path), partial(setattr, self, "_age", age)]
         path.write(weights, weights.active(self._dropped), record=record, then=[*noted, *then])
 
-    def write(self, weights: Weights) -> None:
-        """Write θ from the anchor and the path. Dropped blocks are at the anchor."""
+    def rewrite_theta(self, weights: Weights) -> None:
+        """Write θ from the anchor and the path. Dropped blocks are not written: they are at the anchor."""
         assert self._path is not None
         self._path.write(weights, weights.active(self._dropped))
 
     def anchors(self, weights: Sequence[Weight], kept: Mapping[Tensor, dict[str, Any]]) -> Sequence[Tensor]:
         for p in kept.keys() - {w.parameter for w in weights}:
-            kept[p].pop(ANCHOR, None)  # of a parameter that is frozen now
+            kept[p].pop(ANCHOR, None)  # the parameter is frozen now
         found = []
         for w in weights:
             anchor = kept[w.parameter].get(ANCHOR)
@@ -120,15 +122,15 @@ class SVRG(Estimator):
                 kept[w.parameter][ANCHOR] = w.parameter.detach().clone()
                 self.forget()
             elif not is_sharded(anchor) and anchor.stride() != w.parameter.stride():
-                # A module that runs on it, moved to another device, is to see what it sees of the parameter.
+                # In the forward, modules run on copies of the anchor: give it the parameter's strides.
                 kept[w.parameter][ANCHOR] = w.parameter.detach().clone().copy_(anchor)
             found.append(local(kept[w.parameter][ANCHOR]))
         return found
 
-    def rebuilt(self, weights: Weights, changed: bool) -> bool:
+    def after_rebuild(self, weights: Weights, changed: bool) -> bool:
         if self._age is None or changed:
             return False
-        # Tables were built in the middle of a period: groups may have been added, and masks must be taken again.
+        # The tables are new, and the anchor is not: there may be more groups, and the new tables have no masks yet.
         assert self._path is not None and weights.anchors is not None
         self._path.extend(weights.rows)
         with torch.no_grad():
@@ -148,26 +150,26 @@ class SVRG(Estimator):
     def options(self) -> list[str]:
         return [f"anchor_every: {self.anchor_every}", f"shared_direction: {self.shared_direction}"]
 
-    def _holds(self, groups: Sequence[Mapping[str, Any]], kept: Mapping[Tensor, dict[str, Any]]) -> bool:
-        """Whether the anchor is of the weights that are trained now; those of groups that came later are at it."""
+    def _anchor_is_valid(self, groups: Sequence[Mapping[str, Any]], kept: Mapping[Tensor, dict[str, Any]]) -> bool:
+        """Say whether the anchor belongs to the weights that are trained now; groups added since have none yet."""
         if self._age is None or self._path is None:
             return False
         trained = {p for g in groups[: self._path.rows // 2] for p in g["params"] if p.requires_grad}
         return trained == {p for p, entry in kept.items() if ANCHOR in entry}
 
     def state(self, groups: Sequence[Mapping[str, Any]], kept: Mapping[Tensor, dict[str, Any]]) -> dict[str, Any]:
-        holds = self._holds(groups, kept)  # if not, the next step takes another anchor
-        path = self._path if holds else None
+        valid = self._anchor_is_valid(groups, kept)  # if not, the next step takes another anchor
+        path = self._path if valid else None
         return {
             "anchor_every": self.anchor_every,
             "shared_direction": self.shared_direction,
-            # Lists, not mappings by seed: torch.distributed.checkpoint loads only keys that are there before.
+            # Lists, not mappings by seed: torch.distributed.checkpoint loads only keys that exist before.
             "path": [] if path is None else [[seed, on_host(row)] for seed, row in path.coefficients.items()],
             "path_decays": [] if path is None else on_host(path.decays),
             "anchor_gradients": [] if path is None else [[seed, float(g)] for seed, g in path.gradients.items()],
             "anchor_ok": path is None or bool(path.ok),
-            "dropped": sorted(self._dropped) if holds else [],
-            "age": self._age if holds else None,
+            "dropped": sorted(self._dropped) if valid else [],
+            "age": self._age if valid else None,
         }
 
     def check_state(self, zo: Mapping[str, Any], groups: int, blocks: int, steps: int) -> dict[str, Any]:
@@ -198,7 +200,7 @@ class SVRG(Estimator):
                 "freeze what the run had frozen"
             )
 
-    def take_state(
+    def load_state(
         self, run: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], kept: Mapping[Tensor, dict[str, Any]]
     ) -> bool:
         self.anchor_every, self.shared_direction = run["anchor_every"], run["shared_direction"]
@@ -207,19 +209,19 @@ class SVRG(Estimator):
             decays, coefficients = run["path_decays"], run["path"]
             self._path = Path(len(decays), decays, coefficients, run["anchor_gradients"], run["anchor_ok"])
         self._dropped, self._age = frozenset(run["dropped"]), run["age"]
-        if not self._holds(groups, kept):
+        if not self._anchor_is_valid(groups, kept):
             self.forget()
-        for entry in kept.values():  # torch keeps the caller's tensors; a snapshot must be our own
+        for entry in kept.values():  # torch keeps the tensors of the state; passes need one that nobody else writes to
             if ANCHOR in entry:
                 entry[ANCHOR] = entry[ANCHOR].clone().contiguous()
         return self._path is not None
 
-    def go_on_from(
+    def continue_from(
         self, end: ReplayedEnd, setup: Setup, trained: set[str], kept: Mapping[Tensor, dict[str, Any]]
     ) -> None:
         self._path, self._dropped, self._age = end.path, end.dropped, end.age
         if not (end.begun or setup.anchored) or {w.name for w in setup.weights} != trained:
-            self.forget()  # the anchor is one of other weights, or was given up already
+            self.forget()  # the anchor belongs to other weights, or the run had forgotten it
         for p, anchor in end.anchors:
             kept[p][ANCHOR] = like(p, anchor)
         self.shared_direction = setup.shared_direction

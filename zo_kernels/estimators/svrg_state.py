@@ -1,4 +1,4 @@
-"""What a state that is loaded must have of MeZO-SVRG: all of it is checked before anything of it is taken."""
+"""Checks MeZO-SVRG's part of a state that is being loaded. All is checked before anything is taken."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from ..weights.shards import local
 
 
 def check_svrg(zo: Mapping[str, Any], groups: int, blocks: int, steps: int) -> dict[str, Any]:
-    """What MeZO-SVRG has besides: the way from its anchor.
+    """Check MeZO-SVRG's values in a state: its options, and the path from its anchor. Return them as own copies.
 
     Args:
-        zo: with all its keys.
-        groups: parameter groups.
-        blocks: transformer blocks.
-        steps: its step count.
+        zo: what the state has under "zo", with all keys.
+        groups: how many parameter groups there are.
+        blocks: how many transformer blocks there are.
+        steps: the state's step count.
+
+    Raises:
+        TypeError, ValueError: a value is invalid.
     """
     at = "state_dict: zo."
     decays = _numbers(f"{at}path_decays", zo["path_decays"])
@@ -62,11 +65,11 @@ def check_snapshot(name: str, given: Any, p: Tensor, *, same_dtype: bool) -> Non
     if not isinstance(given, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(given).__name__}")
     if given.shape != p.shape or hasattr(given, "to_local") != hasattr(p, "to_local"):
-        raise ValueError(f"{name}: expected {_told(p)}, as the parameter, got {_told(given)}")
+        raise ValueError(f"{name}: expected {_describe(p)}, as the parameter, got {_describe(given)}")
     if given.layout != torch.strided or given.is_meta or not given.is_floating_point():
-        raise ValueError(f"{name}: expected a dense tensor of floats with data, got {_told(given)}")
+        raise ValueError(f"{name}: expected a dense tensor of floats with data, got {_describe(given)}")
     if (same_dtype and given.dtype != p.dtype) or local(given).shape != local(p).shape:
-        raise ValueError(f"{name}: expected {_told(p)}, as the parameter, got {_told(given)}")
+        raise ValueError(f"{name}: expected {_describe(p)}, as the parameter, got {_describe(given)}")
 
 
 def _number(name: str, value: Any) -> float:
@@ -78,7 +81,7 @@ def _numbers(name: str, values: Any, n: int | None = None) -> list[float]:
 
 
 def _by_seed(name: str, entries: Any) -> list[tuple[int, int, Any]]:
-    """(place, seed, value) of a list of [seed, value]."""
+    """Return (index, seed, value) for each [seed, value] of a list, in which each seed may come once."""
     found, seen = [], set()
     for i, entry in enumerate(checks.sequence(name, entries)):
         seed, value = checks.sequence(f"{name}[{i}]", entry, 2)
@@ -90,7 +93,7 @@ def _by_seed(name: str, entries: Any) -> list[tuple[int, int, Any]]:
     return found
 
 
-def _told(t: Tensor) -> str:
+def _describe(t: Tensor) -> str:
     dtype, layout = str(t.dtype).removeprefix("torch."), str(t.layout).removeprefix("torch.")
     kind = "" if layout == "strided" else f"{layout} "
     here = f" (here {tuple(local(t).shape)})" if hasattr(t, "to_local") else ""

@@ -11,7 +11,10 @@ from .protocol import Estimate, Estimator, Step
 
 
 class TwoSided(Estimator):
-    """g_k = (L(θ + ε z_k) - L(θ - ε z_k)) / 2ε, and θ <- decay θ - lr / n sum_k g_k z_k: 2n forwards, 2n + 1 passes."""
+    """SPSA along n directions: 2n forwards and, in place, 2n + 1 passes.
+
+    g_k = (L(θ + ε z_k) - L(θ - ε z_k)) / 2ε,   θ <- decay θ - lr / n sum_k g_k z_k
+    """
 
     def estimate(self, step: Step) -> Estimate:
         (closure,), seeds = step.closures, step.draws.seeds()

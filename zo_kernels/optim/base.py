@@ -228,7 +228,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             groups=groups,
             draws=run.draws(),
             place=place,
-            watched=self._closures,
+            watch=self._closures,
             ranks=self._ranks,
             agreed=[] if self._ranks is None else run.agreed(groups),
             note_probes=partial(setattr, progress, "probes"),

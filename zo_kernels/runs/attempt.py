@@ -1,4 +1,4 @@
-"""Steps one at a time. Whatever exception ends a step, it was taken whole and recorded, or the weights are restored."""
+"""Takes steps one at a time. Whatever exception comes, a step is whole and recorded, or the weights are restored."""
 
 from __future__ import annotations
 
@@ -21,29 +21,32 @@ from ..weights.groups import eps_of
 from ..weights.tables import Weights
 from .run import VISIT, Progress, Run
 
-# Seconds before each try to restore the weights: exceptions may come from outside, or another thread make a pass over
-# the same memory.
+# Seconds to wait before each attempt to restore the weights. One may fail because another exception comes from outside,
+# or because another thread makes a pass over the same memory.
 _PAUSES = (0.0, 0.0, 1e-3, 1e-2, 0.1)
 Visit = dict[str, Any]
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class HasRun(Protocol):
-    """An optimizer, or what takes steps for it."""
+    """An optimizer, or a `GraphedStep` of one."""
 
     _run: Run
 
 
 def alone(what: str) -> Callable[[Method], Method]:
-    """For a method of what has a run: no other such method can begin on that run meanwhile.
+    """Decorate a method so that of all decorated methods only one runs on the same `Run` at a time.
 
-    There is no lock that an exception might leave behind, whatever line it comes at. Each visit is a dictionary.
-    Whoever makes its own the "next" one of a visit that is over is inside; `setdefault` lets one thread do so. A visit
-    is over when it says so, or when its frame is not on its thread's stack any more, which is looked at only where
-    somebody would be refused otherwise.
+    A lock would stay locked if an exception came between taking it and the `try`. So there is none. Each call makes a
+    visit, a dictionary, and enters by making it the "next" of a visit that is over; `setdefault` lets only one thread
+    do so. A visit is over when it is marked so, or when its frame is no longer on its thread's stack. That is checked
+    only before a call would raise.
+
+    Args:
+        what: the method's name, for the message.
 
     Raises:
-        RuntimeError: something is inside, in another thread or further up in this one. Nothing is changed.
+        RuntimeError: another such method runs, in another thread or further up in this one. Nothing is changed.
     """
 
     def decorated(method: Method) -> Method:
@@ -61,7 +64,7 @@ def alone(what: str) -> Callable[[Method], Method]:
                 return method(self, *args, **kwargs)
             finally:
                 mine["over"] = True
-                mine["frame"] = None  # which holds the closure
+                mine["frame"] = None  # the frame keeps the closure alive
 
         result: Any = guarded
         return result
@@ -70,7 +73,7 @@ def alone(what: str) -> Callable[[Method], Method]:
 
 
 def _follow(last: Visit, mine: Visit) -> None:
-    """From a visit to the last one there is, which must be over, and come after it."""
+    """Follow the chain of visits to its end, and append `mine`. Raise if a visit on the way is not over."""
     while last is not mine:
         if "over" not in last and _goes_on(last):
             who = "another thread is" if last["thread"] != mine["thread"] else "this thread is already (in a closure?)"
@@ -82,7 +85,7 @@ def _follow(last: Visit, mine: Visit) -> None:
 
 
 def _goes_on(visit: Visit) -> bool:
-    """Whether its frame is on the stack of its thread."""
+    """Say whether the visit's frame is on the stack of its thread."""
     frame = sys._current_frames().get(visit["thread"])
     while frame is not None:
         if frame is visit["frame"]:
@@ -92,9 +95,10 @@ def _goes_on(visit: Visit) -> bool:
 
 
 class Attempt:
-    """At one step, without gradients; a context manager. How far it got is `Run.progress`.
+    """One step, as a context manager. If an exception ends the block, it restores and records what is needed.
 
     Args:
+        run: the run. Its `progress` says how far the step has come.
         groups: the optimizer's parameter groups.
     """
 
@@ -106,13 +110,13 @@ class Attempt:
     def __enter__(self) -> Progress:
         run = self._run
         if run.progress is not None:
-            _leave(run, run.progress)
+            _abandon(run, run.progress)
         run.attempts += 1
         run.progress = self.progress
         return self.progress
 
     def begin(self) -> None:
-        """No gradients from here on; not in `__enter__`, after which alone `__exit__` is sure to come."""
+        """Turn gradients off. `__enter__` must not do so: an exception within it would leave them off."""
         torch._C._set_grad_enabled(False)
 
     def __exit__(
@@ -125,41 +129,43 @@ class Attempt:
         finally:
             torch._C._set_grad_enabled(self._gradients)
         if isinstance(error, Refused):
-            known = not self._run.lost
-            now = ", the weights are restored" if known else "; load the weights again, from a checkpoint or the trajectory"
+            now = ", the weights are restored"
+            if self._run.lost:
+                now = "; load the weights again, from a checkpoint or the trajectory"
             raise error.error(f"{error.of}{error}; the step is skipped{now}") from None
 
     def end(self, error: BaseException) -> None:
-        """After whatever exception, and whenever it came: restore the weights and record that, unless the step was
-        taken whole. Should another one come meanwhile, it is raised when that is done.
+        """Handle an exception: restore the weights and record that, unless the step was taken whole.
+
+        If another exception comes meanwhile, this tries again, and raises it afterwards.
         """
         another: BaseException | None = None
         for pause in _PAUSES:
             try:
                 with signals_held():
                     time.sleep(pause)
-                    self._put_right(error)
+                    self._restore_and_record(error)
                 break
-            except BaseException as later:  # what is done already is not done twice
+            except BaseException as later:  # the next try goes on where this one ended
                 another = later
         else:
-            if isinstance(another, Exception):  # it cannot be: the trajectory ends here, and the weights are others
+            if isinstance(another, Exception):  # all tries failed: treat the weights as changed by others
                 self._run.recording.forget_versions()
                 self._run.progress = None
         if another is not None:
             raise another
 
-    def _put_right(self, error: BaseException) -> None:
+    def _restore_and_record(self, error: BaseException) -> None:
         run, progress, weights = self._run, self.progress, self._run.trained.weights
         if progress.recorded is not None:
             if weights is not None:
                 weights.written()
-                self._write_down(weights)
+                self._write_record(weights)
             return
         torch._C._set_grad_enabled(False)
         if progress.probes is None:
-            progress.seen = True  # nothing has moved: if weights changed, others did it
-            # An argument that is wrong is no step that was interrupted.
+            progress.seen = True  # nothing has moved: if weights changed, something else changed them
+            # An error in an argument does not interrupt a step.
             if isinstance(error, (ValueError, TypeError)) or weights is None or not run.recording.has_begun:
                 return
         else:
@@ -167,30 +173,32 @@ class Attempt:
             if not run.restore(progress.probes, weights):
                 return
             weights.written()
-            with suppress(Refused, ValueError, OSError):  # which may be the error already; the next step writes
+            with suppress(Refused, ValueError, OSError):  # `error` matters more; the next step writes
                 run.note_writes(weights, eps_of(self._groups), self._groups)
         at_once(run.failing(progress, Kind.REFUSED if isinstance(error, Refused) else Kind.INTERRUPTED))
-        self._write_down(weights)
+        self._write_record(weights)
 
-    def _write_down(self, weights: Weights) -> None:
-        with suppress(OSError, RuntimeError):  # the next step writes it, or raises
+    def _write_record(self, weights: Weights) -> None:
+        with suppress(OSError, RuntimeError):  # the next step writes the record, or raises
             self._run.taken(self.progress, weights)
 
 
-def _leave(run: Run, progress: Progress) -> None:
-    """Of two exceptions at once, the second kept an attempt from its end: what it moved is not known to be there, since
-    somebody may have loaded weights meanwhile.
+def _abandon(run: Run, progress: Progress) -> None:
+    """Give up an earlier step whose end a second exception prevented.
+
+    Its probes cannot restore the weights any more, since somebody may have loaded others since.
     """
     place = run.perturbation.place
     if place is not None and place.is_still():
-        place.restore()  # the weights are θ, whoever wrote it
+        place.restore()  # in the forward: the weights are θ
     elif progress.recorded is None and progress.probes is not None:
         run.give_up()
 
 
 def attempted(step: Method) -> Method:
-    """An optimizer's `step` within an `Attempt`, one at a time. Around it are PyTorch's own wrapper and the hooks that
-    it calls; what ends these before the step has begun is recorded, too.
+    """Decorate an optimizer's `step`: it runs within an `Attempt`, one at a time, inside PyTorch's wrapper and hooks.
+
+    If an exception from outside ends the wrapper or a hook before the step has begun, it is recorded too.
     """
 
     @alone("step")
@@ -202,7 +210,7 @@ def attempted(step: Method) -> Method:
             with attempt:
                 attempt.begin()
                 return step(self, *closures, **named)
-        finally:  # again, should an exception have come before the attempt's end could begin
+        finally:  # again, in case an exception came before `Attempt.__exit__` could begin
             torch._C._set_grad_enabled(gradients)
 
     hooked = torch.optim.Optimizer.profile_hook_step(alone_within)
@@ -212,7 +220,8 @@ def attempted(step: Method) -> Method:
         run: Run = self._run
         attempts = run.attempts
         try:
-            overridden = getattr(type(self).step, "attempted", None) is not step  # by one for which PyTorch calls hooks
+            # If a subclass overrides `step`, PyTorch wraps the override, and calls the hooks there.
+            overridden = getattr(type(self).step, "attempted", None) is not step
             return (alone_within if overridden else hooked)(self, *closures, **named)
         except BaseException as error:
             if run.attempts == attempts and run.progress is None:
@@ -221,5 +230,5 @@ def attempted(step: Method) -> Method:
 
     result: Any = outermost
     result.attempted = step
-    result.hooked = True  # PyTorch puts its wrapper around what has not this
+    result.hooked = True  # PyTorch wraps every `step` without this attribute
     return result

@@ -1,4 +1,4 @@
-"""A step as a CUDA graph: all its launches, those of the model included, cost the host one."""
+"""A step as a CUDA graph: the host makes one launch for the whole step, the model's forwards included."""
 
 from __future__ import annotations
 
@@ -26,12 +26,16 @@ from .run import Progress, Run
 
 
 def cannot_be_graphed(where: device) -> str | None:
-    """Why not, or None."""
+    """Say why steps on a device cannot be captured; None if they can."""
     return None if where.type == "cuda" else f"graphs need weights on a CUDA device, got {where}"
 
 
 def captured(body: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-    """What repeats the device's work of `body`, and what `body` returned, which every repetition writes anew."""
+    """Capture `body` in a graph.
+
+    Returns:
+        A function that repeats the device's work, and what `body` returned; each repetition overwrites its tensors.
+    """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         result = body()
@@ -39,21 +43,21 @@ def captured(body: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
 
 
 def differs_when_captured(closure: Closure, where: device) -> str | None:
-    """Why a captured closure does not always return the bits that it returns otherwise, or None if it does.
+    """Say why a closure does not return the same bits when it is captured; None if it does.
 
-    Its operations are compared first. What is captured cannot look at a value on the device, so if they are the same,
-    no value can make them others, in this batch or in another. Equal losses would not tell: one batch may happen to
-    have them, and only the next decide otherwise. The losses are compared all the same, for kernels that PyTorch does
-    not see or that add in no fixed order.
+    First its operations are compared with those of an ordinary call. A captured closure cannot read a value on the
+    device, so if the operations are equal for one batch, they are equal for all. Equal losses would not show that: one
+    batch may have equal losses, and the next take another path. The losses are compared too, because PyTorch does not
+    see all kernels, and some add in no fixed order.
 
-    The closure is called at the weights as they are, twice, and its captured work is done once. Each time, and after
-    it, random numbers are those of before. The graph's memory is given back.
+    The closure is called twice at the current weights, and its captured work runs once. Random states are restored
+    after each, and the graph's memory is freed.
 
     Args:
-        closure: it has been called before; what is done at the first call alone would be taken for a difference.
+        closure: it must have been called before: what only a first call does would be taken for a difference.
         where: the device of its losses.
     """
-    generators = [where] if where.type == "cuda" else []  # and the CPU's
+    generators = [where] if where.type == "cuda" else []  # besides the CPU's
     lists: list[list[Operation]] = []
 
     def noted() -> Any:
@@ -65,7 +69,7 @@ def differs_when_captured(closure: Closure, where: device) -> str | None:
     with torch.random.fork_rng(generators):
         ordinary = noted()
     if not isinstance(ordinary, Tensor):
-        return None  # which the capture says, if it is wrong
+        return None  # the capture raises for this loss
     with torch.random.fork_rng(generators):
         replay, loss = captured(noted)
     with torch.random.fork_rng(generators):
@@ -73,7 +77,7 @@ def differs_when_captured(closure: Closure, where: device) -> str | None:
     if (found := first_difference(*lists[:2])) is not None:
         first, second = (f"{op.name} ({op.at})" if op is not None else "its end" for op in found)
         return (
-            f"its operations are others: where it has {first}, captured it has {second}. A graph repeats one path, "
+            f"it calls other operations then: {second} in place of {first}. A graph repeats one path, "
             "while an ordinary call may choose by the batch: transformers does by a two-dimensional attention_mask, "
             "and without one by position_ids if use_cache=False. Give a four-dimensional one (docs/backends.md, A step "
             "as one CUDA graph), or none where padding is on the right and attention is causal (transformers 5.18 or "
@@ -81,30 +85,30 @@ def differs_when_captured(closure: Closure, where: device) -> str | None:
         )
     if not torch.equal(ordinary.view(torch.int64), loss.view(torch.int64)):  # NaN has bits, too
         return (
-            f"its loss is another at the same weights: {ordinary.item()!r}, captured {loss.item()!r}, by the same "
+            f"its loss differs at the same weights: {ordinary.item()!r}, captured {loss.item()!r}, by the same "
             "operations, so one of them is not deterministic (dropout, a sum of atomic additions)"
         )
     return None
 
 
 class Steps(Protocol):
-    """What a graph needs of the optimizer whose steps it takes."""
+    """The parts of an optimizer that a graph of its steps uses."""
 
     _run: Run
     param_groups: list[dict[str, Any]]
 
     def step(self, closure: Closure) -> Any:
-        """An ordinary step."""
+        """Take an ordinary step."""
 
     def _prepare(self) -> Weights:
-        """Make the tables valid."""
+        """Return valid tables."""
 
     def _begin(self, progress: Progress, *closures: Closure) -> Step:
-        """Begin a step."""
+        """Check and prepare all that a step needs."""
 
 
 class GraphedStep:
-    """Steps of an optimizer that are captured once and then repeated; see `ZeroOrderOptimizer.graphed`."""
+    """Takes steps of an optimizer that are captured once and then repeated; see `ZeroOrderOptimizer.graphed`."""
 
     def __init__(self, optimizer: Steps, closure: Closure, warmup: int, same_bits: bool):
         self._optimizer, self._closure, self._warmup, self._same_bits = optimizer, closure, warmup, same_bits
@@ -114,11 +118,11 @@ class GraphedStep:
         self._ordinary_steps = 0
 
     def __call__(self) -> Tensor | float:
-        """One step; returns the mean of its losses.
+        """Take one step; return the mean of its losses.
 
         Raises:
-            ValueError: the closure returns losses that are not on the device, or, with `same_bits`, is not the same
-                when it is captured. No step is taken.
+            ValueError: the closure returns losses that are not on the device, or, with `same_bits`, does something
+                else when it is captured. No step is taken.
         """
         taken = self._captured_step()
         loss: Tensor | float = self._optimizer.step(self._closure) if taken is None else taken
@@ -126,7 +130,7 @@ class GraphedStep:
 
     @alone("graphed")
     def _captured_step(self) -> Tensor | None:
-        """One step, or None if an ordinary one is due."""
+        """Take a captured step and return its loss; None if an ordinary step is due."""
         optimizer, run = self._optimizer, self._run
         optimizer._prepare()
         key = self._launches_depend_on()
@@ -160,7 +164,7 @@ class GraphedStep:
             return self._loss.clone()
 
     def _launches_depend_on(self) -> tuple[Any, ...]:
-        """All that decides what a step launches, but for the numbers that launches read from memory."""
+        """Return all that decides what a step launches. Launches read seeds, rates and decays from memory."""
         run, groups = self._run, self._optimizer.param_groups
         decays = decay_factors(rates_of(groups), weight_decays_of(groups))
         return run.trained.builds, eps_of(groups), run.directions, any(d != 1.0 for d in decays)
@@ -187,7 +191,7 @@ class GraphedStep:
         self._rates = torch.zeros(len(rates), dtype=torch.float64, device=where)
         self._decays: Row = torch.zeros_like(self._rates) if any(d != 1.0 for d in decays) else decays
 
-        # What is captured has not moved anything yet, so there is nothing to restore.
+        # Capturing moves no weight, so there is nothing to restore after an exception.
         unnoted = replace(step, note_probes=lambda probes: None)
 
         def body() -> tuple[Tensor, Numbers, list[Pair]]:

@@ -1,4 +1,4 @@
-"""What a function has the device do, as a list of PyTorch's operations that can be compared with another's."""
+"""Lists the PyTorch operations that a function calls, so that two functions can be compared."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Operation(NamedTuple):
 
     Attributes:
         name: with its overload, such as "aten::add.Tensor".
-        given: its arguments: of tensors the shape, strides, dtype and device, of all else the value.
-        at: the line of Python that called it, outside of PyTorch.
+        given: its arguments: tensors as shape, strides, dtype and device, anything else as its value.
+        at: the Python line outside PyTorch that called it.
     """
 
     name: str
@@ -30,15 +30,15 @@ class Operation(NamedTuple):
     at: str
 
     def is_as(self, other: Operation | None) -> bool:
-        """Whether the device does the same."""
+        """Say whether the device does the same thing for both."""
         return other is not None and self[:2] == other[:2]
 
 
 class Operations(TorchDispatchMode):
-    """Notes every operation within the block. Nothing else changes.
+    """Records every operation within the block, and changes nothing.
 
     Attributes:
-        seen: in their order.
+        seen: the operations, in order.
     """
 
     def __init__(self) -> None:
@@ -48,28 +48,28 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = f"{func._schema.name}.{func._schema.overload_name}".rstrip(".")
-        self.seen.append(Operation(name, (_told(args), _told(kwargs)), _caller()))
+        self.seen.append(Operation(name, (_described(args), _described(kwargs)), _caller()))
         return func(*args, **kwargs)
 
 
 def first_difference(
     left: Sequence[Operation], right: Sequence[Operation]
 ) -> tuple[Operation | None, Operation | None] | None:
-    """The first pair of operations that are not alike, None in it for an end; None if all are alike."""
+    """Return the first pair of operations that differ; None if all are equal. None in a pair stands for an end."""
     pairs = zip_longest(left, right)
     return next(((a, b) for a, b in pairs if a is None or not a.is_as(b)), None)
 
 
-def _told(value: Any) -> Any:
+def _described(value: Any) -> Any:
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.is_nested:
             return str(value.layout), str(value.dtype), str(value.device)
         return tuple(value.shape), value.stride(), str(value.dtype), str(value.device)
     if isinstance(value, (list, tuple)):
-        return tuple(map(_told, value))
+        return tuple(map(_described, value))
     if isinstance(value, dict):
-        return tuple((key, _told(item)) for key, item in value.items())
-    # By its text, since NaN is no equal of itself; a generator and its like by their type, since texts have addresses.
+        return tuple((key, _described(item)) for key, item in value.items())
+    # As text, since NaN does not equal itself. Other objects by their type, since their texts contain addresses.
     return repr(value) if value is None or isinstance(value, _PLAIN) else type(value).__name__
 
 

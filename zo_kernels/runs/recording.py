@@ -1,4 +1,4 @@
-"""Between an optimizer and its trajectory: when a setup is due, and whether weights are those of the last step."""
+"""Writes a run to its trajectory, and notices weights that something other than the optimizer changed."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ CHECK_EVERY = 1000  # steps; a check costs about as much as a pass
 
 
 class _Log:
-    """A recorder, and the steps whose losses are not known to it yet."""
+    """A recorder, and the steps whose losses have not arrived from a device yet."""
 
     def __init__(self, recorder: Recorder):
         self.recorder, self.pending = recorder, Pending()
         self.steps = recorder.trajectory.steps  # pending ones included
-        self.unseen = RefusedSteps()  # of the steps of which only their losses tell it
+        self.unseen = RefusedSteps()  # of the steps that a device skipped, as their losses show
 
-    def adding(self, record: Record, losses: Tensor | None, arriving: Callable[[Record], Call]) -> list[Call]:
-        """What appends a step.
+    def adding(self, record: Record, losses: Tensor | None, on_arrival: Callable[[Record], Call]) -> list[Call]:
+        """Return the calls that append a step.
 
         Args:
-            arriving: makes a call for when its losses are known, should they be on a device.
+            losses: the losses, if they are on a device; the step is appended when they have arrived.
+            on_arrival: makes one more call to make then.
         """
         counted = partial(setattr, self, "steps", self.steps + (record.kind is not Kind.INTERRUPTED))
         if losses is None:
@@ -50,17 +51,17 @@ class _Log:
             pairs = tuple(zip(flat[::2], flat[1::2], strict=True))
             whole = replace(record, losses=pairs[:n], anchor_losses=pairs[n:])
             unseen = partial(setattr, self, "unseen", self.unseen.after(whole))
-            return [*self.recorder.trajectory.adding(whole), unseen, arriving(whole)]
+            return [*self.recorder.trajectory.adding(whole), unseen, on_arrival(whole)]
 
         return [self.pending.putting(losses, then), counted]
 
     def settle(self, *, wait: bool = True) -> None:
-        """Write down what is known; with `wait`, all."""
+        """Write the steps whose losses have arrived; with `wait`, all steps."""
         self.pending.work_off(wait=wait)
         self.recorder.write()
 
     def close(self) -> None:
-        """At the end of the run, or of the process, when nobody can catch an error any more."""
+        """Write what is left and close the file. The run or the process ends, so errors become warnings."""
         path = self.recorder.path
         try:
             try:
@@ -74,11 +75,11 @@ class _Log:
 
 
 class _Versions:
-    """A count of the changes of each weight, as it was last noted; tensors made in inference mode have none."""
+    """PyTorch's version counters of the weights, as last noted. Tensors made in inference mode have no counter."""
 
     def __init__(self) -> None:
         self._now: tuple[Weights, list[int]] | None = None
-        self._before: dict[Tensor, int] = {}  # of tensors that others had
+        self._before: dict[Tensor, int] = {}  # of the tensors of earlier tables
 
     def note(self, weights: Weights) -> None:
         if self._now is not None and weights is not self._now[0]:
@@ -86,7 +87,7 @@ class _Versions:
         self._now = weights, weights.versions()
 
     def differ(self, weights: Weights) -> bool:
-        """Whether one of its tensors was changed since it was noted."""
+        """Say whether one of these weights has changed since its counter was noted."""
         if self._now is not None and weights is self._now[0]:
             return self._now[1] != weights.versions()
         known = self._all()
@@ -100,27 +101,29 @@ class _Versions:
 
 
 class Recording:
-    """A run's trajectory as it grows. Of steps on a GPU it learns the losses later, without waiting for them, and at
-    the latest when somebody asks, or the process ends.
+    """Appends the steps of a run to its trajectory.
+
+    Losses on a GPU are not waited for: a step is appended when they have arrived, and at the latest when somebody reads
+    the trajectory or the process ends.
 
     Args:
         sync: see `ZeroOrderOptimizer`.
-        warner: what is wrong with losses is said there.
+        warner: reports losses that are too coarse.
 
     Attributes:
-        changed: whether others had changed weights when the last step began.
-        changed_from_outside: whether the steps that are being taken began with weights that others had set.
+        changed: whether something other than the optimizer had changed weights when the last step began.
+        changed_from_outside: whether the current setup says that it does not continue from the records before it.
     """
 
-    _cut = False  # whether a setup says that the weights are others than the records before it lead to
+    _cut = False  # whether a setup does not continue from the records before it, so that a replay ends there
     _warned = False
-    _checked = -1  # the steps after which the last check was made
+    _checked = -1  # the step count at the last fingerprint
 
     def __init__(self, sync: str, warner: Warner) -> None:
         self._sync = sync
         self._resolution = Resolution(warner)
         self._begin_log(Recorder(sync))
-        self._versions: _Versions | None = None  # after the last step that a weight took part in
+        self._versions: _Versions | None = None  # noted after each step
         self._key: Any = None
         self.changed = self.changed_from_outside = False
 
@@ -130,69 +133,69 @@ class Recording:
 
     @property
     def trajectory(self) -> Trajectory:
-        """What there is so far, whether or not it can be written."""
+        """All steps so far, also if they cannot be written to the file."""
         self._log.pending.work_off(wait=True)
-        with suppress(OSError, RuntimeError):  # the next step says it
+        with suppress(OSError, RuntimeError):  # the next step raises it
             self._log.recorder.write()
         return self._log.recorder.trajectory
 
     @property
     def path(self) -> Path | None:
-        """Of the file that it is written to."""
+        """The path of the file; None if there is none."""
         return self._log.recorder.path
 
     @property
     def has_begun(self) -> bool:
-        """Whether a step was appended before, so that another can be."""
+        """Whether a step was appended before, so that an interrupted one can be."""
         return self._versions is not None and bool(self._log.recorder.trajectory.setups)
 
     @property
     def refused_unseen(self) -> int:
-        """Steps that were refused without anybody having been told."""
+        """How many steps a device skipped, without an exception."""
         self._log.pending.work_off(wait=True)
         return self._log.unseen.count
 
     def write_to(self, path: str | Path) -> None:
         """See `ZeroOrderOptimizer.record_to`."""
-        self._log.pending.work_off(wait=True)  # what the file before could not take goes to this one
+        self._log.pending.work_off(wait=True)  # this file then also takes steps that could not be written to the last
         self._log.recorder.write_to(path)
 
-    def go_on(self, found: FoundFile | None, trajectory: Trajectory) -> None:
-        """With a file of which `trajectory` is the sound beginning, or without one."""
+    def continue_from(self, found: FoundFile | None, trajectory: Trajectory) -> None:
+        """Continue a trajectory, the sound beginning of a file. `found` is the file, None where another rank has it."""
         self._begin_log(Recorder.resumed(found, trajectory, self._sync))
         self._cut = not all(setup.continues for _, setup in trajectory.setups)
 
     def write(self) -> None:
-        """Write down what is known."""
+        """Write the steps whose losses have arrived."""
         self._log.settle(wait=False)
 
     def sync(self) -> None:
-        """Force what was recorded to the disk, unless that is never to be done."""
+        """Write all steps and force them to the disk, unless the option `sync` is "never"."""
         self._log.settle()
         self._log.recorder.sync()
 
     def begin(self, key: Any, setup: Callable[[bool], Setup], weights: Weights) -> None:
-        """Before every step: append a setup if one is due.
+        """Begin a step: append a setup if one is due.
 
         Args:
-            key: stands for all that it says.
-            setup: makes it, told whether the weights are those that the records before it lead to.
-            weights: of the step.
+            key: changes whenever the setup changes.
+            setup: makes a setup; its argument says whether the weights are those that the records so far lead to.
+            weights: the tables of the step.
 
         Raises:
-            ValueError: losses that have come from a GPU since are too coarse; see `Resolution`.
+            ValueError: losses that have arrived from a GPU are too coarse; see `Resolution`.
         """
-        self._resolution.look()
+        self._resolution.check_arrived()
         changed = self.changed = self.changed_by_others(weights)
         continues = self._versions is not None and not changed
         if self._key == key and continues:
             return
-        if self._key == key and changed and self._cut:  # a replay does not come here, so another setup serves nobody
+        if self._key == key and changed and self._cut:  # replays end before this: nobody would read another setup
             self.changed_from_outside = True
             return
         self._log.settle()
         due = setup(continues or not len(self.trajectory))
-        if not self.trajectory.may_go_on(due):  # better a trajectory that ends here than one that nobody can read
+        if not self.trajectory.may_go_on(due):  # a setup that does not fit would make the file unreadable
             due = replace(due, continues=False)
         at_once(self._log.recorder.trajectory.adding_setup(due))
         self._log.recorder.write()
@@ -202,15 +205,15 @@ class Recording:
         if changed and not due.continues and not self._warned:
             self._warned = True
             warn(
-                f"something else than the optimizer changed the weights after step {due.step} (clamp_, copy_, an "
-                f"average swapped in, weights loaded): the trajectory gives the weights up to there (upto={due.step}) "
-                "and not of the steps to come. To note it took "
+                f"something other than the optimizer changed the weights after step {due.step} (clamp_, copy_, an "
+                f"average swapped in, weights loaded): the trajectory gives the weights up to there (upto={due.step}), "
+                "but not those of later steps. The note of this change takes "
                 f"{len(encode_setup(due, 0))} bytes; later changes are not noted"
                 + ("; MeZO-SVRG takes a new anchor after each" if due.svrg else "")
             )
 
-    def begin_anew(self, setup: Callable[[bool], Setup]) -> None:
-        """In the middle of a step, whose closure has written to weights: a replay does not come here."""
+    def cut(self, setup: Callable[[bool], Setup]) -> None:
+        """End the replayable part, in the middle of a step whose closure has written to weights."""
         if not self._cut:
             self._log.settle()
             noted = partial(setattr, self, "_cut", True)
@@ -218,22 +221,22 @@ class Recording:
             self._log.recorder.write()
 
     def adding(self, record: Record, losses: Tensor | None = None) -> list[Call]:
-        """What appends a step that was taken, refused or interrupted; to be called with the pass that takes it.
-        `added` is to follow, and may follow more than once.
+        """Return the calls that append a step that was taken, skipped or interrupted.
+
+        The pass that takes the step makes these calls. Then call `added`; it can be called repeatedly.
 
         Args:
-            losses: the record's, (L+, L-) of each pair one after the other, if they are on a device; the record's own
-                are then not looked at.
+            losses: if the losses are on a device, all of them, as L+, L-, L+, ...; they replace those of the record.
 
         Raises:
             Refused: losses on the host are too coarse; see `Resolution`.
         """
         if losses is None:
-            self._resolution.look_at(record)
-        return self._log.adding(record, losses, self._resolution.arriving)
+            self._resolution.check(record)
+        return self._log.adding(record, losses, self._resolution.on_arrival)
 
     def added(self, record: Record, weights: Weights) -> None:
-        """Write down what is known, and from time to time what the weights are."""
+        """Write the steps whose losses have arrived, and every 1000 steps a fingerprint of the weights."""
         log = self._log
         log.settle(wait=False)
         due = record.losses and log.steps % CHECK_EVERY == 0 and log.steps == record.step + 1
@@ -244,25 +247,25 @@ class Recording:
             log.settle(wait=False)
 
     def note_versions(self, weights: Weights) -> None:
-        """What was changed up to now was changed by the optimizer."""
+        """Note the weights' version counters: all changes so far count as the optimizer's."""
         self._versions = self._versions or _Versions()
         self._versions.note(weights)
 
     def forget_versions(self) -> _Versions | None:
-        """The weights may be others from now on; returns what `restore_versions` takes."""
+        """Forget the version counters, since other weights may be loaded; return them, for `restore_versions`."""
         known, self._versions = self._versions, None
         return known
 
     def restore_versions(self, known: _Versions | None) -> None:
-        """They are not, after all."""
+        """Undo `forget_versions`."""
         self._versions = known
 
     def changed_by_others(self, weights: Weights) -> bool:
-        """Whether somebody has loaded or set weights since the last step."""
+        """Say whether something other than the optimizer has changed weights since the last step."""
         return self._versions is not None and self._versions.differ(weights)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies of the tensors count their own changes, from anew.
+        # The tensors of a copy have version counters of their own.
         self._log.settle()
         return {**self.__dict__, "_key": None, "_versions": self._versions and _Versions()}
 
@@ -272,7 +275,7 @@ class Recording:
 
 
 def weight_setups(weights: Weights, names: Mapping[Tensor, str]) -> tuple[WeightSetup, ...]:
-    """The weights' part of a setup."""
+    """Return the part of a setup that describes the weights."""
     return tuple(
         WeightSetup(
             names[w.parameter],

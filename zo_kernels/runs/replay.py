@@ -23,9 +23,9 @@ from ..weights.rows import decay_factors
 from ..weights.shards import local, shard_of
 from ..weights.tables import Weight, Weights
 
-# Said where a replay cannot go on, since to keep the first weights would take as much memory again.
+# A replay that fails in the middle cannot undo its steps: a copy of the first weights would take as much memory again.
 _NOW = "; the parameters now hold what came of the replay: load the first ones again"
-_MOST_DIRECTIONS = 64  # of passes that were put together
+_MOST_DIRECTIONS = 64  # of one merged pass
 
 
 @torch.no_grad()
@@ -36,11 +36,11 @@ def replay(
     *,
     backend: str | None = None,
 ) -> None:
-    """Rebuild the weights that a run had after a step, to the last bit, from the weights that it started with.
+    """Rebuild the weights that a run had after a step, bit for bit, from the weights that it started with.
 
-    No forward is run. A step is one fused pass, or one for each of its perturbations too where these were made in
-    place and left their rounding behind; passes over unmasked float32 weights are put together, several steps at a
-    time, which changes no bit. Backend, device and number of threads need not be those of the run.
+    No forward runs. A step is one fused pass. If the run perturbed in place, each perturbation is a pass too, since it
+    left its rounding in the weights. Passes over unmasked float32 weights are merged, several steps at a time, which
+    changes no bit. Backend, device and number of threads may differ from the run's.
 
     Args:
         params: what the optimizer was given: the module, or parameters, named parameters, groups; with the weights
@@ -52,8 +52,8 @@ def replay(
     Raises:
         TypeError, ValueError: the trajectory is damaged or of another version; `upto` is not in it; the parameters have
             other names, shapes or dtypes than the run's, or other values than those it started with; between two steps
-            of the run something else than the optimizer changed the weights. The message says which, and, but for
-            weights changed in a way that the run could not notice, nothing has been changed.
+            of the run something other than the optimizer changed the weights. The message says which. Nothing has been
+            changed, unless the run did not notice such a change: then the replay finds it at a later fingerprint.
     """
     if not isinstance(trajectory, Trajectory):
         trajectory = Trajectory.load(trajectory)
@@ -61,7 +61,7 @@ def replay(
 
 
 def names_of(params: nn.Module | Iterable[Any]) -> dict[Tensor, str]:
-    """Each parameter of what an optimizer takes -> its name."""
+    """Return the name of each parameter of what an optimizer takes."""
     if isinstance(params, nn.Module):
         return names.of_module(params)
     every: dict[Tensor, str] = {}
@@ -71,21 +71,21 @@ def names_of(params: nn.Module | Iterable[Any]) -> dict[Tensor, str]:
 
 
 class Replay:
-    """A run that is being rebuilt.
+    """Rebuilds a run, step by step.
 
     Args:
         named: the parameters and their names.
         trajectory: of the run.
         backend: see `add_noise_`.
-        check_values: whether the parameters must hold the values that the run started with; names, shapes and dtypes
-            are looked at in any case.
+        check_values: whether the parameters must hold the values that the run started with. Names, shapes and dtypes
+            are always checked.
 
     Attributes:
         weights: the tables in use; None before the first step.
-        path, dropped, age: of MeZO-SVRG, after the last step that was rebuilt.
+        path, dropped, age: what MeZO-SVRG remembers after the last rebuilt step: see `protocol.ReplayedEnd`.
 
     Raises:
-        ValueError: they do not fit together; nothing has been changed.
+        ValueError: parameters and trajectory do not fit together; nothing has been changed.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Replay:
         self.path: Path | None = None
         self.dropped: frozenset[int] = frozenset()
         self.age: int | None = None
-        self._stale = False  # θ is to be written from the path
+        self._stale = False  # whether θ must still be written from the path
         for _, setup in trajectory.setups:
             if setup.noise != spec.VERSION:
                 raise ValueError(f"trajectory: expected noise {spec.VERSION}, got {setup.noise}")
@@ -140,7 +140,7 @@ class Replay:
         raise ValueError(f"params: expected the weights that {what}, got other values in {some}{now}")
 
     def run(self, upto: int | None = None) -> None:
-        """Take all steps, or those before the step count `upto`.
+        """Rebuild all steps, or those before the step count `upto`.
 
         Raises:
             TypeError, ValueError: see `replay`.
@@ -157,10 +157,10 @@ class Replay:
         for before, setup in trajectory.setups:
             if before < end and not setup.continues:
                 raise ValueError(
-                    f"trajectory: something else than the optimizer changed the weights after step {setup.step} (or a "
+                    f"trajectory: something other than the optimizer changed the weights after step {setup.step} (or a "
                     f"state was loaded); it can be replayed with upto={setup.step}"
                 )
-        setups = dict(trajectory.setups)  # of two at one place the later one holds
+        setups = dict(trajectory.setups)  # of two setups before the same step, the later one is valid
         with torch.no_grad():
             for i in range(end):
                 if i in setups:
@@ -176,7 +176,7 @@ class Replay:
             raise _does_not_fit("a fingerprint of the weights comes before any step")
         if as_text(int(combined_fingerprint(self.weights.shards))) != expected:
             raise ValueError(
-                f"trajectory: replaying it to step {step} gives other weights than the run had: something else than "
+                f"trajectory: replaying it to step {step} gives other weights than the run had: something other than "
                 f"the optimizer changed them on the way, unnoticed, or a machine computed wrong{_NOW}"
             )
 
@@ -222,7 +222,7 @@ class Replay:
         rows = [w for decay in setup.weight_decays for w in (decay, 0.0)]
         match record.kind:
             case Kind.STEP | Kind.REFUSED | Kind.INTERRUPTED:
-                if not setup.svrg:  # where weights are restored from the anchor, exactly
+                if not setup.svrg:  # MeZO-SVRG restores the weights exactly, so there is nothing to replay
                     self._spsa(record, weights, rates, rows)
             case Kind.ANCHOR:
                 self._flush()
@@ -282,8 +282,10 @@ def _does_not_fit(what: str) -> ValueError:
 
 
 class _Queue:
-    """Passes over weights, put together where no bit changes: unmasked, in float32, over the same weights, and with no
-    decay in all but the first of them, they are one chain of fused multiply-adds (docs/noise.md, 4).
+    """Merges passes over weights where that changes no bit.
+
+    Passes over the same unmasked float32 weights, of which only the first has a decay, are one chain of fused
+    multiply-adds (docs/noise.md, 4).
     """
 
     def __init__(self, weights: Weights):
@@ -293,7 +295,7 @@ class _Queue:
         self.describe = weights.describe
 
     def run(self, do: Pass, *, record: bool = False, then: Sequence[Call] = ()) -> None:
-        """Make a pass, now or later; what it is noted to have done is true now."""
+        """Make a pass, now or merged with later ones. The calls of `then` are made now in any case."""
         if not self._chains:
             self._weights.run(do, record=record, then=then)
             return
@@ -311,7 +313,7 @@ class _Queue:
         self._waiting = do
 
     def flush(self) -> None:
-        """Make what is waiting."""
+        """Make the pass that is waiting."""
         if self._waiting is not None:
             self._weights.run(self._waiting)
             self._waiting = None

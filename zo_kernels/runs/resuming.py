@@ -1,4 +1,4 @@
-"""Going on with a run that was cut off, from its trajectory."""
+"""Continues a run that was cut off, from its trajectory."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from .run import Groups, Kept, Run
 
 
 class Resume:
-    """Makes a run go on where a trajectory ends. All is checked before anything is changed.
+    """Continues a run where a trajectory ends. All is checked before anything is changed.
 
     Args:
+        run: of an optimizer that is to take the next steps.
         groups, kept: the optimizer's `param_groups` and `state`.
     """
 
@@ -32,7 +33,7 @@ class Resume:
         return self._run.prepare(self._groups, self._kept)
 
     def __call__(self, path: str | Path, weights: str, missing_ok: bool, recover: bool) -> None:
-        """As `ZeroOrderOptimizer.resume`."""
+        """Resume the run; see `ZeroOrderOptimizer.resume`."""
         run = self._run
         checks.choice("weights", weights, ("first", "last"))
         for name, option in (("missing_ok", missing_ok), ("recover", recover)):
@@ -40,7 +41,7 @@ class Resume:
                 raise TypeError(f"{name}: expected a bool, got {type(option).__name__}")
         if weights == "first" and run.steps:
             raise ValueError(f"resume: expected an optimizer that has taken no step, got one after {run.steps}")
-        found: list[FoundFile] = []  # on the rank that reads it
+        found: list[FoundFile] = []  # stays empty on ranks other than the first
 
         def find() -> bytes | None:
             if (own := run.recording.path) is not None:
@@ -54,7 +55,7 @@ class Resume:
             return found[0].trajectory.to_bytes()
 
         try:
-            data = run.by_first(find)
+            data = run.on_first(find)
             if data is not None:
                 trajectory = found[0].trajectory if found else Trajectory.from_bytes(data)
                 self._go_on(trajectory, found, path, from_first=weights == "first")
@@ -67,7 +68,7 @@ class Resume:
 
     def _go_on(self, trajectory: Trajectory, found: list[FoundFile], path: str | Path, from_first: bool) -> None:
         run = self._run
-        if from_first:  # what an interrupted step left of its rounding went with the process
+        if from_first:  # the weights are replayed, without the rounding that a last interrupted step left behind
             trajectory = trajectory.without_interrupted_end()
         elif trajectory.steps != run.steps:
             raise ValueError(
@@ -86,18 +87,18 @@ class Resume:
             replay = Replay(run.trained.names, trajectory, run.trained.backend, check_values=from_first)
             if from_first:
                 self._warn_of_other_thresholds(trajectory.setups[0][1])
-        run.by_first(lambda: found[0].set_aside())
+        run.on_first(lambda: found[0].set_aside())
         if replay is not None and from_first:
             replay.run()
             self._take_over(replay, last)
         elif replay is not None:
             run.recording.note_versions(self._prepare())
-        run.by_first(lambda: run.recording.go_on(found[0], trajectory))
+        run.on_first(lambda: run.recording.continue_from(found[0], trajectory))
         if not found:
-            run.recording.go_on(None, trajectory)
+            run.recording.continue_from(None, trajectory)
 
     def _take_over(self, replay: Replay, setup: Setup) -> None:
-        """Be where the replay ended."""
+        """Take over the weights and options at the end of the replay."""
         run, trained, trajectory = self._run, self._run.trained, replay.trajectory
         by_name = {name: p for p, name in names.bare(trained.names).items()}
         tables = replay.weights
@@ -106,7 +107,7 @@ class Resume:
         begun = trajectory.setups[-1][0] < len(trajectory)
         end = ReplayedEnd(replay.path, replay.dropped, replay.age, pairs, begun)
         ours = {name for name, p in by_name.items() if p in set(trainable(self._groups))}
-        run.estimator.go_on_from(end, setup, ours, self._kept)
+        run.estimator.continue_from(end, setup, ours, self._kept)
         run.steps = trajectory.steps
         run.refused = trajectory.refused_steps - run.recording.refused_unseen
         run.seed, run.directions, trained.drop = setup.seed, setup.directions, setup.drop
@@ -122,11 +123,11 @@ class Resume:
         for own, what in ((kept, "the run's are taken"), (changed, "the optimizer's are taken from here on")):
             names_of_others = [name for name, value in own.items() if value != getattr(setup, name)]
             if names_of_others:
-                told = ", ".join(f"{name} {getattr(setup, name)} (not {own[name]})" for name in names_of_others)
-                warn(f"resume: the run had {told}; {what}")
+                options = ", ".join(f"{name} {getattr(setup, name)} (not {own[name]})" for name in names_of_others)
+                warn(f"resume: the run had {options}; {what}")
 
     def _warn_of_other_thresholds(self, setup: Setup) -> None:
-        """While the weights are those that the run started with, so that equal options give equal thresholds."""
+        """Warn if this optimizer computes other thresholds from the weights that the run started with."""
         self._prepare()
         trained = self._run.trained
         own = {name: trained.thresholds.get(p) for p, name in names.bare(trained.names).items() if p.requires_grad}

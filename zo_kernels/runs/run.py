@@ -1,4 +1,4 @@
-"""A run: what its steps draw, how many were taken, the record of them, and whether the weights are those of a step."""
+"""A run: it counts and records its steps, and knows whether the weights are those of a step."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ Kept = Mapping[Tensor, dict[str, Any]]  # torch.optim.Optimizer.state
 
 @dataclass(slots=True)
 class Progress:
-    """How far a step got.
+    """How far a step has come.
 
     Attributes:
-        probes: what moves the weights; None while nothing can have moved.
-        recorded: the step's record, from the moment on when it was taken, skipped or interrupted, and noted as such.
-        seen: whether what it did to the weights is known to be no change by others.
+        probes: the probes that move the weights; None as long as nothing can have moved.
+        recorded: the step's record; None until the step is recorded as taken, skipped or interrupted.
+        seen: whether the changes that the step made to weights are noted, so that they do not count as others'.
     """
 
     probes: Probes | None = None
@@ -47,19 +47,21 @@ class Progress:
 
 
 class Run:
-    """The steps of one optimizer.
+    """Counts, records and restores the steps of one optimizer. It has the optimizer's other parts at hand.
 
     Args:
         method: the name of the optimizer's class, as a trajectory records it.
+        seed, directions: of the run.
+        sync: when the trajectory's file is forced to the disk.
 
     Attributes:
-        seed, directions: of the run.
-        steps: taken so far, skipped ones included.
-        refused: skipped so far, as far as that was known without waiting for a device.
-        gradients: projected gradients of the last step.
-        lost: whether nobody knows what the weights are, since a pass did not end.
-        progress: of the step that is being taken; None between steps.
-        attempts: how many steps were begun.
+        steps: how many steps were taken, skipped ones included.
+        refused: how many of them were skipped; steps that a device skipped are counted in `recording`.
+        gradients: the projected gradients of the last step.
+        recording: the trajectory and its file.
+        lost: whether the values of the weights are unknown, because a pass did not end.
+        progress: of the current step; None between steps.
+        attempts: how many steps have begun.
     """
 
     def __init__(
@@ -83,11 +85,11 @@ class Run:
         self.progress: Progress | None = None
 
     def draws(self) -> Draws:
-        """What the next step draws."""
+        """Return what the next step draws."""
         return Draws(self.seed, self.steps, self.directions, self.trained.drop, self.trained.n_blocks)
 
     def prepare(self, groups: Groups, kept: Kept) -> Weights:
-        """The tables, built anew if a parameter was frozen, unfrozen, moved, cast or added since they were built.
+        """Return valid tables; build new ones if a parameter was frozen, unfrozen, moved, cast or added.
 
         Args:
             groups, kept: the optimizer's `param_groups` and `state`.
@@ -99,30 +101,30 @@ class Run:
             return weights
         perturbation.settle()
         perturbation.choose(trainable(groups))
-        if trained.are_others(groups):
+        if trained.trains_other_memory(groups):
             estimator.forget()
         found = trained.find(groups)
         anchors = estimator.anchors(found, kept)
         keep_masks = perturbation.name == "in_place" or anchors is not None
         weights = trained.build(found, groups, anchors, keep_masks=keep_masks, copied_to=perturbation.execution_device)
         perturbation.use(weights)
-        if estimator.rebuilt(weights, self.recording.changed_by_others(weights)):
+        if estimator.after_rebuild(weights, self.recording.changed_by_others(weights)):
             self.recording.note_versions(weights)
         trained.use(weights, groups)
         return weights
 
     def begin(self, weights: Weights, eps: float, groups: Groups) -> None:
-        """Before a step: agree with the other ranks, and append a setup to the trajectory if one is due."""
+        """Begin a step: agree with the other ranks, and append a setup to the trajectory if one is due."""
         key = (self.trained.builds, eps, self.seed, self.directions, self.trained.drop, *weight_decays_of(groups))
         if self.ranks is not None:
             on_gpu = weights.theta[0].device.type == "cuda" or self.perturbation.execution_device is not None
             options = partial(self._options, weights, eps, groups)
             self.ranks.begin(self.steps, key, self.directions, on_gpu, options)
         self.recording.begin(key, partial(self.setup, weights, eps, groups), weights)
-        self.trained.thresholds.look(weights, groups, self.steps, self.recording.changed)
+        self.trained.thresholds.begin_step(weights, groups, self.steps, self.recording.changed)
 
     def taking(self, progress: Progress, estimate: Estimate, eps: float) -> list[Call]:
-        """What counts and records a step, to be called with the pass that takes it; `taken` is to follow."""
+        """Return the calls that count and record a step. The pass that takes the step makes them; then call `taken`."""
         here: Any = tuple(estimate.losses.pairs)
         there: Any = tuple(estimate.anchor_pairs)
         record = Record(self.steps, estimate.kind, tuple(estimate.rates[::2]), here, there, eps=eps)
@@ -135,12 +137,12 @@ class Run:
         ]
 
     def failing(self, progress: Progress, kind: Kind) -> list[Call]:
-        """As `taking`, of a step that was skipped or interrupted, when the weights are restored."""
+        """Return the calls that record a skipped or interrupted step, to be made when the weights are restored."""
         record = Record(self.steps, kind, probes=0 if progress.probes is None else progress.probes.moves)
         noted: list[Call] = [*self.recording.adding(record), partial(setattr, progress, "recorded", record)]
         if kind is Kind.INTERRUPTED:
             return noted
-        return [  # the next step draws other directions: these might fail for ever
+        return [  # a skipped step counts, so that the next one draws other directions, which may not fail
             *noted,
             partial(setattr, self, "gradients", [0.0] * self.directions),
             partial(setattr, self, "steps", self.steps + 1),
@@ -148,15 +150,15 @@ class Run:
         ]
 
     def taken(self, progress: Progress, weights: Weights) -> None:
-        """Write down a step that was taken, skipped or interrupted, and recorded."""
+        """Write the record of a step that was taken, skipped or interrupted to the trajectory's file."""
         assert progress.recorded is not None
         if not progress.seen:
             self.recording.note_versions(weights)
-            progress.seen = True  # later changes, such as those of hooks after the step, are others'
+            progress.seen = True  # later changes, such as those by hooks after the step, count as others'
         self.recording.added(progress.recorded, weights)
 
     def interrupted_before(self, error: BaseException) -> None:
-        """Record that an exception from outside kept a step from beginning; errors in arguments are not recorded."""
+        """Record that an exception from outside ended a step before it began. Errors in arguments are not recorded."""
         if isinstance(error, (ValueError, TypeError, RuntimeError)) or not self.recording.has_begun:
             return
         with signals_held(), suppress(OSError, RuntimeError):
@@ -164,27 +166,27 @@ class Run:
             self.recording.write()
 
     def projected_gradients(self) -> list[float]:
-        """Those of the last step, as numbers; this may wait for a device."""
+        """Return the projected gradients of the last step as floats; this may wait for a device."""
         if (where := device_of(*self.gradients)) is not None:
             self.gradients = stacked(self.gradients, where).tolist()
         numbers: Any = self.gradients
         return list(numbers)
 
     def restore(self, probes: Probes, weights: Weights) -> bool:
-        """Bring θ back to where it was before the step, if that is possible. It may be called again and again."""
-        exact = self.estimator.keeps_theta
+        """Restore θ as it was before the step; return whether that was possible. It can be called repeatedly."""
+        exact = self.estimator.can_rewrite_theta
         if weights.torn and not exact:
             self.give_up()
             return False
         probes.to({})
         if exact and weights.torn:
-            self.estimator.write(weights)  # all of it
+            self.estimator.rewrite_theta(weights)  # all of it
         elif weights.overwritten and not exact:
             self.give_up()
         return True
 
     def give_up(self) -> None:
-        """Nobody knows what the weights are: no step is taken until others are loaded."""
+        """Note that the values of the weights are unknown: no step is taken until weights are loaded."""
         self.lost = True
         if self.perturbation.place is not None:
             self.perturbation.place.restore()
@@ -192,7 +194,7 @@ class Run:
             self.recording.note_versions(self.trained.weights)
 
     def check_whole(self, weights: Weights) -> None:
-        """Raise RuntimeError if the weights are not known to be those of a step."""
+        """Raise RuntimeError if the values of the weights are unknown, and nobody has loaded others."""
         if not self.lost:
             return
         if not self.recording.changed_by_others(weights):
@@ -203,28 +205,28 @@ class Run:
         self.lost = weights.torn = weights.overwritten = False
 
     def note_writes(self, weights: Weights, eps: float, groups: Groups) -> None:
-        """End the trajectory if a closure wrote to weights that are perturbed in the forward, where nobody moves them.
+        """End the trajectory if a closure wrote to weights that are perturbed in the forward.
 
         Raises:
-            Refused: it did, and the optimizer is strict.
+            Refused: a closure did, and the optimizer is strict.
         """
         wrote, met = (set[int](), False) if self.perturbation.place is None else self.perturbation.place.writes()
         if not wrote and not (met and self.recording.changed_by_others(weights)):
             return
-        undone = self.estimator.keeps_theta
+        undone = self.estimator.can_rewrite_theta
         if not undone:
-            self.recording.begin_anew(partial(self.setup, weights, eps, groups))
-        told = (
+            self.recording.cut(partial(self.setup, weights, eps, groups))
+        message = (
             f"it wrote to {', '.join(weights.weights[i].name for i in sorted(wrote)[:5]) or 'weights'} in step "
             f"{self.steps}; if between the losses of a step, these are of different weights, and "
             + ("MeZO-SVRG undoes it" if undone else f"a replay of the trajectory ends there (upto={self.steps})")
         )
         if self.warner.strict:
-            raise Refused(ValueError, told)
-        self.warner.warn("writes", f"closure: {told}")
+            raise Refused(ValueError, message)
+        self.warner.warn("writes", f"closure: {message}")
 
     def agreed(self, groups: Groups) -> list[str]:
-        """Texts "name: value" of what may change between steps, and must be equal on all ranks."""
+        """Return texts "name: value" of what may change in every step, and must be equal on all ranks."""
         return [
             f"learning rates: {rates_of(groups)[::2]}",
             f"weights changed from outside: {self.recording.changed_from_outside}",
@@ -232,7 +234,7 @@ class Run:
         ]
 
     def _options(self, weights: Weights, eps: float, groups: Groups) -> list[str]:
-        """Texts "name: value" of all else that must be equal on all ranks."""
+        """Return texts "name: value" of all other options that must be equal on all ranks."""
         assert self.ranks is not None
         settings = {
             "method": self.method,
@@ -253,7 +255,7 @@ class Run:
         return [*options_of(settings, weights, names.bare(self.trained.names)), *self.estimator.options()]
 
     def setup(self, weights: Weights, eps: float, groups: Groups, continues: bool) -> Setup:
-        """What the next steps have in common, as a trajectory records it."""
+        """Return the setup of the next steps: what they have in common, as a trajectory records it."""
         return Setup(
             method=self.method,
             noise=spec.VERSION,
@@ -271,12 +273,12 @@ class Run:
             weights=weight_setups(weights, names.bare(self.trained.names)),
         )
 
-    def by_first(self, make: Any) -> bytes | None:
-        """What `make` returns, on the first of several ranks."""
+    def on_first(self, make: Any) -> bytes | None:
+        """Call `make`, of several ranks on the first one alone, and return its result."""
         return make() if self.ranks is None else self.ranks.from_first(make)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != VISIT} | {"progress": None}
 
 
-VISIT = "_inside"  # the attribute that holds the last visit of `attempt.alone`; it is not copied
+VISIT = "_inside"  # name of the attribute that holds the last visit of `attempt.alone`; copies do not have it

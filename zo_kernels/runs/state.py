@@ -1,4 +1,4 @@
-"""The state of a run: saved, checked, and only then taken."""
+"""Saves the state of a run, and loads one: all of it is checked before anything of it is taken."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from ..weights.shards import local
 from ..weights.trained import every_parameter, trainable
 from .run import Groups, Kept, Run
 
-VERSION = 1  # of what is under "zo"; a state without one is of this version
-_MAX_STEPS = 2**44 - 1  # the noise has directions for them (docs/noise.md, 6)
+VERSION = 1  # of the part of a state under "zo"; a state without a version has this one
+_MAX_STEPS = 2**44 - 1  # the noise has no directions for more steps (docs/noise.md, 6)
 
 
 def check_run(zo: Any, ours: Mapping[str, Any], names: Sequence[str], blocks: int) -> dict[str, Any]:
-    """What `state_dict()["zo"]` of every optimizer has, as values that are nobody else's.
+    """Check the part of `state_dict()["zo"]` that all methods have, and return it as own copies.
 
     Args:
-        ours: the same of the optimizer that it is loaded into.
-        names: of its parameters.
-        blocks: how many transformer blocks it knows.
+        zo: the part under "zo" of the state that is being loaded.
+        ours: the same part of the optimizer's own state, which has all keys and ids.
+        names: of the optimizer's parameters.
+        blocks: how many transformer blocks the optimizer has.
 
     Raises:
-        TypeError, ValueError: it is not the like of ours, or of another version.
+        TypeError, ValueError: the state is of another method, model or version, or a value in it is invalid.
     """
     zo, at = checks.mapping("state_dict: zo", zo), "state_dict: zo."
     version = checks.integer(f"{at}version", zo.get("version", VERSION), 1)
@@ -80,15 +81,18 @@ def check_torch(
     groups: Sequence[Mapping[str, Any]],
     check_more: Callable[[Mapping[str, Any], str], None],
 ) -> dict[Tensor, tuple[str, Mapping[Any, Any]]]:
-    """What every `torch.optim.Optimizer` has in its state; keys of others in it are theirs.
+    """Check the part of a state that PyTorch's optimizers have. Unknown keys are left alone: hooks may have added them.
 
     Args:
-        given: the state.
-        groups: of the optimizer that it is loaded into.
-        check_more: called with each group that is given, and what to call it.
+        given: the state that is being loaded.
+        groups: the optimizer's parameter groups.
+        check_more: called with each group of the state, and with its name for messages.
 
     Returns:
-        For each parameter with an entry under "state" what to call that, and the entry.
+        For each parameter with an entry under "state": the entry's name for messages, and the entry.
+
+    Raises:
+        TypeError, ValueError: a value is invalid, or does not fit the optimizer.
     """
     given = checks.mapping("state_dict", given)
     for key in ("state", "param_groups"):
@@ -126,7 +130,7 @@ def check_torch(
 
 
 def saved(run: Run, groups: Groups, kept: Kept) -> dict[str, Any]:
-    """What `state_dict()` has under "zo"."""
+    """Return what `state_dict()` has under "zo"."""
     parameters = every_parameter(groups)
     return {
         "version": VERSION,
@@ -144,10 +148,10 @@ def saved(run: Run, groups: Groups, kept: Kept) -> dict[str, Any]:
 
 
 def checked(run: Run, zo: Any, groups: Groups, kept: Kept) -> dict[str, Any]:
-    """What `load_state_dict` takes of the run.
+    """Check what a state has under "zo"; return what `take` needs.
 
     Raises:
-        TypeError, ValueError: a value in it cannot be.
+        TypeError, ValueError: a value is invalid, or does not fit the optimizer.
     """
     trained = run.trained
     names = [trained.names[p] for p in every_parameter(groups)]
@@ -158,14 +162,14 @@ def checked(run: Run, zo: Any, groups: Groups, kept: Kept) -> dict[str, Any]:
 
 
 def take(run: Run, found: Mapping[str, Any], groups: Groups, kept: Kept) -> bool:
-    """Take what was checked. Whether θ must be written from it before the next step."""
+    """Take a checked state; return whether θ must be rewritten from it before the next step."""
     unseen, trained = run.recording.refused_unseen, run.trained
     run.seed, run.steps, run.directions = found["seed"], found["step_count"], found["directions"]
     trained.drop = found["drop"]
     run.refused = found["refused_steps"] - unseen
     trained.thresholds = Thresholds.of_state(run.warner, every_parameter(groups), found)
     trained.weights = run.progress = None
-    return run.estimator.take_state(found, groups, kept)
+    return run.estimator.load_state(found, groups, kept)
 
 
 def load(
@@ -175,34 +179,36 @@ def load(
     load_torch: Callable[[Any], None],
     prepare: Callable[[], Any],
 ) -> None:
-    """As `ZeroOrderOptimizer.load_state_dict`.
+    """Load a state; see `ZeroOrderOptimizer.load_state_dict`.
 
     Args:
-        load_torch: PyTorch's own.
-        prepare: makes tables that are valid.
+        run, optimizer: what the state is loaded into.
+        given: the state.
+        load_torch: PyTorch's own `load_state_dict`.
+        prepare: builds tables, and thereby lets the estimator write θ.
     """
     if "zo" not in checks.mapping("state_dict", given):
         raise ValueError("state_dict: expected the state of a zeroth-order optimizer, got one without 'zo'")
     zo, given = given["zo"], {key: value for key, value in given.items() if key != "zo"}
     hooks = optimizer.__dict__.get("_optimizer_load_state_dict_pre_hooks", {})
-    for hook in hooks.values():  # which torch calls when it is too late to check what they make of the state
+    for hook in hooks.values():  # call them here, since PyTorch would call them after the state was checked
         if (changed := hook(optimizer, given)) is not None:
             given = changed
     groups = optimizer.param_groups
     found = checked(run, zo, groups, optimizer.state)
     kept = check_torch(given, groups, run.estimator.check_group)
     run.estimator.check_kept(kept, found, groups, run.trained.names)
-    with _undone_if_it_fails(run, optimizer):
+    with _undone_on_error(run, optimizer):
         optimizer._optimizer_load_state_dict_pre_hooks = type(hooks)()
         load_torch(given)
         optimizer._optimizer_load_state_dict_pre_hooks = hooks
         if take(run, found, optimizer.param_groups, optimizer.state):
             _write_theta(optimizer, prepare)
-        run.recording.forget_versions()  # the model may be loaded after its optimizer
+        run.recording.forget_versions()  # the model's weights may be loaded after this
 
 
 def _write_theta(optimizer: torch.optim.Optimizer, prepare: Callable[[], Any]) -> None:
-    """Let the estimator write θ as a loaded state has it."""
+    """Let the estimator write θ from the loaded state. If that fails, put θ back."""
     theta = [(t, t.detach().clone()) for t in map(local, trainable(optimizer.param_groups))]
     try:
         prepare()
@@ -214,8 +220,8 @@ def _write_theta(optimizer: torch.optim.Optimizer, prepare: Callable[[], Any]) -
 
 
 @contextmanager
-def _undone_if_it_fails(run: Run, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Put back the attributes of the optimizer and of its parts, should the block raise."""
+def _undone_on_error(run: Run, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """If the block raises, put back all attributes of the optimizer and of its parts."""
     weights, recording = run.trained.weights, run.recording
     ours = weights is not None and not recording.changed_by_others(weights)
     before = [
@@ -231,6 +237,6 @@ def _undone_if_it_fails(run: Run, optimizer: torch.optim.Optimizer) -> Iterator[
                     del now[key]
                 now.update(then)
             recording.restore_versions(versions)
-            if weights is not None and versions is not None and ours:  # what was written was put back
+            if weights is not None and versions is not None and ours:  # θ is the same again, with other versions
                 recording.note_versions(weights)
         raise

@@ -153,8 +153,10 @@ class Thresholds:
             f"{_percent(found.target, found.size)} should take part"
         )
 
-    def look(self, weights: Weights, groups: Sequence[Mapping[str, Any]], step: int, changed: bool) -> None:
-        """Before each step, on all ranks together: fix the thresholds, and now and then count what takes part.
+    def begin_step(self, weights: Weights, groups: Sequence[Mapping[str, Any]], step: int, changed: bool) -> None:
+        """Fix the thresholds before a step; in some steps, check how many weights take part.
+
+        All ranks call this together, since the counts are summed over shards.
 
         Args:
             weights: the tables of the step.

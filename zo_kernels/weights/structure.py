@@ -29,9 +29,9 @@ class Structure:
 
     def __init__(self, module: nn.Module, given: Iterable[Tensor]):
         self._module = module
-        self.look(given)
+        self.remember(given)
 
-    def look(self, given: Iterable[Tensor]) -> None:
+    def remember(self, given: Iterable[Tensor]) -> None:
         """Remember the module as it is now, for an optimizer with these parameters."""
         self.names, given = names.of_module(self._module), set(given)
         self._others = [p for p in self.names if p not in given]
@@ -49,7 +49,7 @@ class Structure:
             given: returns the optimizer's parameters.
         """
         if self._tables is None:
-            self.look(given())
+            self.remember(given())
             return False
         now = _entries(self._tables)
         if len(now) != len(self._seen) or not all(map(is_, now, self._seen)):

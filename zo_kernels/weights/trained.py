@@ -130,7 +130,7 @@ class Trained:
         structure.check(parameters)
         before = [self._derived(p) for p in parameters]
         self.derive(groups)
-        structure.look(parameters)
+        structure.remember(parameters)
         if before == [self._derived(p) for p in parameters]:
             return False
         self.weights = None
@@ -157,7 +157,7 @@ class Trained:
                 checks.weight(self.names[p], t)
         return None
 
-    def are_others(self, groups: Groups) -> bool:
+    def trains_other_memory(self, groups: Groups) -> bool:
         """Whether other memory is trained than that which tables were built for before."""
         parameters = trainable(groups)
         now = _signature(parameters, [*map(local, parameters)], groups)
