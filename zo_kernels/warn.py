@@ -1,4 +1,4 @@
-"""Warnings that point to the user's line, and a `Warner` that gives each of them once."""
+"""Gives warnings that point to the user's line, and each of them once."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def warn(message: str) -> None:
 
 
 class Warner:
-    """Warns of mistakes that would make a run wrong in silence: once of each, or raises if `strict`."""
+    """Warns of mistakes that would silently make a run wrong: once of each mistake, or raises if `strict`."""
 
     def __init__(self, strict: bool):
         self.strict = strict
         self._said: set[str] = set()
 
     def warn(self, about: str, message: str) -> None:
-        """Warn of a mistake, unless there was a warning about the same thing before.
+        """Warn of a mistake, unless there was a warning about the same topic before.
 
         Raises:
             ValueError: instead of every warning, if strict.
@@ -40,5 +40,5 @@ class Warner:
             warn(message)
 
     def warned(self, about: str) -> bool:
-        """Whether there was a warning about this, so that another one would be dropped."""
+        """Say whether there was a warning about this topic, so that another one would be dropped."""
         return about in self._said

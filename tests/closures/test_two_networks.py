@@ -223,7 +223,7 @@ def test_backward_in_the_closure() -> None:
         loss.backward()
         return loss
 
-    with pytest.raises(ValueError, match=r"it calls backward\(\), .* leave zero_grad\(\) and backward\(\) away"):
+    with pytest.raises(ValueError, match=r"it calls backward\(\), .* remove zero_grad\(\) and backward\(\)"):
         opt.step(closure)
     opt.step(lambda: loss_of(model))
 

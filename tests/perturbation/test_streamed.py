@@ -221,7 +221,7 @@ def test_modules_outside_of_the_model_that_read_what_is_not_trained() -> None:
     zo.MeZO(streamed, lr=0.1, execution_device="cpu").step(lambda: reader(streamed(torch.ones(4))))
     assert_same(snapshot(streamed), snapshot(plain))
     opt = zo.MeZO(streamed, lr=0.1, execution_device="cpu")
-    with pytest.raises(ValueError, match="a module that is made anew in every call reads a tensor that is not trained"):
+    with pytest.raises(ValueError, match="a module that is created in every call reads a tensor that is not trained"):
         opt.step(lambda: Outside(streamed)(streamed(torch.ones(4))))
     with pytest.raises(ValueError, match=r"it reads a tensor that is not trained, of shape \(4,\), .* keep it there"):
         opt.step(lambda: streamed.bias @ streamed(torch.ones(4)))

@@ -130,7 +130,9 @@ def test_refused(monkeypatch: pytest.MonkeyPatch, family: str, case: str, pertur
     step()
     step()
     before, random = snapshot(model), torch.get_rng_state()
-    message = rf"expected a closure that is the same .*, but it calls other operations then: .*{at}.* a four-dimensional one"
+    message = (
+        rf"expected a closure that is the same .*, but it calls other operations then: .*{at}.* a four-dimensional"
+    )
     with pytest.raises(ValueError, match=message):
         step()
     assert_same(snapshot(model), before)
@@ -205,9 +207,7 @@ def test_the_same_operations_with_another_loss(monkeypatch: pytest.MonkeyPatch) 
     step = opt.graphed(closure, warmup=1)
     step()
     before = snapshot(model)
-    with pytest.raises(
-        ValueError, match=r"its loss differs at the same weights: [\d.]+, captured [\d.]+, .*dropout"
-    ):
+    with pytest.raises(ValueError, match=r"its loss differs at the same weights: [\d.]+, captured [\d.]+, .*dropout"):
         step()
     assert_same(snapshot(model), before)
     assert opt.step_count == 1

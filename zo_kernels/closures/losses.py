@@ -1,4 +1,4 @@
-"""From what a closure returns to a projected gradient, and from that to an update."""
+"""Calls the user's closure, and checks the losses that it returns."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ from ..trajectory.record import MAX_GRADIENT
 from ..weights.rows import Value
 
 Closure = Callable[[], "Tensor | float"]
-Pair = tuple[Value, Value]  # (L+, L-) of a direction
+Pair = tuple[Value, Value]  # (L+, L-) of one direction
 
 
 class OutOfRange(ValueError):
-    """A step is refused since its numbers are not finite, or too large; with another batch the next may be taken."""
+    """A step is skipped because its numbers are not finite, or too large. With another batch the next may succeed."""
 
 
 class Refused(Exception):
-    """No step can be made of the losses: an exception of `error` is to say why, after `of`, what they are of."""
+    """Ends a step that must be skipped. When the weights are restored, the user gets an exception of type `error`.
+
+    Args:
+        error: its type.
+        message: why the step is skipped.
+        of: comes before the message: which argument is wrong.
+    """
 
     def __init__(self, error: type[Exception], message: str, of: str = "closure: "):
         super().__init__(message)
@@ -29,18 +35,18 @@ class Refused(Exception):
 
 
 def check_closure(name: str, closure: Any) -> Closure:
-    """The closure; raise TypeError unless it can be called."""
+    """Return the closure; raise TypeError unless it can be called."""
     if callable(closure):
         return cast(Closure, closure)
     raise TypeError(
         f"{name}: expected a function that returns the loss, got {type(closure).__name__}; a step evaluates the loss "
         "itself, at perturbed weights and without backward(): opt.step(lambda: F.cross_entropy(model(inputs), labels))"
-        + ("" if name == "closure" else f", and {name}=, the same of all of the data")
+        + ("" if name == "closure" else f", and {name}= returns the loss on all of the data")
     )
 
 
 def call(closure: Closure) -> Any:
-    """What it returns. Should a step run within autocast, casts of weights that it caches must not outlive a move."""
+    """Call a closure. Autocast caches casts of weights, which a move makes stale, so its cache is cleared."""
     torch.clear_autocast_cache()
     try:
         return closure()
@@ -49,17 +55,17 @@ def call(closure: Closure) -> Any:
 
 
 def stays_on_device(loss: Tensor) -> bool:
-    """Whether its value is used where it is, unseen: reading it would wait for all that the device has yet to do."""
+    """Say whether a loss stays on its device. Reading its value would wait for all work that the device has queued."""
     return loss.device.type != "cpu"
 
 
 def value_of(loss: Any) -> tuple[Tensor | float, Value]:
-    """What the closure returned, safe from being overwritten, and as a number.
+    """Return a copy of what the closure returned, and its value: a float, or a float64 scalar on its device.
 
     Raises:
-        Refused: it is no finite scalar. Of a tensor on a GPU only its shape and dtype are looked at.
+        Refused: it is no finite scalar. Only the shape and dtype of a tensor on a GPU are checked.
     """
-    if hasattr(loss, "full_tensor"):  # tensor parallel
+    if hasattr(loss, "full_tensor"):  # a DTensor, with tensor parallelism
         loss = loss.full_tensor()
     value = loss
     if isinstance(loss, Tensor):
@@ -81,7 +87,7 @@ def value_of(loss: Any) -> tuple[Tensor | float, Value]:
 
 
 def check_pair(pair: Pair, eps: float) -> None:
-    """Raise Refused if g = (L+ - L-) / 2ε is too large for an update in float32, as far as that can be seen."""
+    """Raise Refused if g = (L+ - L-) / 2ε is too large for an update in float32. Losses on a device are not checked."""
     plus, minus = pair
     if isinstance(plus, Tensor) or isinstance(minus, Tensor):
         return

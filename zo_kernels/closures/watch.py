@@ -1,4 +1,4 @@
-"""Watches the calls of a closure for signs that a run goes wrong."""
+"""Checks the calls of a closure for signs that a run goes wrong."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from .resolution import COARSE, NARROW, narrow_loss_message
 
 
 class Closures:
-    """Watches every call, as long as there is something left to report."""
+    """Checks the calls of an optimizer's closures, and reports each kind of mistake once."""
 
     def __init__(self, warner: Warner, module: nn.Module | None):
         self._warner, self._randomness, self._draws = warner, Randomness(warner, module), Draws(warner)
 
     def begin(self, weights: Weights, step: int) -> None:
-        """Begin a step.
+        """Run the checks that come before a step, and choose those of the step.
 
         Args:
+            weights: the tables of the step.
             step: steps taken with these tables. Costly checks run at steps 0, 1, 2, 4, 8, ...
 
         Raises:
@@ -37,7 +38,7 @@ class Closures:
             self._draws.begin()
 
     def wrap(self, closure: Closure, eps: float) -> Closure:
-        """Return a function to call in place of the closure; it raises ValueError where `Warner` does."""
+        """Return a closure that does the same and runs the checks. It raises ValueError where `Warner` does."""
         called = self._randomness.called() if self._randomness.found else None
 
         def watched() -> Any:
@@ -48,7 +49,7 @@ class Closures:
                     raise
                 raise ValueError(
                     "closure: expected it to return the loss, and no more, but it calls backward(), and there are no "
-                    "gradients within a step; leave zero_grad() and backward() away"
+                    "gradients within a step; remove zero_grad() and backward()"
                 ) from error
             if isinstance(loss, Tensor) and loss.dtype in NARROW and not self._warner.warned(COARSE):
                 self._warner.warn(COARSE, narrow_loss_message(loss, eps))

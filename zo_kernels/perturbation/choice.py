@@ -1,4 +1,4 @@
-"""Where the probes of an optimizer are evaluated, chosen in one place."""
+"""Chooses the place of an optimizer's probes."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ PERTURB = ("auto", "in_place", "in_forward")
 
 
 class Perturbation:
-    """What the user asked for, what that comes to with the weights as they are, and the place in use.
+    """Chooses between in place and in the forward, and makes the place for the current tables.
 
     Args:
-        module: what the optimizer was given; None if it was given parameters.
-        asked: one of PERTURB.
+        module: the module that the optimizer was given; None if it was given parameters.
+        asked: the user's choice, one of PERTURB.
         execution_device: the device that modules run on, if weights are elsewhere.
         splits_directions: whether ranks evaluate different directions.
 
     Attributes:
         name: "in_place" or "in_forward".
-        place: for the tables that are valid; None before the first ones.
+        place: the place for the current tables; None before the first tables.
 
     Raises:
-        TypeError, ValueError: what was asked for cannot be.
+        TypeError, ValueError: the user's choice is not possible.
     """
 
     place: Place | None = None
@@ -54,10 +54,10 @@ class Perturbation:
             self.execution_device = checks.usable_device("execution_device", execution_device)
 
     def choose(self, trainable: Sequence[Tensor]) -> None:
-        """Decide between in place and in the forward, for these weights.
+        """Choose for these weights.
 
         Raises:
-            ValueError: what was asked for is not possible with them.
+            ValueError: the user's choice is not possible with them.
         """
         self.name = self._chosen(trainable)
 
@@ -86,13 +86,13 @@ class Perturbation:
         return "in_forward"
 
     def settle(self) -> None:
-        """With `execution_device`, move buffers there and pin parameters, those that came since, too."""
+        """With `execution_device`, move the module's buffers there and pin its parameters, also those added since."""
         if self.execution_device is not None:
             assert self._module is not None
             settle(self._module, self.execution_device)
 
     def use(self, weights: Weights) -> None:
-        """Make the place for new tables."""
+        """Make the place for these new tables."""
         if self.name == "in_place":
             self.place = InPlace(weights)
             return
@@ -104,4 +104,4 @@ class Perturbation:
             self.place = Streamed(engine, weights, self._warner)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "place": None}  # of the tables, which a copy builds anew
+        return {**self.__dict__, "place": None}  # a copy builds its own tables, and a place for them

@@ -1,7 +1,7 @@
-"""Perturbation in the forward: a module runs on perturbed copies of its weights, and θ itself is never written.
+"""The engine of perturbation in the forward: it hooks modules so that they run on perturbed copies of their weights.
 
-Just before a module runs, its weights' perturbed values are written to a scratch buffer by one pass, which serves all
-modules within it if there is room, and its parameters' `data` points there until its forward ends, however it does.
+Just before a module runs, one pass writes perturbed copies of its weights to a scratch buffer; if there is room, also
+of the modules within it. Its parameters' `data` points to the copies until its forward ends. θ is only read.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from .scratch import Scratch, bytes_for, without_aliases
 
 @dataclass(slots=True)
 class Frame:
-    """A module that runs, and what stands in for its weights."""
+    """A running module, and the copies that it runs on."""
 
     module: nn.Module
-    swapped: Iterable[int] = ()  # weights, by index
+    swapped: Iterable[int] = ()  # indices of the weights that copies replace
     originals: Sequence[tuple[Tensor, Tensor]] = ()  # (weight, its θ)
-    place: Any = None  # of what stands in for them
-    others: Sequence[Tensor] = ()  # what is not trained, and was moved here too
-    references: tuple[int, int] | None = None  # to the buffer, when they stood in, of which these by as many tables
+    place: Any = None  # of the copies in the buffer
+    others: Sequence[Tensor] = ()  # tensors that are not trained, and were copied here too
+    references: tuple[int, int] | None = None  # references to the buffer after the swap; tables built until then
 
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """Perturbed copies of weights at a place in the buffer, and the table that writes them."""
+    """Copies of weights at one place in the buffer, and the table that writes them."""
 
     table: Table
     copies: list[tuple[Tensor, Tensor]]  # (weight, its copy)
@@ -51,20 +51,20 @@ class Copies:
 
 
 class Engine:
-    """Evaluates closures at perturbed weights, for as long as the tables of the weights are valid.
+    """Evaluates closures at perturbed weights. One engine serves one set of tables.
 
     Args:
-        module: whose modules' own parameters the weights are.
-        weights: the tables. Nothing here writes to them.
+        module: the module that owns the weights.
+        weights: the tables; the engine only reads them.
 
     Attributes:
-        watch_policy: when evaluations are watched.
+        watch_policy: decides which evaluations are watched for reads of weights outside their modules.
 
     Raises:
-        ValueError: a weight is no module's own.
+        ValueError: a weight is not a parameter of the module.
     """
 
-    _notes_all = False  # whether there is a frame also for modules that need nothing
+    _frame_for_all = False  # whether modules that need no copies get a frame too
 
     def __init__(self, module: nn.Module, weights: Weights):
         self._module, self._weights = module, weights
@@ -72,17 +72,17 @@ class Engine:
         self._owners = Owners(module, self._tensors, self._bytes_for)
         self.watch_policy = WatchPolicy(self._tensors, weights.theta, self._owners)
         self._seals = self.watch_policy.seals
-        self._wanted: Mapping[nn.Module, frozenset[int]] = {}  # what each module is to be given in this evaluation
+        self._wanted: Mapping[nn.Module, frozenset[int]] = {}  # the copies that each module gets in this evaluation
         self._tables: dict[tuple[Any, ...], Any] = {}
-        self._ready: dict[nn.Module, Copies] = {}  # of those tables, what a module needs where nothing is perturbed yet
+        self._ready: dict[nn.Module, Copies] = {}  # the copies that a module gets if nothing else is perturbed yet
         self._ready_for: Any = None
-        self._made = 0  # tables
+        self._tables_built = 0
         self._sizes: dict[frozenset[int], int] = {}
-        self._scratch: Any = self._make_room(weights.weights[0].tensor)
+        self._scratch: Any = self._new_scratch(weights.weights[0].tensor)
         self._hooks: list[RemovableHandle] = []
         self._hooking = False
         self._frames: list[Frame] = []
-        self._live: set[int] = set()
+        self._perturbed: set[int] = set()
         self._ran: list[nn.Module] = []  # all modules that ran in this evaluation
         self._stack: list[nn.Module] = []  # all modules that run, while watching
         self._watch: Watch | None = None
@@ -98,8 +98,8 @@ class Engine:
                 f"params: expected parameters of the module, for perturb='in_forward', got also {self._named(orphans)}"
             )
 
-    def _make_room(self, like: Tensor) -> Any:
-        """Memory for what stands in for a running module's weights."""
+    def _new_scratch(self, like: Tensor) -> Any:
+        """Make the memory for copies."""
         return Scratch(like.device, like.is_inference(), self._forget_tables)
 
     def _forget_tables(self) -> None:
@@ -114,8 +114,8 @@ class Engine:
             size = self._sizes[indices] = bytes_for([self._weights.theta[i] for i in indices])
         return size
 
-    def _find_wanted(self, watch: bool) -> None:
-        """Where reads are watched, each owner is given its own weights alone."""
+    def _choose_wanted(self, watch: bool) -> None:
+        """Choose which copies each module gets. In a watched evaluation, each gets only those of its own weights."""
         wanted: Mapping[nn.Module, frozenset[int]] = self._owners.owned if watch else self._owners.together
         if (active := self._active) is not None:
             # A module with several blocks of which some are dropped would need a table for each choice of them.
@@ -136,17 +136,17 @@ class Engine:
         watch: bool = False,
         missed: Callable[[str], None] = lambda names: None,
     ) -> Any:
-        """What the closure returns while every module runs on the weights that the pass would write.
+        """Call the closure while every module runs on the weights that a pass would write; return its result.
 
         Args:
-            closure: runs the module; called once, or again if there are signs that weights are read outside of their
-                module, and again if they are.
+            closure: runs the module. It is called again if there are signs that it reads weights outside of their
+                module, and once more if it does.
             do: the pass. Weights that are not active are not perturbed.
-            step: which it is for.
+            step: steps taken before.
             from_anchor: perturb the anchors instead of θ.
-            watch: look for such reads even if nothing points to them. It slows the evaluation down, and changes nothing
-                in its result.
-            missed: told of the weights that were found so, and may have been read in earlier evaluations.
+            watch: look for such reads even without signs. It slows the evaluation down, but does not change the result.
+            missed: called with the names of weights whose reads gave no sign, so that earlier evaluations may have
+                missed them.
 
         Raises:
             ValueError: weights are read where no module runs, or none of the modules ran.
@@ -192,24 +192,24 @@ class Engine:
         """Evaluate once.
 
         Args:
-            found: what is read where it is not perturbed is added to it; None not to watch.
+            found: collects reads of weights that are not perturbed there; None not to watch.
 
         Returns:
-            What the closure returns, and whether something points to such reads.
+            What the closure returns, and whether there are signs of such reads.
         """
-        self._find_wanted(watch=found is not None)
+        self._choose_wanted(watch=found is not None)
         self.watch_policy.begin()
         self._watch, self._seals.on_address, result = None, None, None
-        sealed = self._sealed()
+        sealed = self._weights_to_seal()
         if found is not None:
             self._thread, self._is_elsewhere = get_ident(), False
             self._seals.on_address = on_read = lambda i: self._note_read(i, found)
-            self._watch = Watch(self._watched(), self._scratch.is_free, on_read, self.watch_policy.wrote.add)
+            self._watch = Watch(self._tensors_to_watch(), self._scratch.is_free, on_read, self.watch_policy.wrote.add)
             sealed = sealed if self.watch_policy.may_seal else []
         try:
             with self._hooked(), self._watch.watching() if self._watch else nullcontext(), self._seals.of(sealed):
                 result = call(closure)
-        except RuntimeError:  # as an operation does that reads weights on two devices
+        except RuntimeError:  # such as an operation on tensors of two devices, which a read outside a module causes
             if not (found or self._seals.broken):
                 raise
         if found is not None:
@@ -217,7 +217,7 @@ class Engine:
         return result, self.watch_policy.saw_signs(self._ran)
 
     def _run_elsewhere(self, closure: Callable[[], Any]) -> Any:
-        """Evaluate a closure that runs modules in another thread, whose operations nobody can watch."""
+        """Evaluate a closure that runs modules in another thread, where operations cannot be watched."""
         result, _ = self._run(closure, None)
         if self._seals.broken:
             raise ValueError(
@@ -227,14 +227,14 @@ class Engine:
         return result
 
     def _has_signs(self, closure: Callable[[], Any]) -> bool:
-        """Whether a read that was found would have been noticed in evaluations that were not watched."""
+        """Say whether an evaluation that is not watched shows signs of the reads that were found."""
         try:
             return self._run(closure, None)[1]
-        except Exception:  # as they would have ended
+        except Exception:  # an earlier evaluation would have raised too
             return True
 
-    def _sealed(self) -> Iterable[int] | None:
-        """Weights that only their modules may read; all, if None. Those that are not perturbed anyone may."""
+    def _weights_to_seal(self) -> Iterable[int] | None:
+        """Return the weights that only their modules may read: the perturbed ones. None for all."""
         return self._active
 
     @contextmanager
@@ -251,16 +251,16 @@ class Engine:
             self.restore()
 
     def restore(self) -> None:
-        """Leave nothing behind of an evaluation. To be called again should an exception from outside cut it short."""
-        if self._hooking:  # PyTorch may have taken one whose handle never came
+        """Clean up after an evaluation. If an exception from outside ends this, call it again."""
+        if self._hooking:  # PyTorch may have a hook whose handle was not stored
             remove_forward_hooks(self._enter, self._leave)
             self._hooking = False
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
         self._seals.unseal_all()
-        while self._frames:  # left over by what is no Exception
-            self._put_back()
+        while self._frames:  # left over by a KeyboardInterrupt and the like, after which PyTorch calls no hook
+            self._pop_frame()
         self._scratch.clear()
         self._stack.clear()
         if (watch := self._watch) is not None:
@@ -268,15 +268,15 @@ class Engine:
         self._watch = None
 
     def is_still(self) -> bool:
-        """Whether no module was left in the middle of its forward."""
+        """Say whether no module was left in the middle of its forward."""
         return not self._frames
 
     def memory_in_use(self) -> list[Any]:
-        """What the passes read and write besides θ: it may be replaced by other memory in later evaluations."""
+        """Return the memory that passes use besides θ. Later evaluations may use other memory."""
         return [*self._tables.values(), *self._scratch.chunks]
 
-    def _watched(self) -> list[Tensor]:
-        """What nobody may read but in its module's forward; the weights come first."""
+    def _tensors_to_watch(self) -> list[Tensor]:
+        """Return the tensors that may only be read in their module's forward; the weights come first."""
         return self._weights.theta
 
     def _enter(self, module: nn.Module, args: Any) -> None:
@@ -289,18 +289,18 @@ class Engine:
             return
         if not self._entered:
             self._entered = module in self._owners.owned
-        # All of it is perturbed already? But a module that runs within itself is to end by itself.
-        if wanted <= self._live and not self._notes_all and not self._has_frame(module):
+        # Are all its weights perturbed already? A module that runs within itself needs a frame for each run.
+        if wanted <= self._perturbed and not self._frame_for_all and not self._has_frame(module):
             return
         frame = Frame(module)
         self._frames.append(frame)  # first: an interrupt may come at any line
         transformed = torch._C._functorch.peek_interpreter_stack() is not None
-        if transformed or torch.is_grad_enabled():  # a backward pass may follow
+        if transformed or torch.is_grad_enabled():  # a backward pass may read the copies later
             self.watch_policy.suspicious = True
         if self._watch is None and not transformed:
             self._swap(frame, wanted)
             return
-        # A transform of torch.func that is under way is none of our passes' business.
+        # Passes must run outside the closure's torch.func transform.
         with nullcontext() if self._watch is None else self._watch.paused(), torch._C._DisableFuncTorch():
             self._swap(frame, wanted)
 
@@ -311,15 +311,15 @@ class Engine:
         return False
 
     def _swap(self, frame: Frame, wanted: frozenset[int]) -> None:
-        """Put perturbed copies in the place of weights."""
-        first = not self._live
-        missing = wanted if first else wanted - self._live
-        if not first and not self._scratch.fits(self._bytes_for(missing)):  # without those within it, then
-            missing = self._owners.owned.get(frame.module, frozenset()) & wanted - self._live
+        """Replace a module's weights by perturbed copies."""
+        first = not self._perturbed
+        missing = wanted if first else wanted - self._perturbed
+        if not first and not self._scratch.fits(self._bytes_for(missing)):  # leave out the modules within it
+            missing = self._owners.owned.get(frame.module, frozenset()) & wanted - self._perturbed
         if not missing:
             return
         frame.place = place = self._scratch.take(self._bytes_for(missing))
-        found = self._ready.get(frame.module) if first else None  # what is taken first is always at the same place
+        found = self._ready.get(frame.module) if first else None  # an empty buffer always gives the same place
         if found is None:
             key = (self._from_anchor, missing, place)
             if key not in self._tables:
@@ -333,14 +333,14 @@ class Engine:
         self._seals.unseal(missing)
         for tensor, copy in found.copies:
             tensor.data = copy
-        self._live.update(missing)
-        frame.references = self._scratch.references(place), self._made
+        self._perturbed.update(missing)
+        frame.references = self._scratch.references(place), self._tables_built
 
     def _new_copies(self, missing: frozenset[int], place: tuple[int, int]) -> Copies:
         weights, wanted = self._weights, sorted(missing)
         sources = weights.anchors if self._from_anchor else weights.theta
         assert sources is not None
-        self._made += 1
+        self._tables_built += 1
         copies = self._scratch.tensors(place, [weights.theta[i] for i in wanted])
         kind = MaskKind.THRESHOLD if self._from_anchor else MaskKind.BITS
         entries = [weights.entry(i, c, sources[i], kind) for i, c in zip(wanted, copies, strict=True)]
@@ -355,26 +355,26 @@ class Engine:
         if self._watch is not None and module in self._stack:
             while self._stack.pop() is not module:
                 pass
-        # Without a frame, its weights lie in the buffer for a module around it: soon for another one.
+        # Without a frame, its copies belong to a module around it, and the buffer will be used again.
         if not self._has_frame(module):
             return without_aliases(output, self._scratch.holds) if module in self._owners.owned else None
         replaced = without_aliases(output, self._scratch.holds)
-        while (frame := self._put_back()).module is not module:
+        while (frame := self._pop_frame()).module is not module:
             pass
         if replaced is None and frame.references is not None:
-            # Its weights do not stand in any more. Who else does has kept something of the buffer.
-            before, made = frame.references
-            if made == self._made and self._scratch.references(frame.place) > before - len(frame.originals):
+            # The copies are swapped out. If the buffer has more references than expected, somebody keeps a part of it.
+            before, built = frame.references
+            if built == self._tables_built and self._scratch.references(frame.place) > before - len(frame.originals):
                 self.watch_policy.suspicious = True
         return replaced
 
-    def _put_back(self) -> Frame:
-        """End the last frame, and return it."""
+    def _pop_frame(self) -> Frame:
+        """Swap the copies of the last frame out, remove the frame and return it."""
         frame = self._frames[-1]
         for tensor, theta in frame.originals:
             tensor.data = theta
         self._seals.seal(frame.swapped)
-        self._live.difference_update(frame.swapped)
+        self._perturbed.difference_update(frame.swapped)
         if frame.place is not None:
             self._scratch.give_back(frame.place)
         self._frames.pop()
@@ -386,12 +386,12 @@ class Engine:
             return
         owned = self._owners.owned
         if self._active is not None and i not in self._active and any(i in owned.get(m, ()) for m in self._stack):
-            return  # it is dropped, and belongs to a module that runs
+            return  # the weight is dropped, and its module runs
         running: list[Any] = [m for m in self._stack if m in self._owners.members] or self._stack or [None]
         found.add((i, running[-1]))
 
     def _borrow(self, found: Reads, strangers: set[int]) -> None:
-        """Perturb weights from now on where they were found to be read; see `check_reachable`."""
+        """From now on, perturb weights also in the modules that were found to read them; see `check_reachable`."""
         for i, m in check_reachable(found, self._owners, strangers, self._named):
             self._owners.borrow(m, i)
 

@@ -1,4 +1,4 @@
-"""Perturbation in the forward: modules run on perturbed copies of their weights, and θ is written by updates alone."""
+"""Perturbation in the forward: modules run on perturbed copies of their weights, and only updates write θ."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .reads.watch_policy import is_sampled
 
 
 def cannot_perturb_in_forward(module: nn.Module | None) -> str | None:
-    """Why in-forward perturbation is impossible for what the optimizer was given, or None."""
+    """Say why perturbation in the forward is impossible for what the optimizer was given; None if it is possible."""
     if module is None:
         return "it needs the module, not its parameters alone"
     if any(is_sharded(p) for p in module.parameters()):
@@ -108,11 +108,11 @@ class InForwardProbes:
     def evaluate(self, closure: Callable[[], Any]) -> Any:
         do = self._weights.describe(self._offset, None, self._active)
         return self._engine.evaluate(
-            closure, do, step=self._step, from_anchor=self._from_anchor, watch=self._watch, missed=self._say_missed
+            closure, do, step=self._step, from_anchor=self._from_anchor, watch=self._watch, missed=self._report_missed
         )
 
-    def _say_missed(self, names: str) -> None:
-        """Weights were read unperturbed, perhaps since the last step that was watched."""
+    def _report_missed(self, names: str) -> None:
+        """Report weights that were read unperturbed, perhaps in all steps since the last watched one."""
         watch_policy = self._engine.watch_policy
         if watch_policy.watched < self._step:
             self._warner.warn(
@@ -122,7 +122,7 @@ class InForwardProbes:
                 "losses at weights that were not all perturbed; use perturb='in_place', or read them in their "
                 "module's forward",
             )
-        if watch_policy.not_watched == self._step:  # its other losses are as wrong
+        if watch_policy.not_watched == self._step:  # this step's earlier losses are wrong too
             raise Refused(ValueError, f"it reads {names or 'weights'} outside of their module")
 
     def finish(self, update: Mapping[Seed, Row], decays: Row, then: Sequence[Call]) -> None:

@@ -1,6 +1,6 @@
-"""Perturbation in place: the weights walk through θ ± εz and back.
+"""Perturbation in place: passes move the weights themselves to θ + εz, to θ - εz and back.
 
-What is restored after a closure is not what the closure wrote to a weight meanwhile, so writes are refused.
+If a closure writes to a weight at θ + εz, the pass back cannot restore θ. So a closure's writes are errors.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class InPlace:
         return (WalkFromAnchor if from_anchor else RestoredWalk)(self._weights, active, unwritten, restore)
 
     def restore(self) -> None:
-        """Nothing is left behind: probes restore what they moved."""
+        """Do nothing: probes restore the weights that they moved."""
 
     def is_still(self) -> bool:
         return False
@@ -70,7 +70,7 @@ class InPlace:
 
 
 class Mover(Protocol):
-    """What `Walk` needs of `Weights`; a replay puts a queue in their place."""
+    """The methods of `Weights` that `Walk` uses; a replay passes a queue instead."""
 
     def describe(
         self,
@@ -78,19 +78,19 @@ class Mover(Protocol):
         decays: Row | None,
         active: Sequence[int] | None,
     ) -> Pass:
-        """As `Weights.describe`."""
+        """See `Weights.describe`."""
 
     def run(self, do: Pass, *, record: bool = False, then: Sequence[Call] = ()) -> None:
-        """As `Weights.run`."""
+        """See `Weights.run`."""
 
 
 class Walk:
-    """Moves the weights themselves. Every move is one pass; the way back to θ and the update together are one.
+    """Moves the weights by one pass a move; the last pass moves back to θ and updates at once.
 
     Args:
-        weights: what is moved.
-        active: which of them, None for all.
-        unwritten: evaluates closures; None where no losses are evaluated.
+        weights: the weights to move, in place.
+        active: indices of those that take part, None for all.
+        unwritten: evaluates closures; None in a replay, which evaluates no losses.
         record: whether the first move takes the masks.
     """
 
@@ -112,15 +112,15 @@ class Walk:
         seeds = [*self.offset, *(s for s in offset if s not in self.offset)]
         deltas = {s: offset.get(s, 0.0) - self.offset.get(s, 0.0) for s in seeds}
         deltas = {s: d for s, d in deltas.items() if d != 0.0}
-        there = self._at(offset)
+        noted = self._noting(offset)
         if deltas:
             do = self._weights.describe(deltas, None, self._active)
-            self._weights.run(do, record=self._record, then=[*there, partial(setattr, self, "_record", False)])
+            self._weights.run(do, record=self._record, then=[*noted, partial(setattr, self, "_record", False)])
         else:
-            at_once(there)
+            at_once(noted)
 
-    def _at(self, offset: Mapping[Seed, float]) -> list[Call]:
-        """What notes that the weights are there."""
+    def _noting(self, offset: Mapping[Seed, float]) -> list[Call]:
+        """Return the calls that note that the weights are at an offset."""
         moves = self.moves + bool(offset)
         return [partial(setattr, self, "offset", dict(offset)), partial(setattr, self, "moves", moves)]
 
@@ -133,12 +133,13 @@ class Walk:
         zero = [0.0] * len(decays)
         seeds = [*self.offset, *(s for s in update if s not in self.offset)]
         deltas = {s: minus(update.get(s, zero), decays, self.offset.get(s, 0.0)) for s in seeds}
-        self._weights.run(self._weights.describe(deltas, decays, self._active), then=[*self._at({}), *then])
+        self._weights.run(self._weights.describe(deltas, decays, self._active), then=[*self._noting({}), *then])
 
 
 class RestoredWalk(Walk):
-    """As `Walk`, but `restore` brings θ back exactly, and the update is made elsewhere. Masks are those that the tables
-    keep already.
+    """A `Walk` that `restore` ends: it restores θ exactly, and the estimator makes the update.
+
+    The tables already have the masks.
     """
 
     def __init__(self, weights: Mover, active: Sequence[int] | None, unwritten: Unwritten, restore: Callable[[], None]):
@@ -151,11 +152,11 @@ class RestoredWalk(Walk):
         else:
             self._leave()
             self._restore()
-            at_once(self._at({}))
+            at_once(self._noting({}))
 
 
 class WalkFromAnchor:
-    """Each move overwrites the weights by anchor + offset; `restore` brings θ back."""
+    """Moves by overwriting the weights with anchor + offset; `restore` restores θ."""
 
     def __init__(
         self, weights: Weights, active: Sequence[int] | None, unwritten: Unwritten, restore: Callable[[], None]
@@ -165,7 +166,7 @@ class WalkFromAnchor:
 
     def to(self, offset: Mapping[Seed, float]) -> None:
         if offset:
-            # Weights of dropped blocks are at the anchor already: no step since has changed them.
+            # Weights of dropped blocks are still at the anchor: no step since has changed them.
             moved = [partial(setattr, self, "moves", self.moves + 1)]
             self._weights.move(offset, active=self._active, from_anchor=True, then=moved)
         else:
@@ -176,7 +177,7 @@ class WalkFromAnchor:
         return self._unwritten.evaluate(closure)
 
     def finish(self, update: Mapping[Seed, Row], decays: Row, then: Sequence[Call]) -> None:
-        raise AssertionError("the estimate at an anchor is not followed by an update of its own")
+        raise AssertionError("an estimate at the anchor has no update of its own")
 
 
 class Guard(TorchDispatchMode):
@@ -184,7 +185,7 @@ class Guard(TorchDispatchMode):
 
     Args:
         weights: plain tensors, none overlapping.
-        names: of them.
+        names: their names, for the message.
     """
 
     supports_higher_order_operators = True
@@ -212,15 +213,15 @@ class Guard(TorchDispatchMode):
 
 
 class Unwritten:
-    """Evaluates closures while weights are moved in place, and sees to it that nobody else writes to them meanwhile.
+    """Evaluates closures while weights are perturbed in place, and raises if a closure writes to them.
 
-    In evaluations that are `guarded`, what would write is refused before it does. In all of them a write is seen
-    afterwards, by PyTorch's counts of the changes of tensors, and `weights.overwritten` says so.
+    A guarded evaluation stops the write before it happens. Every evaluation finds it afterwards, by PyTorch's version
+    counters, and sets `weights.overwritten`.
 
     Args:
-        weights: what is moved.
-        guarded: whether to look at every operation. That takes some microseconds for each, and what torch.compile has
-            compiled runs uncompiled.
+        weights: the weights that are moved.
+        guarded: whether to check every operation. That takes some microseconds for each, and functions compiled by
+            torch.compile run uncompiled.
     """
 
     def __init__(self, weights: Weights, guarded: bool):
@@ -230,10 +231,10 @@ class Unwritten:
             self._guard = Guard(weights.theta, [w.name for w in weights.weights])
 
     def evaluate(self, closure: Callable[[], Any]) -> Any:
-        """What the closure returns.
+        """Return what the closure returns.
 
         Raises:
-            Refused: it writes to a weight.
+            Refused: the closure writes to a weight.
         """
         weights, before = self._weights, self._weights.versions()
         try:
@@ -256,6 +257,6 @@ class Unwritten:
         return result
 
     def leave(self) -> None:
-        """After an exception from outside: off PyTorch's stack of modes, should it have left the guard there."""
+        """Remove the guard from PyTorch's stack of modes, in case an exception from outside left it there."""
         if self._guard is not None:
             remove_mode(self._guard)

@@ -1,4 +1,4 @@
-"""The protocol of a place: where the losses of a step are evaluated."""
+"""The protocols of a place, where the losses of a step are evaluated, and of its probes, which evaluate them."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from ..weights.rows import Row, Seed
 
 
 class Probes(Protocol):
-    """Evaluations at θ + sum offset[seed] * z(seed), and the update that ends them.
+    """Evaluates losses at θ + sum offset[seed] * z(seed), and ends with the update.
 
-    Whatever exception comes, and whenever: where the weights are is noted together with the pass that brought them
-    there, so that `to({})` restores them. It may be called again and again.
+    Each pass also notes where it moved the weights, in one chain of C functions. So after any exception `to({})`
+    restores the weights; it can be called repeatedly.
 
     Attributes:
-        moves: how often they went to another place; the way back to θ does not count.
+        moves: how often the probes moved away from θ or to another offset; moves back to θ do not count.
     """
 
     moves: int
 
     def to(self, offset: Mapping[Seed, float]) -> None:
-        """Go to θ + sum offset[seed] * z(seed); an empty offset is θ."""
+        """Move to θ + sum offset[seed] * z(seed); an empty offset is θ."""
 
     def evaluate(self, closure: Callable[[], Any]) -> Any:
-        """What the closure returns there."""
+        """Return what the closure returns at the current offset."""
 
     def finish(self, update: Mapping[Seed, Row], decays: Row, then: Sequence[Call]) -> None:
-        """θ <- decay * θ + sum update[seed] * z(seed), for each row; with it the calls of `then`, or none of both."""
+        """Update θ <- decay * θ + sum update[seed] * z(seed), for each row. The same pass makes the calls of `then`."""
 
 
 class Place(Protocol):
@@ -51,28 +51,28 @@ class Place(Protocol):
         from_anchor: bool,
         restore: Callable[[], None] | None,
     ) -> Probes:
-        """For the evaluations of one step.
+        """Make probes for the evaluations of one step.
 
         Args:
             active: indices of the weights that are perturbed; None for all.
             seed: of the run.
             step: steps taken before.
-            guarded: refuse writes to weights before they happen, where the weights move.
+            guarded: in place, stop a closure's write to weights before it happens.
             from_anchor: perturb the anchor instead of θ.
-            restore: brings θ back exactly; None if only a pass back can.
+            restore: restores θ exactly; None if only a pass can move the weights back.
         """
 
     def restore(self) -> None:
-        """Leave nothing behind of an evaluation that was cut short."""
+        """Clean up after an evaluation that an exception ended."""
 
     def is_still(self) -> bool:
-        """Whether the weights are θ, and no evaluation is under way."""
+        """Say whether the weights are known to be θ, since this place never moves them and no evaluation runs."""
 
     def writes(self) -> tuple[set[int], bool]:
-        """Weights that closures wrote to since this was last asked, by index, and whether there were others."""
+        """Return the indices of weights that closures wrote to since the last call, and whether there may be others."""
 
     def unperturbed(self) -> AbstractContextManager[None]:
-        """For forwards between steps."""
+        """Return a context in which forwards between steps run, without a perturbation."""
 
     def memory_in_use(self) -> list[Any]:
-        """What passes read and write besides the weights: a captured graph keeps it alive."""
+        """Return the memory that passes use besides the weights; a captured graph keeps it alive."""

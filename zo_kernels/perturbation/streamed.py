@@ -1,7 +1,7 @@
-"""Perturbation in the forward of weights that are elsewhere, such as on a CPU whose memory holds what a GPU's does not.
+"""Perturbation in the forward on another device than that of the weights, which need not fit there.
 
-Just before a module runs, all its tensors are copied to where it runs, and the trained ones are perturbed there; the
-next module's are on their way meanwhile. Nothing comes back: θ stays where it is, and is updated there.
+Just before a module runs, all its tensors are copied to that device, and the copies of trained ones are perturbed.
+Meanwhile the next module's tensors are copied too. Nothing is copied back: θ is updated where it is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .slots import Slots
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    """What a module needs that is not there yet: indices of weights, and of tensors that are not trained."""
+    """The tensors to copy for a module: indices of weights, and of tensors that are not trained."""
 
     module: nn.Module
     wanted: tuple[int, ...]
@@ -35,39 +35,39 @@ class _Load:
 
 
 class StreamedEngine(Engine):
-    """As `Engine`, on another device than that of the weights.
+    """An `Engine` whose modules run on another device than that of the weights.
 
     Args:
         module, weights: see `Engine`.
-        where: the device that modules run on. What is trained may be on any one device; what is not trained is copied
-            from where it is, and stays where it is if that is the same device, unless the weights are on it, too.
+        where: the device that modules run on. The trained tensors may be on any one device. Other tensors are copied to
+            `where`, too; those that are there already are only copied if the trained ones are also there.
     """
 
-    _notes_all = True  # in their order
+    _frame_for_all = True  # the order of all modules says what to copy next
 
     def __init__(self, module: nn.Module, weights: Weights, where: device):
         self._where = where
-        self._others: list[Tensor] = []  # as the module has them, and
-        self._origins: list[Tensor] = []  # as they are when no module runs
-        self._needs: dict[nn.Module, list[int]] = {}  # of `_others`, by index
-        self._lent: dict[nn.Module, list[Tensor]] = {}  # of them, where modules read them that do not own them
-        self._here: set[int] = set()  # of them, by index
-        self._order: list[_Load] = []  # of this evaluation so far
-        self._expected: list[_Load] = []  # of the one before
-        self._coming: tuple[_Load, int, list[Tensor]] | None = None
+        self._others: list[Tensor] = []  # tensors that are not trained, as the module has them
+        self._origins: list[Tensor] = []  # their data outside of evaluations
+        self._needs: dict[nn.Module, list[int]] = {}  # indices into `_others`
+        self._lent: dict[nn.Module, list[Tensor]] = {}  # tensors of `_others` that modules read without owning them
+        self._here: set[int] = set()  # indices into `_others`: now copied to the device
+        self._order: list[_Load] = []  # the loads of this evaluation so far
+        self._expected: list[_Load] = []  # the loads of the evaluation before
+        self._coming: tuple[_Load, int, list[Tensor]] | None = None  # the next module's load, its slot and copies
         super().__init__(module, weights)
 
     @property
     def bytes_copied(self) -> int:
-        """To the device, in all evaluations so far."""
+        """How many bytes were copied to the device, in all evaluations so far."""
         return int(self._scratch.bytes_copied)
 
     @property
     def bytes_on_device(self) -> int:
-        """Of the memory for weights there."""
+        """How many bytes the device holds for copies."""
         return sum(chunk.numel() for chunk in self._scratch.chunks)
 
-    def _make_room(self, like: Tensor) -> Any:
+    def _new_scratch(self, like: Tensor) -> Any:
         return Slots(self._where, like.is_inference(), self._tables.clear)
 
     def _find_owners(self) -> None:
@@ -86,15 +86,15 @@ class StreamedEngine(Engine):
         every = self._owners.owned.keys() | self._needs.keys()
         self._scratch.reserve(max(bytes_for(self._sources(self._load(m))) for m in every))
 
-    def _find_wanted(self, watch: bool) -> None:
-        """Each module is given its own tensors, those that take no part in the pass, too."""
+    def _choose_wanted(self, watch: bool) -> None:
+        """Give each module copies of all its tensors, also of those that the pass leaves alone."""
         self._wanted = {**dict.fromkeys(self._needs, frozenset[int]()), **self._owners.owned}
 
-    def _watched(self) -> list[Tensor]:
+    def _tensors_to_watch(self) -> list[Tensor]:
         return [*self._weights.theta, *self._origins]
 
-    def _sealed(self) -> None:
-        """All: where they are, nobody computes with them."""
+    def _weights_to_seal(self) -> None:
+        """Return None, for all weights: nobody computes with them where they are."""
 
     def _borrow(self, found: Reads, strangers: set[int]) -> None:
         ours = len(self._weights.weights)
@@ -108,7 +108,7 @@ class StreamedEngine(Engine):
                 )
             if m not in self._owners.members and i in strangers:
                 raise ValueError(
-                    "closure: a module that is made anew in every call reads a tensor that is not trained, of shape "
+                    "closure: a module that is created in every call reads a tensor that is not trained, of shape "
                     f"{tuple(self._others[i - ours].shape)}; keep such tensors on execution_device"
                 )
             strangers.update([i] if m not in self._owners.members else [])
@@ -124,24 +124,24 @@ class StreamedEngine(Engine):
 
     @contextmanager
     def unperturbed(self) -> Iterator[None]:
-        """Modules run on copies of their tensors as they are."""
+        """Within the block, modules run on copies of their tensors, without a perturbation."""
         self._pass, self._from_anchor, self._active = None, False, None
         self._find_owners()
-        self._find_wanted(watch=False)
+        self._choose_wanted(watch=False)
         with self._hooked():
             yield
 
     def restore(self) -> None:
-        self._coming = None  # before its slot is given back
+        self._coming = None  # first, since `restore` gives its slot back
         super().restore()
 
     def _load(self, module: nn.Module) -> _Load:
-        """What the module would have to be given now."""
-        wanted = tuple(i for i in sorted(self._owners.owned.get(module, ())) if i not in self._live)
+        """Return what must be copied for a module now."""
+        wanted = tuple(i for i in sorted(self._owners.owned.get(module, ())) if i not in self._perturbed)
         return _Load(module, wanted, tuple(i for i in self._needs.get(module, ()) if i not in self._here))
 
     def _sources(self, load: _Load) -> list[Tensor]:
-        """What is copied: weights, what is not trained, and the masks that the weights' tables keep."""
+        """Return the tensors to copy: weights, tensors that are not trained, and the masks that tables keep."""
         weights = self._weights
         theta = weights.anchors if self._from_anchor else weights.theta
         assert theta is not None
@@ -165,7 +165,7 @@ class StreamedEngine(Engine):
                 self._scratch.discard(coming[1])
             frame.place, copies = self._scratch.fill(self._sources(load))
         self._scratch.arrived(frame.place)
-        made = self._made
+        built = self._tables_built
         self._perturb_copies(load, frame.place, copies)
         frame.swapped = load.wanted
         frame.originals = [(self._tensors[i], self._weights.theta[i]) for i in load.wanted]
@@ -175,14 +175,14 @@ class StreamedEngine(Engine):
             self._tensors[i].data = copy
         for t, copy in zip(frame.others, copies[len(load.wanted) :], strict=False):
             t.data = copy
-        if made == self._made:
-            frame.references = self._scratch.references_before(frame.place) + len(load.wanted), made
-        self._live.update(load.wanted)
+        if built == self._tables_built:
+            frame.references = self._scratch.references_before(frame.place) + len(load.wanted), built
+        self._perturbed.update(load.wanted)
         self._here.update(load.others)
         self._send_for_next(load)
 
     def _send_for_next(self, load: _Load) -> None:
-        """If this evaluation goes as the one before, the next module's tensors can set out."""
+        """Start copying the next module's tensors, if modules run in the same order as in the evaluation before."""
         at = len(self._order)
         if at < len(self._expected) and self._expected[at - 1] == load:
             following = self._expected[at]
@@ -204,24 +204,24 @@ class StreamedEngine(Engine):
                 if i in active:
                     entries.append(replace(weights.entry(i, copy, copy, kind), mask_tensor=mask))
             names = [weights.weights[i].name for i in active]
-            self._made += 1
+            self._tables_built += 1
             self._tables[key] = Table(entries, names, weights.backend, private=True, staging=weights.staging)
         self._tables[key].apply(do)
 
-    def _put_back(self) -> Frame:
+    def _pop_frame(self) -> Frame:
         frame = self._frames[-1]
         for t in frame.others:
             i = self._place_of[t]
             t.data = self._origins[i]
             self._here.discard(i)
-        return super()._put_back()
+        return super()._pop_frame()
 
 
 class Streamed(InForward):
-    """The place of `execution_device=`: as `InForward`, with weights that are copied to where their module runs.
+    """The place of `execution_device=`: an `InForward` whose weights are copied to where their module runs.
 
     Attributes:
-        streaming: see `engine`, which it is.
+        streaming: the same object as `engine`, with its own type.
     """
 
     def __init__(self, engine: StreamedEngine, weights: Weights, warner: Warner):
@@ -233,8 +233,10 @@ class Streamed(InForward):
 
 
 def settle(module: nn.Module, where: device) -> None:
-    """Move the module's buffers to where it runs, since forwards may change them, and put its parameters that are on a
-    CPU into pinned memory, from which a GPU copies beside its work. What is there already stays where it is.
+    """Prepare a module to run on another device.
+
+    Its buffers move there, since forwards may change them. Its parameters on the CPU move to pinned memory, from which
+    a GPU copies while it works. Tensors that are there already stay where they are.
     """
     for b in module.buffers():
         b.data = b.data.to(where)
@@ -242,8 +244,10 @@ def settle(module: nn.Module, where: device) -> None:
 
 
 def bytes_on_device(module: nn.Module) -> int:
-    """What `execution_device` needs there for the module's parameters: those of the largest of its modules twice, of
-    the one that runs and of the next. Where modules with parameters of their own run others within them, it is so much
-    for each one more; modules that read others' parameters need room for these, too.
+    """Return how many bytes `execution_device` needs for the parameters of a module.
+
+    It is twice the largest module's own parameters: for the module that runs, and for the next. Each module that has
+    own parameters and runs others within it needs as much again; modules that read others' parameters need room for
+    these too.
     """
     return 2 * max(bytes_for(list(m.parameters(recurse=False))) for m in module.modules())

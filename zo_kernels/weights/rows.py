@@ -1,5 +1,6 @@
-"""Numbers that a pass takes: Python floats, or float64 tensors where the losses are on a GPU, so that nobody waits for
-it. The operations and their order are the same, hence the bits.
+"""The numbers of a pass: Python floats or, if the losses are on a GPU, float64 tensors, so that the host never waits.
+
+Both kinds use the same operations in the same order, so they give equal bits.
 """
 
 from __future__ import annotations
@@ -17,29 +18,29 @@ Seed = int | Tensor  # a tensor is an int64 scalar, the bits of uint64
 
 
 def vector(values: Row, where: device) -> Tensor:
-    """As a tensor, which nobody may write to."""
+    """Return a row as a tensor on a device. Do not write to it."""
     return values if isinstance(values, Tensor) else on_device(values, torch.float64, where)
 
 
 def device_of(*values: object) -> device | None:
-    """Where the tensors among them are; None if there are none."""
+    """Return the device of the tensors among the values; None if there are no tensors."""
     return next((v.device for v in values if isinstance(v, Tensor)), None)
 
 
 def on_host(row: Row) -> list[float]:
-    """As numbers; this waits for the device."""
+    """Return a row as floats; this waits for the device."""
     return row.tolist() if isinstance(row, Tensor) else list(row)
 
 
 def times(a: Row, b: Row) -> Row:
-    """a * b."""
+    """Return a * b."""
     if (where := device_of(a, b)) is not None:
         return vector(a, where) * vector(b, where)
     return [x * y for x, y in zip(a, b, strict=True)]
 
 
 def minus(a: Row, b: Row, factor: Value) -> Row:
-    """a - b * factor."""
+    """Return a - b * factor."""
     if (where := device_of(a, b, factor)) is not None:
         return vector(a, where) - vector(b, where) * factor
     assert not isinstance(factor, Tensor)
@@ -47,18 +48,18 @@ def minus(a: Row, b: Row, factor: Value) -> Row:
 
 
 def divided(value: Value, n: int) -> Value:
-    """value / n."""
-    # PyTorch would multiply by the reciprocal of a number.
+    """Return value / n."""
+    # By a tensor: PyTorch divides by a Python number as a product with its reciprocal, which rounds differently.
     return value / vector([n], value.device)[0] if isinstance(value, Tensor) else value / n
 
 
 def stacked(values: Sequence[Value], where: device) -> Tensor:
-    """float64 (values,)."""
+    """Return the values as one float64 tensor of shape (number of values,)."""
     return torch.stack(
         [v if isinstance(v, Tensor) else torch.full((), v, dtype=torch.float64, device=where) for v in values]
     )
 
 
 def decay_factors(rates: Sequence[float], weight_decays: Sequence[float]) -> list[float]:
-    """The factor of the old weights for each row: 1 - lr * weight_decay."""
+    """Return the factor of the old weights for each row: 1 - lr * weight_decay."""
     return [1.0 - lr * w for lr, w in zip(rates, weight_decays, strict=True)]

@@ -1,4 +1,4 @@
-"""The trainable weights of an optimizer as tables of the primitive, and moves through weight space as fused passes."""
+"""The trained weights as tables of the primitive, and passes that move them."""
 
 from __future__ import annotations
 
@@ -22,44 +22,54 @@ from .shards import Shard
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """One trainable parameter, and how the passes treat it."""
+    """One trained parameter, and how passes treat it.
+
+    Attributes:
+        shard: the part of the parameter that this process holds.
+        param_id: the id that its noise depends on.
+        row: its row in `Pass.scales` and `Pass.decays`.
+        block: index of its transformer block; None if it lies in none, and always takes part.
+        threshold: only elements with |w| <= threshold take part; None for all.
+    """
 
     name: str
     parameter: Tensor
-    shard: Shard  # what of it is here
+    shard: Shard
     param_id: int
-    row: int  # of Pass.scales and Pass.decays
-    block: int | None = None  # transformer block, None if the parameter always takes part
-    threshold: float | None = None  # only |w| <= threshold takes part
+    row: int
+    block: int | None = None
+    threshold: float | None = None
 
     @property
     def tensor(self) -> Tensor:
-        """The elements that are here, in a plain tensor: the parameter itself, if it is not sharded."""
+        """The elements that this process holds, in a plain tensor: the parameter itself, unless it is sharded."""
         return self.shard.tensor
 
 
 class Weights:
-    """Tables over the same weights, and passes over them.
+    """Tables over the trained weights, and passes over them, which change them in place.
 
-    Magnitude masks are taken from clean weights. Where passes also read perturbed ones, or weights that have moved on
-    since the mask was drawn, it is kept as one bit a weight (`keep_masks`); elsewhere every pass takes it anew.
+    Magnitude masks are taken from unperturbed weights. If passes also read perturbed weights, or weights that have
+    moved since the mask was taken, the mask is kept as one bit a weight (`keep_masks`); else every pass computes it.
 
     Args:
-        weights: all of one device; their tensors are changed in place.
+        weights: the weights, all on one device.
         rows: how many rows of scales and decays there are.
-        stochastic: rounding of 16-bit weights.
+        stochastic: whether 16-bit weights are rounded stochastically.
         anchors: for each weight a snapshot that passes may start from instead, or None.
         keep_masks: see above.
         backend: see `add_noise_`.
         on_write: called after every pass.
-        copied_to: another device that modules run on, if there is one. For a GPU, what it is sent besides θ is moved to
-            pinned memory: the anchors' data, and the masks that are kept.
+        copied_to: the device that modules run on, if it is another. If that is a GPU, the anchors and the masks, which
+            are copied to it, move to pinned memory.
 
     Attributes:
+        theta: the weights without gradients; they stay on θ while a parameter's `data` points to a copy.
+        reach: limits on eps and lr |g| for these dtypes.
         staging: memory for passes over weights that are not contiguous.
-        torn: whether a pass that is not one call of a C function has begun and not ended. Signals wait for its end, so
-            this stays true only if it failed, or another thread raised an exception in this one.
-        overwritten: whether somebody else wrote to them while they were moved.
+        torn: whether a pass that is more than one call of a C function has begun and not ended. Signals wait for its
+            end, so this stays true only if it failed, or another thread raised an exception in this one.
+        overwritten: whether something else wrote to the weights while they were moved.
     """
 
     torn = overwritten = False
@@ -76,12 +86,11 @@ class Weights:
         copied_to: device | None = None,
     ):
         self.weights, self.rows, self.stochastic, self.backend = tuple(weights), rows, stochastic, backend
-        # A parameter's `data` may point elsewhere for the time of a forward; these stay on θ.
         self.theta = [w.tensor.detach() for w in weights]
         self.anchors = None if anchors is None else list(anchors)
         self.shards = [w.shard for w in weights]
         self.reach = Reach.of({t.dtype for t in self.theta})
-        self.counted = [w.tensor for w in weights if not w.tensor.is_inference()]  # changes of
+        self.counted = [w.tensor for w in weights if not w.tensor.is_inference()]  # these have version counters
         runs = [shard.runs for shard in self.shards]
         self._on_write = on_write
         self._bits: list[Tensor | None] = [
@@ -90,7 +99,7 @@ class Weights:
             else torch.zeros(_mask_bytes(w.tensor.numel(), len(starts)), dtype=torch.uint8, device=w.tensor.device)
             for w, starts in zip(weights, runs, strict=True)
         ]
-        if copied_to is not None:  # before tables take their addresses; masks apart, since they live no longer than we
+        if copied_to is not None:  # before tables take addresses; masks apart from anchors, which may live longer
             pin(self.anchors or [], copied_to)
             pin([bits for bits in self._bits if bits is not None], copied_to)
         records = any(bits is not None for bits in self._bits)
@@ -111,7 +120,11 @@ class Weights:
             self._from_anchor_recording = table(anchors, MaskKind.RECORD) if records else self._from_anchor
 
     def entry(self, i: int, dst: Tensor, src: Tensor, kind: MaskKind) -> Entry:
-        """Weight i from `src` into `dst`; `kind` says where a magnitude mask comes from, if the weight has one."""
+        """Return the table's entry that reads weight i from `src` and writes it to `dst`.
+
+        Args:
+            kind: where a magnitude mask comes from, if the weight has one.
+        """
         w, bits = self.weights[i], self._bits[i]
         if w.threshold is None:
             return Entry(dst, src, w.param_id, 0, w.row)
@@ -120,15 +133,15 @@ class Weights:
         return Entry(dst, src, w.param_id, 0, w.row, kind, w.threshold, bits)
 
     def versions(self) -> list[int]:
-        """How often each of those that count it was changed."""
+        """Return the version counter of each weight that has one."""
         return [t._version for t in self.counted]
 
     def bits(self, i: int) -> Tensor | None:
-        """The mask that is kept of weight i, if there is one."""
+        """Return the kept mask of weight i; None if there is none."""
         return self._bits[i]
 
     def active(self, dropped: frozenset[int]) -> list[int] | None:
-        """Indices of the weights outside the dropped blocks, None for all."""
+        """Return the indices of the weights outside the dropped blocks, None for all."""
         if not dropped:
             return None
         return [i for i, w in enumerate(self.weights) if w.block not in dropped]
@@ -139,7 +152,7 @@ class Weights:
         decays: Row | None,
         active: Sequence[int] | None,
     ) -> Pass:
-        """The pass that adds delta[seed] * z(seed) for each seed: a scale for all rows, or one for each."""
+        """Return the pass that adds delta[seed] * z(seed) for each seed; a delta is one number, or one for each row."""
         if decays is None:
             decays = [1.0] * self.rows
         seeds: Any = list(deltas)
@@ -159,20 +172,20 @@ class Weights:
         from_anchor: bool = False,
         then: Sequence[Call] = (),
     ) -> None:
-        """One pass: w <- round(decay * (w or anchor) + m . sum delta[seed] * z(seed)).
+        """Make one pass: w <- round(decay * (w or anchor) + m . sum delta[seed] * z(seed)).
 
         Args:
             deltas: seed -> scale, or a scale for each row.
-            decays: for each row; None for 1.
+            decays: one for each row; None for 1.
             active: indices of the weights that take part, None for all.
             record: take the masks from the weights (or anchors) that this pass reads, and keep them.
             from_anchor: start from the anchors instead of the weights.
-            then: C functions that are called with the pass, or not at all: notes of what it did.
+            then: C functions that note what the pass did. Either the pass and all of them happen, or nothing does.
         """
         self.run(self.describe(deltas, decays, active), record=record, from_anchor=from_anchor, then=then)
 
     def run(self, do: Pass, *, record: bool = False, from_anchor: bool = False, then: Sequence[Call] = ()) -> None:
-        """As `move`, the pass being described already."""
+        """Make a pass that `describe` returned; see `move`."""
         if from_anchor:
             table = self._from_anchor_recording if record else self._from_anchor
         else:
@@ -185,11 +198,11 @@ class Weights:
         self.written()
 
     def written(self) -> None:
-        """To be called after a pass; again, if an exception may have come before it was."""
+        """Call `on_write`, after a pass; call this again if an exception may have prevented it."""
         if self._on_write is not None:
             self._on_write()
 
 
 def _mask_bytes(n: int, runs: int) -> int:
-    """Of n bits in equal stretches, each of which begins with a byte."""
+    """Return the bytes of n bits in equal stretches, each of which begins at a byte."""
     return runs * ((n // runs + 7) // 8)

@@ -1,4 +1,4 @@
-"""What an optimizer trains: parameters with names, noise ids, blocks and thresholds, as tables that follow changes."""
+"""The trained parameters of an optimizer: names, noise ids, blocks, thresholds, and whether their tables are valid."""
 
 from __future__ import annotations
 
@@ -22,31 +22,33 @@ Groups = Sequence[Mapping[str, Any]]  # torch.optim's parameter groups
 
 
 def every_parameter(groups: Groups) -> list[Tensor]:
-    """The parameters of all groups, frozen ones too."""
+    """Return the parameters of all groups, frozen ones too."""
     return [p for group in groups for p in group["params"]]
 
 
 def trainable(groups: Groups) -> list[Tensor]:
-    """The parameters that require grad."""
+    """Return the parameters that require grad."""
     return [p for group in groups for p in group["params"] if p.requires_grad]
 
 
 class Trained:
-    """The trainable parameters of an optimizer.
+    """Knows the trained parameters of an optimizer, and builds their tables.
 
     Args:
         params: what the optimizer was given.
         blocks: transformer blocks, as the user gave them.
-        drop: the fraction of blocks left alone in a step; an attribute, too, as are the next two.
+        drop: the fraction of blocks that a step leaves alone.
         rounding, backend: see `ZeroOrderOptimizer`.
 
     Attributes:
         module: the module that the optimizer was given; None if it was given parameters.
-        weights: the tables; None while none are valid.
+        drop, rounding, backend: as given.
+        weights: the tables; None if there are none, or they are no longer valid.
         builds: how often tables were built.
-        steps: how many steps were taken with these tables.
-        names, ids: of each parameter; its noise goes by the id.
-        n_blocks, block_of: the transformer blocks, and which of them a parameter lies in.
+        steps: how many steps were taken with the current tables.
+        names, ids: the name of each parameter, and the id that its noise depends on.
+        n_blocks: how many transformer blocks there are.
+        block_of: the index of the block that a parameter lies in.
         thresholds: of magnitude masks.
     """
 
@@ -62,7 +64,7 @@ class Trained:
         self.module = params if isinstance(params, nn.Module) else None
         self._reshard = resharding(self.module)
         if self._reshard is not None:
-            self._reshard()  # the parameters that FSDP shows now may be gathered ones, which it gives up later
+            self._reshard()  # between forwards FSDP may show gathered parameters, which it frees later
         self._blocks, self.drop, self._warner = blocks, drop, warner
         self.rounding, self.backend = rounding, backend
         self.weights: Weights | None = None
@@ -72,11 +74,11 @@ class Trained:
         self.thresholds = Thresholds(warner)
 
     def parameters(self, params: Any) -> Any:
-        """What `torch.optim.Optimizer` is to be given: the module's parameters by name, or what the user gave."""
+        """Return what to pass to `torch.optim.Optimizer`: the module's named parameters, or what the user gave."""
         return params if self.module is None else list(self.module.named_parameters())
 
     def start(self, groups: Groups) -> None:
-        """Take the first groups.
+        """Derive names and blocks from the first parameter groups.
 
         Raises:
             TypeError, ValueError: blocks cannot be found, or cannot be dropped.
@@ -87,9 +89,9 @@ class Trained:
             self._warner.warn("drop", f"drop: {reason}")
 
     def derive(self, groups: Groups) -> None:
-        """Derive from the module and the groups: names, noise ids, blocks, and what weight decay leaves alone."""
+        """Derive names, noise ids, blocks and parameters without weight decay from the module and the groups."""
         now = {} if self.module is None else names.of_module(self.module)
-        # A parameter keeps its name wherever it is moved to: its noise goes by it, and a trajectory.
+        # A parameter keeps its name when it moves within the module: noise and trajectory depend on the name.
         every = {p: self.names[p] for p in now if p in self.names}
         taken = set(every.values())
         for p, name in [*now.items(), *self.names.items()]:
@@ -104,7 +106,11 @@ class Trained:
         self.n_blocks, self.block_of = len(found), block_of_parameters(found)
 
     def name(self, group: dict[str, Any], where: str, in_forward: bool) -> None:
-        """Name the parameters of a new group as the module does. In the forward they must be the module's."""
+        """Name the parameters of a new group as the module does.
+
+        Raises:
+            ValueError: perturbation is in the forward, and a parameter is not the module's.
+        """
         if self.module is not None:
             name_group(group, self.module, self.names)
             if in_forward:
@@ -123,7 +129,7 @@ class Trained:
         if structure is None or not structure.changed(lambda: every_parameter(groups)):
             return False
         if self._reshard is not None:
-            self._reshard()  # parameters that FSDP has gathered are no others
+            self._reshard()  # gathered parameters are the same weights, not changed ones
             if not structure.changed(lambda: every_parameter(groups)):
                 return False
         parameters = every_parameter(groups)
@@ -140,10 +146,10 @@ class Trained:
         return self.names[p], self.ids[p], self.block_of.get(p), p in self._norms
 
     def current(self, groups: Groups) -> Weights | None:
-        """The tables, if they are valid: no parameter was frozen, unfrozen, moved, cast or added since they were built.
+        """Return the tables, or None if a parameter was frozen, unfrozen, moved, cast or added since they were built.
 
         Raises:
-            TypeError, ValueError: before the first build, a parameter cannot be trained.
+            TypeError, ValueError: a parameter cannot be trained. Only checked before the first build.
         """
         parameters = trainable(groups)
         here = [*map(local, parameters)]
@@ -158,13 +164,13 @@ class Trained:
         return None
 
     def trains_other_memory(self, groups: Groups) -> bool:
-        """Whether other memory is trained than that which tables were built for before."""
+        """Say whether the last tables were built for other parameters or other memory."""
         parameters = trainable(groups)
         now = _signature(parameters, [*map(local, parameters)], groups)
         return self._built_for is not None and self._built_for[0] != now[0]
 
     def find(self, groups: Groups) -> list[Weight]:
-        """Each trainable parameter, and how passes treat it.
+        """Return a `Weight` for each trainable parameter.
 
         Raises:
             ValueError: there are none, or ε is too large for their dtype.
@@ -200,24 +206,27 @@ class Trained:
         keep_masks: bool,
         copied_to: device | None,
     ) -> Weights:
-        """New tables, for `use`. Until then there are none: an exception from outside may come at any line."""
+        """Build new tables, to be passed to `use`.
+
+        Until then `weights` is None, since an exception from outside may come at any line.
+        """
         self.weights = None
         self.builds += 1
         rows, stochastic = 2 * len(groups), self.rounding != "nearest"
         return Weights(found, rows, stochastic, anchors, keep_masks, self.backend, self._reshard, copied_to)
 
     def use(self, weights: Weights, groups: Groups) -> None:
-        """Tables are valid from now on, for as long as parameters are what they are."""
+        """Use these tables from now on, until a parameter changes."""
         parameters = [w.parameter for w in weights.weights]
         self._built_for, self.steps = _signature(parameters, [*map(local, parameters)], groups), 0
         self.weights = weights
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "weights": None, "_built_for": None}  # tables hold addresses: a copy builds its own
+        return {**self.__dict__, "weights": None, "_built_for": None}  # tables hold addresses, so a copy builds its own
 
 
 def _signature(parameters: Sequence[Tensor], here: Sequence[Tensor], groups: Groups) -> tuple[list[Any], int]:
-    """What tables are valid for: parameters, and what of each is here."""
-    # In every step, of hundreds of tensors: lists are made and compared faster than a tuple for each.
+    """Return what tables depend on: which parameters there are, and the memory of their elements here."""
+    # This runs in every step, for hundreds of tensors. A few lists are faster than a tuple for each tensor.
     memory = [*map(Tensor.data_ptr, here)], [*map(Tensor.numel, here)], layouts(here)
     return [[*map(id, parameters)], *memory, [p.dtype for p in parameters]], len(groups)
