@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..bench.plot import read
+from ..bench.rows import read
 from .tables import TABLES
 
 ROOT = Path(__file__).parents[2]

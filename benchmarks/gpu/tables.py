@@ -1,14 +1,43 @@
-"""Tables of a page about a GPU: rows -> headings and lines, only of rows that are correct."""
+"""Tables of the page about a GPU: rows -> headings and lines, of correct rows only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from ..bench.registry import Row
+from ..bench.rows import good
 from ..evidence.cells import number
-from .headlines import TUNING, best_variants, by_case, good
 
 Table = tuple[Sequence[str], list[list[str]]]
+# Heading -> column and format ("ms": seconds as milliseconds), or what makes the cell of a row.
+Columns = Mapping[str, tuple[str, str] | Callable[[Row], str]]
+_TUNING = "/tuning:"  # in a case's name, between the pass and what its launch changes
+_LISTED = 12  # operations of a trace
+
+
+def _table(columns: Columns, rows: Sequence[Row]) -> Table:
+    return tuple(columns), [[_cell(row, column) for column in columns.values()] for row in rows]
+
+
+def _cell(row: Row, column: tuple[str, str] | Callable[[Row], str]) -> str:
+    if callable(column):
+        return column(row)
+    key, form = column
+    if form == "ms" and row.get(key) is not None:
+        return f"{1e3 * row[key]:,.2f}"
+    return number(row, key, form)
+
+
+def _ratio(row: Row | None) -> str:
+    return "–" if row is None else f"{row['ratio']:.2f} ({row['ratio_p10']:.2f}–{row['ratio_p90']:.2f})"
+
+
+def _first(rows: Sequence[Row]) -> list[Row]:
+    """The first row of each case; the others differ in their baseline."""
+    return list({row["case"]: row for row in reversed(rows)}.values())[::-1]
+
+
 _MACHINE = {
     "device": "device_name", "driver": "driver", "compute capability": "compute_capability",
     "multiprocessors": "multiprocessors", "memory, GiB": "memory_gib", "highest clock, MHz": "clock_mhz",
@@ -18,34 +47,21 @@ _MACHINE = {
     "CUDA of PyTorch": "cuda_version", "nvcc": "nvcc_version", "ncu": "ncu_version",
     "zo_kernels": "zo_kernels_version", "commit": "commit", "date": "date_utc",
 }  # fmt: skip
-_LISTED = 12  # operations of a trace
 
 
 def _machine(rows: Sequence[Row]) -> Table:
-    return ("", ""), [
-        [name, str(row[column])]
-        for row in good(rows)
-        for name, column in _MACHINE.items()
-        if row.get(column) is not None
-    ]
+    (row,) = good(rows)
+    return ("", ""), [[name, str(row[key])] for name, key in _MACHINE.items() if row.get(key) is not None]
 
 
-def _stages(rows: Sequence[Row]) -> Table:
-    lines = [
-        [
-            row["case"],
-            row["status"],
-            number(row, "seconds", ".0f"),
-            number(row, "limit_seconds", ".0f"),
-            row["told"] or "",
-        ]
-        for row in rows
-    ]
-    return ("stage", "", "seconds", "limit", "what it found, or why it did not"), lines
+_STAGES: Columns = {
+    "stage": ("case", ""), "": ("status", ""), "seconds": ("seconds", ".0f"), "limit": ("limit_seconds", ".0f"),
+    "what it found, or why it did not": lambda row: row["told"] or "",
+}  # fmt: skip
 
 
 def _bits(rows: Sequence[Row]) -> Table:
-    """How many comparisons of a backend were equal, all of them told apart from those that were not or did not run."""
+    """For each backend how many comparisons were equal, how many were not, and why others did not run."""
     lines = []
     for backend in dict.fromkeys(row["backend"] for row in rows):
         own = [row for row in rows if row["backend"] == backend]
@@ -56,151 +72,90 @@ def _bits(rows: Sequence[Row]) -> Table:
     return ("backend", "equal", "not equal", "elements of the longest", "why not"), lines
 
 
+_PASSES: Columns = {
+    "pass": ("case", ""), "elements": ("elements", ",d"), "10⁹ a second": ("gelem_per_s", ".1f"),
+    "GB/s": ("gb_per_s", ",.0f"), "of a copy": ("share_of_copy", ".1%"),
+}  # fmt: skip
+
+
 def _passes(rows: Sequence[Row]) -> Table:
-    """A line a pass: its share of a copy in the same run, and how much faster it is than each other way."""
+    """A line for each pass, with its speed against every baseline."""
     found = good(rows)
-    others = list(dict.fromkeys(row["baseline"] for row in found))
-    lines = []
-    for row in by_case(found):
-        own = {other["baseline"]: other for other in found if other["case"] == row["case"]}
-        lines.append(
-            [
-                row["case"],
-                f"{row['elements']:,}",
-                number(row, "gelem_per_s", ".1f"),
-                number(row, "gb_per_s", ",.0f"),
-                number(row, "share_of_copy", ".1%"),
-                *(_ratio(own.get(name)) for name in others),
-            ]
-        )
-    return ("pass", "elements", "10⁹ a second", "GB/s", "of a copy", *(f"against {name}" for name in others)), lines
+    by = {(row["case"], row["baseline"]): row for row in found}
 
+    def against(name: str) -> Callable[[Row], str]:
+        return lambda row: _ratio(by.get((row["case"], name)))
 
-def _ratio(row: Row | None) -> str:
-    return "–" if row is None else f"{row['ratio']:.2f} ({row['ratio_p10']:.2f}–{row['ratio_p90']:.2f})"
+    others = dict.fromkeys(name for _, name in by)
+    return _table({**_PASSES, **{f"against {name}": against(name) for name in others}}, _first(found))
 
 
 def _tuning(rows: Sequence[Row]) -> Table:
-    """A line for what was changed; the fastest of each pass in bold, if it is faster than the default."""
-    found = [row for row in good(rows) if TUNING in row["case"]]
-    best = {row["case"] for row in best_variants(found).values()}
-    lines = []
-    for row in by_case(found):
-        stem, _, changed = row["case"].partition(TUNING)
-        ratio = _ratio(row)
-        lines.append(
-            [stem, changed, f"**{ratio}**" if row["case"] in best else ratio, number(row, "share_of_copy", ".1%")]
-        )
-    return ("pass", "changed", "speed against the default", "of a copy"), lines
+    """A line for each change of a launch; the fastest of each pass in bold, if it beats the default."""
+    found = [row for row in good(rows) if _TUNING in row["case"]]
+    best: dict[str, Row] = {}
+    for row in found:
+        stem = row["case"].partition(_TUNING)[0]
+        if row["ratio_p10"] > 1 and (stem not in best or row["ratio"] > best[stem]["ratio"]):
+            best[stem] = row
+    columns: Columns = {
+        "pass": lambda row: row["case"].partition(_TUNING)[0],
+        "changed": lambda row: row["case"].partition(_TUNING)[2],
+        "speed against the default": lambda row: f"**{_ratio(row)}**" if row in best.values() else _ratio(row),
+        "of a copy": ("share_of_copy", ".1%"),
+    }
+    return _table(columns, _first(found))
 
 
-def _host(rows: Sequence[Row]) -> Table:
-    lines = [
-        [
-            row["case"],
-            row["launches"],
-            str(row["passes_per_step"]),
-            *(number(row, name, ",.0f") for name in ("forwards_us", "step_us", "ours_us_per_step")),
-            number(row, "ours_us_per_module", ".1f"),
-        ]
-        for row in by_case(good(rows))
-    ]
-    headings = (
-        "case",
-        "launches",
-        "passes",
-        "two forwards, µs",
-        "step, µs",
-        "ours, µs",
-        "ours, µs a module and forward",
-    )
-    return headings, lines
-
-
-def _steps(rows: Sequence[Row]) -> Table:
-    lines = []
-    for row in good(rows):
-        parts = (f"{part}_seconds_median" for part in ("forwards", "passes", "other"))
-        lines.append(
-            [
-                row["case"],
-                row["backend"],
-                _milliseconds(row, "seconds_median"),
-                *(_milliseconds(row, part) for part in parts),
-                number(row, "step_per_forwards", ".3f"),
-                row["baseline"],
-                _ratio(row),
-                number(row, "extra_memory_mib", ",.1f"),
-                number(row, "pass_launches_per_step", "g"),
-                number(row, "synchronisations_per_step", "g"),
-            ]
-        )
-    headings = ("case", "backend", "ms a step", "forwards", "passes", "other", "step/forwards", "against", "speed")
-    return (*headings, "extra MiB", "pass launches", "waits"), lines
-
-
-def _milliseconds(row: Row, key: str) -> str:
-    return "–" if row.get(key) is None else f"{1e3 * row[key]:,.2f}"
+_HOST: Columns = {
+    "case": ("case", ""), "launches": ("launches", ""), "passes": ("passes_per_step", ""),
+    "two forwards, µs": ("forwards_us", ",.0f"), "step, µs": ("step_us", ",.0f"),
+    "ours, µs": ("ours_us_per_step", ",.0f"),
+    "ours, µs a module and forward": ("ours_us_per_module", ".1f"),
+}  # fmt: skip
+_STEPS: Columns = {
+    "case": ("case", ""), "backend": ("backend", ""), "ms a step": ("seconds_median", "ms"),
+    **{part: (f"{part}_seconds_median", "ms") for part in ("forwards", "passes", "other")},
+    "step/forwards": ("step_per_forwards", ".3f"), "against": ("baseline", ""), "speed": _ratio,
+    "extra MiB": ("extra_memory_mib", ",.1f"), "pass launches": ("pass_launches_per_step", "g"),
+    "waits": ("synchronisations_per_step", "g"),
+}  # fmt: skip
+_PROFILE: Columns = {
+    "operation": lambda row: f"`{row['operation'][:80]}`", "calls": ("calls", ""),
+    "ms of the device": ("self_device_seconds", "ms"), "ms of the host": ("self_cpu_seconds", "ms"),
+}  # fmt: skip
 
 
 def _profile(rows: Sequence[Row]) -> Table:
     found = good(rows)
-    on_device = any(row["self_device_seconds"] for row in found)
-    by = "self_device_seconds" if on_device else "self_cpu_seconds"
-    longest = sorted(found, key=lambda row: -(row[by] or 0.0))[:_LISTED]
-    own = ("self_device_seconds", "self_cpu_seconds")
-    lines = [
-        [f"`{row['operation'][:80]}`", str(row["calls"]), *(_milliseconds(row, key) for key in own)] for row in longest
-    ]
-    return ("operation", "calls", "ms of the device", "ms of the host"), lines
+    by = "self_device_seconds" if any(row["self_device_seconds"] for row in found) else "self_cpu_seconds"
+    return _table(_PROFILE, sorted(found, key=lambda row: -(row[by] or 0.0))[:_LISTED])
 
 
-def _ncu(rows: Sequence[Row]) -> Table:
-    lines = []
-    for row in good(rows):
-        shares = ("memory", "compute", "occupancy", "theoretical_occupancy")
-        lines.append(
-            [
-                row["backend"],
-                row.get("kind") or f"`{row['operation'][:40]}`",
-                _milliseconds(row, "self_device_seconds"),
-                *(number(row, f"ncu_{name}_percent", ".1f") for name in shares),
-                number(row, "ncu_registers", ".0f"),
-                number(row, "ncu_cycles_per_issue", ".2f"),
-                row.get("ncu_stalls") or "–",
-            ]
-        )
-    headings = ("backend", "pass", "ms", "memory %", "compute %", "occupancy %", "it could have %", "registers")
-    return (*headings, "cycles an issue", "warps that wait, for each that issues"), lines
-
-
-def _offload(rows: Sequence[Row]) -> Table:
-    lines = [
-        [
-            row["case"],
-            _milliseconds(row, "seconds_median"),
-            _milliseconds(row, "baseline_seconds_median"),
-            number(row, "weights_gb", ".2f"),
-            number(row, "weights_on_device_gb", ".2f"),
-            number(row, "peak_gb", ".2f"),
-            number(row, "copied_gb_per_step", ".2f"),
-            f"{row['copied_gb_per_step'] / row['seconds_median']:.1f}",
-        ]
-        for row in good(rows)
-    ]
-    headings = ("shape", "ms a step", "with weights on the device", "weights, GB", "of them on the device")
-    return (*headings, "peak, GB", "copied a step, GB", "GB/s copied"), lines
-
+_NCU: Columns = {
+    "backend": ("backend", ""), "pass": lambda row: row.get("kind") or f"`{row['operation'][:40]}`",
+    "ms": ("self_device_seconds", "ms"), "memory %": ("ncu_memory_percent", ".1f"),
+    "compute %": ("ncu_compute_percent", ".1f"), "occupancy %": ("ncu_occupancy_percent", ".1f"),
+    "it could have %": ("ncu_theoretical_occupancy_percent", ".1f"), "registers": ("ncu_registers", ".0f"),
+    "cycles an issue": ("ncu_cycles_per_issue", ".2f"), "warps that wait, for each that issues": ("ncu_stalls", ""),
+}  # fmt: skip
+_OFFLOAD: Columns = {
+    "shape": ("case", ""), "ms a step": ("seconds_median", "ms"),
+    "with weights on the device": ("baseline_seconds_median", "ms"), "weights, GB": ("weights_gb", ".2f"),
+    "of them on the device": ("weights_on_device_gb", ".2f"), "peak, GB": ("peak_gb", ".2f"),
+    "copied a step, GB": ("copied_gb_per_step", ".2f"),
+    "GB/s copied": lambda row: f"{row['copied_gb_per_step'] / row['seconds_median']:.1f}",
+}  # fmt: skip
 
 TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "gpu-machine": _machine,
-    "gpu-stages": _stages,
+    "gpu-stages": partial(_table, _STAGES),
     "gpu-bits": _bits,
     "gpu-passes": _passes,
     "gpu-tuning": _tuning,
-    "gpu-host": _host,
-    "gpu-steps": _steps,
+    "gpu-host": lambda rows: _table(_HOST, _first(good(rows))),
+    "gpu-steps": lambda rows: _table(_STEPS, good(rows)),
     "gpu-profile": _profile,
-    "gpu-ncu": _ncu,
-    "gpu-offload": _offload,
+    "gpu-ncu": lambda rows: _table(_NCU, good(rows)),
+    "gpu-offload": lambda rows: _table(_OFFLOAD, good(rows)),
 }
