@@ -29,7 +29,7 @@ def show(suite: str, rows: Sequence[Row], cells: Callable[[Row], dict[str, str]]
     right = [row for row in rows if row.get("correct") is not False and row.get("skipped") is None]
     tables: dict[tuple[str, ...], list[Row]] = {}  # by headings: experiments of one suite may have different ones
     for row in right:
-        tables.setdefault(tuple(_shown(row, cells)), []).append(row)
+        tables.setdefault(tuple(shown(row, cells)), []).append(row)
     for alike in tables.values():
         _table(suite, alike, cells)
     if (share := _share_of_processor(right)) < _QUIET:
@@ -63,26 +63,27 @@ def _share_of_processor(rows: Sequence[Row]) -> float:
 def _table(suite: str, rows: Sequence[Row], cells: Callable[[Row], dict[str, str]]) -> None:
     lines, before = [], None
     for row in rows:
-        shown = _shown(row, cells)
+        texts = shown(row, cells)
         # The rows of a case differ in the baseline alone: what comes before it is printed once.
-        own = list(shown)[: list(shown).index("against") if "against" in shown else 1]
-        lines.append(["" if row["case"] == before and h in own else text for h, text in shown.items()])
+        own = list(texts)[: list(texts).index("against") if "against" in texts else 1]
+        lines.append(["" if row["case"] == before and h in own else text for h, text in texts.items()])
         before = row["case"]
     run = rows[0]
     machine = [f"{run['device_name']}, torch {run['torch_version']}"] if "device_name" in run else []
     commit = f"commit {(run['commit'] or 'unknown')[:12]}"
     caption = ", ".join([*machine, f"zo_kernels {run['zo_kernels_version']}", commit, run["date_utc"]])
-    table(f"benchmarks {suite}", list(_shown(run, cells)), lines, caption)
+    table(f"benchmarks {suite}", list(shown(run, cells)), lines, caption)
 
 
-def _shown(row: Row, cells: Callable[[Row], dict[str, str]]) -> dict[str, str]:
-    shown = {"case": row["case"]}
+def shown(row: Row, cells: Callable[[Row], dict[str, str]]) -> dict[str, str]:
+    """A row as a line of a table: heading -> text."""
+    texts = {"case": row["case"]}
     if row.get("elements") is not None:
-        shown["elements"] = _short(row["elements"])
-    shown |= cells(row) | ({"correct": "yes"} if row.get("correct") else {})
+        texts["elements"] = _short(row["elements"])
+    texts |= cells(row) | ({"correct": "yes"} if row.get("correct") else {})
     if row.get("baseline") is None:
-        return shown
-    return shown | {
+        return texts
+    return texts | {
         "against": row["baseline"] + ("" if row["ratio_of"] == "whole" else f" ({row['ratio_of']})"),
         "its ms": f"{row['baseline_seconds_median'] * 1e3:,.2f}",
         "ratio (p10 to p90)": f"{row['ratio']:.2f} ({row['ratio_p10']:.2f} to {row['ratio_p90']:.2f})",

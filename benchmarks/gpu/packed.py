@@ -11,7 +11,7 @@ from typing import Any
 
 NAME = "gpu.tgz"
 RUN = "run.json"  # what was run, and how its stages ended
-FORMAT = "zo_kernels gpu run 1"
+FORMAT = "zo_kernels gpu run 2"
 _LARGEST = 128 * 2**20  # bytes of a file before compression; a trace may be larger
 
 

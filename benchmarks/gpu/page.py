@@ -18,33 +18,6 @@ from . import packed
 INTO = ROOT / "docs" / "gpu"
 _STATIC = ROOT / "docs" / "results" / "static.csv"  # its roofs are drawn over what was measured
 _DRY = "**A dry run on a processor, at toy sizes: no figure here says anything about a GPU.**\n\n"
-# (heading, table, stages, text)
-SECTIONS: Sequence[tuple[str, str, Sequence[str], str]] = (
-    (
-        *("Bits", "gpu-bits", ("bits",)),
-        "The noise and the passes, compared bit for bit with those of the processor's kernels. The tests of the stages "
-        "`matrix`, `steps` and `large-…` compare with the reference.",
-    ),
-    (
-        *("Passes", "gpu-passes", ("bandwidth",)),
-        "One pass over one tensor, timed in alternating pairs with the other ways to do it; in brackets the 10th and "
-        "90th percentile. *Of a copy* compares it with a copy of the same tensor in the same run.",
-    ),
-    ("Tuning", "gpu-tuning", ("tuning",), "Launches with other settings, in pairs with the default."),
-    ("The host", "gpu-host", ("host",), "Microseconds that the host takes to hand work to the GPU."),
-    (
-        *("Steps", "gpu-steps", ("step", "step-cuda")),
-        "Whole steps on random tokens. *Step/forwards* compares a step with its forward passes alone, *speed* with the "
-        "same step done otherwise; *extra* is the memory that the step takes beyond the forward passes.",
-    ),
-    ("A step, traced", "gpu-profile", ("profile",), "The operations of one step of MeZO that take longest."),
-    ("Kernels in detail", "gpu-ncu", ("ncu-triton", "ncu-cuda"), "By Nsight Compute."),
-    (
-        *("Weights in CPU memory", "gpu-offload", ("offload",)),
-        "Steps whose weights are copied to the device that uses them.",
-    ),
-    ("The processor beside it", "gpu-passes", ("cpu",), "One thread."),
-)
 _FIGURES = {"bandwidth": "passes beside a copy", "roofline": "passes under the roofs", "step": "parts of a step"}
 
 
@@ -109,28 +82,29 @@ def _stages(told: Mapping[str, Any]) -> list[Row]:
 
 
 def _page(machine: Row, told: Mapping[str, Any], found: Mapping[str, Sequence[Row]], folder: Path) -> str:
-    """The page, its tables still empty. A stage without a correct row has no section, except for bits."""
+    """The page, its tables still empty. A stage without a correct row has no section."""
     fine = ("ok", "nothing") if told["dry_run"] else ("ok",)
     bad = [row["case"] for row in found["stages"] if row["status"] not in fine]
     idle = "; those with *nothing* need a GPU" if any(row["status"] == "nothing" for row in found["stages"]) else ""
 
-    def table(name: str, stages: Sequence[str]) -> str:
-        inside = folder.is_relative_to(ROOT)  # a page in the repository names its rows relative to it
-        files = ((folder.relative_to(ROOT) if inside else folder) / f"{stage}.csv" for stage in stages)
-        return f"<!-- table {name} of {', '.join(map(str, files))} -->\n<!-- end -->\n"
+    def table(name: str, stage: str) -> str:
+        path = folder / f"{stage}.csv"
+        if path.is_relative_to(ROOT):  # a page in the repository names its rows relative to it
+            path = path.relative_to(ROOT)
+        return f"<!-- table gpu-{name} of {path} -->\n<!-- end -->\n"
 
     parts = [
         f"# {machine['device_name']}\n\n{_DRY if told['dry_run'] else ''}"
         f"`make gpu` on {told['began_utc'][:10]}, commit {told['commit'] or 'unknown'}; "
         "`python -m benchmarks gpu --read gpu.tgz` made this page from the rows beside it.\n",
-        table("gpu-machine", ["machine"]),
+        table("machine", "machine"),
         "## Stages\n",
         f"Failed or missing: {', '.join(bad)}.\n" if bad else f"Every stage ran to its end{idle}.\n",
-        table("gpu-stages", ["stages"]),
+        table("stages", "stages"),
     ]
-    for heading, name, stages, text in SECTIONS:
-        shown = list if name == "gpu-bits" else rows.good  # bits that differ are told, too
-        if here := [stage for stage in stages if shown(found.get(stage, ()))]:
-            parts += [f"## {heading}\n", f"{text}\n", table(name, here)]
+    for stage in told["stages"]:
+        name, suite = stage["name"], stage["suite"]
+        if suite not in (None, "machine") and rows.good(found[name]):
+            parts += [f"## {name}\n", f"    {stage['command']}\n", table(suite, name)]
     figures = [f"![{text}]({name}.png)\n" for name, text in _FIGURES.items() if (folder / f"{name}.png").exists()]
     return "\n".join([*parts, *(["## Figures\n"] if figures else []), *figures])

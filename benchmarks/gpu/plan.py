@@ -35,8 +35,9 @@ class Stage:
         return self.command[:2] == ("-m", "pytest")
 
     @property
-    def writes_rows(self) -> bool:
-        return "--json" in self.command
+    def suite(self) -> str | None:
+        """The suite that writes its rows, or None."""
+        return self.command[2] if self.command[:2] == ("-m", "benchmarks") else None
 
     def arguments(self, seconds: float, folder: str) -> list[str]:
         """The command, with so many seconds to go and this folder to write to."""

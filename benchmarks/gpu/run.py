@@ -117,7 +117,7 @@ class Run:
             ended = process.run(command, seconds, printed, self._environment())
         finally:
             text = printed.read_text(errors="replace").strip()
-            if stage.writes_rows:  # the suite's table, without its progress
+            if stage.suite is not None:  # the suite's table, without its progress
                 print("\n".join(line for line in text.splitlines() if not re.match(r"\d+/\d+ ", line)))
             self._note(stage, *self._judged(stage, ended, text), ended.seconds, seconds)
 
@@ -140,7 +140,7 @@ class Run:
         """How a stage ended; what it found, or why it did not."""
         found = self._rows(stage)
         said = printed.splitlines()
-        if stage.writes_rows:
+        if stage.suite is not None:
             wrong = [f"WRONG {row['case']}: {row['wrong']}" for row in found if row.get("correct") is False]
             skipped = Counter(row["skipped"] for row in found if row.get("skipped") is not None)
             reasons = [f"{n} of {len(found)} skipped: {reason}" for reason, n in skipped.items()]
@@ -159,7 +159,7 @@ class Run:
             return CUT, [*lines, f"stopped after {ended.seconds:.0f} s"]
         if ended.status:
             return FAILED, [f"exit status {ended.status}", *said[-_SAID_LAST:]]
-        if stage.writes_rows and not found:
+        if stage.suite is not None and not found:
             return FAILED, ["it has written no rows"]
         return (NOTHING if nothing else OK), lines
 
@@ -171,7 +171,8 @@ class Run:
 
     def _note(self, stage: Stage, status: str, lines: list[str], seconds: float, limit: float) -> None:
         told = {"name": stage.name, "status": status, "seconds": round(seconds, 1), "limit": round(limit, 1)}
-        self._ended.append({**told, "lines": lines})
+        command = shlex.join(["python", *stage.arguments(stage.limit, "FOLDER")])
+        self._ended.append({**told, "lines": lines, "suite": stage.suite, "command": command})
         print(f"   {status} after {seconds:.0f} s" + "".join(f"\n   {line}" for line in lines[:_FEW]), flush=True)
         (self._folder / packed.RUN).write_text(json.dumps(self._told, indent=1) + "\n")
         for large in packed.pack(self._folder, self._out / packed.NAME):

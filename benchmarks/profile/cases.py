@@ -197,12 +197,15 @@ _SECONDS = {"ns": 1e-9, "nsecond": 1e-9, "us": 1e-6, "usecond": 1e-6, "ms": 1e-3
 
 
 def cells(row: Row) -> dict[str, str]:
+    by_ncu = {name: row.get(f"ncu_{name}_percent") for name in ("memory", "compute", "occupancy")}
     return {
         "operation": row.get("kind") or row["operation"][:80],
         "calls": str(row["calls"]),
         "self CPU ms": _ms(row.get("self_cpu_seconds")),
         "CPU ms": _ms(row.get("cpu_seconds")),
         "self device ms": _ms(row.get("self_device_seconds")),
+        **{f"{name} %": f"{percent:.1f}" for name, percent in by_ncu.items() if percent is not None},
+        **({"stalls": row["ncu_stalls"]} if row.get("ncu_stalls") else {}),
     }
 
 
