@@ -8,9 +8,8 @@ import time
 
 import pytest
 import torch
-from torch import nn
-
 from tiny_run import tiny_encoder, write_table
+from torch import nn
 
 import zo_kernels as zo
 from benchmarks.__main__ import main, parser

@@ -59,8 +59,8 @@ def judge(row: Row, targets: Sequence[Target]) -> Row:
 
 def verdicts(row: Row) -> list[tuple[str, bool]]:
     """Each target of a row, and whether it was met."""
-    missed = (row["target_missed"] or "").split(_AND)
-    return [(target, target not in missed) for target in (row["target"] or "").split(_AND) if target]
+    missed = (row.get("target_missed") or "").split(_AND)
+    return [(target, target not in missed) for target in (row.get("target") or "").split(_AND) if target]
 
 
 @dataclass(frozen=True)

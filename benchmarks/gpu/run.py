@@ -151,7 +151,7 @@ class Run:
             reasons = [line for line in said if re.match("FAILED |ERROR |SKIPPED ", line)] if stage.is_tests else []
             wrong = [line for line in reasons if line.startswith("FAILED ")]
             summary = [line for line in said if re.search(r"\w in [\d.]+s", line)] if stage.is_tests else said
-            lines = [*summary[-1:], *reasons]
+            lines = [*(line.strip("= ") for line in summary[-1:]), *reasons]
             nothing = stage.is_tests and ended.status == 0 and " passed" not in "".join(summary[-1:])
         if wrong:
             return WRONG, lines
