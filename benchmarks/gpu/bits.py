@@ -7,7 +7,7 @@ with the slow reference; this suite compares many with kernels that the tests ho
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -34,39 +34,33 @@ _STD, _THRESHOLD = 0.02, 0.01
 _BITS = {4: torch.int32, 2: torch.int16, 1: torch.uint8}
 _CPU = torch.device("cpu")
 
-# backend, trusted backend, device, dtype, elements -> what differs, or None
+# (backend, trusted backend, device, dtype, elements) -> what differs, or None
 _Compare = Callable[[str, str, torch.device, torch.dtype, int], str | None]
 
 
 def cases(options: Namespace) -> list[Case]:
-    return list(_cases(options))
-
-
-def _cases(options: Namespace) -> Iterator[Case]:
     trusted = next(name for name in _TRUSTED if name in backends.available(_CPU))
-    kinds: list[tuple[str, _Compare, int]] = [("noise", _noise, _NOISE), ("passes", _passes, _PASSES)]
+    made = []
     for backend in _COMPARED:
         device = _CPU if backend.startswith("native") else torch.device(options.device)
         reason = unusable(backend, device)
-        for kind, compare, most in kinds:
-            for dtype in DTYPES:
-                n = min(most, options.elements)
-                yield _case(options, f"{backend}/{kind}/{dtype}", backend, trusted, device, dtype, n, compare, reason)
-        if trusted == "reference":
-            reason = "the reference would take minutes"
-        name = f"{backend}/long"
-        yield _case(options, name, backend, trusted, device, "fp32", options.elements, _long, reason)
+        for kind, compare, most in (("noise", _noise, _NOISE), ("passes", _passes, _PASSES)):
+            n = min(most, options.elements)
+            made += [_case(f"{kind}/{d}", compare, backend, trusted, device, d, n, options, reason) for d in DTYPES]
+        reason = "the reference would take minutes" if trusted == "reference" else reason
+        made.append(_case("long", _long, backend, trusted, device, "fp32", options.elements, options, reason))
+    return made
 
 
 def _case(
-    options: Namespace,
     name: str,
+    compare: _Compare,
     backend: str,
     trusted: str,
     device: torch.device,
     dtype: str,
     elements: int,
-    compare: _Compare,
+    options: Namespace,
     skipped: str | None,
 ) -> Case:
     def measure() -> list[Row]:
@@ -74,14 +68,9 @@ def _case(
         wrong = compare(backend, trusted, device, DTYPES[dtype], elements)
         return [{"correct": not wrong, "wrong": wrong}]
 
-    facts = {
-        "backend": backend,
-        "compared_with": trusted,
-        "device": str(device),
-        "dtype": str(DTYPES[dtype]).removeprefix("torch."),
-        "elements": elements,
-    }
-    return Case(name, facts, measure, skipped)
+    facts = {"backend": backend, "compared_with": trusted, "device": str(device), "elements": elements}
+    facts["dtype"] = str(DTYPES[dtype]).removeprefix("torch.")
+    return Case(f"{backend}/{name}", facts, measure, skipped)
 
 
 def _noise(backend: str, trusted: str, device: torch.device, dtype: torch.dtype, n: int) -> str | None:
