@@ -11,7 +11,8 @@ ATTACK ?=
 export ZO_KERNELS_CUDA ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(wildcard csrc/*) setup.py pyproject.toml
+C_FILES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
+SOURCES := $(C_FILES) setup.py pyproject.toml
 
 .PHONY: demo test attack test-slow test-gpu gpu test-avx512 sanitize lint format clean
 
@@ -44,15 +45,16 @@ gpu:
 
 # The AVX-512 kernels on a processor without AVX-512: every intrinsic emulated by SIMDe (Debian: libsimde-dev).
 EMULATED := build/emulated
-EMULATED_OBJECTS := $(addprefix $(EMULATED)/,bindings.o cpu.o cpu_table.o cpu_scalar.o cpu_avx2.o avx512.o)
+NATIVE := $(filter-out avx512,$(basename $(notdir $(wildcard csrc/cpu/*.cpp))))
+EMULATED_OBJECTS := $(NATIVE:%=$(EMULATED)/cpu/%.o) $(EMULATED)/avx512.o
 EMULATED_FLAGS := -std=c++17 -O1 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -w -Icsrc
 
-$(EMULATED)/%.o: csrc/%.cpp $(wildcard csrc/*.h) $(VENV)/.installed
-	mkdir -p $(EMULATED)
+$(EMULATED)/cpu/%.o: csrc/cpu/%.cpp $(C_FILES) $(VENV)/.installed
+	mkdir -p $(@D)
 	$(CXX) $(EMULATED_FLAGS) $$($(BIN)/python -m pybind11 --includes) -c $< -o $@
 
-$(EMULATED)/avx512.o: tests/emulation/avx512.cpp tests/emulation/immintrin.h $(wildcard csrc/*.h)
-	mkdir -p $(EMULATED)
+$(EMULATED)/avx512.o: tests/emulation/avx512.cpp tests/emulation/immintrin.h $(C_FILES)
+	mkdir -p $(@D)
 	$(CXX) $(EMULATED_FLAGS) -Itests/emulation -c $< -o $@
 
 test-avx512: $(EMULATED_OBJECTS)
@@ -67,11 +69,11 @@ lint: $(VENV)/.linters
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.cu csrc/*.h
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 
 format: $(VENV)/.linters
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*.cpp csrc/*.cu csrc/*.h
+	$(BIN)/clang-format -i $(C_FILES)
 
 # PyTorch comes first and by itself: a range would let another package replace it by a larger build.
 $(VENV)/.torch:

@@ -1,8 +1,10 @@
-"""Builds zo_kernels._native and, where nvcc is found, zo_kernels._cuda. They need a C++17 compiler and pybind11, not
-PyTorch; _cuda holds the CUDA runtime, so it can be imported on a machine without a driver.
+"""Builds zo_kernels._native and, where nvcc is found, zo_kernels._cuda.
 
-ZO_KERNELS_NATIVE=0 and ZO_KERNELS_CUDA=0 leave them out: the package then runs on its other backends and says so when
-asked for these. ZO_KERNELS_CUDA=1 makes a missing nvcc an error. nvcc is $CUDA_HOME/bin/nvcc, else the one on the PATH.
+Both need a C++17 compiler and pybind11, not PyTorch. _cuda contains the CUDA runtime, so it imports without a driver.
+
+ZO_KERNELS_NATIVE=0 and ZO_KERNELS_CUDA=0 leave an extension out; asking the package for its backend is then an error.
+ZO_KERNELS_CUDA=1 makes a missing nvcc an error. nvcc is $CUDA_HOME/bin/nvcc, or if CUDA_HOME is not set the one on
+the PATH.
 """
 
 import os
@@ -11,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from glob import glob
 from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
@@ -18,24 +21,20 @@ from setuptools import setup
 from setuptools.errors import CompileError, LinkError
 from setuptools.modified import newer_group
 
-# Contraction would fuse a*b + c where the specification has two roundings; see docs/noise.md. Reassociation would put
-# the key of a Philox round last in its chain of xors, a cycle of latency a round.
+# Contraction would fuse a*b + c where docs/noise.md has two roundings. Reassociation would make the key the last
+# operand in a Philox round's chain of xors, which costs a cycle of latency in each round.
 FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra"]
-if sys.platform == "linux":  # GCC's; clang has no such option
+if sys.platform == "linux":  # an option of GCC, unknown to clang
     FLAGS.append("-fno-tree-reassoc")
-SOURCES = ["bindings", "cpu", "cpu_table", "cpu_scalar", "cpu_avx2", "cpu_avx512"]
-HEADERS = ["noise", "axpy", "cpu", *(f"cpu_{part}" for part in ("table", "scalar", "noise", "memory", "kernel"))]
-HEADERS += ["cpu_layout", "simd_avx2", "simd_avx512"]
 
 CUDA_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=0"]
-# Code for two generations, and PTX from which a driver compiles for those that come later.
+# Machine code for two generations, and PTX, which a driver compiles for later ones.
 CUDA_FLAGS += [f"-gencode=arch=compute_{a},code={c}" for a, c in ((80, "sm_80"), (90, "sm_90"), (90, "compute_90"))]
-CUDA_HEADERS = ["noise", "axpy", *(f"cuda{part}" for part in ("", "_dispatch", "_global", "_kernel", "_mask", "_math"))]
-CUDA_HEADERS += [f"cuda_{part}" for part in ("noise", "row", "table")]
+CUDA_SOURCE = "csrc/cuda/launch.cu"
 
 
 def find_nvcc():
-    """Its path, or None if the CUDA extension is not to be built."""
+    """The path of nvcc, or None if the CUDA extension is not built."""
     asked = os.environ.get("ZO_KERNELS_CUDA", "auto")
     if asked not in ("0", "1", "auto"):
         sys.exit(f"ZO_KERNELS_CUDA: expected 0, 1 or auto, got {asked!r}")
@@ -48,7 +47,7 @@ def find_nvcc():
 
 
 class Build(build_ext):
-    """_native's threads are OpenMP's where the compiler has it, which PyTorch uses too, else std::thread's."""
+    """Builds _native with OpenMP, as PyTorch is, where the compiler has it, else with std::thread."""
 
     def build_extensions(self):
         for extension in self.extensions:
@@ -60,12 +59,12 @@ class Build(build_ext):
         super().build_extensions()
 
     def _add_kernels(self, extension):
-        """Compile csrc/cuda.cu to an object that is linked in, with nvcc's static runtime."""
-        nvcc, kernels = find_nvcc(), Path(self.build_temp) / "cuda.o"
+        """Compile CUDA_SOURCE with nvcc, and link it and the static CUDA runtime into the extension."""
+        nvcc, kernels = find_nvcc(), Path(self.build_temp) / Path(CUDA_SOURCE).with_suffix(".o")
         kernels.parent.mkdir(parents=True, exist_ok=True)
         if newer_group([*extension.depends, "setup.py"], str(kernels)):
-            self._run(nvcc, *CUDA_FLAGS, "-c", "csrc/cuda.cu", "-o", str(kernels))
-        plan = self._run(nvcc, "--dryrun", "-c", "csrc/cuda.cu")  # which names the folders of its libraries
+            self._run(nvcc, *CUDA_FLAGS, "-c", CUDA_SOURCE, "-o", str(kernels))
+        plan = self._run(nvcc, "--dryrun", "-c", CUDA_SOURCE)  # names the folders of nvcc's libraries
         folders = re.findall(r'"-L([^"]+)"', next(line for line in plan.splitlines() if "LIBRARIES=" in line))
         extension.extra_objects.append(str(kernels))
         extension.library_dirs += folders
@@ -95,8 +94,8 @@ if os.environ.get("ZO_KERNELS_NATIVE", "1") != "0":
     extensions.append(
         Pybind11Extension(
             "zo_kernels._native",
-            sources=[f"csrc/{name}.cpp" for name in SOURCES],
-            depends=[f"csrc/{name}.h" for name in HEADERS],
+            sources=sorted(glob("csrc/cpu/*.cpp")),
+            depends=sorted(glob("csrc/*.h") + glob("csrc/cpu/*.h")),
             cxx_std=17,
             extra_compile_args=FLAGS,
             extra_link_args=["-pthread"],
@@ -106,8 +105,8 @@ if find_nvcc():
     extensions.append(
         Pybind11Extension(
             "zo_kernels._cuda",
-            sources=["csrc/cuda_bindings.cpp"],
-            depends=["csrc/cuda.cu", *(f"csrc/{name}.h" for name in CUDA_HEADERS)],
+            sources=["csrc/cuda/bindings.cpp"],
+            depends=[CUDA_SOURCE, *sorted(glob("csrc/*.h") + glob("csrc/cuda/*.h"))],
             cxx_std=17,
             extra_compile_args=["-O2", "-Wall", "-Wextra"],
         )

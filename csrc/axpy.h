@@ -1,6 +1,10 @@
-// What one pass does to one element, on host and device; and the plain structs that describe a pass.
+// The primitive for one element, on host and device, and the plain structs that describe it.
 //
 //   dst <- round(decay * src + m * sum_k scale_k * z(seed_k))
+//
+// All arithmetic is float32: t = decay * src, then t = fma(scale_k, z_k, t) for each direction in order, then one
+// rounding to the dtype of dst, to nearest or stochastic (docs/noise.md, 4 and 5). rho is the 16 random bits that
+// stochastic rounding adds below the last place.
 #pragma once
 
 #include "noise.h"
@@ -10,13 +14,14 @@ namespace zo {
 enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 enum class MaskKind : int { kNone = 0, kThreshold = 1, kBool = 2, kBits = 3, kRecord = 4 };
 
+// One tensor of a table. zo_kernels/backends/types.py describes the fields.
 struct Entry {
   void* dst;
   const void* src;
   int64_t numel;
   int64_t offset;  // index of the first element in the whole parameter
   uint32_t param_id;
-  int group;  // row of scales and decays
+  int group;  // which row of scales and decays applies
   DType dtype;
   MaskKind mask;
   float threshold;
@@ -25,7 +30,7 @@ struct Entry {
 
 ZO_FN uint32_t bf16_nearest(float t) {
   const uint32_t bits = to_bits(t);
-  // Without the guard, a NaN of all ones would carry into the sign.
+  // A NaN of all ones would carry into the sign bit.
   if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return (bits >> 16) | 0x40u;
   return (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
 }
@@ -33,7 +38,7 @@ ZO_FN uint32_t bf16_nearest(float t) {
 ZO_FN uint32_t bf16_stochastic(float t, uint32_t rho) {
   const uint32_t bits = to_bits(t);
   if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return (bits >> 16) | 0x40u;
-  return (bits + rho) >> 16;  // magnitude + rho never reaches the sign bit: infinity + 0xffff is below a carry
+  return (bits + rho) >> 16;  // no carry into the sign: infinity + 0xffff stays below it
 }
 
 ZO_FN float fp16_widen(uint16_t h) {
@@ -46,9 +51,9 @@ ZO_FN float fp16_widen(uint16_t h) {
 ZO_FN uint32_t fp16_nearest(float t) {
   const uint32_t bits = to_bits(t), sign = (bits >> 16) & 0x8000u, m = bits & 0x7FFFFFFFu;
   if (m > 0x7F800000u) return sign | 0x7E00u;
-  if (m >= 0x477FF000u) return sign | 0x7C00u;  // 65520, the first that rounds to infinity
+  if (m >= 0x477FF000u) return sign | 0x7C00u;  // 65520 and above round to infinity
   if (m >= 0x38800000u) return sign | (((m + 0xFFFu + ((m >> 13) & 1u)) >> 13) - 0x1C000u);
-  return sign | (to_bits(from_bits(m) + 0.5f) - 0x3F000000u);  // an ulp of 0.5 is fp16's smallest subnormal
+  return sign | (to_bits(from_bits(m) + 0.5f) - 0x3F000000u);  // the ulp of 0.5 is fp16's smallest subnormal
 }
 
 ZO_FN uint32_t fp16_stochastic(float t, uint32_t rho) {
@@ -77,6 +82,7 @@ ZO_FN void store_element(void* p, int64_t i, DType dtype, float t, bool stochast
   static_cast<uint16_t*>(p)[i] = uint16_t(h);
 }
 
+// Copies the bits of a masked-out element.
 ZO_FN void copy_element(void* dst, const void* src, int64_t i, DType dtype) {
   if (dtype == DType::kFloat32)
     static_cast<uint32_t*>(dst)[i] = static_cast<const uint32_t*>(src)[i];

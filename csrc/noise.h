@@ -1,7 +1,10 @@
 // noise v1 for one counter at a time, on host and device. docs/noise.md is the specification.
 //
-// Everything is `static`: the CPU kernels include this file once per instruction set, and a shared inline
-// function compiled for AVX-512 must not be the one that the linker keeps for an older CPU.
+// Three layers: bits (philox4x32, Salmon et al., SC 2011), uniform (the radius and angle words, in `radius` and
+// `box_muller`), normal (`box_muller`). All arithmetic is float32 with every rounding written out.
+//
+// Every function is `static`: each instruction set compiles its own copy. Were they shared, the linker could keep the
+// copy made for AVX-512 and an older CPU would run it.
 #pragma once
 
 #include <cmath>
@@ -13,7 +16,7 @@
 #else
 #define ZO_FN static inline
 #endif
-// For the CPU kernels, whose small functions must keep their values in registers.
+// For the small functions of the CPU kernels: inlined always, so that their values stay in registers.
 #define ZO_OP static inline __attribute__((always_inline))
 
 namespace zo {
@@ -25,7 +28,7 @@ constexpr int kPhiloxRounds = 7;
 constexpr uint32_t kLogSplit = 0x3F3504F3u;  // bits of sqrt(1/2)
 constexpr uint32_t kLogSplitY = kLogSplit + (31u << 23);
 constexpr float kLogExponentScale = -1.6525917e-07f;    // -2 ln 2 / 2^23, bits 0xb4317218
-constexpr float kRadiusFloor = 7.888609052210118e-31f;  // 2^-100: the square of the radius is never zero
+constexpr float kRadiusFloor = 7.888609052210118e-31f;  // 2^-100 keeps the square of the radius above zero
 constexpr int kLogTerms = 7, kSinTerms = 5, kCosTerms = 5;
 #define ZO_LOG_COEFFICIENTS                                                                 \
   {-2.00000262260437f,    1.000045895576477f,   -0.6662205457687378f, 0.49748367071151733f, \
@@ -50,7 +53,7 @@ ZO_FN uint32_t to_bits(float f) {
   return bits;
 }
 
-// The compiler may not contract a*b + c, nor split this.
+// a * b + c, rounded once. The compiler neither splits it nor contracts other products into one.
 ZO_FN float fma32(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
   return __fmaf_rn(a, b, c);
@@ -75,6 +78,7 @@ ZO_FN float sqrt32(float a) {
 #endif
 }
 
+// Bits: Philox4x32 of a 128-bit counter and a 64-bit key.
 ZO_FN Words philox4x32(Words c, uint32_t k0, uint32_t k1, int rounds = kPhiloxRounds) {
   for (int i = 0; i < rounds; ++i) {
     const uint64_t p0 = uint64_t(kPhiloxM0) * c.x[0], p1 = uint64_t(kPhiloxM1) * c.x[2];
@@ -85,6 +89,7 @@ ZO_FN Words philox4x32(Words c, uint32_t k0, uint32_t k1, int rounds = kPhiloxRo
   return c;
 }
 
+// The four words of four consecutive elements; counter = index / 4.
 ZO_FN Words noise_words(uint64_t counter, uint32_t param_id, uint64_t seed) {
   return philox4x32({{uint32_t(counter), uint32_t(counter >> 32), param_id, 0u}}, uint32_t(seed), uint32_t(seed >> 32));
 }
@@ -96,7 +101,7 @@ ZO_FN float horner(const float (&c)[N], float x) {
   return y;
 }
 
-// sqrt(-2 ln u), u = ((word mod 2^31) | 1) / 2^31.
+// sqrt(-2 ln u) of the uniform u = ((word mod 2^31) | 1) / 2^31, which is never 0.
 ZO_FN float radius(uint32_t word) {
   const float p[kLogTerms] = ZO_LOG_COEFFICIENTS;
   const float y = float(int32_t((word & 0x7FFFFFFFu) | 1u));
@@ -106,7 +111,7 @@ ZO_FN float radius(uint32_t word) {
   return sqrt32(fma32(horner(p, f), f, fma32(k, kLogExponentScale, kRadiusFloor)));
 }
 
-// Two normals from a radius word and an angle word.
+// Normal: two of them from a radius word a and an angle word b (Box and Muller, 1958).
 ZO_FN void box_muller(uint32_t a, uint32_t b, float& even, float& odd) {
   const float c[kCosTerms] = ZO_COS_COEFFICIENTS, s[kSinTerms] = ZO_SIN_COEFFICIENTS;
   const float r = from_bits(to_bits(radius(a)) ^ (b & 0x80000000u));
@@ -116,7 +121,7 @@ ZO_FN void box_muller(uint32_t a, uint32_t b, float& even, float& odd) {
   odd = mul32(r, mul32(t, horner(s, t2)));
 }
 
-// The 16 random bits of stochastic rounding for the two elements of a pair.
+// The 16 random bits that stochastic rounding adds to the two elements of a pair.
 ZO_FN void rounding_bits(uint32_t a, uint32_t b, uint32_t& even, uint32_t& odd) {
   even = ((b >> 15) & 0xFF00u) | (b & 0xFFu);
   odd = even ^ (a & 0xFFFFu);

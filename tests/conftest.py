@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +50,23 @@ def remembered_noise() -> Iterator[None]:
         for name in ("normal", "rounding_bits"):
             patch.setattr(spec, name, _remembered(getattr(spec, name)))
         yield
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """The names of the tensors that each pass was given."""
+    from zo_kernels.ops import Table
+
+    seen: list[set[str]] = []
+    apply = Table.apply
+
+    def counting(self: Table, do: Any, *then: Any) -> None:
+        indices = range(len(self.names)) if do.active is None else do.active
+        seen.append({self.names[i] for i in indices})
+        apply(self, do, *then)
+
+    monkeypatch.setattr(Table, "apply", counting)
+    return seen
 
 
 def _remembered(compute):

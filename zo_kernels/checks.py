@@ -1,9 +1,9 @@
-"""Checks of user input. Each raises a TypeError or ValueError that names what was given, before anything is changed."""
+"""Checks of user input. Each raises a TypeError or ValueError with the parameter, what was expected and what came."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -16,12 +16,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_SEED = 2**64 - 1
 MAX_PARAM_ID = 2**32 - 1
 MAX_INDEX = 2**63 - 1
-MAX_FLOAT32 = (2 - 2**-23) * 2.0**127  # arithmetic is float32: more is infinite there
+MAX_FLOAT32 = (2 - 2**-23) * 2.0**127  # larger numbers are infinite in the kernels, which compute in float32
 MIN_FLOAT32 = 2.0**-126
 
 
 def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """value as an int in [low, high]."""
+    """The value as an int; it must be in [low, high]."""
     bounds = f"at least {low}" if high is None else f"between {low} and {high}"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}: expected an integer {bounds}, got {type(value).__name__} {value!r}")
@@ -34,7 +34,7 @@ def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
 def number(
     name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, open_low=False, open_high=False
 ) -> float:
-    """value as a finite float in [low, high] (ends excluded where open)."""
+    """The value as a float; it must be finite and in [low, high], ends excluded where open."""
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     left, right = "(" if open_low or low == -math.inf else "[", ")" if open_high or high == math.inf else "]"
@@ -43,7 +43,7 @@ def number(
         raise TypeError(f"{name}: {wanted}, got {type(value).__name__} {value!r}")
     try:
         value = float(value)
-    except OverflowError:  # an integer that no float holds
+    except OverflowError:  # an integer too large for a float
         value = math.inf if value > 0 else -math.inf
     inside = math.isfinite(value) and low <= value <= high
     if not inside or (open_low and value == low) or (open_high and value == high):
@@ -52,7 +52,7 @@ def number(
 
 
 def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
-    """value, which must be one of the strings allowed."""
+    """The value, which must be one of the allowed strings."""
     if not isinstance(value, str):
         raise TypeError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {type(value).__name__}")
     if value not in allowed:
@@ -61,7 +61,7 @@ def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
 
 
 def sequence(name: str, value: Any, length: int | None = None) -> list[Any]:
-    """value as a list, of the given length."""
+    """The value as a list; it must be a sequence, of the given length if there is one."""
     if isinstance(value, (str, bytes, Tensor)) or not isinstance(value, Sequence):
         raise TypeError(f"{name}: expected a sequence, got {type(value).__name__}")
     if length is not None and len(value) != length:
@@ -70,7 +70,7 @@ def sequence(name: str, value: Any, length: int | None = None) -> list[Any]:
 
 
 def weight(name: str, t: Any) -> None:
-    """t must be a tensor that a kernel can change in place."""
+    """Check that t is a tensor that a kernel can change in place: dense, of a supported dtype, with data."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(t).__name__}")
     if hasattr(t, "to_local"):
@@ -89,7 +89,7 @@ def weight(name: str, t: Any) -> None:
 
 
 def one_device(names: Sequence[str], tensors: Sequence[Tensor]) -> torch.device:
-    """The device that all of the tensors share."""
+    """The device of the tensors, which must be the same for all."""
     first = tensors[0].device
     for name, t in zip(names, tensors, strict=True):
         if t.device != first:
@@ -98,7 +98,7 @@ def one_device(names: Sequence[str], tensors: Sequence[Tensor]) -> torch.device:
 
 
 def mask(name: str, value: Any, t: Tensor) -> float | Tensor | None:
-    """None, a threshold, or a bool tensor of t's shape on t's device, contiguous: a copy, if it was not."""
+    """A mask of t: None, a threshold, or a contiguous bool tensor of t's shape on its device (a copy if need be)."""
     if value is None:
         return None
     if not isinstance(value, Tensor):
@@ -119,16 +119,30 @@ def mask(name: str, value: Any, t: Tensor) -> float | Tensor | None:
 
 
 def usable_device(name: str, where: Any) -> torch.device:
-    """A device that tensors can be on here, with its index.
+    """The device, with its index; tensors must be usable on it.
 
     Raises:
-        ValueError: PyTorch cannot use it, or it has no memory.
+        ValueError: PyTorch cannot use it here, or it has no memory.
     """
     try:
         found = torch.empty(0, device=where).device
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]  # some list every operation that there is
+        reason = str(error).partition("\n")[0]  # some messages go on to list every operation
         raise ValueError(f"{name}: expected a device that PyTorch can use here, got {where!r}: {reason}") from error
     if found.type == "meta":
         raise ValueError(f"{name}: expected a device with memory, got {where!r}")
     return found
+
+
+def mapping(name: str, value: Any) -> Mapping[Any, Any]:
+    """value, which must be a mapping."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name}: expected a dictionary, got {type(value).__name__}")
+    return value
+
+
+def boolean(name: str, value: Any) -> bool:
+    """value, which must be a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__} {value!r}")
+    return value

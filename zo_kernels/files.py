@@ -1,4 +1,4 @@
-"""Files that a killed process or a power cut leaves whole, and that two processes do not write at the same time."""
+"""Files that stay whole if the process is killed or the power is cut, and locks that keep two processes apart."""
 
 from __future__ import annotations
 
@@ -24,24 +24,26 @@ try:
 except ImportError:
     _msvcrt = None
 
-PART = ".part"  # ends the name of a file until it is whole
-_BEYOND = 2**62  # a byte that no file has: Windows keeps others from reading what is locked
+PART = ".part"  # ends the name of a file until it is complete
+_BEYOND = 2**62  # an offset past every file's end: Windows keeps others from reading locked bytes
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 _NO_SYNC = (errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def replace(path: str | Path, data: bytes | bytearray | memoryview) -> None:
-    """Write a file, or another one in its place: whenever the process is killed or the power is cut, there is the old
-    one or the new one, whole. A link stays one, and its target is written. If it fails, nothing has changed.
+    """Write a file, or replace one, in a single step.
+
+    Whenever the process is killed or the power is cut, the old file or the new one is there, whole. If `path` is a
+    link, its target is replaced. If this fails, nothing has changed.
 
     Raises:
         OSError: it cannot be written.
     """
     target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file() and not target.is_dir():  # a device, a pipe: nothing to be replaced
+    if target.exists() and not target.is_file() and not target.is_dir():  # a device or a pipe cannot be replaced
         target.write_bytes(data)
         return
-    # Not by the number of the process, which another one on another machine, or in another container, may have, too.
+    # A random name: a process on another machine, or in another container, may have the same process id.
     part = target.with_name(f"{target.name[:40]}.{secrets.token_hex(4)}{PART}")
     try:
         with open(
@@ -53,7 +55,7 @@ def replace(path: str | Path, data: bytes | bytearray | memoryview) -> None:
         if target.exists():
             before = target.stat()
             if hasattr(os, "chown") and before.st_uid != os.getuid():
-                with suppress(OSError):  # who may not give it away keeps it
+                with suppress(OSError):  # without the right to change the owner, the file is this user's
                     os.chown(part, before.st_uid, before.st_gid)
             shutil.copymode(target, part)
         os.replace(part, target)
@@ -73,8 +75,9 @@ def sync(path: str | Path) -> None:
 
 
 def sync_folder(path: str | Path) -> None:
-    """Force the names of its files to the disk, where that can be done: Windows has no such call, some file systems do
-    without, and a folder that may be written to need not be readable.
+    """Force the names of a folder's files to the disk, where the system can.
+
+    Windows and some file systems have no such call, and a folder that may be written to need not be readable.
     """
     if os.name != "posix":
         return
@@ -86,15 +89,18 @@ def sync_folder(path: str | Path) -> None:
 
 
 def unused(path: str | Path, word: str) -> Path:
-    """`path` with "." + word + "-1" behind it, or the first number that no file has."""
+    """The first of `path`.word-1, `path`.word-2, ... that does not exist."""
     return next(p for n in itertools.count(1) if not os.path.lexists(p := Path(f"{path}.{word}-{n}")))
 
 
-_locked: dict[int, int] = {}  # descriptor -> process: one that is forked off has the descriptors, and no locks
+_locked: dict[int, int] = {}  # descriptor -> process; a forked child inherits descriptors, but no locks
 
 
 def read(path: str | Path) -> bytes:
-    """What a file holds. That it is closed again takes no lock from this process, as it would by POSIX."""
+    """The contents of a file.
+
+    By POSIX, closing a file drops the process's locks on it; this takes them again.
+    """
     try:
         return Path(path).read_bytes()
     finally:
@@ -102,14 +108,14 @@ def read(path: str | Path) -> bytes:
 
 
 def close(file: int) -> None:
-    """Close an open file that may have been locked; others that this process has locked stay so."""
+    """Close an open file that may be locked, and keep this process's locks on other files."""
     forget(file)
     os.close(file)
     _lock_again()
 
 
 def forget(file: int) -> None:
-    """That an open file was locked: the number is another one's now."""
+    """Forget that a descriptor was locked: its number belongs to another file now."""
     _locked.pop(file, None)
 
 
@@ -121,9 +127,10 @@ def _lock_again() -> None:
 
 
 def lock(file: int) -> bool:
-    """Keep other processes from locking an open file; False if one has it. The system gives the lock up when the
-    process ends, however it ends: there are no stale ones. In one process it can be had again and again, and is given
-    up when any descriptor of that file is closed (but by `read`).
+    """Lock an open file against other processes; False if one of them has it.
+
+    The system releases the lock when the process ends, however it ends, so no lock is ever stale. The same process can
+    take it any number of times, and loses it when any descriptor of the file is closed, except by `read`.
     """
     try:
         if _fcntl is not None:
@@ -141,7 +148,7 @@ def lock(file: int) -> bool:
         if error.errno not in _NO_LOCKS:
             raise
         warnings.warn(
-            f"this file system has no locks ({error.strerror}): two processes that write one run are not kept apart",
+            f"this file system has no locks ({error.strerror}): do not let two processes write the same run",
             stacklevel=2,
         )
     _locked[file] = os.getpid()
@@ -149,21 +156,21 @@ def lock(file: int) -> bool:
 
 
 class Locked:
-    """That no other process, and nobody else in this one, holds the same file; a context manager.
+    """A lock that one holder has at a time, in this process or any other; a context manager.
 
-    The file is made if need be, holds the number of the process, and is gone again at the end. One that a killed
-    process left behind keeps nobody out.
+    The lock's file is created if it does not exist, contains the process id of the holder, and is removed at the end. A
+    file that a killed process left behind locks nobody out.
 
     Args:
         path: of the lock's own file.
-        told: what to say to the second, before the number of the process that has it.
+        told: the error's first words for whoever comes second; the holder's process id follows.
 
     Raises:
-        BlockingIOError: it is held.
-        OSError: the file cannot be made.
+        BlockingIOError: somebody holds it.
+        OSError: the file cannot be created.
     """
 
-    _held: ClassVar[set[tuple[int, str]]] = set()  # process, since one that is forked off it holds none, and path
+    _held: ClassVar[set[tuple[int, str]]] = set()  # (process id, path): a forked child holds none of its parent's locks
 
     _holds = False
 
@@ -183,10 +190,10 @@ class Locked:
             except BaseException:
                 self._close()
                 raise
-            self._close()  # whoever had it has just taken it away
+            self._close()  # the previous holder has just removed the file
         self._held.add(self._key)
         self._holds = True
-        with suppress(OSError):  # a full disk; the number is there to be told alone
+        with suppress(OSError):  # a full disk: only the message to others needs the number
             os.ftruncate(self._file, 0)
             os.write(self._file, f"{os.getpid()}\n".encode())
 
@@ -200,11 +207,12 @@ class Locked:
             return False
 
     def release(self) -> None:
-        """Give it up."""
+        """Release the lock."""
         if self._holds:
             self._holds = False
             self._held.discard(self._key)
-            if self._key[0] == os.getpid() and os.name == "posix":  # not another's; and Windows removes no open file
+            # A forked child does not hold the lock; Windows cannot remove an open file.
+            if self._key[0] == os.getpid() and os.name == "posix":
                 Path(self._path).unlink(missing_ok=True)
             self._close()
 

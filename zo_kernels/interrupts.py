@@ -1,5 +1,5 @@
-"""Exceptions that come from outside at any moment: from a signal's handler (Ctrl-C, a time limit), or set by another
-thread. Python raises them between two of its own operations, but never within a C function.
+"""Exceptions that come from outside at any moment: raised by a signal's handler (Ctrl-C, a time limit), or set by
+another thread. Python raises them between two of its own operations, never within a C function.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ Call = Callable[[], object]
 
 _plain: Any
 try:
-    # What `signal` wraps: there, each call first looks for the handler among the members of an enum, in vain, which
-    # takes five times as long as all else here.
+    # The C module under `signal`, which first looks up each handler in an enum: that takes five times as long as the
+    # rest of `signals_held`.
     import _signal as _plain  # type: ignore[import-not-found, no-redef]
-except ImportError:  # CPython has it; others need not
+except ImportError:  # other Pythons than CPython may lack it
     _plain = signal
 
 _SIGNALS = sorted(map(int, signal.valid_signals()))
@@ -28,17 +28,19 @@ _called = operator.methodcaller("__call__")
 
 
 def at_once(calls: Iterable[Call]) -> None:
-    """Make calls one after the other with nothing of Python's own between them, so that an exception from outside comes
-    before the first of them or after the last, provided that they are C functions (`functools.partial` is one, too).
-    Their results are dropped.
+    """Call C functions one after the other, with no Python operation between them.
+
+    An exception from outside then comes before the first or after the last. `functools.partial` of a C function counts
+    as one. The results are dropped.
     """
     deque(map(_called, calls), maxlen=0)
 
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Let signals that Python handles have their effect at the end of the block, not within. Without effect outside of
-    the main thread, which is the only one that they reach.
+    """Delay the handlers of signals to the end of the block.
+
+    Outside of the main thread this does nothing: Python runs handlers in the main thread alone.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -57,6 +59,6 @@ def signals_held() -> Iterator[None]:
         for number, handler in handlers.items():
             if _plain.getsignal(number) is note:
                 _plain.signal(number, handler)
-        with ExitStack() as stack:  # each of them, whatever another raises
+        with ExitStack() as stack:  # runs every handler, even if one raises
             for number, frame in came.items():
                 stack.callback(handlers[number], number, frame)

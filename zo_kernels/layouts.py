@@ -1,4 +1,4 @@
-"""How tensors lie in memory. Noise goes by logical index, as if a tensor were contiguous, whatever its strides."""
+"""How tensors lie in memory. An element's noise depends on its logical index alone, never on strides."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 Index = tuple[int | slice, ...]
+ALIGNMENT = 64  # bytes where a tensor in shared memory begins: a cache line, and more than any kernel asks for
 
 
 def is_dense(t: Tensor) -> bool:
-    """Whether t's elements lie side by side, without gaps and none twice: some permutation of its dimensions is
-    contiguous, as in channels_last or a transposed matrix.
+    """Whether t's elements fill their memory without gaps or repeats: some permutation of its dimensions is contiguous,
+    as in channels_last or a transposed matrix.
     """
     if t.is_contiguous():
         return True
@@ -25,28 +26,29 @@ def is_dense(t: Tensor) -> bool:
 
 
 def layouts(tensors: Sequence[Tensor]) -> Sequence[object]:
-    """What tells dense tensors' layouts apart: True for one that is contiguous, else its strides. Asked in every pass,
-    of hundreds.
+    """A value for each dense tensor that tells its layout: True if it is contiguous, else its strides.
+
+    This runs in every pass over hundreds of tensors, so it must be fast.
     """
     flags = [*map(Tensor.is_contiguous, tensors)]
     return flags if all(flags) else [flag or t.stride() for flag, t in zip(flags, tensors, strict=True)]
 
 
 def in_memory_order(t: Tensor) -> Tensor:
-    """A dense tensor's elements, one after the other as they lie: a view."""
+    """A one-dimensional view of a dense tensor's elements in the order of their addresses."""
     return t.view(-1) if t.is_contiguous() else t.as_strided((t.numel(),), (1,))
 
 
 def stretches(shape: Sequence[int], most: int, multiple: int = 1) -> list[tuple[int, Index]]:
-    """Cuts of a tensor's elements, in their logical order, into views of whole rows.
+    """Cut a tensor, in logical order, into views of whole rows.
 
     Args:
         shape: of the tensor.
-        most: elements of a view; it has more only if it cannot begin at a `multiple` otherwise.
-        multiple: of which the index of each view's first element is one.
+        most: elements of a view at most; more only where the next view could not begin at a `multiple` otherwise.
+        multiple: the logical index of each view's first element is a multiple of this.
 
     Returns:
-        For each view the logical index of its first element, and the index that makes it.
+        For each view the logical index of its first element, and the index expression that selects it.
     """
     n = math.prod(shape)
     if n <= most:

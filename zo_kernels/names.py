@@ -1,4 +1,4 @@
-"""Parameter ids from names, so that freezing, reordering or wrapping a model leaves everybody's noise as it was."""
+"""Parameter ids from names, so that freezing, reordering or wrapping a model changes no parameter's noise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_MOST_ATTEMPTS = 8  # hashes of 32 bits that are taken already, of one name
+_MOST_ATTEMPTS = 8  # of one name to find a 32-bit hash that no other name has
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
@@ -17,9 +17,9 @@ def _hash(name: str) -> int:
 
 
 def strip_wrappers(names: Iterable[str]) -> dict[str, str]:
-    """Each name -> the name without what torch.compile, FSDP, checkpointing and data parallelism put in it.
+    """Each name -> the name without the parts that torch.compile, FSDP, checkpointing and data parallelism add.
 
-    A leading `module` is a wrapper only if every name has it. Names that would become equal stay as they are.
+    A leading `module` counts as a wrapper only if every name has it. If two names would become equal, none is changed.
     """
     bare = {n: ".".join(part for part in n.split(".") if part not in _WRAPPERS) for n in names}
     while bare and all(b.startswith("module.") for b in bare.values()):
@@ -28,7 +28,7 @@ def strip_wrappers(names: Iterable[str]) -> dict[str, str]:
 
 
 def param_ids(names: Iterable[str]) -> dict[str, int]:
-    """Each name -> its 32-bit id (docs/noise.md, 6). Names are those of all parameters, frozen ones too."""
+    """Each name -> its 32-bit id (docs/noise.md, 6). Give the names of all parameters, frozen ones too."""
     ids: dict[str, int] = {}
     taken: set[int] = set()
     for bare, name in sorted((bare, name) for name, bare in strip_wrappers(names).items()):
@@ -42,13 +42,14 @@ def param_ids(names: Iterable[str]) -> dict[str, int]:
 
 
 def may_have(bare: str, param_id: int) -> bool:
-    """Whether a parameter of this name can have this id; which of a few depends on the others' names."""
+    """Whether a parameter of this name can have this id. It has one of a few, which depends on the other names."""
     return any(param_id == _hash(f"{bare}#{attempt}" if attempt else bare) for attempt in range(_MOST_ATTEMPTS))
 
 
 def of_module(module: nn.Module) -> dict[Tensor, str]:
-    """Each parameter of a module, frozen ones too -> its name. A tied parameter has several; the smallest counts, since
-    it does not depend on the order of registration.
+    """Each parameter of a module, frozen ones too -> its name.
+
+    A tied parameter has several names. It gets the smallest, which does not depend on the order of registration.
     """
     every: dict[Tensor, str] = {}
     named = list(module.named_parameters(remove_duplicate=False))
@@ -59,13 +60,13 @@ def of_module(module: nn.Module) -> dict[Tensor, str]:
 
 
 def bare(named: Mapping[Tensor, str]) -> dict[Tensor, str]:
-    """The names without what wrappers put in them."""
+    """Each parameter -> its name without the parts that wrappers add."""
     stripped = strip_wrappers(named.values())
     return {p: stripped[name] for p, name in named.items()}
 
 
 def add_group(every: dict[Tensor, str], group: Mapping[str, Any]) -> None:
-    """Add the parameters of an optimizer's group to their names: given ones, or else positions."""
+    """Add the parameters of an optimizer's group to `every`, by the names given there or else by position."""
     given, taken = group.get("param_names"), set(every.values())
     for i, p in enumerate(group["params"]):
         if p not in every:
@@ -73,12 +74,12 @@ def add_group(every: dict[Tensor, str], group: Mapping[str, Any]) -> None:
 
 
 def listed(every: Sequence[str], most: int = 5) -> str:
-    """The first of them, and how many there are besides."""
+    """The first `most` names as text, and how many more there are."""
     return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
 
 
 def free(name: str, taken: set[str]) -> str:
-    """The name, or one like it if it is taken, as where two models are in one optimizer; taken from then on."""
+    """The name, with primes behind it if it is taken (two models in one optimizer). It is taken from then on."""
     while name in taken:
         name += "'"
     taken.add(name)

@@ -1,6 +1,9 @@
-"""The primitive: check, then dispatch to a backend.
+"""The primitive: `add_noise_` once, `Table` for many passes over the same tensors, `noise` for the noise alone.
 
-w <- round( decay * w + m . sum_k scale_k * z(seed_k) )        (docs/noise.md)
+    w <- round( decay * w + m . sum_k scale_k * z(seed_k) )        (docs/noise.md)
+
+Everything is checked here, before any weight changes, and then handed to a backend (`backends`). There are four levels:
+the function (`add_noise_`), the table (`Table`, and what a backend prepares from it), the launch, the kernel.
 """
 
 from __future__ import annotations
@@ -25,21 +28,21 @@ ROUNDINGS = ("nearest", "stochastic")
 
 
 class Table:
-    """Tensors and what the noise must know of them, checked once and then changed by any number of passes.
+    """Tensors that are checked once and then changed by any number of passes, each with other seeds and scales.
 
-    If a tensor's memory is replaced (`p.data = ...`), the table must be built again; `apply` refuses stale memory.
+    If a tensor's memory is replaced (`p.data = ...`), build the table again; until then `apply` raises.
 
     Args:
-        entries: what to change; see `backends.types.Entry`. No `dst` may overlap memory that another entry has; its own
-            `src` is the very same tensor or elsewhere.
-        names: what to call each tensor in errors.
+        entries: the tensors; see `backends.types.Entry`. A `dst` may not overlap memory of another entry. Its own `src`
+            is the same tensor or does not overlap it.
+        names: the name of each tensor in errors.
         backend: see `add_noise_`.
-        runs: for each entry the stretches that it falls into: the index of the first element of each in the whole
-            parameter, all equally long; for shards that are no stretch of it, such as columns. None: each entry is one
-            stretch, from its `offset` on. An entry of several has a whole number of mask bytes for each of them.
-        private: whether dst is memory that nobody else knows: it is not looked at again, and its changes are not
-            counted. That src is where it was is looked at in any case.
-        own_masks: whether the masks, too, are memory that nobody else can replace; so they are if it is private.
+        runs: for shards that are several stretches of a parameter, such as columns: for each entry, the indices of its
+            stretches' first elements in the whole parameter. The stretches of an entry are equally long, and each has
+            whole bytes of mask bits. None: each entry is one stretch, from its `offset` on.
+        private: whether nobody else can reach dst and the masks: then `apply` neither checks that they are where they
+            were nor bumps dst's autograd version. src is checked in any case.
+        own_masks: whether nobody else can replace the masks, so that `apply` does not check them.
         staging: memory for passes over tensors that are not contiguous, to share with other tables.
 
     Raises:
@@ -80,28 +83,29 @@ class Table:
         self._counted = [e.dst for e in self.entries if not e.dst.is_inference()]
 
     def _memory(self) -> tuple[Sequence[object], ...]:
-        """Where the tensors are, how large, and how they lie: of hundreds, in every pass."""
+        """Addresses, sizes and layouts of the tensors, often hundreds. This runs in every pass, so it must be fast."""
         tensors = self._tensors
         where = [*map(Tensor.data_ptr, tensors)], [*map(Tensor.numel, tensors)], layouts(tensors)
         return (*where, [*map(Tensor.data_ptr, self._masks)]) if self._masks else where
 
     def apply(self, do: Pass, then: Sequence[Call] = (), first: Sequence[Call] = ()) -> None:
-        """One pass over the active entries.
+        """Apply a pass to the active entries.
 
-        That seeds are of 64 bits and scales and decays finite is taken as checked.
+        The caller has checked that seeds have 64 bits and that scales and decays are finite.
 
         Args:
             do: the pass.
-            then: C functions that note what it did. If the pass is `in_c`, they are called with it, or neither it nor
-                they are, whatever exception comes from outside; if not, signals wait for their end.
-            first: C functions that note that a pass which is not `in_c` begins.
+            then: C functions to call after the pass, which note that it happened. If the table is `in_c`, an exception
+                from outside comes before the pass or after them, never between; if it is not, signals wait until they
+                are done.
+            first: C functions to call before a pass of a table that is not `in_c`, which note that it begins.
 
         Raises:
-            ValueError: there are fewer scales or decays than the entries' groups need, or `active` has an index that is
-                no entry's, or one twice. Nothing was changed.
-            RuntimeError: a tensor's memory was replaced since the table was built, or (of the native backend) a pass in
-                another thread works on the same memory at this moment; nothing was changed. What else another thread
-                does to a tensor meanwhile, by PyTorch or between the passes of a step, is not seen.
+            ValueError: there are fewer scales or decays than the entries' groups need, or `active` has an index of no
+                entry, or one twice. Nothing was changed.
+            RuntimeError: a tensor's memory was replaced since the table was built, or (native backend) a pass in
+                another thread works on the same memory at this moment. Nothing was changed. Other changes by other
+                threads, by PyTorch or between the passes of a step, are not noticed.
         """
         if self._run is None:
             at_once(then)
@@ -128,12 +132,12 @@ class Table:
 
     @property
     def in_c(self) -> bool:
-        """Whether no exception from outside can come in the middle of a pass."""
+        """Whether a pass is one call in C, so that no exception from outside can come in the middle of it."""
         return self._run is None or isinstance(self._run, InC)
 
 
 def _cut(entry: Entry, offsets: Sequence[int]) -> list[Entry]:
-    """The entry as one for each of the stretches that it falls into."""
+    """Cut an entry into one for each of its stretches."""
     if len(offsets) == 1:
         return [replace(entry, offset=offsets[0])]
 
@@ -178,22 +182,23 @@ def add_noise_(
 
     z is standard normal and a pure function of (seed, param id, element index); its bits do not depend on dtype,
     device, backend or threads (docs/noise.md). Arithmetic is float32: t = decay * w, then t = fma(scale_k, z_k, t) for
-    each direction in order, then one rounding to the tensor's dtype. No temporary grows with the tensors, but for a
-    copy of a mask that is not contiguous.
+    each direction in order, then one rounding to the tensor's dtype. Temporary memory does not grow with the tensors,
+    except for a copy of each mask that is not contiguous.
 
     Args:
         tensors: float32, bfloat16 or float16 tensors of any shapes, all on one device, none overlapping. Changed in
-            place. Leaves that require grad are accepted and stay leaves. They may lie in memory in any order, such as
-            channels_last or transposed, but without gaps: an element's noise goes by its index in the tensor, as if
-            that were contiguous, so a layout changes no value.
-        seeds: a 64-bit seed for each direction, or one.
-        scales: a finite number for each direction, or one.
-        param_ids: the 32-bit id of each tensor; None for 0, 1, 2, ....
+            place. Leaves that require grad are accepted and stay leaves. Any memory order without gaps is accepted,
+            such as channels_last or transposed. An element's noise depends on its logical index in the tensor, so the
+            layout changes no value.
+        seeds: a seed in [0, 2**64) for each direction, or a single one.
+        scales: a finite number for each direction, or a single one.
+        param_ids: the id of each tensor, in [0, 2**32): tensors with different ids get different noise. None for
+            0, 1, 2, ....
         offsets: the index of each tensor's first element in the whole parameter, for shards; None for 0.
         decay: finite factor of the old weights.
-        masks: for each tensor None, a threshold h (only elements with |w| <= h change) or a bool tensor of its shape
-            and device (only elements where it is true change). Other elements keep their bits.
-        rounding: "nearest" (even) or "stochastic", for 16-bit tensors; without effect on float32.
+        masks: for each tensor None (all elements change), a threshold h (elements with |w| <= h change) or a bool
+            tensor of its shape and device (elements where it is true change). All other elements keep their bits.
+        rounding: how results are rounded to 16 bits: "nearest" (ties to even) or "stochastic". No effect on float32.
         backend: None to choose by device ("native" on a CPU, "triton" on a GPU), or "reference", "native",
             "native:avx512", "native:avx2", "native:scalar", "triton", "cuda".
 
@@ -234,17 +239,18 @@ def noise(
     device: torch.device | str = "cpu",
     backend: str | None = None,
 ) -> Tensor:
-    """The standard normal noise itself: what `add_noise_` with scale 1 adds to zeros.
+    """The standard normal noise itself: zeros to which `add_noise_` has added noise of scale 1.
 
     Args:
-        shape: of the result.
-        seed, param_id: which noise; 64 and 32 bits.
+        shape: shape of the result.
+        seed: seed of the direction, in [0, 2**64).
+        param_id: id of the parameter, in [0, 2**32).
         offset: index of the first element in the whole parameter.
-        dtype: float32, bfloat16 or float16 (rounded to nearest).
+        dtype: float32, bfloat16 or float16. Computed in float32, then rounded to nearest.
         device, backend: see `add_noise_`.
 
     Returns:
-        A new tensor.
+        A new contiguous tensor of this shape, dtype and device.
 
     Raises:
         TypeError, ValueError: bad input; the message names it.

@@ -1,6 +1,7 @@
-"""noise v1 in PyTorch: the reference every backend agrees with, bit for bit (docs/noise.md is the text).
+"""noise v1 in PyTorch: the reference that every backend agrees with, bit for bit. docs/noise.md is the specification.
 
-Slow and obvious on purpose. Words are kept as int64 tensors holding values below 2**32.
+Slow and obvious on purpose. Three layers: bits (`philox4x32`, `words`), uniform (in `radius` and `cos_sin`), normal
+(`box_muller`, `normal`). Arithmetic is float32; 32-bit words are int64 tensors with values below 2**32.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import struct
 import torch
 from torch import Tensor
 
-VERSION = "v1"  # of the noise; a change of any bit of it is another one
+VERSION = "v1"  # noise of which any bit differs is another version
 
 PHILOX_M0, PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
 PHILOX_W0, PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
@@ -52,7 +53,7 @@ def _f32(x: float) -> float:
 
 
 LOG_EXPONENT_SCALE = _f32(-2.0 * math.log(2.0) / 2**23)
-RADIUS_FLOOR = 2.0**-100  # keeps the square of the radius above zero, and changes no other one
+RADIUS_FLOOR = 2.0**-100  # keeps the square of the radius above zero and changes no other value
 
 
 def philox4x32(
@@ -171,7 +172,7 @@ def normal(index: Tensor, seed: int, param_id: int) -> Tensor:
 
 
 def rounding_bits(index: Tensor, seed: int, param_id: int) -> Tensor:
-    """The 16 random bits that stochastic rounding adds, int64 in [0, 2**16), of the index's shape."""
+    """The 16 random bits that stochastic rounding adds to each element, int64 in [0, 2**16), of the index's shape."""
     a, b = words(index, seed, param_id)
     h = ((b >> 15) & 0xFF00) | (b & 0xFF)
     return torch.where((index & 1) == 0, h, h ^ (a & 0xFFFF))

@@ -105,7 +105,7 @@ def stages(s: Sizes) -> list[Stage]:
         _suite("machine", 40, 8, f"machine {on}", vital=True),
         _stage("build", 120, 50, f"benchmarks.gpu.build {s.extensions}"),  # 5 s if the extensions came along
         _suite("bits", 60, 25, f"bits {on} --elements {s.compared} --threads {s.threads}"),
-        _tests("matrix", 100, 45, "test_matrix.py test_known_answers.py", s.matrix, s.workers),
+        _tests("matrix", 100, 45, "backends/test_matrix.py backends/test_known_answers.py", s.matrix, s.workers),
         _tests("steps", 90, 45, "optim/test_gpu_steps.py", s.steps, s.workers),
         _suite("bandwidth", 85, 65, f"kernels --elements {s.passed} --only '{passes}' {s.per_pass}"),
         _suite("tuning", 55, 35, f"kernels --elements {s.tuned} --only tuning: {s.per_pass}"),

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import zo_kernels as zo
-from zo_kernels.perturbation.streamed import StreamedInForward, bytes_on_device
+from zo_kernels.perturbation.streamed import StreamedEngine, bytes_on_device
 
 from ..bench.compare import Trial, Versus, compare
 from ..bench.registry import Case, Row
@@ -59,8 +59,8 @@ def _measure(shape: Shape, batch: Batch, device: torch.device, options: Namespac
     resident, away = task.model, copy.deepcopy(task.model).to("cpu")
     there = zo.MeZO(resident, lr=LR, eps=EPS, perturb="in_forward")
     streamed = zo.MeZO(away, lr=LR, eps=EPS, execution_device=device)
-    engine = streamed._in_forward
-    assert isinstance(engine, StreamedInForward)
+    engine = streamed._perturbation.place.engine
+    assert isinstance(engine, StreamedEngine)
 
     def step(optimizer: zo.ZeroOrderOptimizer, model: nn.Module) -> object:
         return optimizer.step(lambda: task.loss(model))

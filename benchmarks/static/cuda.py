@@ -45,7 +45,7 @@ def measure_all(arch: int, variants: Sequence[Variant]) -> list[Static]:
     codes = [(_DTYPES.index(dtype), int(mask), stochastic, decay) for dtype, mask, stochastic, decay in variants]
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder) / "kernels.cu", Path(folder) / "kernels.cubin"
-        source.write_text('#include "cuda_global.h"\n' + "".join(map(_instance, codes)))
+        source.write_text('#include "cuda/kernel.h"\n' + "".join(map(_instance, codes)))
         compiler = nvcc()
         if compiler is None:
             raise RuntimeError("nvcc: expected it on the PATH or in $CUDA_HOME/bin, found none")

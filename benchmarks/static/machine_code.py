@@ -41,7 +41,7 @@ class Static:
 
 
 def counted(kernel: Kernel, elements: int, registers: int, float_operations: Sequence[str] = ()) -> Static:
-    """The instructions of a kernel of `csrc/cuda_kernel.h` or of `backends/triton/kernels.py`.
+    """The instructions of a kernel of `csrc/cuda/kernel.h` or of `backends/triton/kernels.py`.
 
     Args:
         elements: that a thread works on in a block.

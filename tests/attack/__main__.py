@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
-for folder in (TESTS, TESTS / "integrations"):
+for folder in (TESTS, TESTS / "support", TESTS / "finetune"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 

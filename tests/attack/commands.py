@@ -21,7 +21,7 @@ def cases_of_sanitizers(count: int, seed: int) -> Iterator[Case]:
 
 def cases_of_ranks(count: int, seed: int) -> Iterator[Case]:
     """The files of tests that take ranks apart."""
-    yield from sorted(str(p) for p in (ROOT / "tests" / "parallel").glob("test_*.py"))[:count]
+    yield from sorted(str(p) for p in (ROOT / "tests" / "ranks").glob("test_*.py"))[:count]
 
 
 def attempt(case: Case) -> Result:

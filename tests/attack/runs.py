@@ -12,13 +12,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from inside import check_every
 from models import block_mlp, real_loss
 from torch import Tensor, nn
 
 import zo_kernels as zo
 from attack.layout import CHECK, INTERRUPTED, SETUP, Part, parts_of
-from zo_kernels.runs import recording
 
 METHODS = {"MeZO": zo.MeZO, "SparseMeZO": zo.SparseMeZO, "LeZO": zo.LeZO, "MeZOSVRG": zo.MeZOSVRG}
 SVRG = {"anchor_every": 3, "anchor_lr": 1e-2}
@@ -164,20 +165,17 @@ def recorded(name: str) -> Recorded:
     """A run, taken once in a process."""
     run = RUNS[name]
     model = run.model()
-    every, recording.CHECK_EVERY = recording.CHECK_EVERY, run.check_every
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")
-        try:
-            opt = run.build(model, trajectory=Path(folder) / "run.zo")
-            states, counts = [bits_of(model)], [0]
-            for i in range(run.steps):
-                with contextlib.suppress(Stopped):
-                    run.attempt(opt, model, run.interrupted.get(i))
-                states.append(bits_of(model))
-                counts.append(opt.step_count)
-            data = (Path(folder) / "run.zo").read_bytes()
-        finally:
-            recording.CHECK_EVERY = every
+        check_every(patch, run.check_every)
+        opt = run.build(model, trajectory=Path(folder) / "run.zo")
+        states, counts = [bits_of(model)], [0]
+        for i in range(run.steps):
+            with contextlib.suppress(Stopped):
+                run.attempt(opt, model, run.interrupted.get(i))
+            states.append(bits_of(model))
+            counts.append(opt.step_count)
+        data = (Path(folder) / "run.zo").read_bytes()
     parts = parts_of(data, run.groups)
     ends, at = [], 8
     for part in parts:

@@ -3,9 +3,9 @@
 
 #include "immintrin.h"
 
-#include "simd_avx512.h"
+#include "cpu/avx512.h"
 
-#include "cpu_kernel.h"
+#include "cpu/kernel.h"
 
 namespace zo {
 

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import torch
 from matrix import DTYPES, ROUNDINGS, a_pass, assert_same_bits, table, to, weights

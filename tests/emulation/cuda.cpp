@@ -1,8 +1,8 @@
 // The GPU kernels on the host: every thread of a launch in turn.
 #include <cstdint>
 
-#include "cuda_dispatch.h"
-#include "cuda_kernel.h"
+#include "cuda/dispatch.h"
+#include "cuda/thread.h"
 
 namespace {
 

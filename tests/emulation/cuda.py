@@ -34,7 +34,7 @@ class Emulated:
 
 def build() -> Emulated:
     """Compile it, or take what an earlier run made of the same sources."""
-    sources = [SOURCE, *sorted(ROOT.glob("csrc/*.h"))]
+    sources = [SOURCE, *sorted(ROOT.glob("csrc/**/*.h"))]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + " ".join(FLAGS).encode()).hexdigest()
     library = ROOT / f"build/emulated/cuda-{digest[:16]}.so"
     if not library.exists():

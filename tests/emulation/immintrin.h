@@ -1,4 +1,4 @@
-// Stands in for the compiler's <immintrin.h> when csrc/simd_avx512.h is built for a processor without AVX-512: SIMDe's
+// Stands in for the compiler's <immintrin.h> when csrc/cpu/avx512.h is built for a processor without AVX-512: SIMDe's
 // portable versions, and the few that its Debian package lacks.
 #pragma once
 #define SIMDE_ENABLE_NATIVE_ALIASES

@@ -16,6 +16,8 @@ from tiny_tasks import MODELS, prompted_options, write_rows  # noqa: E402
 from zo_kernels.finetune import Config  # noqa: E402
 from zo_kernels.finetune.job import prepare  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 STEPS = 8
 LEARNED = {
     "a classifier": ("encoder", None, {}),

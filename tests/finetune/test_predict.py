@@ -21,6 +21,8 @@ from zo_kernels.finetune.language_model import load_language_model  # noqa: E402
 from zo_kernels.finetune.model import Classifier, load_encoder  # noqa: E402
 from zo_kernels.finetune.prompted import Prompted  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> TrainedClassifier:

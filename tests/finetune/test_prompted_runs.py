@@ -35,7 +35,7 @@ from zo_kernels.finetune.metrics import records_of  # noqa: E402
 
 Options = dict[str, Any]
 
-pytestmark = pytest.mark.usefixtures("whole_runs")
+pytestmark = pytest.mark.usefixtures("own_cache", "without_curves")
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,8 @@ from zo_kernels.finetune.prompts import CausalPrompts, MaskedPrompts, single_tok
 from zo_kernels.finetune.task_data import TaskData, load_task  # noqa: E402
 from zo_kernels.finetune.tasks import TASKS  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
 ROWS: dict[str, dict[str, Any]] = {
     "sst2": {"sentence": "a gem . "},

@@ -23,7 +23,7 @@ from zo_kernels.finetune.results import Evaluation  # noqa: E402
 from zo_kernels.finetune.task_data import TaskData, load_task  # noqa: E402
 from zo_kernels.finetune.tasks import TASKS  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("whole_runs")
+pytestmark = pytest.mark.usefixtures("own_cache", "without_curves")
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,8 @@ from zo_kernels.finetune.prompted import Prompted  # noqa: E402
 from zo_kernels.finetune.task_data import Example  # noqa: E402
 from zo_kernels.finetune.tasks import TASKS  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 WIDTH = 5
 
 

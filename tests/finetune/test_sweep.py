@@ -28,7 +28,7 @@ from zo_kernels.finetune.stopping import StopRule  # noqa: E402
 Options = dict[str, Any]
 RATES, SCALES = (1e-4, 1e-3), (1e-3, 1e-2)
 
-pytestmark = pytest.mark.usefixtures("whole_runs")
+pytestmark = pytest.mark.usefixtures("own_cache", "without_curves")
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import models
 import pytest
 import torch
 from default_device import with_and_without
+from inside import in_forward_of
 from tiny_trainer import METHODS, Kept, Noted, arguments, assert_same, losses, made, seeded, tokens, trained, weights
 from torch import nn
 from transformers import DataCollatorWithFlattening, EarlyStoppingCallback, Trainer, default_data_collator
@@ -383,6 +384,5 @@ def test_offloaded_weights_give_the_same_run(tmp_path: Path) -> None:
         told = [{k: v for k, v in log.items() if k in ("loss", "eval_loss")} for log in trainer.state.log_history]
         ends.append(([before, told], {n: p.clone() for n, p in model.named_parameters()}))
         assert args.place_model_on_device is not True
-    engine = trainer.zo_optimizer._in_forward
-    assert engine.bytes_copied > 0 and ends[0][0] == ends[1][0]
+    assert in_forward_of(trainer.zo_optimizer).bytes_copied > 0 and ends[0][0] == ends[1][0]
     assert all(torch.equal(p, ends[1][1][n]) for n, p in ends[0][1].items())

@@ -1,6 +1,6 @@
-"""Backends of the primitive, and which one serves a request.
+"""The backends of the primitive, and the choice of one.
 
-"auto" goes by the tensors' device and never falls back: what cannot run raises, and says why.
+Without a name, the tensors' device decides. Nothing falls back: a backend that cannot run is an error that says why.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The primitive in CUDA C++ (csrc/cuda*): one launch for all tensors of one dtype, kind of mask and alignment."""
+"""The primitive in CUDA C++ (csrc/cuda/): one launch for all tensors of one dtype, kind of mask and alignment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/axpy.h
 _cuda: Any
 try:
     from .. import _cuda  # type: ignore[attr-defined, no-redef]
-except ImportError as error:  # said at the first use, not at import: the package also works without it
+except ImportError as error:  # reported at the first use: the package also works without it
     _cuda = None
     _missing = (
         f"the CUDA extension is not built ({error}); reinstall zo_kernels with ZO_KERNELS_CUDA=1 and nvcc at hand"
@@ -35,7 +35,7 @@ def unavailable(where: device) -> str | None:
         return "this PyTorch is built for ROCm, not for CUDA"
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
-    if error := _cuda.device_error():  # its runtime is not PyTorch's, and may be too new for the driver
+    if error := _cuda.device_error():  # the extension has its own runtime, which may be too new for the driver
         return f"the CUDA extension's runtime says: {error}"
     if (capability := torch.cuda.get_device_capability(where)) < OLDEST:
         return f"it needs a GPU of compute capability {_dotted(OLDEST)} or later, {where} has {_dotted(capability)}"
@@ -47,9 +47,9 @@ def _dotted(capability: tuple[int, int]) -> str:
 
 
 def prepare(entries: Sequence[Entry]) -> Callable[[Pass], None]:
-    """Build the table once; the result launches a pass over it on the current stream.
+    """Build a table once and return the function that launches a pass over it on the current stream.
 
-    It changes the active entries' dst, and the mask_tensor of those that record.
+    A pass changes dst of the active entries, and mask_tensor of those that record.
     """
     if not entries:
         return lambda do: None

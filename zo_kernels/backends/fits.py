@@ -1,7 +1,7 @@
-"""Whether a table's entries, and the numbers of a pass over them, fit each other.
+"""Checks of tables and passes, before any kernel sees them.
 
-A kernel that is given a wrong number reads or writes memory that is not its own, so nothing reaches one unchecked. The
-native backend checks passes in C++ (csrc/cpu_table.h), where it costs least; the others call `Fits`.
+A wrong number would make a kernel read or write memory that is not the table's. The native backend checks passes in C++
+(csrc/cpu/table.h), where it costs least; the others call `Fits`.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from torch import Tensor, device
 from .. import checks
 from .types import Entry, MaskKind, Pass
 
-MOST_GROUPS = 2**31 - 1  # a group has 32 bits in the kernels' tables
-# The masks that are tensors, and of what.
+MOST_GROUPS = 2**31 - 1  # the kernels' tables store a group in 32 bits
+# The dtypes of the masks that are tensors.
 MASKED = {MaskKind.BOOL: torch.bool, MaskKind.BITS: torch.uint8, MaskKind.RECORD: torch.uint8}
 
 Span = tuple[int, int, str]
 
 
 class Checked(tuple[Entry, ...]):
-    """Entries that were looked at already, or are pieces of such."""
+    """Entries that were checked before, or pieces of such entries."""
 
 
 class Fits:
-    """What passes over a table are asked. It costs a microsecond a pass.
+    """Checks the entries of a table when it is built, then each pass over it, in about a microsecond.
 
     Args:
-        entries: checked here, if they are not `Checked`.
-        names: of the entries, for errors; None for their numbers.
+        entries: checked here, unless they are `Checked`.
+        names: names of the entries for errors; None for entries[0], entries[1], ....
         runs: see `ops.Table`.
-        any_layout: whether dst and src may be dense in another order than that of contiguous tensors.
+        any_layout: whether dst and src may be dense without being contiguous.
 
     Raises:
         TypeError, ValueError: an entry is not what `types.Entry` says, or one writes where another reads or writes.
@@ -60,7 +60,7 @@ class Fits:
         self._entries, self._groups = len(entries), max((e.group + 1 for e in entries), default=0)
 
     def check(self, do: Pass) -> None:
-        """That a pass fits the table.
+        """Check that a pass fits the table.
 
         Raises:
             ValueError: it does not.
@@ -72,7 +72,7 @@ class Fits:
 
 
 def rows_of(do: Pass) -> int:
-    """How many groups a pass has numbers for.
+    """The number of groups that a pass has numbers for.
 
     Raises:
         ValueError: its seeds, scales and decays do not fit each other.
@@ -81,7 +81,7 @@ def rows_of(do: Pass) -> int:
     if not n:
         raise ValueError("seeds: expected at least one direction, got none")
     if any(isinstance(s, Tensor) for s in do.seeds) and not all(map(_is_seed, do.seeds)):
-        raise ValueError("seeds: expected numbers, or scalar tensors of int64 for all of them, got others")
+        raise ValueError("seeds: expected numbers, or scalar int64 tensors for all of them, got a mixture")
     if isinstance(scales, Tensor):
         _check_dims("scales", scales, 2)
     if isinstance(decays, Tensor):
@@ -105,7 +105,7 @@ def _is_seed(seed: object) -> bool:
 
 
 def _past(do: Pass) -> int:
-    """The end of the range that the active entries are in."""
+    """The greatest index of an active entry, plus 1."""
     active = do.active or ()
     if active and min(active) < 0:
         raise ValueError(f"active: expected indices of entries, got {min(active)}")
@@ -115,7 +115,7 @@ def _past(do: Pass) -> int:
 
 
 def check_on(where: device, do: Pass) -> None:
-    """The tensors among a pass's numbers must be where its kernel runs."""
+    """Check that the tensors among a pass's numbers are on the device of its kernel."""
     for name, values in (("seeds", do.seeds), ("scales", [do.scales]), ("decays", [do.decays])):
         for value in values:
             if isinstance(value, Tensor) and value.device != where:
@@ -123,7 +123,7 @@ def check_on(where: device, do: Pass) -> None:
 
 
 def check_entry(name: str, e: Entry, starts: Sequence[int] | None = None, any_layout: bool = False) -> None:
-    """An entry that falls into stretches of the whole parameter which begin there; None for one, at its offset."""
+    """Check an entry whose stretches begin at `starts` in the whole parameter; None for one stretch, at its offset."""
     _check_tensor(name, e.dst)
     n = e.dst.numel()
     if e.src is not e.dst:
@@ -161,7 +161,7 @@ def _check_layout(name: str, e: Entry, runs: int, any_layout: bool) -> None:
     if not any_layout:
         raise ValueError(f"{name}: expected contiguous tensors, {strides}; `ops.Table` takes other layouts")
     if runs > 1:
-        raise ValueError(f"{name}: expected a contiguous tensor, as a shard of {runs} stretches, {strides}")
+        raise ValueError(f"{name}: expected a contiguous tensor for a shard of {runs} stretches, {strides}")
     if e.src.shape != e.dst.shape:
         raise ValueError(f"{name}: src: expected the shape of dst, {tuple(e.dst.shape)}, got {tuple(e.src.shape)}")
     if e.src.data_ptr() == e.dst.data_ptr() and e.src.stride() != e.dst.stride():
@@ -190,7 +190,7 @@ def _check_mask(name: str, e: Entry, runs: int) -> None:
 
 
 def check_apart(names: Sequence[str], entries: Sequence[Entry]) -> None:
-    """No entry may write where another writes, or where any reads, but for one that is changed in place."""
+    """Check that no entry writes where another one writes, or where any one reads, other than itself in place."""
     written: list[Span] = []
     read: list[Span] = []
     for name, e in zip(names, entries, strict=True):
@@ -206,7 +206,7 @@ def check_apart(names: Sequence[str], entries: Sequence[Entry]) -> None:
             raise ValueError(f"{right}: expected tensors that do not overlap, got memory that {left} has too")
     if not read:
         return
-    # In order, a span is held against the furthest end of those of the other kind before it.
+    # In order of their beginnings, each span is compared with the furthest end of earlier spans of the other kind.
     reach, writer = 0, ""
     far, reader = 0, ""
     for begin, end, name, writes in sorted(chain(((*s, True) for s in written), ((*s, False) for s in read))):

@@ -1,8 +1,7 @@
-"""What the GPU backends share: a table of tensors in device memory, and the numbers of a pass beside it.
+"""The table of the GPU backends (Triton and CUDA C++): tensors described in device memory, and the numbers of a pass.
 
-A pass is one launch for all entries of one dtype, one kind of mask and alignment, whatever their number: a program
-finds its tensor in the table. Everything that changes from pass to pass is read from device memory, and is copied
-there without waiting.
+A pass is one launch for each dtype, kind of mask and alignment, for any number of entries: a program finds its tensor
+in the table. Everything that changes from pass to pass is copied to device memory without waiting, and read there.
 """
 
 from __future__ import annotations
@@ -22,19 +21,18 @@ from .fits import check_on, rows_of
 from .transfer import on_device, signed
 from .types import Entry, MaskKind, Pass
 
-BLOCK = 2048  # elements that a GPU's program works on at a time
+BLOCK = 2048  # elements that a program works on at a time
 FIELDS = 8  # int64 words of a row: see `_row`
 ALIGNED = 1  # the flag of a row
-_ENOUGH_PROGRAMS = 8192  # for all processors to get something to do
-# Of a launch: a GPU's limit. So chunks are counted in 32 bits, and a chunk's own elements, which are few, too; where a
-# chunk starts takes 64.
+_ENOUGH_PROGRAMS = 8192  # so many keep all multiprocessors busy
+# In a launch, a GPU's limit. So 32 bits number the chunks, and the elements within one; where a chunk starts takes 64.
 MOST_PROGRAMS = 2**31 - 1
-_RECORDED_BY_PROGRAM = 1024  # elements of an entry that is recorded apart; more in some backends
+_RECORDED_BY_PROGRAM = 1024  # elements, in the launch for an entry that is recorded apart; more in some backends
 
 
 def is_aligned(entry: Entry) -> bool:
-    """Whether whole 128-bit accesses cover the weights, and whole bytes of mask bits or aligned eights of bools go with
-    them.
+    """Whether whole 128-bit accesses cover the weights, and whole bytes of mask bits (or aligned groups of eight bools)
+    belong to each.
     """
     pointers = entry.dst.data_ptr() | entry.src.data_ptr()
     if entry.mask is MaskKind.BOOL:
@@ -61,13 +59,13 @@ def _row(entry: Entry) -> list[int]:
 
 
 class Work:
-    """The programs of a launch: program p works on entry ids[e] with first_chunk[e] <= p < first_chunk[e + 1].
+    """The programs of a launch. Program p works on entry ids[e] with first_chunk[e] <= p < first_chunk[e + 1].
 
     Attributes:
         ids: int32 (active,), rows of the table.
         first_chunk: int32 (active + 1,).
-        addresses: of these two.
-        active, programs: how many.
+        addresses: the addresses of these two.
+        active, programs: their numbers.
     """
 
     def __init__(self, ids: Tensor, first_chunk: Tensor, programs: int):
@@ -78,17 +76,17 @@ class Work:
 class Group:
     """Entries of one dtype, kind of mask and alignment.
 
-    The work is divided by counters, not by tensors: chunk c of an entry are its elements whose index i in the whole
-    parameter has i // size = offset // size + c, with size = block * blocks_per_chunk.
+    Chunks divide the counters, not the tensors: chunk c of an entry has the elements whose index i in the whole
+    parameter satisfies i // size = offset // size + c, with size = block * blocks_per_chunk.
 
     Attributes:
         rows: int64 (entries, FIELDS) on the device.
-        address: of the rows.
-        aligned: `is_aligned`. The others need a kernel of their own: in one for both, all would have the registers of
-            the worse.
+        address: the address of the rows.
+        aligned: `is_aligned`. Other entries have a kernel of their own, because one kernel for both would need the
+            registers of the slower one everywhere.
         in_place: whether dst is src in all entries.
         blocks_per_chunk: how many blocks a program takes.
-        kernels: for the backend, which may keep here what it compiled for the group.
+        kernels: a place where the backend may keep the kernels that it compiled for the group.
     """
 
     def __init__(self, entries: Sequence[tuple[int, Entry]], block: int, blocks_per_chunk: int):
@@ -103,13 +101,13 @@ class Group:
         self._place = {i: place for place, (i, _) in enumerate(entries)}
         touched = [_touched(e, block * blocks_per_chunk) for _, e in entries]
         self._chunks = torch.tensor(touched, dtype=torch.int64, device="cpu")
-        # Copied at once, since any stream may be the first to read it.
+        # Copied with waiting, since any stream may be the first to read it.
         self._all = self._work(
             range(len(entries)), lambda numbers: torch.tensor(numbers, dtype=torch.int32, device=where)
         )
 
     def work(self, active: Sequence[int] | None) -> Work | None:
-        """The programs for some of the table's entries, None for all; None if none of them is in this group."""
+        """The programs for the active entries of the table (None: all); None if none of them is in this group."""
         if active is None:
             return self._all
         places = [self._place[i] for i in active if i in self._place]
@@ -141,15 +139,16 @@ class GpuTable:
         block: elements that a program works on at a time; a power of two, at least 8.
 
     Attributes:
-        groups: a launch each.
-        tuning: what was current when it was built.
+        groups: each takes one launch.
+        tuning: the tuning that was current when the table was built.
 
     Raises:
         ValueError: a launch would have more programs than a GPU can count.
     """
 
     def __init__(self, entries: Sequence[Entry], block: int = BLOCK):
-        # Programs would share bytes of these entries' mask bits; in their group they are BITS.
+        # Programs would share bytes of these entries' mask bits. Launches of their own write the bits first, so their
+        # group reads BITS.
         self._recorded_apart: dict[int, Entry] = {}
         sorted_out: dict[tuple[torch.dtype, MaskKind, bool], list[tuple[int, Entry]]] = {}
         for i, entry in enumerate(entries):
@@ -166,11 +165,11 @@ class GpuTable:
         self.groups = [Group(members, block, blocks_per_chunk) for members in sorted_out.values()]
 
     def recorded_apart(self, do: Pass) -> list[Entry]:
-        """Entries whose mask bits are to be written before the pass, in launches of their own."""
+        """The active entries whose mask bits launches of their own write before the pass."""
         return [e for i, e in self._recorded_apart.items() if do.active is None or i in do.active]
 
     def launches(self, do: Pass) -> Iterator[tuple[Group, Work]]:
-        """What a pass launches."""
+        """The launches of a pass."""
         for group in self.groups:
             if (work := group.work(do.active)) is not None:
                 yield group, work
@@ -180,9 +179,9 @@ _NOTHING = nullcontext()
 
 
 def current(where: device) -> AbstractContextManager[object]:
-    """A context in which a device is the current one."""
+    """A context in which this device is the current one."""
     if where.type != "cuda" or torch.cuda.current_device() == where.index:
-        return _NOTHING  # to enter another one takes a good part of the time of a launch
+        return _NOTHING  # entering a context would take a good part of a launch's time
     return torch.cuda.device(where)
 
 
@@ -198,9 +197,9 @@ class Coefficients:
         seeds: int64 (directions,), the bits of uint64.
         scales: float32 (groups, directions).
         decays: float32 (groups,).
-        addresses: of these three.
-        directions: how many.
-        decay: whether a decay may be other than 1.
+        addresses: the addresses of these three.
+        directions: their number.
+        decay: False if all decays are known to be 1.
 
     Raises:
         ValueError: they do not fit each other, or are tensors elsewhere.
@@ -220,7 +219,7 @@ class Coefficients:
 
     @staticmethod
     def of(do: Pass, where: device, stream: int) -> Coefficients:
-        """Those of a pass, which are copied once for each stream that reads them."""
+        """The numbers of a pass, copied once for each stream that reads them."""
         return do.once((where, stream), lambda do: Coefficients(do, where))
 
 

@@ -1,4 +1,4 @@
-"""The primitive in C++ for CPUs (csrc/): one call a pass, whatever the number of tensors."""
+"""The primitive in C++ for CPUs (csrc/cpu/): a pass is one call, for any number of tensors."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/axpy.h
 _native: Any
 try:
     from .. import _native  # type: ignore[attr-defined, no-redef]
-except ImportError as error:  # said at the first use, not at import: the package also works without it
+except ImportError as error:  # reported at the first use: the package also works without it
     _native = None
     _missing = f"the native extension is not built ({error}); reinstall zo_kernels with a C++17 compiler at hand"
 
 
 def instruction_sets() -> list[str]:
-    """What this processor can run, the fastest first."""
+    """The instruction sets that this processor has, the fastest first."""
     return _native.instruction_sets() if _native else []
 
 
 class Native:
-    """The native backend with a fixed instruction set, or the fastest there is."""
+    """The native backend, with a given instruction set or with the fastest that the processor has."""
 
     takes_any_layout = True
 
@@ -76,7 +76,7 @@ Strided = tuple[Sequence[int], Sequence[int], Sequence[int]]
 
 
 def _layouts(entries: Sequence[Entry]) -> list[dict[int, Strided]]:
-    """Shape, strides of dst and of src of those that are not contiguous, by their numbers; nothing if all are."""
+    """Index -> (shape, strides of dst, strides of src) of the entries that are not contiguous; [] if all are."""
     found: dict[int, Strided] = {
         i: (e.dst.shape, e.dst.stride(), e.src.stride()) for i, e in enumerate(entries) if is_staged(e)
     }
@@ -86,7 +86,7 @@ def _layouts(entries: Sequence[Entry]) -> list[dict[int, Strided]]:
 class _Run(InC):
     def __init__(self, table: Any, instruction_set: str, entries: Sequence[Entry]):
         self._table, self._instruction_set = table, instruction_set
-        self._kept = entries  # since the table has only their addresses
+        self._kept = entries  # keeps the tensors alive: the table has only their addresses
 
     def bound(self, do: Pass) -> Callable[[], object]:
         numbers, threads = do.once("native", _numbers), torch.get_num_threads()

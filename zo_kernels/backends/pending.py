@@ -1,4 +1,4 @@
-"""Values on their way from a device, and what is to be done with them once they are there."""
+"""Copies of values from a device, without waiting for it, and what to do with each when it arrives."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from ..interrupts import Call, at_once
 
 
 class Pending:
-    """A queue: what was put in first is done first."""
+    """A queue of values that are being copied from a device, each with a function to call when it is there."""
 
     def __init__(self) -> None:
         self._queue: deque[tuple[Tensor, torch.cuda.Event | None, Callable[[list[Any]], Sequence[Call]]]] = deque()
 
     def putting(self, values: Tensor, then: Callable[[list[Any]], Sequence[Call]]) -> Call:
-        """A call that puts in the values of a tensor of one dimension, as they are now, and what is to be called with
-        them once they are known. Nobody waits for them here.
+        """Begin to copy a tensor's values; return the C function that puts them in the queue.
 
         Args:
-            then: returns C functions, which are called when the values are taken out, or not at all.
+            values: one-dimensional; copied as they are now, without waiting.
+            then: called with the values once they are there. It returns C functions, which are called together with
+                the removal from the queue, or not at all.
         """
         event = None
         if values.is_cuda:
@@ -34,7 +35,7 @@ class Pending:
         return partial(self._queue.append, (values, event, then))
 
     def put(self, values: Tensor, then: Callable[[list[Any]], None]) -> None:
-        """As `putting`, at once, and `then` is called with what is known."""
+        """Put values in the queue at once; `then` is called with them once they are there."""
 
         def called(known: list[Any]) -> tuple[Call, ...]:
             then(known)
@@ -46,11 +47,11 @@ class Pending:
         return len(self._queue)
 
     def oldest(self) -> torch.cuda.Event | None:
-        """What its values wait for; None if they are known, or if there are none."""
+        """The event that the oldest values wait for; None if they are there, or if the queue is empty."""
         return self._queue[0][1] if self._queue else None
 
     def work_off(self, *, wait: bool) -> None:
-        """Do what can be done: all of it, or with `wait` False only what needs no waiting."""
+        """Work through the queue in order: all of it, or, if not `wait`, as far as values are there."""
         while self._queue:
             values, event, then = self._queue[0]
             if event is not None and not wait and not event.query():
@@ -60,7 +61,7 @@ class Pending:
             calls: Sequence[Call] = ()
             try:
                 calls = then(values.tolist())
-            except Exception:  # it is said once
+            except Exception:  # an error is raised once
                 self._queue.popleft()
                 raise
             at_once([*calls, self._queue.popleft])

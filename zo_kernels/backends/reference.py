@@ -1,4 +1,7 @@
-"""The primitive in plain PyTorch: slow, obvious, on any device. Every other backend is held against it."""
+"""The primitive in plain PyTorch: slow and obvious, on any device. Every other backend is compared with it.
+
+w <- round( decay * w + m . sum_k scale_k * z(seed_k) ), in float32, one fma a direction, one rounding (docs/noise.md).
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ CHUNK = 1 << 16  # elements at a time, a multiple of 8 so that mask bits fall on
 
 
 def unavailable(where: device) -> str | None:
-    """Never: PyTorch itself runs it."""
+    """None: it runs wherever PyTorch does."""
     return None
 
 
 def prepare(entries: Sequence[Entry]) -> Callable[[Pass], None]:
-    """As `types.Backend`."""
+    """See `types.Backend`."""
     fits = Fits(entries)
 
     def run(do: Pass) -> None:

@@ -1,7 +1,7 @@
-"""Tensors that are dense but not contiguous, such as channels_last ones, on backends that take contiguous ones alone.
+"""Dense tensors that are not contiguous, such as channels_last ones, for backends that need contiguous ones.
 
-A stretch of elements that follow each other by their logical index is copied to contiguous memory, changed there, and
-copied back. So every backend has all layouts, and no kernel knows of them.
+A stretch of elements with consecutive logical indices is copied to contiguous memory, changed there and copied back. So
+every backend takes every layout, and no kernel knows of layouts.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, device
 
-from ..layouts import stretches
+from ..layouts import ALIGNMENT, stretches
 from ..modes import inference_mode
 from .fits import MASKED, Checked, Fits
 from .types import Backend, Entry, MaskKind, Pass
 
-MOST_BYTES = 2**24  # at a time: enough for few launches
-_ALIGNMENT = 64  # bytes
+MOST_BYTES = 2**24  # copied at a time: enough to need few launches
 
 
 def is_staged(entry: Entry) -> bool:
@@ -27,32 +26,32 @@ def is_staged(entry: Entry) -> bool:
 
 
 class Staging:
-    """Contiguous memory on each device where it is needed, as much as the tensors take, and at most `MOST_BYTES` (or
-    what cannot be cut). Tables whose passes follow each other on one stream may share it.
+    """Contiguous memory on each device that needs it: as much as the tensors take, at most `MOST_BYTES` (or the longest
+    stretch that cannot be cut). Tables whose passes follow each other on one stream may share it.
     """
 
     def __init__(self) -> None:
         self._memory: dict[device, list[Tensor]] = {}
 
     def take(self, where: device, nbytes: int) -> Tensor:
-        """uint8 (nbytes,). It is the same memory at every call with no more bytes."""
+        """uint8 (nbytes,). Calls that need no more bytes get the same memory."""
         kept = self._memory.setdefault(where, [])
         fitting = [memory for memory in kept if memory.numel() >= nbytes]
         if not fitting:
             with inference_mode(False):
                 fitting = [torch.empty(nbytes, dtype=torch.uint8, device=where)]
-            kept += fitting  # the smaller one stays where it is: there are tables with its address
+            kept += fitting  # the smaller one stays: some tables have its address
         return fitting[0][:nbytes]
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Stretches that have room side by side.
+    """Stretches that are copied together.
 
     Attributes:
-        run: changes all of them, or those that are active.
-        owners: for each stretch its entry's index in the table.
-        places: (dst, src, its contiguous memory) of each.
+        run: applies a pass to all of them, or to the active ones.
+        owners: for each stretch, the index of its entry in the table.
+        places: (dst, src, contiguous memory) of each stretch.
     """
 
     run: Callable[[Pass], None]
@@ -61,7 +60,7 @@ class _Batch:
 
 
 def prepare(backend: Backend, entries: Checked, staging: Staging | None = None) -> Callable[[Pass], None]:
-    """As `Backend.prepare`, of entries of any dense layout.
+    """`Backend.prepare` for entries of any dense layout.
 
     Args:
         staging: memory to share with other tables; None for memory of its own.
@@ -75,7 +74,7 @@ def prepare(backend: Backend, entries: Checked, staging: Staging | None = None) 
     fits, inference = Fits(entries), entries[0].dst.is_inference()
 
     def run(do: Pass) -> None:
-        fits.check(do)  # the whole of it, before anything is changed
+        fits.check(do)  # all of it, before anything is changed
         active = None if do.active is None else set(do.active)
         if run_plain is not None and (some := _among(plain, do, active)) is not None:
             run_plain(some)
@@ -94,7 +93,7 @@ def prepare(backend: Backend, entries: Checked, staging: Staging | None = None) 
 
 
 def _among(owners: Sequence[int], do: Pass, active: set[int] | None) -> Pass | None:
-    """The pass for entries that are these of the table's; None if none of them is active."""
+    """The part of a pass that concerns these entries of the table; None if none of them is active."""
     if active is None:
         return do
     some = [place for place, i in enumerate(owners) if i in active]
@@ -103,7 +102,7 @@ def _among(owners: Sequence[int], do: Pass, active: set[int] | None) -> Pass | N
 
 def _batches(backend: Backend, entries: Sequence[Entry], staged: Sequence[int], staging: Staging) -> list[_Batch]:
     cut = [(i, *each) for i in staged for each in _cut(entries[i])]
-    sizes = [-(-e.dst.nbytes // _ALIGNMENT) * _ALIGNMENT for _, e, _, _ in cut]
+    sizes = [-(-e.dst.nbytes // ALIGNMENT) * ALIGNMENT for _, e, _, _ in cut]
     batches: list[list[int]] = [[]]
     used = 0
     for at, size in enumerate(sizes):
@@ -118,7 +117,7 @@ def _batches(backend: Backend, entries: Sequence[Entry], staged: Sequence[int], 
         start, pieces, places = 0, [], []
         for at in batch:
             _, entry, dst, src = cut[at]
-            with inference_mode(False):  # where a view of another dtype would be an inference tensor
+            with inference_mode(False):  # so that the view is no inference tensor
                 flat = memory[start : start + dst.nbytes].view(dst.dtype)
             pieces.append(replace(entry, dst=flat, src=flat))
             places.append((dst, src, flat.view(dst.shape)))
@@ -128,10 +127,10 @@ def _batches(backend: Backend, entries: Sequence[Entry], staged: Sequence[int], 
 
 
 def _cut(entry: Entry) -> list[tuple[Entry, Tensor, Tensor]]:
-    """Stretches of an entry, each with its part of dst and src."""
+    """The stretches of an entry, each as an entry, with its views of dst and src."""
     dst, src, mask = entry.dst.detach(), entry.src.detach(), entry.mask_tensor
     found = []
-    # At whole bytes of mask bits, and where wide accesses can begin.
+    # Stretches begin at whole bytes of mask bits, where wide accesses can begin too.
     for start, index in stretches(dst.shape, MOST_BYTES // dst.element_size(), 8):
         part = dst[index]
         end = start + part.numel()

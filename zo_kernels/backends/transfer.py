@@ -1,4 +1,4 @@
-"""Numbers on their way to a device, without waiting for it."""
+"""Copies of numbers to a device, without waiting for it. `pending` is the way back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, device
 
 
 def signed(x: int) -> int:
-    """A 64-bit word as int64 holds it."""
+    """An unsigned 64-bit word as the int64 of the same bits."""
     return x - 2**64 if x >= 2**63 else x
 
 
@@ -22,10 +22,10 @@ _captured: list[Tensor] = []
 
 
 def on_device(values: Sequence[int] | Sequence[float], dtype: torch.dtype, where: device) -> Tensor:
-    """A tensor of the values that the current stream may read. Nobody may write to it.
+    """A tensor of the values, which the current stream may read. Nobody may write to it.
 
-    The copy is not waited for, and what was copied lately is kept: the passes of a step, and of a module's forwards,
-    share their numbers.
+    Nobody waits for the copy. Recent copies are kept and shared: the passes of a step, and of a module's forwards, have
+    the same numbers.
 
     Raises:
         RuntimeError: a CUDA graph is being captured, and the values were not copied before.
@@ -38,15 +38,15 @@ def on_device(values: Sequence[int] | Sequence[float], dtype: torch.dtype, where
     if key in _kept:
         _kept.move_to_end(key)
         tensor, make_ready = _kept[key]
-        if capturing:  # which began by waiting for all streams
+        if capturing:  # a capture begins by waiting for all streams
             _captured.append(tensor)  # the graph reads it for as long as it lives
         else:
             make_ready()
         return tensor
     if capturing:
-        raise RuntimeError("CUDA graph: expected numbers that an earlier pass had; make one before capturing")
+        raise RuntimeError("CUDA graph: expected numbers that an earlier pass had; run the step once before capturing")
     stream = torch.cuda.current_stream(where)
-    # The host's copy must not be reused before the device has read it: PyTorch's pinned memory sees to that.
+    # PyTorch does not reuse the pinned copy before the device has read it.
     tensor = torch.tensor(values, dtype=dtype, device="cpu").pin_memory().to(where, non_blocking=True)
     event = stream.record_event()
 

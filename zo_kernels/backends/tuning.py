@@ -1,4 +1,4 @@
-"""What makes the GPU kernels faster or slower and changes no bit of what they do."""
+"""Tuning of the GPU kernels: options that change their speed, and no bit of their results."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ class Tuning:
     """How a table's launches divide the work. A table takes it when it is built.
 
     Args:
-        most_blocks: that one program takes, a power of two, so that what it reads of the table is spread over them. It
-            takes fewer if the table is so small that some processors would get nothing to do.
-        warps: of a program of Triton's; with 4, a thread has 16 elements of a block. Of 16-bit weights it needs 8, one
-            access.
-        prefetch: whether Triton's program loads a block while it makes the noise of the one before. CUDA C++ always
-            does.
+        most_blocks: blocks that one program takes at most, a power of two: they share the cost of reading the table. A
+            program takes fewer if the table is so small that some processors would stay idle.
+        warps: in a program of Triton. With 4, a thread has 16 elements of a block; one access moves 8 16-bit weights.
+        prefetch: whether a program of Triton loads a block while it makes the noise of the one before. The CUDA C++
+            kernel always does.
     """
 
     most_blocks: int = 16
@@ -30,13 +29,13 @@ _current = [DEFAULT]
 
 
 def current() -> Tuning:
-    """For tables that are built now."""
+    """The tuning for tables that are built now."""
     return _current[-1]
 
 
 @contextmanager
 def tuned(tuning: Tuning) -> Iterator[None]:
-    """Build tables within with another tuning, as benchmarks do."""
+    """A context in which tables are built with another tuning, as benchmarks do."""
     _current.append(tuning)
     try:
         yield

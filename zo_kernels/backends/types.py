@@ -1,4 +1,4 @@
-"""What ops hands to a backend: checked tensors, and what one pass over them does."""
+"""What a backend gets: entries (the tensors of a table), and passes over them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ T = TypeVar("T")
 
 
 class MaskKind(IntEnum):
-    """How an entry's mask is given. csrc/axpy.h has the same numbers."""
+    """Which elements of an entry a pass changes. csrc/axpy.h has the same numbers."""
 
     NONE = 0
     THRESHOLD = 1  # |src| <= threshold
     BOOL = 2  # mask_tensor: torch.bool, one byte an element
     BITS = 3  # mask_tensor: torch.uint8, one bit an element, lowest bit first
-    RECORD = 4  # as THRESHOLD, and the bits are written to mask_tensor for later BITS passes
+    RECORD = 4  # as THRESHOLD, and writes the bits to mask_tensor for later BITS passes
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,8 @@ class Entry:
 class Pass:
     """dst <- round(decays[g] * src + m * sum_k scales[g][k] * z(seeds[k])) for each active entry of group g.
 
+    Arithmetic is float32, with one rounding to dst's dtype at the end: to nearest, or stochastic.
+
     Numbers may be tensors on the entries' device, so that nobody has to wait for them: seeds as int64 scalars (the bits
     of uint64), scales as (groups, directions) and decays as (groups,) of float32 or float64.
     """
@@ -53,18 +55,18 @@ class Pass:
     _made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, key: Hashable, make: Callable[[Pass], T]) -> T:
-        """What `make` makes of this pass, made at the first call with the key: a pass may go over many tables."""
+        """`make(self)`, computed at the first call with this key and kept, since one pass may go over many tables."""
         if (made := self._made.get(key)) is None:
             made = self._made[key] = make(self)
         return made
 
     @property
     def host_seeds(self) -> list[int]:
-        """The seeds as numbers in [0, 2**64); this waits for the device if they are tensors."""
+        """The seeds as numbers in [0, 2**64). Waits for the device if they are tensors."""
         return [int(s) % 2**64 for s in self.seeds]
 
     def on_host(self) -> Pass:
-        """With numbers instead of tensors; this waits for the device."""
+        """The same pass with numbers instead of tensors. Waits for the device if there are tensors."""
         if not any(isinstance(x, Tensor) for x in (*self.seeds, self.scales, self.decays)):
             return self
         scales = self.scales.tolist() if isinstance(self.scales, Tensor) else self.scales
@@ -73,27 +75,29 @@ class Pass:
 
 
 class Backend(Protocol):
-    """A backend is a module with these two functions. Entries are contiguous; or, if it has an attribute
-    `takes_any_layout` that is true, dense: see `staged`, which is there for all others.
+    """A module or object with these two functions.
+
+    It gets contiguous tensors, since `staged` copies all others; or, if its attribute `takes_any_layout` is true, any
+    dense ones.
     """
 
     def unavailable(self, where: device) -> str | None:
         """Why it cannot run on that device here, or None if it can."""
 
     def prepare(self, entries: Sequence[Entry]) -> Callable[[Pass], None]:
-        """Build the table once; the result applies a pass to it. The tensors must outlive it.
-        It is an `InC`, if that can be.
+        """Build a table once and return the function that applies a pass to it, an `InC` where possible.
+        The tensors must outlive it.
         """
 
 
 class InC(ABC):
-    """What `Backend.prepare` returns, if a pass is one call of a C function: no exception from outside, such as Ctrl-C
-    or a time limit, can come in the middle of it.
+    """A prepared table whose pass is one call of a C function, so that no exception from outside (Ctrl-C, a time limit)
+    can come in the middle of it.
     """
 
     @abstractmethod
     def bound(self, do: Pass) -> Callable[[], object]:
-        """The call, with its arguments."""
+        """The C function with its arguments, to be called without any."""
 
     def __call__(self, do: Pass) -> None:
         self.bound(do)()

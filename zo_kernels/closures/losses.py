@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -87,8 +87,3 @@ def check_pair(pair: Pair, eps: float) -> None:
         return
     if not abs(plus - minus) / (2 * eps) <= MAX_GRADIENT:
         raise Refused(OutOfRange, f"expected losses whose difference fits float32, got {plus} and {minus}")
-
-
-def decay_factors(rates: Sequence[float], weight_decays: Sequence[float]) -> list[float]:
-    """The factor of the old weights for each row: 1 - lr * weight_decay."""
-    return [1.0 - lr * w for lr, w in zip(rates, weight_decays, strict=True)]

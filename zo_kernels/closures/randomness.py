@@ -1,8 +1,9 @@
-"""Whether the two losses of a direction are of the same network: dropout and the like draw anew in each evaluation.
+"""Checks that both losses of a direction come from the same network: dropout draws other numbers in each evaluation.
 
-Modules tell what they would do; that they did it, and not alike both times, is told by PyTorch's random generators: a
-closure that sets their seed leaves them in the same state each time, and one that draws nothing leaves them alone. What
-a closure draws by itself, such as its batch, is told by another loss at the same weights.
+`Randomness` looks at the modules: which of them would draw, and which keep running statistics. Whether a module did
+draw, and differently the second time, shows in the state of PyTorch's random generators: a closure that sets the seed
+leaves the same state each time, and one that draws nothing leaves them unchanged. `Draws` looks at what the closure
+itself draws, such as its batch: it calls the closure twice at the same weights and compares the losses.
 """
 
 from __future__ import annotations
@@ -18,89 +19,94 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..doubts import Doubts
 from ..names import listed
+from ..warn import Warner
 
-_ACTIVE = "dropout"  # what is said is about
+# Topics of the reports.
+_DROPOUT = "dropout"
 _STATISTICS = "batch normalisation"
 _DRAWN = "drawn anew"
-_SAME = 1e-4  # of a loss: a GPU may add in another order
+_TOLERANCE = 1e-4  # relative; a GPU may add in another order
 
 
 class Randomness:
-    """Looks at the modules that may be active. All of them are gone through only now and then; in every step no more
-    than what has become of those that matter. Modes are those after a call: closures may set them.
+    """Watches modules that draw random numbers, or update running statistics, in training mode.
+
+    All modules are searched only now and then; each step looks at those that were found. Their modes are read after a
+    call of the closure, which may set them.
     """
 
-    def __init__(self, doubts: Doubts, module: nn.Module | None):
-        self._doubts, self._module = doubts, module
+    def __init__(self, warner: Warner, module: nn.Module | None):
+        self._warner, self._module = warner, module
         self._drawing: list[tuple[str, nn.Module]] = []
         self._keeping: list[tuple[str, nn.Module]] = []
 
     def begin(self, due: bool) -> None:
-        """Before a step.
+        """Begin a step.
 
         Args:
-            due: look at every module.
+            due: search all modules again.
         """
         if due and self._module is not None:
             self._drawing, self._keeping = draws_in_training(self._module), _keeps_statistics(self._module)
 
     def may_draw(self) -> bool:
-        """Whether a module would draw, as the modes are now: then `called` tells what it did."""
+        """Whether a module in training mode may have drawn; then the function from `called` judges it."""
         return any(m.training for _, m in self._drawing)
 
     def called(self) -> Callable[[], None] | None:
-        """What is to be called after each of the evaluations that are next; None if there is nothing to see. It raises
-        ValueError where `Doubts` does.
+        """Return a function to call after each of the next evaluations, or None if nothing needs watching.
+
+        It compares the first two evaluations, reports to `Warner`, and raises ValueError where that does.
         """
-        drawing = [] if self._doubts.heard(_ACTIVE) else self._drawing
-        keeping = [] if self._doubts.heard(_STATISTICS) else self._keeping
+        drawing = [] if self._warner.warned(_DROPOUT) else self._drawing
+        keeping = [] if self._warner.warned(_STATISTICS) else self._keeping
         if not drawing and not keeping:
             return None
         counts, states, calls = _counts(keeping), list[list[Tensor]](), count()
 
-        def look() -> None:
+        def compare() -> None:
             if (call := next(calls)) > 1:
                 return
             if _counts(keeping) != counts:
                 now = zip(keeping, counts, _counts(keeping), strict=True)
-                self._doubts.say(_STATISTICS, _told_of_statistics(_named([m for m, a, b in now if a != b])))
+                self._warner.warn(_STATISTICS, _statistics_message(_named([m for m, a, b in now if a != b])))
             if any(m.training for _, m in drawing):
                 states.append(_generators())
                 if call == 1 and len(states) == 2 and not all(map(torch.equal, *states)):
-                    self._doubts.say(_ACTIVE, _told_of_drawing(_named([each for each in drawing if each[1].training])))
+                    active = [each for each in drawing if each[1].training]
+                    self._warner.warn(_DROPOUT, _dropout_message(_named(active)))
 
-        return look
+        return compare
 
 
 def _counts(keeping: Sequence[tuple[str, nn.Module]]) -> list[int]:
-    """How often they have counted a batch, or changed a mean."""
+    """How often each module has counted a batch or changed its mean."""
     return [m.num_batches_tracked._version + m.running_mean._version for _, m in keeping]
 
 
 class Draws:
-    """Whether a closure draws a batch, or noise, in each call anew: it is called once more, if a generator moved."""
+    """Finds closures that draw a new batch, or noise, in each call: calls them once more if a generator has moved."""
 
-    def __init__(self, doubts: Doubts):
-        self._doubts = doubts
+    def __init__(self, warner: Warner):
+        self._warner = warner
         self._due = False
 
     def begin(self, due: bool) -> None:
-        """Before a step; `due` to look at the first call that is next."""
+        """Begin a step; with `due`, check its first call."""
         ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self._due |= due and not ranks  # others might wait for one that calls again
+        self._due |= due and not ranks  # a second call on this rank alone might deadlock
 
     def call(self, closure: Callable[[], Any], known: Callable[[], bool]) -> Any:
-        """What the closure returns.
+        """Call the closure and return its loss.
 
         Args:
-            known: whether a module may have drawn, as the modes are then, which is told elsewhere.
+            known: returns whether a module may have drawn; `Randomness` reports that.
 
         Raises:
-            ValueError: see `Doubts`.
+            ValueError: see `Warner`.
         """
-        if not self._due or self._doubts.heard(_DRAWN):
+        if not self._due or self._warner.warned(_DRAWN):
             return closure()
         self._due = False
         before = _all_generators()
@@ -109,18 +115,18 @@ class Draws:
         if not scalar or known() or _all_generators() == before:
             return loss
         first, again = float(loss), float(closure())
-        if abs(first - again) > _SAME * abs(first):
-            self._doubts.say(
+        if abs(first - again) > _TOLERANCE * abs(first):
+            self._warner.warn(
                 _DRAWN,
                 f"closure: it returned {first:.6g} and then {again:.6g} at the same weights, and drew random numbers: "
-                "a batch, or noise, that is another one in each call, so that L+ and L- are of two problems, and g "
-                "mostly their difference; draw the batch before the step, or set the generator's seed in the closure",
+                "it draws a new batch, or noise, in each call, so L+ and L- belong to two problems, and g is mostly "
+                "their difference; draw the batch before the step, or set the generator's seed in the closure",
             )
         return loss
 
 
 def _all_generators() -> list[Any]:
-    """Of PyTorch, Python and NumPy, as what can be compared."""
+    """The states of the random generators of PyTorch, Python and NumPy, in a form that == compares."""
     numpy: Any = sys.modules.get("numpy")
     others = [] if numpy is None else [[str(part) for part in numpy.random.get_state()]]
     return [*(state.tolist() for state in _generators()), random.getstate(), *others]
@@ -131,14 +137,16 @@ def _generators() -> list[Tensor]:
 
 
 def draws_in_training(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Modules that draw random numbers if they are in training mode, as far as they tell it: by their class, by an
-    attribute such as `attention_dropout`, or by a forward that calls a dropout of which they have no attribute.
+    """Find the modules that draw random numbers in training mode.
+
+    They are recognised by their class, by an attribute such as `attention_dropout`, or, without such an attribute, by
+    code that calls a dropout.
     """
     return [(name, m) for name, m in module.named_modules() if _draws(m)]
 
 
 def _draws(m: nn.Module) -> bool:
-    if isinstance(m, torch.jit.ScriptModule):  # it has no code of Python to look at
+    if isinstance(m, torch.jit.ScriptModule):  # it has no Python code to search
         return False
     if isinstance(m, nn.modules.dropout._DropoutNd):
         return m.p > 0
@@ -148,12 +156,12 @@ def _draws(m: nn.Module) -> bool:
     if attributes or any("drop" in key for key, _ in m.named_children()):
         return any(isinstance(p, float) and p > 0 for p in attributes)
     kind: Any = type(m)
-    return _says_dropout(kind)
+    return _calls_dropout(kind)
 
 
 @cache
-def _says_dropout(kind: type[nn.Module]) -> bool:
-    """Whether its forward calls a dropout, or another method of one's own, which may be called in its place."""
+def _calls_dropout(kind: type[nn.Module]) -> bool:
+    """Whether the code of a class calls a dropout: in its forward, or in any other method that the user wrote."""
     own = [vars(c) for c in kind.__mro__ if c.__module__.partition(".")[0] not in ("torch", "transformers", "peft")]
     methods = [kind.forward, *(f for each in own for f in each.values() if callable(f))]
     codes = [getattr(inspect.unwrap(f), "__code__", None) for f in methods]
@@ -161,6 +169,7 @@ def _says_dropout(kind: type[nn.Module]) -> bool:
 
 
 def _keeps_statistics(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Find the batch normalisations that update running statistics in training mode."""
     norm = nn.modules.batchnorm._NormBase
     return [
         (name, m)
@@ -173,16 +182,16 @@ def _named(modules: Sequence[tuple[str, nn.Module]]) -> list[str]:
     return [f"{name or 'the module'} ({type(m).__name__})" for name, m in modules]
 
 
-def _told_of_drawing(names: list[str]) -> str:
+def _dropout_message(names: list[str]) -> str:
     return (
-        f"closure: {listed(names, 3)} in training mode: other random numbers were drawn for L+ than for L-, which are "
-        "losses of two networks then, and g is mostly their difference; call model.eval() before the step, or set the "
-        "generator's seed in the closure (torch.manual_seed), so that it draws the same each time"
+        f"closure: {listed(names, 3)} in training mode: other random numbers were drawn for L+ than for L-, so they "
+        "are losses of two networks, and g is mostly their difference; call model.eval() before the step, or set the "
+        "generator's seed in the closure (torch.manual_seed), so that each call draws the same numbers"
     )
 
 
-def _told_of_statistics(names: list[str]) -> str:
+def _statistics_message(names: list[str]) -> str:
     return (
         f"closure: {listed(names, 3)} in training mode: running statistics are updated in every evaluation, at "
-        "perturbed weights; call model.eval() before the step, or eval() of these modules"
+        "perturbed weights; call model.eval() before the step, or eval() on these modules"
     )

@@ -1,9 +1,9 @@
-"""Losses that are too coarse for a difference of two: what g = (L+ - L-) / 2ε comes out as is then their rounding.
+"""Finds losses that are too coarse: then g = (L+ - L-) / 2ε is mostly their rounding.
 
-A loss in 16 bits is told by its dtype. Others are told by their values: whatever a loss was computed in, and whatever
-it was made of it since (`loss.item()`, `loss.float()`, a mean of several), it remains a multiple of a power of two, its
-grain, which is seen in the values themselves. Differences of a few grains, or none, in many steps in a row say that the
-weights are not heard in the loss.
+A loss in 16 bits shows in its dtype. Any other coarse loss shows in its values: however it was converted since
+(`loss.item()`, `loss.float()`, a mean of several), it stays a multiple of a power of two, here called its grain. If L+
+and L- differ by only a few grains, or not at all, in many steps in a row, then the loss does not resolve the
+perturbation.
 """
 
 from __future__ import annotations
@@ -16,47 +16,48 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..doubts import Doubts
 from ..interrupts import Call
 from ..trajectory import Kind, Record
+from ..warn import Warner
 from .losses import Refused
 
-COARSE, _EQUAL, _DIVERGED = "resolution", "no difference", "divergence"  # what is said is about
-# Steps in a row before anything is said. Healthy losses differ by thousands of grains: in float32 by 1e-3 L of 1e-7 L.
+COARSE, _EQUAL, _DIVERGED = "resolution", "no difference", "divergence"  # topics of the reports
+# Steps in a row before a report. Healthy losses differ by thousands of grains: in float32 by 1e-3 L, a grain is 1e-7 L.
 _STEPS = 10
 _EQUAL_STEPS = 20  # an accuracy is often the same twice
-_FEW = 8  # grains: g has no more than three bits
-_A_COUNT = 128  # fewer grains than this in a loss are things counted; a number of 8 bits, bfloat16's, has as many
-_GROWN = 1e3
-_LITTLE = 1e-3  # of the largest loss: what has come down to this has little more to tell
+_FEW_GRAINS = 8  # with a difference of so few, g has three bits at most
+_COUNT_BELOW = 128  # a loss of fewer grains is a count, such as an accuracy; bfloat16, with 8 bits, reaches 128
+_DIVERGED_FACTOR = 1e3  # a loss that has grown so much has diverged
+_CONVERGED = 1e-3  # a loss below this fraction of the largest one is expected to be coarse
 _NARROW = frozenset((torch.bfloat16, torch.float16))
 _FLOAT32 = (
-    "compute it in float32, from float32 logits (F.cross_entropy(logits.float(), labels)): once it is rounded, float() "
-    "and item() are of no help"
+    "compute it in float32, from float32 logits (F.cross_entropy(logits.float(), labels)): float() and item() do not "
+    "help once it is rounded"
 )
 
 
 def is_narrow(loss: Tensor) -> bool:
-    """Whether it has floating-point numbers of 16 bits."""
+    """Whether a loss is a 16-bit floating-point number."""
     return loss.dtype in _NARROW
 
 
-def told_of_narrow(loss: Tensor, eps: float) -> str:
-    """What a loss of so few bits comes to. A GPU's value is not looked at."""
+def narrow_loss_message(loss: Tensor, eps: float) -> str:
+    """The message for a loss in 16 bits: which steps g comes in. Does not read a value on a GPU."""
     info, what = torch.finfo(loss.dtype), f"closure: expected a float32 loss, got one of {loss.dtype}"
     known = loss.device.type == "cpu" and loss.numel() == 1 and not hasattr(loss, "full_tensor")
     size = abs(loss.item()) if known else math.nan
     if math.isfinite(size):
         grain = info.eps * 2.0 ** math.floor(math.log2(max(size, info.smallest_normal)))
         steps = (
-            f"at {size:.4g} it comes in steps of {grain:.3g}, so g = (L+ - L-) / 2 eps in steps of {_step(grain, eps)}"
+            f"at {size:.4g} it comes in steps of {grain:.3g}, so g = (L+ - L-) / 2 eps comes in steps of "
+            f"{_step(grain, eps)}"
         )
     else:
         steps = (
-            f"it comes in steps of {info.eps / 2:.3g} to {info.eps:.3g} of its size, so g = (L+ - L-) / 2 eps for a "
-            f"loss of 1 in steps of {_step(info.eps, eps)}"
+            f"it comes in steps of {info.eps / 2:.3g} to {info.eps:.3g} of its size, so for a loss of 1, "
+            f"g = (L+ - L-) / 2 eps comes in steps of {_step(info.eps, eps)}"
         )
-    return f"{what}: {steps}, and |g| is 0 or a multiple of that; {_FLOAT32}; or take an eps far above {eps:g}"
+    return f"{what}: {steps}; {_FLOAT32}; or use an eps far above {eps:g}"
 
 
 def _step(grain: float, eps: float) -> str:
@@ -64,7 +65,7 @@ def _step(grain: float, eps: float) -> str:
 
 
 def _grain(value: float) -> float:
-    """The largest power of two that it is a multiple of; infinity for 0."""
+    """The largest power of two that divides a float; infinity for 0."""
     n, d = value.as_integer_ratio()
     if d != 1:
         return 1.0 / d if d.bit_length() < 1000 else 0.0
@@ -73,11 +74,12 @@ def _grain(value: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Coarse:
-    """Steps in a row whose losses differ by a few grains at most, all of them together.
+    """A series of coarse steps: in each, L+ and L- differ by a few grains at most.
 
     Attributes:
-        difference, size: the largest |L+ - L-|, and |L|.
-        grain: of all of their losses.
+        steps: how many steps in a row.
+        difference, size: the largest |L+ - L-| and the largest |L| in them.
+        grain: the common grain of all their losses.
     """
 
     steps: int
@@ -87,115 +89,116 @@ class _Coarse:
 
     @property
     def is_count(self) -> bool:
-        return self.size < _A_COUNT * self.grain
+        """Whether the loss counts things, as an accuracy does, so that it is coarse by nature."""
+        return self.size < _COUNT_BELOW * self.grain
 
     def after(self, before: _Coarse | None) -> _Coarse:
-        """With the steps before; without them, if they were not coarse by the grain that is known now."""
+        """Continue the series `before` with this step; begin anew if that was not coarse by the grain known now."""
         if before is None:
             return self
         difference, grain = max(self.difference, before.difference), min(self.grain, before.grain)
-        if difference > _FEW * grain:
+        if difference > _FEW_GRAINS * grain:
             return self
         return _Coarse(self.steps + before.steps, difference, grain, max(self.size, before.size))
 
 
 def _coarse(record: Record) -> _Coarse | None:
-    """A step's, or None if it is a fine one, which one pair tells."""
+    """The series of one step, or None if one of its pairs differs by more than a few grains."""
     difference, grain, size = 0.0, math.inf, 0.0
     for plus, minus in (*record.losses, *record.anchor_losses):
         difference = max(difference, abs(plus - minus))
         grain = min(grain, _grain(plus), _grain(minus))
-        if difference > _FEW * grain:
+        if difference > _FEW_GRAINS * grain:
             return None
         size = max(size, abs(plus), abs(minus))
     return _Coarse(1, difference, grain, size)
 
 
 class Resolution:
-    """Looks at the losses of each step that is recorded; those on a GPU it gets later, when they are there."""
+    """Checks the losses of each recorded step. Losses on a GPU are checked later, when they have arrived."""
 
-    def __init__(self, doubts: Doubts):
-        self._doubts = doubts
+    def __init__(self, warner: Warner):
+        self._warner = warner
         self._arrived: deque[Record] = deque()
-        # Of anchors, which another closure is for, and of other steps:
+        # Separately for steps at anchors (True), which have another closure, and for others (False):
         self._coarse: dict[bool, _Coarse | None] = {}
-        self._equal: dict[bool, int] = {}  # steps in a row
-        self._largest = 0.0  # |L| so far
-        self._first = 0.0  # |L|, of the first that was not 0
-        self._fine = False  # whether any losses differed well
+        self._equal: dict[bool, int] = {}  # steps in a row with L+ = L-
+        self._largest = 0.0  # the largest |L| so far
+        self._first = 0.0  # the first |L| that was not 0
+        self._fine = False  # whether any step had losses that were not coarse
 
     def arriving(self, record: Record) -> Call:
-        """A call that notes the losses of a step that was taken; `look` is to follow."""
+        """Return a call that queues the losses of a step that was taken, for the next `look`."""
         return partial(self._arrived.append, record)
 
     def look(self) -> None:
-        """At what has arrived.
+        """Check the losses that have arrived.
 
         Raises:
-            ValueError: see `Doubts`.
+            ValueError: see `Warner`.
         """
         while self._arrived:
-            if told := self._told_of(self._arrived.popleft()):
-                self._doubts.say(*told)
+            if report := self._report_on(self._arrived.popleft()):
+                self._warner.warn(*report)
 
     def look_at(self, record: Record) -> None:
-        """At the losses of a step that is about to be taken.
+        """Check the losses of a step that is about to be taken.
 
         Raises:
-            Refused: where `Doubts` would raise ValueError.
+            Refused: where `Warner` would raise ValueError.
         """
-        if told := self._told_of(record):
-            if self._doubts.strict:
-                raise Refused(ValueError, told[1], of="")
-            self._doubts.say(*told)
+        if report := self._report_on(record):
+            if self._warner.strict:
+                raise Refused(ValueError, report[1], of="")
+            self._warner.warn(*report)
 
-    def _told_of(self, record: Record) -> tuple[str, str] | None:
-        """What is to be said after this step, and what it is about."""
+    def _report_on(self, record: Record) -> tuple[str, str] | None:
+        """The topic and message of what to report after this step, or None."""
         if not record.losses:
             return None
         size, anchor = abs(record.losses[0][0]), record.kind is Kind.ANCHOR
         if not math.isfinite(size):
-            return None  # it was refused, on a device, where all losses are then not a number
+            return None  # refused on a device, where all losses are then NaN
         self._largest, self._first = max(self._largest, size), self._first or size
         if (step := _coarse(record)) is None:
             self._coarse[anchor], self._equal[anchor], self._fine = None, 0, True
             return None
-        if self._fine and size < _LITTLE * self._largest:
+        if self._fine and size < _CONVERGED * self._largest:
             return None
         now = self._coarse[anchor] = step.after(self._coarse.get(anchor))
         equal = self._equal[anchor] = 0 if step.difference else self._equal.get(anchor, 0) + 1
         name = "full_closure" if anchor else "closure"
-        if self._doubts.heard(COARSE):
-            return None  # which says that differences may be 0, too
-        if now.steps >= _STEPS and size > _GROWN * self._first:
-            return _DIVERGED, _told_of_divergence(name, self._first, record)
+        if self._warner.warned(COARSE):
+            return None  # that report covers differences of 0, too
+        if now.steps >= _STEPS and size > _DIVERGED_FACTOR * self._first:
+            return _DIVERGED, _divergence_message(name, self._first, record)
         if now.steps >= _STEPS and now.difference and not now.is_count:
-            return COARSE, _told_of_coarse(name, now, record)
-        if equal >= _EQUAL_STEPS and not self._doubts.heard(_EQUAL):
-            return _EQUAL, _told_of_equal(name, equal, record)
+            return COARSE, _coarse_message(name, now, record)
+        if equal >= _EQUAL_STEPS and not self._warner.warned(_EQUAL):
+            return _EQUAL, _equal_message(name, equal, record)
         return None
 
 
-def _told_of_divergence(name: str, first: float, record: Record) -> str:
+def _divergence_message(name: str, first: float, record: Record) -> str:
     return (
-        f"{name}: losses have grown from {first:.4g} to {record.losses[0][0]:.4g}, and no longer tell L+ from L-: the "
+        f"{name}: losses have grown from {first:.4g} to {record.losses[0][0]:.4g}, and L+ and L- no longer differ: the "
         "run has diverged; begin again with a smaller learning rate"
     )
 
 
-def _told_of_equal(name: str, steps: int, record: Record) -> str:
+def _equal_message(name: str, steps: int, record: Record) -> str:
     return (
-        f"{name}: L+ and L- were equal, bit for bit, in {steps} steps in a row (now {record.losses[0][0]:.6g}), "
-        "so g is 0 and the loss leads nowhere. It may not depend on the weights that are trained: a closure that calls "
-        "another model or a copy, a head that is frozen, replaced or read by nobody. Or eps is too small for it (got "
-        f"{record.eps:g}). Or it has few values, as a loss of 16 bits or an accuracy, which needs a larger batch or eps"
+        f"{name}: L+ and L- were equal, bit for bit, in {steps} steps in a row (now {record.losses[0][0]:.6g}), so g "
+        "is 0 and nothing is trained. Perhaps the loss does not depend on the trained weights: the closure calls "
+        "another model or a copy, or the head is frozen, replaced or unused. Perhaps eps is too small (got "
+        f"{record.eps:g}). Or the loss has few values, as in 16 bits or an accuracy: use a larger batch or eps"
     )
 
 
-def _told_of_coarse(name: str, found: _Coarse, record: Record) -> str:
+def _coarse_message(name: str, found: _Coarse, record: Record) -> str:
     return (
         f"{name}: L+ and L- differed by {found.difference:.3g} at most in {found.steps} steps in a row, and losses of "
         f"{found.size:.6g} come in steps of {found.grain:.3g} here, so g = (L+ - L-) / 2 eps comes in steps of "
-        f"{_step(found.grain, record.eps)} and is mostly rounding; take an eps far above {record.eps:g}; leave away a "
-        f"constant that makes the loss large; if it comes from 16 bits, {_FLOAT32}"
+        f"{_step(found.grain, record.eps)} and is mostly rounding; use an eps far above {record.eps:g}, remove any "
+        f"constant that makes the loss large, and if the loss comes from 16 bits, {_FLOAT32}"
     )

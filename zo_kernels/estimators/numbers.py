@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..closures.losses import Pair
+from ..closures.losses import OutOfRange, Pair, Refused
 from ..trajectory.record import MAX_GRADIENT, projected_gradients
 from ..weights.overflow import Reach, unusable
 from ..weights.rows import Row, Seed, Value, device_of, stacked, vector
@@ -17,15 +17,14 @@ from ..weights.rows import Row, Seed, Value, device_of, stacked, vector
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """What an update is made of. If it is refused, they are such that it changes nothing.
+    """What an update is made of. If a step is refused on the device, the update changes nothing.
 
     Attributes:
         gradients: projected gradients of each estimate.
         rates, decays: for each row.
         ok: whether the losses are finite, their differences not too large for float32, and the update not for the
             weights.
-        losses: where they are on a device, all of them, or NaN if the step is refused, which a record of it tells then.
-        refusal: why the update is refused, if it is not the losses' fault and is known without waiting for a device.
+        losses: where they are on a device, all of them, or NaN if the step is refused, so that its record tells.
     """
 
     gradients: list[list[Value]]
@@ -33,7 +32,6 @@ class Numbers:
     decays: Row
     ok: bool | Tensor
     losses: Tensor | None = None
-    refusal: str | None = None
 
     @staticmethod
     def of(
@@ -52,23 +50,26 @@ class Numbers:
             ok: False to refuse it in any case.
             reach: of the weights; None in a replay, where the record tells what was refused.
             others: coefficients of an estimate that was made before, and that the update adds.
+
+        Raises:
+            Refused: the update might make weights infinite, as far as that is known without waiting for a device.
         """
         values = [value for pairs in estimates for pair in pairs for value in pair]
         where = device_of(*values, ok, *others)
-        refusal = None if reach is None else unusable(rates, decays)
+        if reach is not None and (why := unusable(rates, decays)) is not None:
+            raise Refused(OutOfRange, why, of="")
         most = MAX_GRADIENT if reach is None else reach.largest_gradient(rates)
-        if where is None or refusal is not None:
-            if refusal is None:
-                assert not isinstance(rates, Tensor)
-                known: Any = others
-                gradients = [projected_gradients(pairs, eps) for pairs in estimates]
-                flat_gradients = [g for each in gradients for g in each] + [g * len(known) for g in known]
-                if ok and all(abs(g) <= most for g in flat_gradients):
-                    return Numbers([list(each) for each in gradients], rates, decays, True)
-                refusal = reach.too_far(rates, flat_gradients) if ok and reach is not None else None
-            rows = len(rates)
-            nothing = [[0.0] * len(each) for each in estimates]
-            return Numbers([list[Value](each) for each in nothing], [0.0] * rows, [1.0] * rows, False, None, refusal)
+        if where is None:
+            assert not isinstance(rates, Tensor)
+            known: Any = others
+            gradients = [projected_gradients(pairs, eps) for pairs in estimates]
+            flat_gradients = [g for each in gradients for g in each] + [g * len(known) for g in known]
+            if ok and all(abs(g) <= most for g in flat_gradients):
+                return Numbers([list(each) for each in gradients], rates, decays, True)
+            if ok and reach is not None:
+                raise Refused(OutOfRange, reach.too_far(rates, flat_gradients), of="")
+            rows, nothing = len(rates), [list[Value]([0.0] * len(each)) for each in estimates]
+            return Numbers(nothing, [0.0] * rows, [1.0] * rows, False)
         losses = stacked(values, where)
         pairs_of_losses = losses.view(-1, 2)
         g = (pairs_of_losses[:, 0] - pairs_of_losses[:, 1]) / vector([2 * eps], where)

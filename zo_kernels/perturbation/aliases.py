@@ -1,4 +1,4 @@
-"""Tensors that share memory with weights, by which weights can be read without being named."""
+"""Finds tensors that share memory with weights: code can read weights through them, past their parameters."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import gc
 import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,29 +15,29 @@ from torch import Tensor, nn
 
 _MOST_BETWEEN_LOOKS = 4096
 _use_count: Any = getattr(torch._C, "_storage_Use_Count", None)
-# Aliases that optimizers have made: nobody reads a weight by them.
+# Aliases that optimizers have made: no closure reads weights through them.
 _ours: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
 
 
 def references(storage: int) -> int:
-    """How many tensors have this storage (`UntypedStorage._cdata`), and some constant."""
+    """How many tensors share a storage (`UntypedStorage._cdata`), plus a constant; 0 if PyTorch cannot tell."""
     return 0 if _use_count is None else int(_use_count(storage))
 
 
 def storage_of(t: Tensor) -> int:
-    """What to ask `references` for. It is valid as long as the memory is."""
+    """The storage of a tensor, for `references`; valid as long as the memory is."""
     return t.untyped_storage()._cdata
 
 
 def extent(t: Tensor) -> int:
-    """In bytes, from its first element to the end of its last."""
+    """Bytes from the first element of a tensor to the end of its last."""
     if t.is_nested:  # it has no strides
         return t.untyped_storage().nbytes()
     return t.element_size() * (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)))
 
 
 class Spans:
-    """Where tensors lie in memory, none of which overlap."""
+    """The address ranges of tensors that do not overlap."""
 
     def __init__(self, tensors: Sequence[Tensor]):
         every = [(t.data_ptr(), t.data_ptr() + t.nbytes, i) for i, t in enumerate(tensors)]
@@ -44,7 +45,7 @@ class Spans:
         self._starts = [start for start, _, _ in self._spans]
 
     def find(self, t: Tensor) -> int | None:
-        """The index of the first one that has memory of t in it, which may begin before it; t has elements."""
+        """The index of the first tensor that overlaps t in memory, or None; t must have elements."""
         address = t.data_ptr()
         at = bisect_right(self._starts, address) - 1
         if at >= 0 and address < self._spans[at][1]:
@@ -56,7 +57,7 @@ class Spans:
 
 
 def _overlap(spans: Sequence[tuple[int, int]], t: Tensor) -> bool:
-    """Whether a tensor has memory in one of the spans of addresses."""
+    """Whether the memory of a tensor overlaps one of the address ranges `spans`."""
     if t.layout != torch.strided or t.is_meta or not t.numel():
         return False
     first = t.data_ptr()
@@ -65,12 +66,13 @@ def _overlap(spans: Sequence[tuple[int, int]], t: Tensor) -> bool:
 
 
 class Aliases:
-    """Whether there are aliases of weights. To know it costs no more than to count references, as long as these are as
-    many as they were.
+    """Tells whether any tensor, other than the weights and our own aliases, shares memory with a weight.
+
+    As long as the reference counts of the weights' storages stay the same, the answer costs no more than to read them.
 
     Args:
         weights: the weights.
-        own: for each of them our own alias.
+        own: our own alias of each weight.
     """
 
     def __init__(self, weights: Sequence[Tensor], own: Sequence[Tensor]):
@@ -82,12 +84,12 @@ class Aliases:
         mine = nn.Parameter(torch.empty(1, device="cpu"))
         alias = mine.detach()
         one = references(storage_of(alias))
-        self._without: list[int] | None = [one + 2 * (n - 1) for n in times.values()]  # counts, when there are none
-        self._with: list[int] | None = None  # ... and when there are some
+        self._without: list[int] | None = [one + 2 * (n - 1) for n in times.values()]  # the counts without aliases
+        self._with: list[int] | None = None  # the counts with aliases
         self._asked, self._look_from, self._between = 0, 0, 16
 
     def exist(self) -> bool:
-        """Whether there are any, or may be."""
+        """Whether there are, or may be, aliases."""
         if _use_count is None:
             return True
         counts = [*map(_use_count, self._storages)]
@@ -103,13 +105,30 @@ class Aliases:
         return found
 
     def _find(self) -> bool:
-        """Among all objects, which takes long."""
+        """Search all Python objects for an alias, which is slow."""
         with torch._C.DisableTorchFunctionSubclass():
             for t in gc.get_objects():
                 if issubclass(type(t), Tensor) and id(t) not in self._known and id(t) not in _ours:
                     try:
                         if _overlap(self._spans, t):
                             return True
-                    except RuntimeError:  # it has no memory of its own
+                    except RuntimeError:  # it has no memory
                         continue
         return False
+
+
+@cache
+def written(func: Any) -> tuple[tuple[int, str], ...]:
+    """Which arguments of an operation it writes to: position and name."""
+    schema = getattr(func, "_schema", None)  # operators of higher order have none
+    if schema is None or not schema.is_mutable:
+        return ()
+    arguments = enumerate(schema.arguments)
+    return tuple((i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write)
+
+
+def tensors_in(value: Any) -> Iterable[Tensor]:
+    """Of an argument of an operation."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for t in value if isinstance(t, Tensor)] if isinstance(value, (list, tuple)) else []

@@ -8,18 +8,20 @@ from torch import Tensor, nn
 
 
 class Owners:
-    """The modules of a tree, and the indices of the weights that each must be given when it runs.
+    """The modules of a tree, and the weights (by index) that each of them must be given when it runs.
+
+    A module owns the weights that are its own parameters. It borrows those that it was found to read without owning.
 
     Args:
         module: the root.
-        weights: that may be parameters of its modules.
-        bytes_for: how much memory copies of some of them take.
+        weights: the trained weights.
+        bytes_for: the memory that copies of some weights take.
 
     Attributes:
         members: all modules of the tree.
-        owned: for each module that has weights of its own, or borrows some, these.
+        owned: the weights that each module owns or borrows; modules without any are left out.
         ran: modules that were seen to run.
-        version: another one whenever the modules, or their parameters, are found to be others.
+        version: changes whenever `find` finds other modules or parameters.
     """
 
     version = 0
@@ -29,27 +31,27 @@ class Owners:
         self._index = {id(t): i for i, t in enumerate(weights)}
         self._borrowed: dict[nn.Module, set[int]] = {}
         self._together: dict[nn.Module, frozenset[int]] | None = None
-        # The modules and their parameters as they were met, by their ids: `members` and whoever made the weights keep
-        # all that count alive.
+        # Ids of the modules and parameters as `find` met them. They stay valid: `members` and the optimizer keep alive
+        # all that matter.
         self._seen: list[int] = []
         self.members: set[nn.Module] = set()
         self.owned: dict[nn.Module, frozenset[int]] = {}
         self.ran: set[nn.Module] = set()
-        self._parted: set[nn.Module] = set()  # modules that were seen to run without all that is within them
+        self._parted: set[nn.Module] = set()  # modules that were seen to run without all of their submodules
 
     def knows(self, t: Tensor) -> bool:
-        """Whether it is one of the weights."""
+        """Whether a tensor is one of the weights."""
         return id(t) in self._index
 
     def borrow(self, module: nn.Module, i: int) -> None:
-        """From now on a module needs weight i, too, which it was found to read without owning it."""
+        """From now on give a module weight i, too, which it was found to read without owning it."""
         self._borrowed.setdefault(module, set()).add(i)
         self._find_again()
 
     def find(self) -> None:
-        """Look again: modules may have been put in the place of others."""
+        """Search the tree again, since modules may have been replaced."""
         members, todo, seen = {self._module}, [self._module], list[int]()
-        while todo:  # as `modules()`, in a third of its time
+        while todo:  # what `modules()` does, in a third of the time
             m = todo.pop()
             seen.append(id(m))
             if m._parameters:
@@ -62,7 +64,7 @@ class Owners:
             self.members = members
             self._find_again()
             self.version += 1
-            self._seen = seen  # last: an interrupt may come at any line
+            self._seen = seen  # last, since an interrupt may come at any line
 
     def _find_again(self) -> None:
         owned = {m: set(indices) for m, indices in self._borrowed.items()}
@@ -74,24 +76,26 @@ class Owners:
         self._together = None
 
     def saw(self, ran: Iterable[nn.Module]) -> None:
-        """These have run, in one evaluation."""
+        """Note the modules that have run in one evaluation."""
         now, whole = self.members.intersection(ran), dict[nn.Module, bool]()
         self.ran |= now
         self._parted.update(m for m in now if not self._is_whole(m, now, whole))
         self._together = None
 
     def _is_whole(self, m: nn.Module, ran: set[nn.Module], known: dict[nn.Module, bool]) -> bool:
-        """Whether a module ran, and all within it."""
+        """Whether a module and all of its submodules ran."""
         if m not in known:
-            known[m] = True  # should it lie within itself
+            known[m] = True  # in case it contains itself
             known[m] = (m in ran or m not in self.owned) and all(self._is_whole(c, ran, known) for c in m.children())
         return known[m]
 
     @property
     def together(self) -> Mapping[nn.Module, frozenset[int]]:
-        """As `owned`, but with the weights of all modules within, as far up as they take no more memory than those of
-        the largest owner that runs do. Only modules that were seen to run, always with all that is within them: an
-        expert that few tokens reach should cost nothing where it is not run.
+        """As `owned`, but each module also gets the weights of its submodules, if they fit.
+
+        They fit if together they take no more memory than the largest owner that runs. Only modules that were seen to
+        run, and always with all of their submodules, are grouped so: an expert that few tokens reach should cost
+        nothing when it does not run.
         """
         if self._together is None:
             self.ran &= self.members
@@ -103,9 +107,9 @@ class Owners:
         return self._together
 
     def _within(self, m: nn.Module, room: int, known: dict[nn.Module, frozenset[int] | None]) -> frozenset[int] | None:
-        """The weights of a module and of all within it; None if they take too much, or one of them did not run."""
+        """The weights of a module and its submodules; None if they take more than `room`, or if a part did not run."""
         if m not in known:
-            known[m] = None  # should it lie within itself
+            known[m] = None  # in case it contains itself
             parts = [self._within(child, room, known) for child in m.children()]
             own = self.owned.get(m, frozenset())
             if (m in self.ran or not own) and m not in self._parted and None not in parts:

@@ -1,4 +1,4 @@
-"""One buffer for weights that are needed for the time of a module's forward: taken and given back like a stack."""
+"""A buffer for perturbed copies of weights: taken when a module's forward begins, given back when it ends."""
 
 from __future__ import annotations
 
@@ -11,23 +11,21 @@ from torch import Tensor, device
 from torch.utils._pytree import tree_map_only
 
 from ..interrupts import at_once
-from ..layouts import is_dense
+from ..layouts import ALIGNMENT, is_dense
 from ..modes import inference_mode
 from .aliases import references, storage_of
 
-ALIGNMENT = 64  # bytes; of a cache line, and more than any kernel asks for
-
 
 class Scratch:
-    """A stack of bytes on one device. It grows to the most that was ever taken at once, and keeps that.
+    """A stack of bytes on one device. It grows to the most that was ever in use at once, and keeps that.
 
-    What is taken while nothing else is comes from one chunk, always at the same place. Should a chunk be too small
-    while it is in use, another is put on top of it, until both can be replaced by one.
+    An empty stack always hands out the same address. If a chunk in use is too small, a second chunk is added; both are
+    replaced by one as soon as the stack is empty.
 
     Args:
         where: the device.
-        inference: whether to make inference tensors; neither kind can stand in for the other in a parameter.
-        on_drop: called before a chunk is dropped, so that whoever kept what was taken from it lets go of it first.
+        inference: whether to make inference tensors; a parameter's data must be of the parameter's own kind.
+        on_drop: called before a chunk is freed, so that holders of its tensors release them first.
     """
 
     def __init__(self, where: device, inference: bool, on_drop: Callable[[], None]):
@@ -36,23 +34,20 @@ class Scratch:
         self._used: list[int] = []  # bytes of each chunk
         self._storages: list[int] = []  # see `storage_of`
         self._spans: list[tuple[int, int]] = []  # addresses of each chunk, the last exclusive
-        self._most = 0  # bytes ever in use
+        self._most = 0  # the most bytes ever in use at once
 
     @property
     def chunks(self) -> list[Tensor]:
-        """The memory itself."""
+        """The memory: uint8 tensors."""
         return list(self._chunks)
 
     def take(self, size: int) -> tuple[int, int]:
-        """Take so many bytes.
-
-        Args:
-            size: a multiple of ALIGNMENT.
+        """Take `size` bytes, a multiple of ALIGNMENT, until `give_back`.
 
         Returns:
-            The chunk they are in, and the first of them. They are the taker's until `give_back`.
+            Their place: the index of a chunk, and the offset in it.
         """
-        if self._used == [0] and self._chunks[0].numel() >= self._most >= size:  # as for most modules
+        if self._used == [0] and self._chunks[0].numel() >= self._most >= size:  # the common case
             self._used[0] = size
             return 0, 0
         self._most = max(self._most, sum(self._used) + size)
@@ -62,11 +57,11 @@ class Scratch:
         return at, start
 
     def fits(self, size: int) -> bool:
-        """Whether so many bytes more would be no more than was ever in use."""
+        """Whether `size` more bytes can be taken without growing beyond the most ever in use."""
         return sum(self._used) + size <= self._most
 
     def tensors(self, place: tuple[int, int], like: Sequence[Tensor]) -> list[Tensor]:
-        """As `carved`, in memory that `take` returned for them."""
+        """Make tensors as `carved` does, at a place that `take` returned."""
         at, start = place
         return carved(self._chunks[at][start:], like, self._inference)
 
@@ -90,7 +85,7 @@ class Scratch:
         at_once([partial(each.__delitem__, slice(at, None)) for each in kept])
 
     def _add(self, size: int) -> None:
-        # Whether the step runs in inference mode or not.
+        # The chunk must be of its own kind whether or not the step runs in inference mode.
         with inference_mode(self._inference):
             chunk = torch.empty(size, dtype=torch.uint8, device=self._where)
         span = chunk.data_ptr(), chunk.data_ptr() + size
@@ -99,14 +94,14 @@ class Scratch:
         at_once([partial(each.append, new) for each, new in kept])
 
     def give_back(self, place: tuple[int, int]) -> None:
-        """Free what was taken from there on."""
+        """Free this place and all that was taken after it."""
         at, start = place
         self._used[at] = start
         for later in range(at + 1, len(self._used)):
             self._used[later] = 0
 
     def clear(self) -> None:
-        """Free all that was taken; the memory is kept."""
+        """Free all that was taken; keep the memory."""
         self._used = [0] * len(self._used)
 
     def holds(self, t: Tensor) -> bool:
@@ -114,18 +109,24 @@ class Scratch:
         return lies_in(self._spans, t)
 
     def references(self, place: tuple[int, int]) -> int:
-        """How many tensors have the memory that a place is in, and some constant."""
+        """How many tensors share the chunk of a place, plus a constant."""
         return references(self._storages[place[0]])
 
     def is_free(self, address: int) -> bool:
-        """Whether an address is of memory in the buffer that nobody has taken."""
+        """Whether an address lies in a part of the buffer that is not taken."""
         found = find(self._chunks, address)
         return found is not None and found[1] >= self._used[found[0]]
 
 
 def carved(memory: Tensor, like: Sequence[Tensor], inference: bool) -> list[Tensor]:
-    """A tensor of each of these shapes, dtypes and dense layouts, uninitialised, one after the other from the memory's
-    begin on. With other strides a module might run another kernel, which rounds in another way.
+    """Make uninitialised tensors with the shapes, dtypes and strides of `like`, one after the other in `memory`.
+
+    Strides matter: with others a module might run another kernel, which rounds differently.
+
+    Args:
+        memory: uint8, large enough (`bytes_for`).
+        like: dense tensors; one with gaps gets a contiguous counterpart.
+        inference: whether to make inference tensors.
     """
     made, start = [], 0
     with inference_mode(inference):
@@ -138,7 +139,7 @@ def carved(memory: Tensor, like: Sequence[Tensor], inference: bool) -> list[Tens
 
 
 def find(chunks: Sequence[Tensor], address: int) -> tuple[int, int] | None:
-    """Which of the chunks an address lies in, and how many bytes from its begin; None if it lies in none."""
+    """Find the chunk that an address lies in: its index and the offset in it, or None."""
     for at, chunk in enumerate(chunks):
         start = address - chunk.data_ptr()
         if 0 <= start < chunk.numel():
@@ -147,7 +148,7 @@ def find(chunks: Sequence[Tensor], address: int) -> tuple[int, int] | None:
 
 
 def lies_in(spans: Sequence[tuple[int, int]], t: Tensor) -> bool:
-    """Whether a tensor's memory, or a part of what holds its elements, begins in one of the spans of addresses."""
+    """Whether a tensor, or one that holds its elements, begins in one of the address ranges `spans`."""
     parts: tuple[Tensor, ...] = (t,)
     if t.layout is not torch.strided or torch._C._functorch.is_functorch_wrapped_tensor(t):
         parts = tuple(parts_of(t))
@@ -160,7 +161,7 @@ def lies_in(spans: Sequence[tuple[int, int]], t: Tensor) -> bool:
 
 
 def parts_of(t: Tensor) -> Iterator[Tensor]:
-    """The tensors that hold the elements of one that is sparse, or wrapped by a transform such as `torch.vmap`."""
+    """Yield the tensors that hold the elements of one that is sparse, or wrapped by a transform such as torch.vmap."""
     while torch._C._functorch.is_functorch_wrapped_tensor(t):
         t = torch._C._functorch.get_unwrapped(t)
     if t.layout == torch.sparse_coo:
@@ -176,16 +177,20 @@ def _aligned(nbytes: int) -> int:
 
 
 def bytes_for(tensors: Sequence[Tensor]) -> int:
-    """What `Scratch.take` must be asked for, for copies of these tensors."""
+    """The bytes that copies of these tensors take in a buffer, padding included."""
     return sum(_aligned(t.numel() * t.element_size()) for t in tensors)
 
 
 def without_aliases(output: Any, holds: Callable[[Tensor], bool]) -> Any:
-    """A module's output with copies of the tensors that a buffer holds, or None if it holds none."""
+    """Replace the tensors of a module's output that lie in a buffer by copies; None if none of them does.
+
+    Args:
+        holds: whether the buffer holds a tensor.
+    """
     if isinstance(output, Tensor):
         return output.clone() if holds(output) else None
     if type(output) is tuple and all(isinstance(t, Tensor) and not holds(t) for t in output):
-        return None  # as for most modules
+        return None  # the common case
     changed = False
 
     def copied(t: Tensor) -> Tensor:

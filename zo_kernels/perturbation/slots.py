@@ -1,4 +1,4 @@
-"""Memory on a device for the weights of the modules that run, and of the next one, which is on its way there."""
+"""Device memory for streamed weights: slots for the modules that run, and one for the next module's weights."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from .scratch import carved, find, parts_of
 class _Slot:
     memory: Tensor
     taken: bool = False
-    filled: torch.cuda.Event | None = None  # when what was copied there has arrived
-    read: torch.cuda.Event | None = None  # when nobody reads what was there any more
-    references: int = 0  # to it before it was filled
+    filled: torch.cuda.Event | None = None  # the copies into it have arrived
+    read: torch.cuda.Event | None = None  # the last reader of its former contents has finished
+    references: int = 0  # to its memory, before it was filled
 
 
 class Slots:
-    """Equal pieces of memory, each large enough for any module's weights. Modules that run within each other have one
-    each, and the next module another.
+    """Pieces of memory of equal size, each large enough for any module's weights.
 
-    On a GPU copies are made by a stream of their own, beside the work on the current one; they overlap with it if the
-    memory that they come from is pinned.
+    Each running module has a slot, also modules that run within each other; one more is for the module that comes next.
+    On a GPU, copies run in a stream of their own, and overlap with the work on the current stream if their source is
+    pinned.
 
     Args:
         where: the device.
         inference: whether to make inference tensors.
-        on_drop: called before memory is dropped, so that whoever kept what was taken from it lets go of it first.
+        on_drop: called before memory is freed, so that holders of its tensors release them first.
 
     Attributes:
-        bytes_copied: to the device, so far.
+        bytes_copied: bytes copied to the device so far.
     """
 
     def __init__(self, where: device, inference: bool, on_drop: Callable[[], None]):
@@ -45,28 +45,28 @@ class Slots:
         self._size = 0
         self._copying = torch.cuda.Stream(where) if where.type == "cuda" else None
         if self._copying is not None:
-            # What is copied may be given up along with us, and PyTorch does not know of each piece of pinned memory who
-            # still reads it: it would hand it out again at once.
+            # The sources may be freed together with this object, and PyTorch does not always know that a copy still
+            # reads a piece of pinned memory: it would hand the memory out again at once.
             weakref.finalize(self, self._copying.synchronize).atexit = False
         self.bytes_copied = 0
 
     @property
     def chunks(self) -> list[Tensor]:
-        """The memory itself."""
+        """The memory: a uint8 tensor for each slot."""
         return [slot.memory for slot in self._slots]
 
     def reserve(self, size: int) -> None:
-        """Make all slots large enough for so many bytes. None may be taken."""
+        """Make every slot at least `size` bytes large; no slot may be taken."""
         if size > self._size:
             self._on_drop()
             self._slots.clear()
             self._size = size
 
     def fill(self, sources: Sequence[Tensor]) -> tuple[int, list[Tensor]]:
-        """Copy tensors into a slot that is free, or a new one, without waiting for it.
+        """Start to copy tensors into a free slot, or a new one; take the slot until `give_back`.
 
         Returns:
-            The slot's number, which is the caller's until `give_back`, and the copies, to be read after `arrived`.
+            The slot's number, and the copies, which may be read after `arrived`.
         """
         number = next((i for i, slot in enumerate(self._slots) if not slot.taken), len(self._slots))
         if number == len(self._slots):
@@ -80,7 +80,7 @@ class Slots:
             for copy, source in zip(copies, sources, strict=True):
                 copy.copy_(source)
         else:
-            if slot.read is None:  # new memory: it may be what the current stream has given up
+            if slot.read is None:  # new memory, which the current stream may still be using
                 slot.read = torch.cuda.current_stream(self._where).record_event()
             self._copying.wait_event(slot.read)
             with torch.cuda.stream(self._copying):
@@ -91,32 +91,32 @@ class Slots:
         return number, copies
 
     def references(self, number: int) -> int:
-        """How many tensors have a slot's memory, and some constant."""
+        """How many tensors share a slot's memory, plus a constant."""
         return references(storage_of(self._slots[number].memory))
 
     def references_before(self, number: int) -> int:
-        """... when it was not filled yet."""
+        """What `references` returned just before the slot was filled."""
         return self._slots[number].references
 
     def arrived(self, number: int) -> None:
-        """Let the current stream wait for what was copied into a slot."""
+        """Make the current stream wait for the copies into a slot."""
         if (event := self._slots[number].filled) is not None:
             torch.cuda.current_stream(self._where).wait_event(event)
 
     def give_back(self, number: int) -> None:
-        """The work that the current stream has been given by now is the last to use the slot."""
+        """Free a slot; work already queued on the current stream may still read it."""
         slot = self._slots[number]
         slot.taken = False
         if self._copying is not None:
             slot.read = torch.cuda.current_stream(self._where).record_event()
 
     def discard(self, number: int) -> None:
-        """Give back a slot that nobody has waited for."""
+        """Free a slot whose copies nobody has waited for."""
         self.arrived(number)
         self.give_back(number)
 
     def clear(self) -> None:
-        """Give back all."""
+        """Free all slots."""
         for number, slot in enumerate(self._slots):
             if slot.taken:
                 self.discard(number)
@@ -126,6 +126,6 @@ class Slots:
         return any(find(self.chunks, part.data_ptr()) is not None for part in parts_of(t))
 
     def is_free(self, address: int) -> bool:
-        """Whether an address is of memory in a slot that nobody has taken."""
+        """Whether an address lies in a slot that is not taken."""
         found = find(self.chunks, address)
         return found is not None and not self._slots[found[0]].taken

@@ -7,7 +7,7 @@ next module's are on their way meanwhile. Nothing comes back: θ stays where it 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,10 +15,12 @@ from torch import Tensor, device, nn
 
 from ..backends.types import MaskKind
 from ..ops import Table
+from ..warn import Warner
 from ..weights.pinned import pin
 from ..weights.tables import Weights
-from .in_forward import Frame, InForward
-from .reads.foreign import Reads
+from .engine import Engine, Frame
+from .in_forward import InForward
+from .reads.watch import Reads
 from .scratch import bytes_for
 from .slots import Slots
 
@@ -32,11 +34,11 @@ class _Load:
     others: tuple[int, ...]
 
 
-class StreamedInForward(InForward):
-    """As `InForward`, on another device than that of the weights.
+class StreamedEngine(Engine):
+    """As `Engine`, on another device than that of the weights.
 
     Args:
-        module, weights: see `InForward`.
+        module, weights: see `Engine`.
         where: the device that modules run on. What is trained may be on any one device; what is not trained is copied
             from where it is, and stays where it is if that is the same device, unless the weights are on it, too.
     """
@@ -91,7 +93,7 @@ class StreamedInForward(InForward):
     def _watched(self) -> list[Tensor]:
         return [*self._weights.theta, *self._origins]
 
-    def _closed(self) -> None:
+    def _sealed(self) -> None:
         """All: where they are, nobody computes with them."""
 
     def _borrow(self, found: Reads, strangers: set[int]) -> None:
@@ -168,7 +170,7 @@ class StreamedInForward(InForward):
         frame.swapped = load.wanted
         frame.originals = [(self._tensors[i], self._weights.theta[i]) for i in load.wanted]
         frame.others = [self._others[i] for i in load.others]
-        self._closing.open_for(load.wanted)
+        self._seals.unseal(load.wanted)
         for i, copy in zip(load.wanted, copies, strict=False):
             self._tensors[i].data = copy
         for t, copy in zip(frame.others, copies[len(load.wanted) :], strict=False):
@@ -213,6 +215,21 @@ class StreamedInForward(InForward):
             t.data = self._origins[i]
             self._here.discard(i)
         return super()._put_back()
+
+
+class Streamed(InForward):
+    """The place of `execution_device=`: as `InForward`, with weights that are copied to where their module runs.
+
+    Attributes:
+        streaming: see `engine`, which it is.
+    """
+
+    def __init__(self, engine: StreamedEngine, weights: Weights, warner: Warner):
+        super().__init__(engine, weights, warner)
+        self.streaming = engine
+
+    def unperturbed(self) -> AbstractContextManager[None]:
+        return self.streaming.unperturbed()
 
 
 def settle(module: nn.Module, where: device) -> None:

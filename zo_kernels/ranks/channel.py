@@ -1,4 +1,4 @@
-"""What ranks say to each other: messages of a size that all of them know, and waits that end, with a name."""
+"""Messages between ranks, with waits that end: a rank that does not come is found out and named."""
 
 from __future__ import annotations
 
@@ -17,53 +17,55 @@ import torch
 from torch import Tensor, distributed
 
 from ..backends.transfer import on_device
-from .wording import named
+from .messages import named
 
-HEAD = 4  # words of every message
-_FIRST = HEAD + 4  # of the first ones, which say who their sender is
-_SLICE = timedelta(seconds=1)  # of a wait; in between somebody may be found to be lost, or Ctrl-C be heard
-_ANSWER = 10.0  # seconds for ranks to answer, or their text to come, once something is wrong
-_PIECE = 2**24  # bytes that are sent at once
-_TEXT = 2**20  # characters
+HEAD = 4  # words at the beginning of every message
+_FIRST = HEAD + 4  # words of the first messages, which also identify their sender
+_SLICE = timedelta(seconds=1)  # length of each wait; between two, lost ranks and Ctrl-C are noticed
+_ANSWER = 10.0  # seconds that ranks have to answer once something is wrong
+_PIECE = 2**24  # bytes sent at once
+_TEXT = 2**20  # characters of a text at most
 
 
 class RankLost(RuntimeError):
-    """A rank has died, or does not come to where the others wait; it is named. The weights here are whole. Restart all
-    ranks, and `resume` the trajectory.
+    """A rank died, or did not come to where the others wait; the message names it.
+
+    The weights of this rank are whole. Restart all ranks and `resume` the trajectory.
     """
 
 
 class Channel:
-    """Between the ranks of a process group; one for all optimizers that use the group, since the size of a message
-    must be known to whoever receives it.
+    """Exchanges messages between the ranks of a process group.
+
+    All optimizers that use the group share one channel, since a receiver must know the size of the next message.
 
     Attributes:
-        words: 64 bits each, of a message. All ranks change it at once, when all have told that they want to.
-        on_gpu: whether messages are sent from GPUs; likewise.
+        words: the size of a message in 64-bit words. All ranks change it at the same time, after agreeing to.
+        on_gpu: whether messages are sent from GPUs; changes in the same way.
         exchanges: messages so far.
     """
 
     def __init__(self, group: Any):
-        self._group = ref(group)  # whoever uses the channel has it
+        self._group = ref(group)  # the users of the channel keep it alive
         self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
         served = distributed.get_backend_config(group)  # such as cpu:gloo,cuda:nccl
         self._on_cpu, self.has_gpus = "cpu:" in served, "cuda:nccl" in served
         self.words, self.on_gpu, self.exchanges = _FIRST, not self._on_cpu and self.has_gpus, 0
         self._lost: str | None = None
-        self._peers: list[list[int]] | None = None  # of each rank: host, process, when that began, any number
+        self._peers: list[list[int]] | None = None  # of each rank: host, process id, its start time, a random number
         self._myself = [*_this_process(), struct.unpack("<q", os.urandom(8))[0]]
         self._store = _store_of(group)
         self._prefix = "zo_kernels/first"
 
     def device(self, losses: torch.device | None = None) -> torch.device:
-        """Where a message is made: with the losses, if messages are sent from there."""
+        """The device to build a message on: that of the losses if messages are sent from GPUs, otherwise the CPU."""
         if not self.on_gpu:
             return torch.device("cpu")
         on_gpu = losses is not None and losses.type == "cuda"
         return losses if on_gpu and losses else torch.device("cuda", torch.cuda.current_device())
 
     def gather(self, head: Sequence[int], when: str, timeout: float) -> list[list[int]]:
-        """Everybody's head, and nothing else.
+        """Exchange heads alone; return the head of each rank.
 
         Raises:
             RankLost: see `rows`.
@@ -72,18 +74,18 @@ class Channel:
         tail = self._myself if self._peers is None else []
         padding = [0] * (self.words - len(head) - len(tail))
         rows = self.rows(on_device([*head, *tail, *padding], torch.int64, where), when, timeout)
-        told = self.values(rows, when, timeout)
+        values = self.values(rows, when, timeout)
         if self._peers is None:
-            self._peers = [row[HEAD:] for row in told]
-            self._prefix = f"zo_kernels/{word([repr(self._peers)]) & (2**64 - 1):x}"
-        return [row[:HEAD] for row in told]
+            self._peers = [row[HEAD:] for row in values]
+            self._prefix = f"zo_kernels/{hash64([repr(self._peers)]) & (2**64 - 1):x}"
+        return [row[:HEAD] for row in values]
 
     def rows(self, message: Tensor, when: str, timeout: float) -> Tensor:
-        """Everybody's message, a row each. On a GPU nobody waits for it.
+        """Exchange messages; return one row for each rank. On a GPU the host does not wait for them.
 
         Args:
-            message: int64 (words,), where `device` says.
-            when: such as "in step 8", for errors.
+            message: int64 (words,), on the device that `device` returns.
+            when: where in the run this is, for errors, such as "in step 8".
             timeout: seconds.
 
         Raises:
@@ -96,14 +98,14 @@ class Channel:
         return rows
 
     def values(self, t: Tensor, when: str, timeout: float) -> Any:
-        """As numbers, once they are known."""
+        """Wait for a tensor and return its values."""
         if t.is_cuda:
             event = torch.cuda.current_stream(t.device).record_event()
             self.until(event.query, when, timeout)
         return t.tolist()
 
     def from_first(self, data: bytes, n: int, when: str, timeout: float) -> bytes:
-        """The first rank's `n` bytes; those that the others give are not looked at."""
+        """Send `n` bytes from rank 0 to all ranks and return them; `data` of the other ranks is ignored."""
         pieces = []
         for begin in range(0, n, _PIECE):
             length = min(_PIECE, n - begin)
@@ -119,10 +121,10 @@ class Channel:
         return b"".join(pieces)
 
     def _collective(self, name: str, *args: Any) -> None:
-        """One of the process group's own, the last of whose arguments are options, `when` and a timeout.
+        """Run a collective of the process group, `name`, on `args`: tensors, options, `when` and timeout.
 
-        Unlike those of torch.distributed they can be given a timeout, without which this process would not end for half
-        an hour if a rank did not come.
+        These, unlike those of torch.distributed, take a timeout. Without one, this process would hang for half an hour
+        if a rank did not come.
         """
         *tensors, options, when, timeout = args
         if self._lost is not None:
@@ -134,7 +136,7 @@ class Channel:
         except RuntimeError as error:
             self._failed(error, deadline, when, timeout)
         if tensors[-1][0].is_cuda:
-            work.wait()  # for its place in the stream, not for its end
+            work.wait()  # makes the stream wait, not the host
             return
         try:
             while not self._ends(work, deadline, when, timeout):
@@ -146,7 +148,7 @@ class Channel:
             raise
 
     def _ends(self, work: Any, deadline: float, when: str, timeout: float) -> bool:
-        """Whether it does so soon."""
+        """Wait for a collective for a short while; return whether it has ended."""
         try:
             work.wait(_SLICE)
             return True
@@ -154,23 +156,23 @@ class Channel:
             if not work.is_completed():
                 return False
         try:
-            work.wait()  # it may have come to its end just now
+            work.wait()  # it may have ended just now
             return True
         except RuntimeError as error:
             self._failed(error, deadline, when, timeout)
 
     def leave(self, when: str, error: BaseException) -> None:
-        """Tell that an exchange was interrupted, so that this rank does not know what the others have agreed on."""
-        self._tell("alarm", "")
-        told = f"lost rank {self.rank} {when}: it left an exchange ({type(error).__name__})"
-        self._lost = _of_the_lost(self._tell("lost", told, first=True))
+        """Tell the others that this rank left an exchange: it no longer knows what they agree on."""
+        self._post("alarm", "")
+        verdict = f"lost rank {self.rank} {when}: it left an exchange ({type(error).__name__})"
+        self._lost = _lost_message(self._post("lost", verdict, first=True))
 
     def _failed(self, error: RuntimeError, deadline: float, when: str, timeout: float) -> NoReturn:
         late = time.monotonic() > deadline - 0.1
         self._lose(when, timeout, f"waited for {timeout:g} s" if late else f"the connection failed: {error}")
 
     def until(self, done: Callable[[], bool], when: str, timeout: float) -> None:
-        """Wait for a device.
+        """Wait until `done()`, as for a device, and watch for lost ranks meanwhile.
 
         Raises:
             RankLost: as `rows`.
@@ -184,21 +186,21 @@ class Channel:
                 looked = now
 
     def _look_around(self, when: str, deadline: float, timeout: float) -> None:
-        """Raise RankLost if there is a reason not to wait any longer."""
+        """Raise RankLost if there is a reason to stop waiting: the timeout, a dead process, another rank's alarm."""
         if time.monotonic() > deadline:
             self._lose(when, timeout, f"waited for {timeout:g} s")
-        if self._ended() or self._is_told("alarm"):
+        if self._ended() or self._has_posted("alarm"):
             self._lose(when, timeout, "")
 
     def _lose(self, when: str, timeout: float, why: str) -> NoReturn:
-        """Find out together who is lost: who has ended, or else who does not answer."""
-        self._tell("alarm", why)
-        self._tell(f"here/{self.rank}", when)
+        """Agree with the other ranks on who is lost (a process that ended, or one that does not answer), and raise."""
+        self._post("alarm", why)
+        self._post(f"here/{self.rank}", when)
         deadline = time.monotonic() + min(timeout, _ANSWER)
         others = silent = [r for r in range(self.size) if r != self.rank]
-        while (verdict := self._told("lost")) is None:
+        while (verdict := self._read("lost")) is None:
             ended = self._ended()
-            silent = [r for r in others if not self._is_told(f"here/{r}")]
+            silent = [r for r in others if not self._has_posted(f"here/{r}")]
             if ended:
                 verdict = f"lost {named(ended)} {when}: {'its process has' if len(ended) == 1 else 'they have'} ended"
             elif self._store is None and time.monotonic() > deadline:
@@ -209,55 +211,59 @@ class Channel:
             elif time.monotonic() > deadline:
                 verdict = f"lost {named(silent)} {when}: no answer" if silent else f"an exchange failed {when}"
             if verdict is not None:
-                verdict = self._tell("lost", verdict + (f" ({why.splitlines()[0]})" if why else ""), first=True)
+                verdict = self._post("lost", verdict + (f" ({why.splitlines()[0]})" if why else ""), first=True)
                 break
             time.sleep(0.05)
-        self._lost = _of_the_lost(verdict)
-        self._tell(f"heard/{self.rank}", "")
-        # Who ends now must not be taken for the one who is lost, nor take the store along before all know.
+        self._lost = _lost_message(verdict)
+        self._post(f"heard/{self.rank}", "")
+        # Wait for the others: a rank that ends now might be taken for the lost one, or take the store along.
         deadline = time.monotonic() + 2.0
         proven = bool(self._ended())
         while self._store is not None and time.monotonic() < deadline:
             ended = self._ended()
-            if all(r in ended or (r in silent and not proven) or self._is_told(f"heard/{r}") for r in others):
+            if all(r in ended or (r in silent and not proven) or self._has_posted(f"heard/{r}") for r in others):
                 break
             time.sleep(0.02)
         raise RankLost(self._lost)
 
     def _ended(self) -> list[int]:
-        """Ranks on this host whose processes are no more."""
+        """The ranks on this host whose processes have ended."""
         return [
             r
             for r, (host, process, began, _) in enumerate(self._peers or [])
-            if r != self.rank and host and host == self._myself[0] and _began(process) != began
+            if r != self.rank and host and host == self._myself[0] and _start_time(process) != began
         ]
 
     def texts(self, name: str, mine: str) -> list[str | None]:
-        """Everybody's text; None of those that did not come. `name` has been used by nobody before.
+        """Exchange texts; return one for each rank, None for those that did not come.
 
-        The group's store carries them: unlike a collective it serves ranks that are at different places.
+        They go through the group's store: unlike a collective, it works while ranks are at different places.
+
+        Args:
+            name: the name of this exchange, never used before.
+            mine: the text of this rank.
         """
-        self._tell(f"{name}/{self.rank}", mine[:_TEXT])
+        self._post(f"{name}/{self.rank}", mine[:_TEXT])
         found: list[str | None] = [None] * self.size
         deadline = time.monotonic() + _ANSWER
         while self._store is not None:
             for r in range(self.size):
                 if found[r] is None:
-                    found[r] = self._told(f"{name}/{r}")
+                    found[r] = self._read(f"{name}/{r}")
             if None not in found or time.monotonic() > deadline or self._ended():
                 break
             time.sleep(0.01)
-        self._tell(f"{name}/read/{self.rank}", "")
-        # The store may live in one of the processes, which may end as soon as it has been told.
+        self._post(f"{name}/read/{self.rank}", "")
+        # A rank may end, and the store with it if it lives there, as soon as it has read all: wait until all have.
         deadline = time.monotonic() + 2.0
-        while not all(self._is_told(f"{name}/read/{r}") for r in range(self.size)) and time.monotonic() < deadline:
+        while not all(self._has_posted(f"{name}/read/{r}") for r in range(self.size)) and time.monotonic() < deadline:
             if self._store is None or self._ended():
                 break
             time.sleep(0.01)
         return found
 
-    def _tell(self, key: str, text: str, *, first: bool = False) -> str:
-        """Leave a text with the store, with `first` only if there is none; what is there then."""
+    def _post(self, key: str, text: str, *, first: bool = False) -> str:
+        """Put a text into the store; with `first`, only if there is none yet. Return what is there then."""
         if self._store is None:
             return text
         try:
@@ -265,11 +271,12 @@ class Channel:
                 return str(self._store.compare_set(f"{self._prefix}/{key}", "", text).decode(errors="replace"))
             self._store.set(f"{self._prefix}/{key}", text)
         except RuntimeError:
-            self._store = None  # whoever kept it has ended
+            self._store = None  # the process that kept it has ended
         return text
 
-    def _told(self, key: str) -> str | None:
-        if self._store is None or not self._is_told(key):
+    def _read(self, key: str) -> str | None:
+        """Read a text from the store; None if there is none."""
+        if self._store is None or not self._has_posted(key):
             return None
         try:
             return str(self._store.get(f"{self._prefix}/{key}").decode(errors="replace"))
@@ -277,7 +284,8 @@ class Channel:
             self._store = None
             return None
 
-    def _is_told(self, key: str) -> bool:
+    def _has_posted(self, key: str) -> bool:
+        """Whether the store has a text."""
         if self._store is None:
             return False
         try:
@@ -291,44 +299,44 @@ _channels: WeakKeyDictionary[Any, Channel] = WeakKeyDictionary()
 
 
 def channel_of(group: Any) -> Channel:
-    """The one of a process group; None is the default one."""
+    """The channel of a process group; None stands for the default group."""
     group = distributed.group.WORLD if group is None else group
     if group not in _channels:
         _channels[group] = Channel(group)
     return _channels[group]
 
 
-def word(texts: Sequence[str]) -> int:
-    """64 bits that stand for them."""
+def hash64(texts: Sequence[str]) -> int:
+    """Hash texts to 64 bits, as a signed integer."""
     digest = hashlib.blake2s("\n".join(texts).encode(), digest_size=8).digest()
     return int(struct.unpack("<q", digest)[0])
 
 
-def _of_the_lost(verdict: str) -> str:
+def _lost_message(verdict: str) -> str:
     return f"ranks: {verdict}; the weights here are whole: restart all ranks and resume the trajectory"
 
 
 def _store_of(group: Any) -> Any:
-    """Where the ranks of a group met, None if PyTorch does not tell."""
+    """The store through which the ranks of a group met; None if PyTorch does not show it."""
     with suppress(AttributeError, KeyError, TypeError, RuntimeError, ValueError):
-        return distributed.distributed_c10d._world.pg_map[group][1]  # no public way leads there
+        return distributed.distributed_c10d._world.pg_map[group][1]  # there is no public way
     return None
 
 
 def _this_process() -> list[int]:
-    """Host (0 if its processes cannot be looked at), process, and when that began."""
+    """Identify the process: its host (0 if /proc cannot be read), its id, and its start time."""
     process = os.getpid()
     with suppress(OSError):
         host = Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")
-        if began := _began(process):
-            return [word(host), process, began]
+        if began := _start_time(process):
+            return [hash64(host), process, began]
     return [0, process, 0]
 
 
-def _began(process: int) -> int:
-    """When it began, in ticks; 0 if there is no such process, or nothing but its exit status."""
+def _start_time(process: int) -> int:
+    """The start time of a process in ticks; 0 if it does not exist or has ended."""
     try:
-        # Behind the name of the program, which may have any characters in it.
+        # The fields follow the name of the program, which may contain any characters.
         fields = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
         return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
     except (OSError, IndexError, ValueError):

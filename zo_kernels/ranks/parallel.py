@@ -16,11 +16,11 @@ from .. import checks
 from ..backends.pending import Pending
 from ..backends.transfer import on_device
 from ..closures.losses import OutOfRange, Pair, Refused
+from ..weights.fingerprints import sums_here
 from ..weights.rows import Value, device_of, divided, stacked
 from ..weights.shards import Shard
-from ..weights.whole import sums_here
-from .channel import HEAD, RankLost, channel_of, word
-from .wording import differences, named, odd_ones_out, packed, told_apart, unpacked
+from .channel import HEAD, RankLost, channel_of, hash64
+from .messages import differences, minority, named, packed, unpacked, values_by_rank
 
 SPLITS = ("auto", "batch", "directions", "off")
 # Words of a message, before the losses: steps taken, place of the exchange in the step and what the sender does; digest
@@ -182,7 +182,7 @@ class Ranks:
         if key == self._key and self._words == self._channel.words:
             return
         texts = options()
-        digest, words = word(texts), HEAD + 2 * len(self.own(range(directions)))
+        digest, words = hash64(texts), HEAD + 2 * len(self.own(range(directions)))
         if digest != self._digest or words != self._channel.words:
             when = f"at the start of step {step + 1}"
             try:
@@ -248,7 +248,7 @@ class Ranks:
         flat = [value for pair in pairs for value in pair]
         where, when = self._channel.device(device_of(*flat)), f"in step {step + 1}"
         place, self._place = self._place, self._place + 1
-        digest = word([str(self._digest), *agreed])
+        digest = hash64([str(self._digest), *agreed])
         numbers = [step << 8 | place << 4 | outcome, digest, _place(shards) if checking else 0]
         words = [on_device(numbers, torch.int64, where), torch.zeros(1, dtype=torch.int64, device=where)]
         if checking:  # weights that changed places give another sum
@@ -311,14 +311,14 @@ class Ranks:
         if odd := [r for r, row in enumerate(rows) if row[0] < 0 or row[0] & 15 >= len(_DOES)]:
             raise RanksDiffer(f"ranks: expected messages of one version of zo_kernels, got another from {named(odd)}")
         if _READ in kinds and set(kinds) != {_READ}:
-            raise RanksDiffer(f"ranks: they differ: {told_apart('', [_DOES[kind] for kind in kinds])}; {_RESTART}")
+            raise RanksDiffer(f"ranks: they differ: {values_by_rank('', [_DOES[kind] for kind in kinds])}; {_RESTART}")
         if _READ in kinds:
             if rows[0][2] < 0:
                 raise RanksDiffer(f"ranks: expected a length from rank 0, got {rows[0][2]}")
             return
         steps = [row[0] >> 8 for row in rows]
         if len(set(steps)) > 1:
-            raise RanksDiffer(f"ranks: they differ: {told_apart('steps taken: ', steps)}; {_RESTART}")
+            raise RanksDiffer(f"ranks: they differ: {values_by_rank('steps taken: ', steps)}; {_RESTART}")
         if failed := [r for r, kind in enumerate(kinds) if kind == _FAILED]:
             raise RankRaised(f"step {steps[0] + 1}: it could not begin on {named(failed)}, which says why")
         places = [row[0] >> 4 & 15 for row in rows]
@@ -327,10 +327,10 @@ class Ranks:
             others = self._texts(f"differ/{event}", options if _AGREE in kinds else [*options, *agreed])
             which = differences(others)
             if not which and len(set(places)) > 1:
-                which = [told_apart("evaluations before in this step: ", places)]
+                which = [values_by_rank("evaluations before in this step: ", places)]
             if not which and len(set(kinds)) > 1:
-                which = [told_apart("", [_DOES[kind] for kind in kinds])]
-            told = "; ".join(which) or f"other options on {named(odd_ones_out([row[:2] for row in rows]))}"
+                which = [values_by_rank("", [_DOES[kind] for kind in kinds])]
+            told = "; ".join(which) or f"other options on {named(minority([row[:2] for row in rows]))}"
             raise RanksDiffer(
                 f"ranks: they differ before step {steps[0] + 1}: {told}; make the optimizer alike on all of them"
             )
@@ -350,7 +350,7 @@ class Ranks:
         """Raise RanksDiffer if holders of the same elements have others."""
         for place in dict.fromkeys(row[2] for row in rows):
             holders = [r for r, row in enumerate(rows) if row[2] == place]
-            if odd := [holders[i] for i in odd_ones_out([rows[r][3] for r in holders])]:
+            if odd := [holders[i] for i in minority([rows[r][3] for r in holders])]:
                 which = self._other_weights(shards, odd, [r for r in holders if r not in odd], event)
                 raise RanksDiffer(
                     f"ranks: expected equal weights {before}, got others on {named(odd)}{which}; {_RESTART}"
@@ -384,4 +384,4 @@ def _rows(flat: Sequence[int]) -> list[list[int]]:
 
 def _place(shards: Sequence[Shard]) -> int:
     """Equal on ranks that hold the same elements."""
-    return word([f"{s.name} {s.starts} {tuple(s.tensor.shape)}" for s in shards])
+    return hash64([f"{s.name} {s.starts} {tuple(s.tensor.shape)}" for s in shards])

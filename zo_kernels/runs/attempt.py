@@ -1,55 +1,115 @@
-"""A step that is being taken: whatever exception ends it, it was taken whole and recorded, or not at all."""
+"""Steps one at a time. Whatever exception ends a step, it was taken whole and recorded, or the weights are restored."""
 
 from __future__ import annotations
 
 import functools
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from sys import _getframe
+from threading import get_ident
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
-from ..interrupts import at_once, signals_held
-from ..trajectory import Kind, Record
-from .alone import alone
 from ..closures.losses import Refused
-from ..perturbation.in_place import Probes
+from ..interrupts import at_once, signals_held
+from ..trajectory import Kind
+from ..weights.groups import eps_of
 from ..weights.tables import Weights
-
-if TYPE_CHECKING:
-    from .recorded import RecordedSteps
+from .run import VISIT, Progress, Run
 
 # Seconds before each try to restore the weights: exceptions may come from outside, or another thread make a pass over
 # the same memory.
 _PAUSES = (0.0, 0.0, 1e-3, 1e-2, 0.1)
-Step = TypeVar("Step", bound=Callable[..., Any])
+Visit = dict[str, Any]
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+class HasRun(Protocol):
+    """An optimizer, or what takes steps for it."""
+
+    _run: Run
+
+
+def alone(what: str) -> Callable[[Method], Method]:
+    """For a method of what has a run: no other such method can begin on that run meanwhile.
+
+    There is no lock that an exception might leave behind, whatever line it comes at. Each visit is a dictionary.
+    Whoever makes its own the "next" one of a visit that is over is inside; `setdefault` lets one thread do so. A visit
+    is over when it says so, or when its frame is not on its thread's stack any more, which is looked at only where
+    somebody would be refused otherwise.
+
+    Raises:
+        RuntimeError: something is inside, in another thread or further up in this one. Nothing is changed.
+    """
+
+    def decorated(method: Method) -> Method:
+        @functools.wraps(method)
+        def guarded(self: HasRun, *args: Any, **kwargs: Any) -> Any:
+            attributes = self._run.__dict__
+            mine: Visit = {"what": what, "thread": get_ident(), "frame": _getframe()}
+            last = attributes.get(VISIT)
+            if last is None:
+                last = attributes.setdefault(VISIT, {"over": True})
+            if "over" not in last or last.setdefault("next", mine) is not mine:
+                _follow(last, mine)
+            try:
+                attributes[VISIT] = mine
+                return method(self, *args, **kwargs)
+            finally:
+                mine["over"] = True
+                mine["frame"] = None  # which holds the closure
+
+        result: Any = guarded
+        return result
+
+    return decorated
+
+
+def _follow(last: Visit, mine: Visit) -> None:
+    """From a visit to the last one there is, which must be over, and come after it."""
+    while last is not mine:
+        if "over" not in last and _goes_on(last):
+            who = "another thread is" if last["thread"] != mine["thread"] else "this thread is already (in a closure?)"
+            raise RuntimeError(
+                f"{mine['what']}: {who} in {last['what']} of this optimizer, which does one thing at a time; nothing "
+                "was changed"
+            )
+        last = last.setdefault("next", mine)
+
+
+def _goes_on(visit: Visit) -> bool:
+    """Whether its frame is on the stack of its thread."""
+    frame = sys._current_frames().get(visit["thread"])
+    while frame is not None:
+        if frame is visit["frame"]:
+            return True
+        frame = frame.f_back
+    return False
 
 
 class Attempt:
-    """At one step, without gradients; a context manager.
+    """At one step, without gradients; a context manager. How far it got is `Run.progress`.
 
-    Attributes:
-        probes: what moves the weights; None while nothing can have moved.
-        recorded: the step's record, from the moment on when it was taken, refused or interrupted, and noted as such.
-        seen: whether what it did to the weights is known to be no change by others.
+    Args:
+        groups: the optimizer's parameter groups.
     """
 
-    probes: Probes | None = None
-    recorded: Record | None = None
-    seen = False
+    def __init__(self, run: Run, groups: Sequence[Mapping[str, Any]]):
+        self._run, self._groups = run, groups
+        self._gradients = torch.is_grad_enabled()
+        self.progress = Progress()
 
-    def __init__(self, optimizer: RecordedSteps):
-        self._optimizer, self._gradients = optimizer, torch.is_grad_enabled()
-
-    def __enter__(self) -> Attempt:
-        optimizer = self._optimizer
-        if optimizer._attempt is not None:
-            optimizer._attempt.leave()
-        optimizer._attempts += 1
-        optimizer._attempt = self
-        return self
+    def __enter__(self) -> Progress:
+        run = self._run
+        if run.progress is not None:
+            _leave(run, run.progress)
+        run.attempts += 1
+        run.progress = self.progress
+        return self.progress
 
     def begin(self) -> None:
         """No gradients from here on; not in `__enter__`, after which alone `__exit__` is sure to come."""
@@ -61,23 +121,13 @@ class Attempt:
         try:
             if error is not None:
                 self.end(error)
-            self._optimizer._attempt = None  # which knows it: they would keep each other alive
+            self._run.progress = None
         finally:
             torch._C._set_grad_enabled(self._gradients)
         if isinstance(error, Refused):
-            known = not self._optimizer._torn
+            known = not self._run.lost
             now = ", the weights are restored" if known else "; load weights anew, from a checkpoint or the trajectory"
             raise error.error(f"{error.of}{error}; the step is refused{now}") from None
-
-    def leave(self) -> None:
-        """Of two exceptions at once, the second kept this one from its end: what it moved is not known to be there,
-        since somebody may have loaded weights meanwhile.
-        """
-        engine = self._optimizer._in_forward
-        if engine is not None and engine.is_still():
-            engine.restore()  # the weights are θ, whoever wrote it
-        elif self.recorded is None and self.probes is not None:
-            self._optimizer._give_up()
 
     def end(self, error: BaseException) -> None:
         """After whatever exception, and whenever it came: restore the weights and record that, unless the step was
@@ -94,50 +144,62 @@ class Attempt:
                 another = later
         else:
             if isinstance(another, Exception):  # it cannot be: the trajectory ends here, and the weights are others
-                self._optimizer._recording.forget_versions()
-                self._optimizer._attempt = None
+                self._run.recording.forget_versions()
+                self._run.progress = None
         if another is not None:
             raise another
 
     def _put_right(self, error: BaseException) -> None:
-        optimizer, weights = self._optimizer, self._optimizer._weights
-        if self.recorded is not None:
+        run, progress, weights = self._run, self.progress, self._run.trained.weights
+        if progress.recorded is not None:
             if weights is not None:
                 weights.written()
                 self._write_down(weights)
             return
         torch._C._set_grad_enabled(False)
-        if self.probes is None:
-            self.seen = True  # nothing has moved: if weights changed, others did it
+        if progress.probes is None:
+            progress.seen = True  # nothing has moved: if weights changed, others did it
             # An argument that is wrong is no step that was interrupted.
-            if isinstance(error, (ValueError, TypeError)) or weights is None or not optimizer._recording.has_begun:
+            if isinstance(error, (ValueError, TypeError)) or weights is None or not run.recording.has_begun:
                 return
         else:
             assert weights is not None
-            if not optimizer._restore(self.probes, weights):
+            if not run.restore(progress.probes, weights):
                 return
             weights.written()
             with suppress(Refused, ValueError, OSError):  # which may be the error already; the next step writes
-                optimizer._note_writes(weights, optimizer._eps())
-        at_once(optimizer._failing(self, Kind.REFUSED if isinstance(error, Refused) else Kind.INTERRUPTED))
+                run.note_writes(weights, eps_of(self._groups), self._groups)
+        at_once(run.failing(progress, Kind.REFUSED if isinstance(error, Refused) else Kind.INTERRUPTED))
         self._write_down(weights)
 
     def _write_down(self, weights: Weights) -> None:
         with suppress(OSError, RuntimeError):  # the next step writes it, or raises
-            self._optimizer._taken(self, weights)
+            self._run.taken(self.progress, weights)
 
 
-def attempted(step: Step) -> Step:
-    """An optimizer's `step` within an `Attempt`, which it finds as `self._attempt`, one at a time. Around it are
-    PyTorch's own wrapper and the hooks that it calls; what ends these before the step has begun is recorded, too.
+def _leave(run: Run, progress: Progress) -> None:
+    """Of two exceptions at once, the second kept an attempt from its end: what it moved is not known to be there, since
+    somebody may have loaded weights meanwhile.
+    """
+    place = run.perturbation.place
+    if place is not None and place.is_still():
+        place.restore()  # the weights are θ, whoever wrote it
+    elif progress.recorded is None and progress.probes is not None:
+        run.give_up()
+
+
+def attempted(step: Method) -> Method:
+    """An optimizer's `step` within an `Attempt`, one at a time. Around it are PyTorch's own wrapper and the hooks that
+    it calls; what ends these before the step has begun is recorded, too.
     """
 
     @alone("step")
     @functools.wraps(step)
     def alone_within(self: Any, *closures: Any, **named: Any) -> Any:
         gradients = torch.is_grad_enabled()
+        attempt = Attempt(self._run, self.param_groups)
         try:
-            with Attempt(self) as attempt:
+            with attempt:
                 attempt.begin()
                 return step(self, *closures, **named)
         finally:  # again, should an exception have come before the attempt's end could begin
@@ -147,13 +209,14 @@ def attempted(step: Step) -> Step:
 
     @functools.wraps(step)
     def outermost(self: Any, *closures: Any, **named: Any) -> Any:
-        attempts = self._attempts
+        run: Run = self._run
+        attempts = run.attempts
         try:
             overridden = getattr(type(self).step, "attempted", None) is not step  # by one for which PyTorch calls hooks
             return (alone_within if overridden else hooked)(self, *closures, **named)
         except BaseException as error:
-            if self._attempts == attempts and self._attempt is None:
-                self._interrupted_before(error)
+            if run.attempts == attempts and run.progress is None:
+                run.interrupted_before(error)
             raise
 
     result: Any = outermost

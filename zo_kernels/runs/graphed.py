@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, device
 
 from ..backends.transfer import on_device, signed
-from ..interrupts import at_once, signals_held
-from ..trajectory import Kind
-from .alone import alone
-from .attempt import Attempt
-from ..closures.losses import Closure, OutOfRange, Refused, call, value_of
+from ..closures.losses import Closure, OutOfRange, Pair, Refused, call, value_of
 from ..estimators.numbers import Numbers, spsa_update
-from ..closures.losses import Pair
-from ..weights.rows import Row
-from .operations import Operation, Operations, first_difference
+from ..estimators.protocol import Estimate, Losses, Step, evaluate
+from ..interrupts import Call, at_once, signals_held
+from ..trajectory import Kind
+from ..weights.groups import eps_of, rates_of, weight_decays_of
 from ..weights.overflow import unusable
+from ..weights.rows import Row, decay_factors
 from ..weights.tables import Weights
-
-if TYPE_CHECKING:
-    from ..optim.base import ZeroOrderOptimizer
+from .attempt import Attempt, alone
+from .operations import Operation, Operations, first_difference
+from .run import Progress, Run
 
 
 def cannot_be_graphed(where: device) -> str | None:
@@ -87,11 +86,28 @@ def differs_when_captured(closure: Closure, where: device) -> str | None:
     return None
 
 
+class Steps(Protocol):
+    """What a graph needs of the optimizer whose steps it takes."""
+
+    _run: Run
+    param_groups: list[dict[str, Any]]
+
+    def step(self, closure: Closure) -> Any:
+        """An ordinary step."""
+
+    def _prepare(self) -> Weights:
+        """Make the tables valid."""
+
+    def _begin(self, progress: Progress, *closures: Closure) -> Step:
+        """Begin a step."""
+
+
 class GraphedStep:
     """Steps of an optimizer that are captured once and then repeated; see `ZeroOrderOptimizer.graphed`."""
 
-    def __init__(self, optimizer: ZeroOrderOptimizer, closure: Closure, warmup: int, same_bits: bool):
+    def __init__(self, optimizer: Steps, closure: Closure, warmup: int, same_bits: bool):
         self._optimizer, self._closure, self._warmup, self._same_bits = optimizer, closure, warmup, same_bits
+        self._run = optimizer._run
         self._warm_for: tuple[Any, ...] | None = None
         self._captured_for: tuple[Any, ...] | None = None
         self._ordinary_steps = 0
@@ -104,40 +120,49 @@ class GraphedStep:
                 when it is captured. No step is taken.
         """
         taken = self._captured_step()
-        return self._optimizer.step(self._closure) if taken is None else taken
+        loss: Tensor | float = self._optimizer.step(self._closure) if taken is None else taken
+        return loss
 
     @alone("graphed")
     def _captured_step(self) -> Tensor | None:
         """One step, or None if an ordinary one is due."""
-        optimizer = self._optimizer
+        optimizer, run = self._optimizer, self._run
         optimizer._prepare()
-        key = optimizer._launches_depend_on()
+        key = self._launches_depend_on()
         if key != self._captured_for and (key != self._warm_for or self._ordinary_steps < self._warmup):
             self._ordinary_steps += 1
             self._warm_for = key
             return None
-        with Attempt(optimizer) as attempt:
+        attempt = Attempt(run, optimizer.param_groups)
+        with attempt as progress:
             attempt.begin()
-            eps, rates, decays, weights = optimizer._begin()
-            if (why := unusable(rates, decays)) is not None:
+            step = optimizer._begin(progress, self._closure)
+            weights, decays = step.weights, decay_factors(step.rates, step.weight_decays)
+            if (why := unusable(step.rates, decays)) is not None:
                 raise Refused(OutOfRange, why, of="")
             if key != self._captured_for:
                 self._check(weights.theta[0].device)
-                self._capture(weights, eps, rates, decays)
+                self._capture(step, decays)
                 self._captured_for = key
-            self._seeds.copy_(self._on_device([signed(s) for s in optimizer._seeds()], torch.int64))
-            self._rates.copy_(self._on_device(rates, torch.float64))
+            self._seeds.copy_(self._on_device([signed(s) for s in step.draws.seeds()], torch.int64))
+            self._rates.copy_(self._on_device(step.rates, torch.float64))
             if isinstance(self._decays, Tensor):
                 self._decays.copy_(self._on_device(decays, torch.float64))
-            attempt.probes = optimizer._probes(weights, None)
+            step.probes(None)
             with signals_held():
                 weights.torn = True
                 self._replay()
                 torch.autograd.graph.increment_version([w for w in weights.theta if not w.is_inference()])
-                taking = optimizer._taking(attempt, weights, Kind.STEP, rates, eps, self._numbers, self._pairs)
-                at_once([*taking, partial(setattr, weights, "torn", False)])
-            optimizer._taken(attempt, weights)
+                estimate = Estimate(Kind.STEP, Losses(self._pairs, []), self._numbers, _nothing, step.rates)
+                at_once([*run.taking(progress, estimate, step.eps), partial(setattr, weights, "torn", False)])
+            run.taken(progress, weights)
             return self._loss.clone()
+
+    def _launches_depend_on(self) -> tuple[Any, ...]:
+        """All that decides what a step launches, but for the numbers that launches read from memory."""
+        run, groups = self._run, self._optimizer.param_groups
+        decays = decay_factors(rates_of(groups), weight_decays_of(groups))
+        return run.trained.builds, eps_of(groups), run.directions, any(d != 1.0 for d in decays)
 
     def _check(self, where: device) -> None:
         if not self._same_bits:
@@ -155,26 +180,34 @@ class GraphedStep:
     def _on_device(self, values: Any, dtype: torch.dtype) -> Tensor:
         return on_device(values, dtype, self._seeds.device)
 
-    def _capture(self, weights: Weights, eps: float, rates: list[float], decays: list[float]) -> None:
-        optimizer, where = self._optimizer, weights.theta[0].device
-        self._seeds = torch.zeros(optimizer.directions, dtype=torch.int64, device=where)
+    def _capture(self, step: Step, decays: list[float]) -> None:
+        weights, rates, where = step.weights, step.rates, step.weights.theta[0].device
+        self._seeds = torch.zeros(self._run.directions, dtype=torch.int64, device=where)
         self._rates = torch.zeros(len(rates), dtype=torch.float64, device=where)
         self._decays: Row = torch.zeros_like(self._rates) if any(d != 1.0 for d in decays) else decays
 
+        # What is captured has not moved anything yet, so there is nothing to restore.
+        unnoted = replace(step, note_probes=lambda probes: None)
+
         def body() -> tuple[Tensor, Numbers, list[Pair]]:
-            seeds = list(self._seeds.unbind())
-            probes = optimizer._probes(weights, None)
-            seen: list[Any] = []
-            pairs = optimizer._evaluate(probes, self._closure, seeds, eps, seen)
-            if not all(isinstance(value, Tensor) for pair in pairs for value in pair):
-                got = f"one on {seen[0].device}" if isinstance(seen[0], Tensor) else type(seen[0]).__name__
+            seeds, losses = list(self._seeds.unbind()), Losses([], [])
+            probes = unnoted.probes(None)
+            evaluate(probes, self._closure, seeds, step.eps, losses)
+            if not all(isinstance(value, Tensor) for pair in losses.pairs for value in pair):
+                first = losses.seen[0]
+                got = f"one on {first.device}" if isinstance(first, Tensor) else type(first).__name__
                 raise ValueError(f"closure: expected losses on {where}, for a graph, got {got}")
-            numbers = Numbers.of([pairs], eps, self._rates, self._decays, reach=weights.reach)
+            numbers = Numbers.of([losses.pairs], step.eps, self._rates, self._decays, reach=weights.reach)
             probes.finish(spsa_update(seeds, numbers.gradients[0], numbers.rates), numbers.decays, [])
-            return sum(seen) / len(seen), numbers, pairs
+            mean: Any = losses.mean(several_ranks=False)
+            return mean, numbers, losses.pairs
 
         try:
             self._replay, (self._loss, self._numbers, self._pairs) = captured(body)
         except Refused as error:
             raise error.error(f"closure: {error}; no step was taken") from None
-        self._in_use = optimizer._memory_in_use()
+        self._in_use = [weights, step.place.memory_in_use()]
+
+
+def _nothing(then: Sequence[Call]) -> None:
+    """The graph has updated the weights already."""

@@ -12,17 +12,16 @@ from typing import Any
 
 from torch import Tensor
 
-from ..interrupts import Call, at_once
-from ..trajectory import Kind, Record, Setup, Trajectory
-from ..trajectory.file import FoundFile
-from ..trajectory.fingerprint import as_text
-from ..trajectory.record import RefusedSteps, WeightSetup, encode_setup
-from ..trajectory.recorder import Recorder
 from ..backends.pending import Pending
 from ..closures.resolution import Resolution
-from ..doubts import Doubts, warn
+from ..interrupts import Call, at_once
+from ..trajectory import Kind, Record, Setup, Trajectory
+from ..trajectory.fingerprint import as_text
+from ..trajectory.record import RefusedSteps, WeightSetup, encode_setup
+from ..trajectory.recorder import FoundFile, Recorder
+from ..warn import Warner, warn
+from ..weights.fingerprints import combined_fingerprint, fingerprints
 from ..weights.tables import Weights
-from ..weights.whole import combined_fingerprint, fingerprints
 
 CHECK_EVERY = 1000  # steps; a check costs about as much as a pass
 
@@ -106,7 +105,7 @@ class Recording:
 
     Args:
         sync: see `ZeroOrderOptimizer`.
-        doubts: what is wrong with losses is said there.
+        warner: what is wrong with losses is said there.
 
     Attributes:
         changed: whether others had changed weights when the last step began.
@@ -117,9 +116,9 @@ class Recording:
     _warned = False
     _checked = -1  # the steps after which the last check was made
 
-    def __init__(self, sync: str, doubts: Doubts) -> None:
+    def __init__(self, sync: str, warner: Warner) -> None:
         self._sync = sync
-        self._resolution = Resolution(doubts)
+        self._resolution = Resolution(warner)
         self._begin_log(Recorder(sync))
         self._versions: _Versions | None = None  # after the last step that a weight took part in
         self._key: Any = None

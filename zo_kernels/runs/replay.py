@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from .. import checks, names, spec
 from ..backends.types import Pass
-from ..interrupts import Call, at_once
-from ..trajectory import Kind, Record, Setup, Trajectory
-from ..trajectory.fingerprint import as_text
-from ..estimators.draws import ANCHOR_SLOT, SEPARATE_SLOT, blocks_to_drop, direction_seeds
-from ..closures.losses import decay_factors
+from ..estimators.draws import ANCHOR_SLOT, FIRST_SLOT, SEPARATE_SLOT, Draws
 from ..estimators.numbers import Numbers, spsa_update
 from ..estimators.path import Path
-from ..perturbation.in_place import InPlace
+from ..interrupts import Call, at_once
+from ..perturbation.in_place import Walk
+from ..trajectory import Kind, Record, Setup, Trajectory
+from ..trajectory.fingerprint import as_text
+from ..weights.fingerprints import combined_fingerprint, fingerprints
+from ..weights.rows import decay_factors
 from ..weights.shards import local, shard_of
 from ..weights.tables import Weight, Weights
-from ..weights.whole import combined_fingerprint, fingerprints
 
 # Said where a replay cannot go on, since to keep the first weights would take as much memory again.
 _NOW = "; the parameters now hold what came of the replay: load the first ones again"
@@ -230,7 +230,7 @@ class Replay:
                     raise _does_not_fit(f"step {record.step} is at an anchor, of a run without anchors")
                 for w, anchor in zip(weights.weights, weights.anchors, strict=True):
                     anchor.copy_(w.tensor)
-                self.dropped = blocks_to_drop(setup.seed, record.step, setup.blocks, setup.drop)
+                self.dropped = self._draws(record).dropped()
                 n = Numbers.of([record.losses], record.eps, rates, decay_factors(rates, rows))
                 self.path, self.age = Path.started(weights.rows, self._seeds(record, ANCHOR_SLOT), n), 1
                 self._stale = True
@@ -246,15 +246,18 @@ class Replay:
                 self.age += 1
                 self._stale = True
 
-    def _seeds(self, record: Record, slot: int = 0) -> list[int]:
-        return direction_seeds(self._setup.seed, record.step, self._setup.directions, slot)
+    def _draws(self, record: Record) -> Draws:
+        setup = self._setup
+        return Draws(setup.seed, record.step, setup.directions, setup.drop, setup.blocks)
+
+    def _seeds(self, record: Record, slot: int = FIRST_SLOT) -> list[int]:
+        return self._draws(record).seeds(slot)
 
     def _spsa(self, record: Record, weights: Weights, rates: Sequence[float], weight_decays: Sequence[float]) -> None:
         setup = self._setup
-        dropped = blocks_to_drop(setup.seed, record.step, setup.blocks, setup.drop)
-        active, seeds = weights.active(dropped), self._seeds(record)
+        active, seeds = weights.active(self._draws(record).dropped()), self._seeds(record)
         taken = record.kind is Kind.STEP
-        walk = InPlace(self._queue, active)
+        walk = Walk(self._queue, active)
         if setup.in_place:
             probes = [(seed, signed) for seed in seeds for signed in (setup.eps, -setup.eps)]
             for seed, signed in probes if taken else probes[: record.probes]:

@@ -1,75 +1,140 @@
-"""Going on with a run that was cut off."""
+"""Going on with a run that was cut off, from its trajectory."""
 
 from __future__ import annotations
 
-from pathlib import Path as FilePath
-from typing import TYPE_CHECKING
+import os
+from pathlib import Path
 
-from .. import names
+from .. import checks, names
+from ..estimators.protocol import ReplayedEnd
 from ..trajectory import Setup, Trajectory
-from ..trajectory.file import FoundFile
+from ..trajectory.recorder import FoundFile
+from ..warn import warn
+from ..weights.groups import eps_of, weight_decays_of
+from ..weights.masks import Thresholds
+from ..weights.tables import Weights
+from ..weights.trained import trainable
 from .replay import Replay
-from ..doubts import warn
-
-if TYPE_CHECKING:
-    from .recorded import RecordedSteps
+from .run import Groups, Kept, Run
 
 
-def resume_from(
-    optimizer: RecordedSteps, trajectory: Trajectory, found: list[FoundFile], path: str | FilePath, weights: str
-) -> None:
-    """As `resume`. All is checked, and what is not sound of the file is copied, before anything is changed."""
-    if weights == "first":  # what an interrupted step left of its rounding went with the process
-        trajectory = trajectory.without_interrupted_end()
-    if weights == "last" and trajectory.steps != optimizer.step_count:
-        raise ValueError(
-            f"resume: expected the state (load_state_dict) after step {trajectory.steps}, where {path} ends, got "
-            f"an optimizer after step {optimizer.step_count}; from the first weights the whole run comes back, without "
-            "weights='last' and load_state_dict"
-        )
-    replay = None
-    if trajectory.setups:
-        last = trajectory.setups[-1][1]
-        if last.method != type(optimizer).__name__:
-            raise ValueError(f"resume: expected a trajectory of {type(optimizer).__name__}, got one of {last.method}")
-        if optimizer._ranks is not None and weights == "first":
-            optimizer._ranks.check_directions(last.directions)
-        _warn_of_other_options(optimizer, last)
-        replay = Replay(optimizer._names, trajectory, optimizer.backend, check_values=weights == "first")
-        if weights == "first":
-            _warn_of_other_thresholds(optimizer, trajectory.setups[0][1])
-    optimizer._by_first(lambda: found[0].set_aside())
-    if replay is not None and weights == "first":
-        replay.run()
-        optimizer._go_on_from(replay, last)
-    elif replay is not None:
-        optimizer._recording.note_versions(optimizer._prepare())
-    optimizer._by_first(lambda: optimizer._recording.go_on(found[0], trajectory))
-    if not found:
-        optimizer._recording.go_on(None, trajectory)
+class Resume:
+    """Makes a run go on where a trajectory ends. All is checked before anything is changed.
 
+    Args:
+        groups, kept: the optimizer's `param_groups` and `state`.
+    """
 
-def _warn_of_other_options(optimizer: RecordedSteps, setup: Setup) -> None:
-    """Of a run that is gone on with."""
-    kept = {"seed": optimizer.seed, "directions": optimizer.directions, "drop": optimizer.drop}
-    changed = {"eps": optimizer._eps(), "weight_decays": tuple(optimizer._weight_decays()[::2])}
-    changed |= {"in_place": optimizer.perturb == "in_place", "stochastic": optimizer.rounding != "nearest"}
-    for own, what in ((kept, "the run's are taken"), (changed, "the optimizer's are taken from here on")):
-        names_of_others = [name for name, value in own.items() if value != getattr(setup, name)]
-        if names_of_others:
-            told = ", ".join(f"{name} {getattr(setup, name)} (not {own[name]})" for name in names_of_others)
-            warn(f"resume: the run had {told}; {what}")
+    def __init__(self, run: Run, groups: Groups, kept: Kept):
+        self._run, self._groups, self._kept = run, groups, kept
 
+    def _prepare(self) -> Weights:
+        return self._run.prepare(self._groups, self._kept)
 
-def _warn_of_other_thresholds(optimizer: RecordedSteps, setup: Setup) -> None:
-    """While the weights are those that the run started with, so that equal options give equal thresholds."""
-    optimizer._prepare()
-    own = {name: optimizer._thresholds.get(p) for p, name in names.bare(optimizer._names).items() if p.requires_grad}
-    others = [w for w in setup.weights if w.name in own and own[w.name] != w.threshold]
-    if others:
-        w = others[0]
-        warn(
-            f"resume: the run had other thresholds in {len(others)} of {len(setup.weights)} tensors, such as "
-            f"{w.threshold} (not {own[w.name]}) in {w.name}, so another sparsity or another rule for ties; the run's "
-            "are taken"
-        )
+    def __call__(self, path: str | Path, weights: str, missing_ok: bool, recover: bool) -> None:
+        """As `ZeroOrderOptimizer.resume`."""
+        run = self._run
+        checks.choice("weights", weights, ("first", "last"))
+        for name, option in (("missing_ok", missing_ok), ("recover", recover)):
+            if not isinstance(option, bool):
+                raise TypeError(f"{name}: expected a bool, got {type(option).__name__}")
+        if weights == "first" and run.steps:
+            raise ValueError(f"resume: expected an optimizer that has taken no step, got one after {run.steps}")
+        found: list[FoundFile] = []  # on the rank that reads it
+
+        def find() -> bytes | None:
+            if (own := run.recording.path) is not None:
+                raise ValueError(
+                    f"resume: expected an optimizer made without trajectory=, got one that writes to {own}"
+                )
+            if missing_ok and not os.path.lexists(path):
+                run.recording.write_to(path)
+                return None
+            found.append(FoundFile(path, recover))
+            return found[0].trajectory.to_bytes()
+
+        try:
+            data = run.by_first(find)
+            if data is not None:
+                trajectory = found[0].trajectory if found else Trajectory.from_bytes(data)
+                self._go_on(trajectory, found, path, from_first=weights == "first")
+        except BaseException:
+            for file in found:
+                file.close()
+            raise
+        for told in filter(None, (file.told() for file in found)):
+            warn(told)
+
+    def _go_on(self, trajectory: Trajectory, found: list[FoundFile], path: str | Path, from_first: bool) -> None:
+        run = self._run
+        if from_first:  # what an interrupted step left of its rounding went with the process
+            trajectory = trajectory.without_interrupted_end()
+        elif trajectory.steps != run.steps:
+            raise ValueError(
+                f"resume: expected the state (load_state_dict) after step {trajectory.steps}, where {path} ends, got "
+                f"an optimizer after step {run.steps}; from the first weights the whole run comes back, without "
+                "weights='last' and load_state_dict"
+            )
+        replay = None
+        if trajectory.setups:
+            last = trajectory.setups[-1][1]
+            if last.method != run.method:
+                raise ValueError(f"resume: expected a trajectory of {run.method}, got one of {last.method}")
+            if run.ranks is not None and from_first:
+                run.ranks.check_directions(last.directions)
+            self._warn_of_other_options(last)
+            replay = Replay(run.trained.names, trajectory, run.trained.backend, check_values=from_first)
+            if from_first:
+                self._warn_of_other_thresholds(trajectory.setups[0][1])
+        run.by_first(lambda: found[0].set_aside())
+        if replay is not None and from_first:
+            replay.run()
+            self._take_over(replay, last)
+        elif replay is not None:
+            run.recording.note_versions(self._prepare())
+        run.by_first(lambda: run.recording.go_on(found[0], trajectory))
+        if not found:
+            run.recording.go_on(None, trajectory)
+
+    def _take_over(self, replay: Replay, setup: Setup) -> None:
+        """Be where the replay ended."""
+        run, trained, trajectory = self._run, self._run.trained, replay.trajectory
+        by_name = {name: p for p, name in names.bare(trained.names).items()}
+        tables = replay.weights
+        anchors = [] if tables is None or tables.anchors is None else tables.anchors
+        pairs = [(w.parameter, a) for w, a in zip(tables.weights if tables else (), anchors, strict=False)]
+        begun = trajectory.setups[-1][0] < len(trajectory)
+        end = ReplayedEnd(replay.path, replay.dropped, replay.age, pairs, begun)
+        ours = {name for name, p in by_name.items() if p in set(trainable(self._groups))}
+        run.estimator.go_on_from(end, setup, ours, self._kept)
+        run.steps = trajectory.steps
+        run.refused = trajectory.refused_steps - run.recording.refused_unseen
+        run.seed, run.directions, trained.drop = setup.seed, setup.directions, setup.drop
+        trained.thresholds = Thresholds.of_trajectory(run.warner, by_name, trajectory)
+        trained.weights = None
+        run.recording.note_versions(self._prepare())
+
+    def _warn_of_other_options(self, setup: Setup) -> None:
+        run = self._run
+        kept = {"seed": run.seed, "directions": run.directions, "drop": run.trained.drop}
+        changed = {"eps": eps_of(self._groups), "weight_decays": tuple(weight_decays_of(self._groups)[::2])}
+        changed |= {"in_place": run.perturbation.name == "in_place", "stochastic": run.trained.rounding != "nearest"}
+        for own, what in ((kept, "the run's are taken"), (changed, "the optimizer's are taken from here on")):
+            names_of_others = [name for name, value in own.items() if value != getattr(setup, name)]
+            if names_of_others:
+                told = ", ".join(f"{name} {getattr(setup, name)} (not {own[name]})" for name in names_of_others)
+                warn(f"resume: the run had {told}; {what}")
+
+    def _warn_of_other_thresholds(self, setup: Setup) -> None:
+        """While the weights are those that the run started with, so that equal options give equal thresholds."""
+        self._prepare()
+        trained = self._run.trained
+        own = {name: trained.thresholds.get(p) for p, name in names.bare(trained.names).items() if p.requires_grad}
+        others = [w for w in setup.weights if w.name in own and own[w.name] != w.threshold]
+        if others:
+            w = others[0]
+            warn(
+                f"resume: the run had other thresholds in {len(others)} of {len(setup.weights)} tensors, such as "
+                f"{w.threshold} (not {own[w.name]}) in {w.name}, so another sparsity or another rule for ties; the "
+                "run's are taken"
+            )

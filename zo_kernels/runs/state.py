@@ -1,35 +1,26 @@
-"""What a state that is loaded must be: all of it is checked before anything of it is taken."""
+"""The state of a run: saved, checked, and only then taken."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import checks, spec
 from ..estimators.draws import MAX_DIRECTIONS
+from ..interrupts import signals_held
 from ..weights.groups import check_group
+from ..weights.masks import Thresholds
 from ..weights.overflow import Reach
 from ..weights.shards import local
+from ..weights.trained import every_parameter, trainable
+from .run import Groups, Kept, Run
 
 VERSION = 1  # of what is under "zo"; a state without one is of this version
 _MAX_STEPS = 2**44 - 1  # the noise has directions for them (docs/noise.md, 6)
-
-
-def mapping(name: str, value: Any) -> Mapping[Any, Any]:
-    """value, which must be a mapping."""
-    if not isinstance(value, Mapping):
-        raise TypeError(f"{name}: expected a dictionary, got {type(value).__name__}")
-    return value
-
-
-def boolean(name: str, value: Any) -> bool:
-    """value, which must be a bool."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}: expected a bool, got {type(value).__name__} {value!r}")
-    return value
 
 
 def check_run(zo: Any, ours: Mapping[str, Any], names: Sequence[str], blocks: int) -> dict[str, Any]:
@@ -43,7 +34,7 @@ def check_run(zo: Any, ours: Mapping[str, Any], names: Sequence[str], blocks: in
     Raises:
         TypeError, ValueError: it is not the like of ours, or of another version.
     """
-    zo, at = mapping("state_dict: zo", zo), "state_dict: zo."
+    zo, at = checks.mapping("state_dict: zo", zo), "state_dict: zo."
     version = checks.integer(f"{at}version", zo.get("version", VERSION), 1)
     if version > VERSION:
         raise ValueError(
@@ -84,72 +75,6 @@ def check_run(zo: Any, ours: Mapping[str, Any], names: Sequence[str], blocks: in
     }
 
 
-def check_svrg(zo: Mapping[str, Any], groups: int, blocks: int, steps: int) -> dict[str, Any]:
-    """What MeZO-SVRG has besides: the way from its anchor.
-
-    Args:
-        zo: with all its keys.
-        groups: parameter groups.
-        blocks: transformer blocks.
-        steps: its step count.
-    """
-    at = "state_dict: zo."
-    decays = _numbers(f"{at}path_decays", zo["path_decays"])
-    if len(decays) % 2 or len(decays) > 2 * groups:
-        raise ValueError(f"{at}path_decays: expected two for each of {groups} groups, got {len(decays)}")
-    if (age := zo["age"]) is not None:
-        checks.integer(f"{at}age", age, 0, steps)
-        if not decays:
-            raise ValueError(f"{at}path_decays: expected some, at age {age}, got none")
-    path = {seed: _numbers(f"{at}path[{i}]", row, len(decays)) for i, seed, row in _by_seed(f"{at}path", zo["path"])}
-    gradients = {
-        seed: _number(f"{at}anchor_gradients[{i}]", g)
-        for i, seed, g in _by_seed(f"{at}anchor_gradients", zo["anchor_gradients"])
-    }
-    dropped = checks.sequence(f"{at}dropped", zo["dropped"])
-    dropped = [checks.integer(f"{at}dropped[{i}]", block, 0, blocks - 1) for i, block in enumerate(dropped)]
-    if len(set(dropped)) < len(dropped):
-        raise ValueError(f"{at}dropped: expected each block once, got {dropped}")
-    if age is not None:
-        if not gradients:
-            raise ValueError(f"{at}anchor_gradients: expected some, at age {age}, got none")
-        if lacking := [seed for seed in gradients if seed not in path]:
-            raise ValueError(
-                f"{at}path: expected all seeds of anchor_gradients, at age {age}, got none of {lacking[0]}"
-            )
-    return {
-        "anchor_every": checks.integer(f"{at}anchor_every", zo["anchor_every"], 1),
-        "shared_direction": boolean(f"{at}shared_direction", zo["shared_direction"]),
-        "path": path,
-        "path_decays": decays,
-        "anchor_gradients": gradients,
-        "anchor_ok": boolean(f"{at}anchor_ok", zo["anchor_ok"]),
-        "dropped": dropped,
-        "age": age,
-    }
-
-
-def _number(name: str, value: Any) -> float:
-    return checks.number(name, value, -checks.MAX_FLOAT32, checks.MAX_FLOAT32)
-
-
-def _numbers(name: str, values: Any, n: int | None = None) -> list[float]:
-    return [_number(f"{name}[{i}]", value) for i, value in enumerate(checks.sequence(name, values, n))]
-
-
-def _by_seed(name: str, entries: Any) -> list[tuple[int, int, Any]]:
-    """(place, seed, value) of a list of [seed, value]."""
-    found, seen = [], set()
-    for i, entry in enumerate(checks.sequence(name, entries)):
-        seed, value = checks.sequence(f"{name}[{i}]", entry, 2)
-        seed = checks.integer(f"{name}[{i}]: seed", seed, 0, checks.MAX_SEED)
-        if seed in seen:
-            raise ValueError(f"{name}[{i}]: expected each seed once, got {seed} again")
-        seen.add(seed)
-        found.append((i, seed, value))
-    return found
-
-
 def check_torch(
     given: Any,
     groups: Sequence[Mapping[str, Any]],
@@ -165,7 +90,7 @@ def check_torch(
     Returns:
         For each parameter with an entry under "state" what to call that, and the entry.
     """
-    given = mapping("state_dict", given)
+    given = checks.mapping("state_dict", given)
     for key in ("state", "param_groups"):
         if key not in given:
             raise ValueError(f"state_dict: {key}: expected a value, got none")
@@ -174,7 +99,7 @@ def check_torch(
     by_id: dict[Any, Tensor] = {}
     for i, (own, group) in enumerate(zip(groups, checks.sequence(at, given["param_groups"], len(groups)), strict=True)):
         where = f"{at}[{i}]."
-        group = mapping(where[:-1], group)
+        group = checks.mapping(where[:-1], group)
         for key in ("params", "lr", "eps", "weight_decay", "decay_all", "sparsity"):
             if key not in group:
                 raise ValueError(f"{where}{key}: expected a value, got none")
@@ -189,31 +114,123 @@ def check_torch(
             reach.check_eps(group["eps"])
         except ValueError as error:
             raise ValueError(f"{where}{error}") from None
-        boolean(f"{where}decay_all", group["decay_all"])
+        checks.boolean(f"{where}decay_all", group["decay_all"])
         check_more(group, where)
     kept: dict[Tensor, tuple[str, Mapping[Any, Any]]] = {}
-    for key, entry in mapping("state_dict: state", given["state"]).items():
+    for key, entry in checks.mapping("state_dict: state", given["state"]).items():
         if key not in by_id:
             raise ValueError(f"state_dict: state: expected entries of parameters in param_groups, got one of {key!r}")
         name = f"state_dict: state[{key!r}]"
-        kept[by_id[key]] = name, mapping(name, entry)
+        kept[by_id[key]] = name, checks.mapping(name, entry)
     return kept
 
 
-def check_snapshot(name: str, given: Any, p: Tensor, *, same_dtype: bool) -> None:
-    """Raise TypeError or ValueError unless `given` can be the snapshot of a parameter."""
-    if not isinstance(given, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(given).__name__}")
-    if given.shape != p.shape or hasattr(given, "to_local") != hasattr(p, "to_local"):
-        raise ValueError(f"{name}: expected {_told(p)}, as the parameter, got {_told(given)}")
-    if given.layout != torch.strided or given.is_meta or not given.is_floating_point():
-        raise ValueError(f"{name}: expected a dense tensor of floats with data, got {_told(given)}")
-    if (same_dtype and given.dtype != p.dtype) or local(given).shape != local(p).shape:
-        raise ValueError(f"{name}: expected {_told(p)}, as the parameter, got {_told(given)}")
+def saved(run: Run, groups: Groups, kept: Kept) -> dict[str, Any]:
+    """What `state_dict()` has under "zo"."""
+    parameters = every_parameter(groups)
+    return {
+        "version": VERSION,
+        "method": run.method,
+        "noise": spec.VERSION,
+        "seed": run.seed,
+        "step_count": run.steps,
+        "refused_steps": run.refused + run.recording.refused_unseen,
+        "directions": run.directions,
+        "drop": run.trained.drop,
+        "param_ids": [run.trained.ids[p] for p in parameters],
+        "thresholds": [run.trained.thresholds.get(p) for p in parameters],
+        **run.estimator.state(groups, kept),
+    }
 
 
-def _told(t: Tensor) -> str:
-    dtype, layout = str(t.dtype).removeprefix("torch."), str(t.layout).removeprefix("torch.")
-    kind = "" if layout == "strided" else f"{layout} "
-    here = f" (here {tuple(local(t).shape)})" if hasattr(t, "to_local") else ""
-    return f"{kind}{dtype} of shape {tuple(t.shape)}{here} on {t.device}"
+def checked(run: Run, zo: Any, groups: Groups, kept: Kept) -> dict[str, Any]:
+    """What `load_state_dict` takes of the run.
+
+    Raises:
+        TypeError, ValueError: a value in it cannot be.
+    """
+    trained = run.trained
+    names = [trained.names[p] for p in every_parameter(groups)]
+    found = check_run(zo, saved(run, groups, kept), names, trained.n_blocks)
+    if run.ranks is not None:
+        run.ranks.check_directions(found["directions"])
+    return found | run.estimator.check_state(zo, len(groups), trained.n_blocks, found["step_count"])
+
+
+def take(run: Run, found: Mapping[str, Any], groups: Groups, kept: Kept) -> bool:
+    """Take what was checked. Whether θ must be written from it before the next step."""
+    unseen, trained = run.recording.refused_unseen, run.trained
+    run.seed, run.steps, run.directions = found["seed"], found["step_count"], found["directions"]
+    trained.drop = found["drop"]
+    run.refused = found["refused_steps"] - unseen
+    trained.thresholds = Thresholds.of_state(run.warner, every_parameter(groups), found)
+    trained.weights = run.progress = None
+    return run.estimator.take_state(found, groups, kept)
+
+
+def load(
+    run: Run,
+    optimizer: torch.optim.Optimizer,
+    given: Any,
+    load_torch: Callable[[Any], None],
+    prepare: Callable[[], Any],
+) -> None:
+    """As `ZeroOrderOptimizer.load_state_dict`.
+
+    Args:
+        load_torch: PyTorch's own.
+        prepare: makes tables that are valid.
+    """
+    if "zo" not in checks.mapping("state_dict", given):
+        raise ValueError("state_dict: expected the state of a zeroth-order optimizer, got one without 'zo'")
+    zo, given = given["zo"], {key: value for key, value in given.items() if key != "zo"}
+    hooks = optimizer.__dict__.get("_optimizer_load_state_dict_pre_hooks", {})
+    for hook in hooks.values():  # which torch calls when it is too late to check what they make of the state
+        if (changed := hook(optimizer, given)) is not None:
+            given = changed
+    groups = optimizer.param_groups
+    found = checked(run, zo, groups, optimizer.state)
+    kept = check_torch(given, groups, run.estimator.check_group)
+    run.estimator.check_kept(kept, found, groups, run.trained.names)
+    with _undone_if_it_fails(run, optimizer):
+        optimizer._optimizer_load_state_dict_pre_hooks = type(hooks)()
+        load_torch(given)
+        optimizer._optimizer_load_state_dict_pre_hooks = hooks
+        if take(run, found, optimizer.param_groups, optimizer.state):
+            _write_theta(optimizer, prepare)
+        run.recording.forget_versions()  # the model may be loaded after its optimizer
+
+
+def _write_theta(optimizer: torch.optim.Optimizer, prepare: Callable[[], Any]) -> None:
+    """Let the estimator write θ as a loaded state has it."""
+    theta = [(t, t.detach().clone()) for t in map(local, trainable(optimizer.param_groups))]
+    try:
+        prepare()
+    except BaseException:
+        with torch.no_grad(), signals_held():
+            for t, values in theta:
+                t.copy_(values)
+        raise
+
+
+@contextmanager
+def _undone_if_it_fails(run: Run, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Put back the attributes of the optimizer and of its parts, should the block raise."""
+    weights, recording = run.trained.weights, run.recording
+    ours = weights is not None and not recording.changed_by_others(weights)
+    before = [
+        (part.__dict__, dict(part.__dict__)) for part in (optimizer, run, run.trained, run.perturbation, run.estimator)
+    ]
+    versions = recording.forget_versions()
+    try:
+        yield
+    except BaseException:
+        with signals_held():
+            for now, then in before:
+                for key in now.keys() - then.keys():
+                    del now[key]
+                now.update(then)
+            recording.restore_versions(versions)
+            if weights is not None and versions is not None and ours:  # what was written was put back
+                recording.note_versions(weights)
+        raise

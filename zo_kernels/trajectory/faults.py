@@ -1,4 +1,4 @@
-"""What is wrong with a trajectory where it cannot be read on: told apart, so that no more is given up than is lost."""
+"""Diagnoses a trajectory that cannot be read to its end, so that `recover` gives up no more than is lost."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from json import JSONDecodeError
 from typing import Any, Literal
 
-from .further import SETUP_BEGINS, Further, ends_within, further, length_of_text
 from .order import Order
 from .record import HEAD, LENGTH, MAGIC, RATE_EACH, Damaged, Kind, Unknown, size_of
+from .search import SETUP_BEGINS, Remainder, ends_within, length_of_text, search
 from .setups import MAX_TEXT, loaded
 
-_LEAST_TEXT = 200  # bytes of a setup; a shorter one lacks fields
+_MIN_TEXT = 200  # bytes of a setup's text; a shorter one lacks fields
 _PRINTABLE = re.compile(rb"[ -~]*")
-_UNSEEN = 1 << 16  # bytes of a record of a kind that this version does not know, within which its end is looked for
-_TOLD = 300  # characters of a reason
+_MAX_UNKNOWN = 1 << 16  # bytes of a record of an unknown kind: how far its end is searched for
+_MAX_REASON = 300  # characters
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class Fault:
     """Where the sound beginning of a trajectory ends, and why.
 
     Attributes:
-        byte: at which the record begins that is not sound.
-        record: how many records are before it, setups and checks included.
+        byte: where the first record begins that is not sound.
+        record: how many records come before it, setups and checks included.
         reason: what is wrong.
-        kind: "incomplete": the beginning of a record, and the end of the file: what a killed process or a full disk
-            leaves. "damaged". "unknown": its checksum is right, but it means nothing to this version; a newer one wrote
-            it. "foreign": this is no trajectory, or one of another version.
-        steps: how many steps are lost with it and all that comes after it.
-        exact: whether they could be counted, or only guessed.
+        kind: "incomplete": the file ends within the record, as a killed process or a full disk leaves it. "damaged":
+            the record is broken. "unknown": its checksum is right, but this version cannot interpret it; a newer one
+            may. "foreign": the file is no trajectory, or one of another version.
+        steps: how many steps are lost with this record and all after it.
+        exact: whether `steps` was counted; otherwise it was estimated.
     """
 
     byte: int
@@ -45,50 +45,50 @@ class Fault:
 
     @property
     def recoverable(self) -> bool:
-        """Whether what comes before it is a trajectory of this version."""
+        """Whether the records before the fault are a trajectory of this version."""
         return self.kind != "foreign" and not (self.kind == "unknown" and self.byte <= len(MAGIC))
 
 
 class FaultyTrajectory(ValueError):
-    """Not all of it can be read.
+    """A trajectory cannot be read to its end.
 
     Attributes:
-        fault: why.
+        fault: what is wrong, and where.
     """
 
     fault: Fault
 
     @classmethod
     def of(cls, fault: Fault, path: object, steps: int) -> FaultyTrajectory:
-        """About the file at `path`, of which so many steps are sound."""
-        error = cls(f"{path}: {_told(fault, steps)}")
+        """The error for the file at `path`, which has `steps` sound steps."""
+        error = cls(f"{path}: {_message(fault, steps)}")
         error.fault = fault
         return error
 
 
-def _told(fault: Fault, steps: int) -> str:
+def _message(fault: Fault, steps: int) -> str:
     if fault.kind == "foreign":
         return fault.reason
     where = f"record {fault.record}, at byte {fault.byte}: {fault.reason}; {steps} steps come before it"
     if fault.kind == "incomplete":
         return (
-            f"{where}; a killed process or a full disk leaves that: `resume` cuts it off, and "
-            "Trajectory.load(..., recover='incomplete') leaves it out"
+            f"{where}; a killed process or a full disk leaves such an end: `resume` cuts it off, and "
+            "Trajectory.load(..., recover='incomplete') ignores it"
         )
     if fault.steps:
-        where = f"{where}, {'' if fault.exact else 'about '}{fault.steps} with it and after it"
+        where = f"{where}, {'' if fault.exact else 'about '}{fault.steps} are lost with it and after it"
     if fault.kind == "unknown":
-        where = f"{where}; a newer version of zo_kernels may know it"
+        where = f"{where}; a newer version of zo_kernels may read it"
     if not fault.recoverable:
         return where
     return (
-        f"{where}; with recover=True, Trajectory.load takes those before it alone, and `resume` goes on after them and "
-        "moves the rest to a file beside it"
+        f"{where}; with recover=True, Trajectory.load keeps only the steps before it, and `resume` continues after "
+        "them and moves the rest to a file beside it"
     )
 
 
-def beginning(data: bytes | bytearray) -> Fault | None:
-    """What is wrong with the first bytes of a trajectory."""
+def diagnose_beginning(data: bytes | bytearray) -> Fault | None:
+    """What is wrong with the first bytes of a trajectory; None if nothing is."""
     first = bytes(data[: len(MAGIC)])
     if first == MAGIC:
         return None
@@ -97,17 +97,24 @@ def beginning(data: bytes | bytearray) -> Fault | None:
         return Fault(0, 0, reason, "incomplete")
     at = len(MAGIC)
     if any(_sealed(data, at, zlib.crc32(MAGIC), head, 1) for head in Order().heads()):
-        lost = further(data, at, None)
+        lost = search(data, at, None)
         reason = f"expected {MAGIC!r}, got {first!r}, before a record that is sound"
         return Fault(0, 0, reason, "damaged", lost.steps, lost.exact)
-    wanted = f"expected a trajectory, which begins with {MAGIC!r}, got {first!r}"
-    newer = re.fullmatch(rb"ZOTRAJ\d+\n?", first)
-    return Fault(0, 0, f"{wanted}: it is of another version of zo_kernels" if newer else wanted, "foreign")
+    reason = f"expected a trajectory, which begins with {MAGIC!r}, got {first!r}"
+    if re.fullmatch(rb"ZOTRAJ\d+\n?", first):
+        reason = f"{reason}: another version of zo_kernels wrote it"
+    return Fault(0, 0, reason, "foreign")
 
 
-def found(data: bytes | bytearray, at: int, crc: int, order: Order, record: int, error: Damaged) -> Fault:
-    """The fault of the record at byte `at`, which is none because of `error`, after one whose crc is `crc`."""
-    lost = further(data, at, order.setup)
+def diagnose(data: bytes | bytearray, at: int, crc: int, order: Order, record: int, error: Damaged) -> Fault:
+    """Diagnose the record at byte `at`, which could not be read because of `error`.
+
+    Args:
+        crc: that of the record before.
+        order: the grammar after the records before.
+        record: how many records come before.
+    """
+    lost = search(data, at, order.setup)
     if isinstance(error, Unknown):
         return _fault(at, record, f"its checksum is right, but {error}", "unknown", lost)
     heads = order.heads()
@@ -115,7 +122,7 @@ def found(data: bytes | bytearray, at: int, crc: int, order: Order, record: int,
     if any(_sealed(data, at, crc, head, groups) for head in heads):
         return _fault(at, record, "it is damaged in its first bytes", "damaged", replace(lost, exact=False))
     if not lost.sound and _may_be_cut(bytes(data[at:]), order, heads, groups):
-        return Fault(at, record, f"cut off: {len(data) - at} bytes of it are there", "incomplete")
+        return Fault(at, record, f"cut off after {len(data) - at} bytes", "incomplete")
     if data[at + 4 : at + HEAD.size] not in heads and _sealed_somewhere(data, at, crc):
         kind, flags, count = struct.unpack_from("<BBH", data, at + 4)
         reason = f"its checksum is right, but kind {kind} with flags {flags} and count {count} is not known"
@@ -125,13 +132,14 @@ def found(data: bytes | bytearray, at: int, crc: int, order: Order, record: int,
     return _fault(at, record, str(error), "damaged", lost)
 
 
-def _fault(at: int, record: int, reason: str, kind: Any, lost: Further) -> Fault:
-    return Fault(at, record, reason[:_TOLD], kind, lost.steps, lost.exact)
+def _fault(at: int, record: int, reason: str, kind: Any, lost: Remainder) -> Fault:
+    return Fault(at, record, reason[:_MAX_REASON], kind, lost.steps, lost.exact)
 
 
 def _sealed(data: bytes | bytearray, at: int, crc: int, head: bytes, groups: int) -> bool:
-    """Whether the record at byte `at` would be sound with this head, and if it is a setup's with the length of what
-    follows.
+    """Whether the record at byte `at` has the right checksum if its head is replaced by `head`.
+
+    The length of a setup is then taken from its text.
     """
     start = at + HEAD.size
     if len(data) - start < LENGTH.size:
@@ -150,12 +158,12 @@ def _sealed(data: bytes | bytearray, at: int, crc: int, head: bytes, groups: int
 
 
 def _sealed_somewhere(data: bytes | bytearray, at: int, crc: int) -> bool:
-    """Whether there is an end with which the record at byte `at` would be sound, whatever it is."""
+    """Whether the record at byte `at`, of whatever kind, has the right checksum for some length."""
     if len(data) - at < HEAD.size:
         return False
     stored, view = LENGTH.unpack_from(data, at)[0], memoryview(data)
     crc = zlib.crc32(view[at + 4 : at + HEAD.size], crc)
-    for i in range(at + HEAD.size, min(len(data), at + _UNSEEN)):
+    for i in range(at + HEAD.size, min(len(data), at + _MAX_UNKNOWN)):
         crc = zlib.crc32(view[i : i + 1], crc)
         if crc == stored:
             return True
@@ -163,9 +171,9 @@ def _sealed_somewhere(data: bytes | bytearray, at: int, crc: int) -> bool:
 
 
 def _may_be_cut(rest: bytes, order: Order, heads: list[bytes], groups: int) -> bool:
-    """Whether these bytes are the beginning of a record that may come next, and not all of it."""
+    """Whether these bytes are an incomplete record that may come next."""
     if len(rest) >= LENGTH.size and not any(rest[: HEAD.size + LENGTH.size]):
-        return False  # a crc of 0 there is once in 2^32 times
+        return False  # zeros; a crc of 0 is as rare as one in 2^32
     if not any(head.startswith(rest[4 : HEAD.size]) for head in heads):
         return False
     if len(rest) <= HEAD.size:
@@ -189,7 +197,7 @@ def _may_be_cut_setup(body: bytes) -> bool:
     if len(body) < LENGTH.size:
         return int.from_bytes(body, "little") <= MAX_TEXT
     length, text = LENGTH.unpack_from(body)[0], body[LENGTH.size :]
-    if not _LEAST_TEXT <= length <= MAX_TEXT or len(text) >= length:
+    if not _MIN_TEXT <= length <= MAX_TEXT or len(text) >= length:
         return False
     if text[: len(SETUP_BEGINS)] != SETUP_BEGINS[: len(text)] or not _PRINTABLE.fullmatch(text):
         return False
@@ -199,4 +207,4 @@ def _may_be_cut_setup(body: bytes) -> bool:
         return ends_within(text, error)
     except ValueError:
         return False
-    return False  # a whole one, before its length says so
+    return False  # the text ends before its length says so

@@ -1,4 +1,4 @@
-"""A 64-bit fingerprint of a tensor, by PyTorch's own integer arithmetic: equal on every device and thread count."""
+"""A 64-bit fingerprint of a tensor in PyTorch's integer arithmetic: the same on every device and thread count."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from .. import layouts
 from ..modes import inference_mode
 
 _COLUMNS = 1 << 14
-# Rows at a time: as int64 they stay in a processor's cache, or give a GPU enough to do. On a CPU, also too few for
-# PyTorch to share among threads: waiting for these costs more than it saves, most of all where other work holds a core.
+# Rows at a time. As int64 they fit a processor's cache, or give a GPU enough work. On a CPU they are also too few for
+# PyTorch to use several threads: waiting for those costs more than it saves, above all when another process has a core.
 _ROWS = {"cpu": 2, "cuda": 256}
-_INTEGER_MV = {"cpu"}  # where PyTorch multiplies matrices by vectors of integers
+_INTEGER_MV = {"cpu"}  # devices on which torch.mv takes integers
 _STAGED = 1 << 20  # elements at a time of a tensor that is not contiguous, in their logical order
 _WORDS = {4: torch.int32, 2: torch.int16}
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
-    """int64 x shifted right as an unsigned number."""
+    """Shift int64 x right as if it were unsigned."""
     return (x >> bits) & (2 ** (64 - bits) - 1)
 
 
 def _odds(first: int, n: int, where: device) -> Tensor:
-    """An odd factor for each of n places from `first` on."""
+    """An odd factor for each of the n indices from `first` on."""
     return _odd(torch.arange(first, first + n, device=where))
 
 
 def _odd(x: Tensor) -> Tensor:
-    """An odd factor for each place x: SplitMix64's finaliser (`spec.mix`); int64 products wrap."""
+    """An odd factor for each index x: SplitMix64's finaliser (`spec.mix`), with int64 products that wrap."""
     x = (x ^ _shifted(x, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
     x = (x ^ _shifted(x, 27)) * (0x94D049BB133111EB - 2**64)
     return (x ^ _shifted(x, 31)) | 1
@@ -43,16 +43,18 @@ def _columns(where: device) -> Tensor:
 
 
 def summed(t: Tensor, runs: Sequence[int] = (0,)) -> Tensor:
-    """The sum modulo 2^64 of each element's bits times an odd factor that depends on its index, as an int64 scalar on
-    the tensor's device, which is not waited for. Those of a tensor's shards add up to that of the whole; with its
-    number of elements added, that is its fingerprint.
+    """Sum over the elements of t, modulo 2^64: the element's bits times an odd factor that depends on its index.
 
-    Tensors that differ in one element never agree, others with a probability of about 2^-64. It tells weights apart
-    that were mixed up, not weights that somebody made to deceive.
+    The sums of a tensor's shards add up to that of the whole tensor; plus its number of elements, that is its
+    fingerprint. Two tensors that differ in one element never agree; any other two agree with a probability of about
+    2^-64. This tells weights apart that were mixed up. It is no defence against weights made to deceive.
 
     Args:
-        t: dense (`layouts.is_dense`), of 16 or 32-bit elements.
-        runs: the index in the whole of the first element of each of the equally long stretches that t falls into.
+        t: dense (`layouts.is_dense`), with elements of 16 or 32 bits.
+        runs: for a shard, the index in the whole tensor where each of its equally long contiguous runs begins.
+
+    Returns:
+        An int64 scalar on the tensor's device; the host does not wait for it.
     """
     with inference_mode(False), torch.no_grad():
         if len(runs) == 1 and not t.is_contiguous():
@@ -71,11 +73,11 @@ def summed(t: Tensor, runs: Sequence[int] = (0,)) -> Tensor:
 
 
 def _of_stretch(words: Tensor, first: int) -> Tensor:
-    """What is added by words one after the other, of which the first has the index `first`."""
+    """The sum over contiguous words, the first of which has the index `first`."""
     where, n = words.device, len(words)
     columns, at_once = _columns(where), _ROWS.get(where.type, 2)
     row, before = divmod(first, _COLUMNS)
-    head = min(-before % _COLUMNS, n)  # the end of a row that began earlier
+    head = min(-before % _COLUMNS, n)  # the rest of a row that began earlier
     whole = (n - head) // _COLUMNS
     tail = head + whole * _COLUMNS
     sums = torch.empty(bool(head) + whole + (tail < n), dtype=torch.int64, device=where)
@@ -92,18 +94,20 @@ def _of_stretch(words: Tensor, first: int) -> Tensor:
 
 
 def _sum_rows(rows: Tensor, columns: Tensor, scratch: Tensor, out: Tensor) -> None:
-    """To `out`, of each row the sum of its words times the columns' factors; `scratch` is int64, of as many elements
-    as `rows` or more. It is there to be used again: fresh pages cost more than the arithmetic.
+    """Write to `out`, for each row, the sum of its words times the factors of their columns.
+
+    Args:
+        scratch: int64, at least as many elements as `rows`; reused, since fresh pages cost more than the arithmetic.
     """
     wide = scratch[: rows.numel()].view(rows.shape)
-    if rows.device.type in _INTEGER_MV:  # one pass less than products that are then added
+    if rows.device.type in _INTEGER_MV:  # one pass less than a product and a sum
         torch.mv(wide.copy_(rows), columns, out=out)
     else:
         torch.sum(torch.mul(rows, columns, out=wide), 1, out=out)
 
 
 def _of_short_stretches(stretches: Tensor, runs: Sequence[int], at_once: int) -> Tensor:
-    """Several at a time, with each word's factors looked up, fewer words than `at_once`."""
+    """The sum over many short runs: several at a time, fewer than `at_once` words, looking up each word's factor."""
     where, n = stretches.device, stretches.shape[1]
     columns, row = _columns(where), min(runs) // _COLUMNS
     rows = _odds(_COLUMNS + row, (max(runs) + n - 1) // _COLUMNS - row + 1, where)
@@ -120,10 +124,10 @@ def _of_short_stretches(stretches: Tensor, runs: Sequence[int], at_once: int) ->
 
 
 def combined(sums: Tensor) -> Tensor:
-    """One of several fingerprints, int64 (tensors,), in their order, as an int64 scalar."""
+    """Combine fingerprints, int64 of shape (tensors,), into one int64 scalar; their order matters."""
     return (sums * _odds(0, len(sums), sums.device)).sum()
 
 
 def as_text(total: int) -> str:
-    """16 hex digits."""
+    """A fingerprint as 16 hex digits."""
     return f"{total % 2**64:016x}"

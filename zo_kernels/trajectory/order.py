@@ -1,4 +1,4 @@
-"""Which record may come next in a trajectory, and what may be in it: of one that was read, before it is used."""
+"""The grammar of a trajectory: which record may come next, and which values it may have."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ _SPSA, _SVRG = (Kind.STEP,), (Kind.ANCHOR, Kind.BETWEEN)
 
 
 class Order:
-    """The rules, given the records one after the other. They are those of what optimizers write.
+    """Checks the records of a file one after the other. Only what optimizers write is allowed.
 
     Attributes:
-        setup: the one that holds.
-        anchored: whether MeZO-SVRG has an anchor.
+        setup: the setup that holds now, None at the beginning.
+        anchored: whether MeZO-SVRG has an anchor now.
     """
 
     def __init__(self) -> None:
         self.setup: Setup | None = None
         self.anchored = False
-        self._checked = True  # nothing is to be checked since the last check
-        self._heads: set[int] = set()  # as numbers
+        self._checked = True  # whether no step has come since the last fingerprint
+        self._heads: set[int] = set()  # allowed kind, flags and count, as one uint32
 
     def setup_comes(self, setup: Setup, steps: int, records: int) -> None:
-        """Take a setup, after so many steps in so many records.
+        """Accept a setup that comes after `steps` steps in `records` records.
 
         Raises:
-            Unknown: it cannot be, or not there.
+            Unknown: a field is wrong, or the setup does not fit what comes before it.
         """
         try:
             check_setup(setup)
@@ -49,13 +49,13 @@ class Order:
         if not (setup.continues and records):
             return
         if setup.step != steps:
-            raise ValueError(f"step: expected {steps}, which the records before lead to, got {setup.step}")
+            raise ValueError(f"step: expected {steps}, as the earlier records count, got {setup.step}")
         if not setup.anchored:
             return
         if not self.anchored:
-            raise ValueError("anchored: expected False, since no anchor was taken before, got True")
+            raise ValueError("anchored: expected False, since no earlier record took an anchor, got True")
         if [(w.name, w.shape, w.dtype) for w in setup.weights] != [(w.name, w.shape, w.dtype) for w in before.weights]:
-            raise ValueError("weights: expected those before, of which there are anchors, got others")
+            raise ValueError("weights: expected those of the setup before, which have anchors, got others")
         if len(setup.weight_decays) < len(before.weight_decays):
             raise ValueError(
                 f"weight_decays: expected at least {len(before.weight_decays)}, as before, got "
@@ -63,10 +63,10 @@ class Order:
             )
 
     def comes(self, kind: Kind, data: bytes | bytearray, at: int) -> None:
-        """Take another record, the one at byte `at`, which `record.check` has seen.
+        """Accept the record at byte `at`, which is no setup and which `record.check` has accepted.
 
         Raises:
-            Unknown: it cannot be, or not there.
+            Unknown: it may not come here, or has a value that it may not have.
         """
         setup = self.setup
         assert setup is not None
@@ -75,13 +75,13 @@ class Order:
         start = at + HEAD.size
         if kind is Kind.CHECK:
             if self._checked:
-                raise Unknown("expected a step before the fingerprint of the weights, got none")
+                raise Unknown("expected a step between two fingerprints of the weights, got none")
             self._checked = True
             return
         if kind is Kind.REFUSED or kind is Kind.INTERRUPTED:
             probes = LENGTH.unpack_from(data, start)[0]
             if probes > 2 * setup.directions:
-                raise Unknown(f"probes: expected at most {2 * setup.directions}, two a direction, got {probes}")
+                raise Unknown(f"probes: expected at most {2 * setup.directions}, two for each direction, got {probes}")
             return
         self._checked = False
         groups = len(setup.weight_decays) if data[at + 5] & RATE_EACH else 1
@@ -92,22 +92,22 @@ class Order:
         if kind is Kind.ANCHOR:
             self.anchored = True
         elif kind is Kind.BETWEEN and not self.anchored:
-            raise Unknown("expected a step at an anchor before one between anchors, got none")
+            raise Unknown("expected a step at an anchor before the first step between anchors, got none")
 
     def _refuse_head(self, data: bytes | bytearray, at: int, setup: Setup) -> None:
         _, kind, flags, count = HEAD.unpack_from(data, at)
         if kind not in _kinds(setup):
             names = ", ".join(k.name for k in _kinds(setup))
-            raise Unknown(f"kind: expected one of {names}, of {setup.method}, got {Kind(kind).name}")
-        wanted = [_HEAD_END.unpack(head)[1:] for head in _heads(Kind(kind), setup)]
-        told = " or ".join(f"{flags} and {count}" for flags, count in wanted)
+            raise Unknown(f"kind: expected one of {names}, as {setup.method} writes, got {Kind(kind).name}")
+        allowed = [_HEAD_END.unpack(head)[1:] for head in _heads(Kind(kind), setup)]
+        expected = " or ".join(f"{flags} and {count}" for flags, count in allowed)
         raise Unknown(
-            f"flags and count: expected {told}, with {setup.directions} directions and {len(setup.weight_decays)} "
+            f"flags and count: expected {expected}, with {setup.directions} directions and {len(setup.weight_decays)} "
             f"parameter groups, got {flags} and {count}"
         )
 
     def heads(self) -> list[bytes]:
-        """What may follow the crc of the next record: kind, flags and count."""
+        """The heads that the next record may have, as bytes: kind, flags and count."""
         setup = self.setup
         own = [] if setup is None else [
             head
@@ -119,7 +119,7 @@ class Order:
 
 
 def _kinds(setup: Setup) -> tuple[Kind, ...]:
-    """Of records between setups."""
+    """The kinds of records that may follow a setup, other setups aside."""
     return (*(_SVRG if setup.svrg else _SPSA), Kind.REFUSED, Kind.INTERRUPTED, Kind.CHECK)
 
 

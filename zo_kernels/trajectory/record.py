@@ -1,8 +1,8 @@
-"""What a trajectory is made of: setups, which hold until the next, and a record for each step.
+"""The format of a trajectory: setups, each of which holds until the next, and one record for each step.
 
-Bytes of a trajectory (little endian): 8 of MAGIC, then any number of
+A trajectory is 8 bytes of MAGIC, then any number of these records, all numbers little endian:
 
-    crc     uint32   CRC-32 of the rest, continued from the crc of the record before (of MAGIC for the first)
+    crc     uint32   CRC-32 of the rest of the record, continued from the crc of the record before (the first: of MAGIC)
     kind    uint8    `Kind`
     flags   uint8    1: a rate for each parameter group, else one for all; 2: losses are float64, else float32
     count   uint16   STEP, ANCHOR, BETWEEN: directions - 1; else 0
@@ -12,7 +12,7 @@ Bytes of a trajectory (little endian): 8 of MAGIC, then any number of
                      REFUSED, INTERRUPTED: uint32 probes
                      CHECK: uint64, a fingerprint of all weights (`fingerprint.combined`), every 1000 steps
 
-A step of n directions takes 16 + 8 n bytes; between two anchors of MeZO-SVRG, 16 + 16 n.
+A step of n directions takes 16 + 8 n bytes; a step of MeZO-SVRG between two anchors takes 16 + 16 n.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ LENGTH = struct.Struct("<I")
 _FINGERPRINT = struct.Struct("<Q")
 RATE_EACH, DOUBLE = 1, 2
 
-_STEPS = (1, 2, 3)  # kinds that have losses
-MAX_GRADIENT = 1e30  # times any learning rate in use it is finite in float32
+_STEPS = (1, 2, 3)  # kinds with losses
+MAX_GRADIENT = 1e30  # finite in float32 after multiplication with any usual learning rate
 
 
 class Kind(IntEnum):
-    """Of a record."""
+    """The kind of a record."""
 
     SETUP = 0
     STEP = 1  # SPSA
     ANCHOR = 2  # MeZO-SVRG: a full-batch step at a new anchor
     BETWEEN = 3  # MeZO-SVRG: a step between anchors
-    REFUSED = 4  # the step counts, the weights were restored
-    INTERRUPTED = 5  # the closure raised: the step does not count, the weights were restored
-    CHECK = 6  # no step
+    REFUSED = 4  # a step that was refused: it counts, and the weights were restored
+    INTERRUPTED = 5  # a step whose closure raised: it does not count, and the weights were restored
+    CHECK = 6  # no step, but a fingerprint of the weights
 
 
 _KINDS = tuple(Kind)
@@ -55,15 +55,15 @@ _KINDS = tuple(Kind)
 
 @dataclass(frozen=True, slots=True)
 class RefusedSteps:
-    """A count of them, over the records of a run one after the other: after an anchor that was refused, all steps until
-    the next change nothing either.
+    """Counts refused steps over the records of a run. After a refused anchor, all steps until the next one count, too:
+    they change nothing either.
     """
 
     count: int = 0
     at_anchor: bool = False
 
     def after(self, record: Record) -> RefusedSteps:
-        """The count with one record more."""
+        """The count after one more record."""
         refused = record.refused
         at_anchor = refused if record.kind is Kind.ANCHOR else self.at_anchor
         return RefusedSteps(self.count + (refused or (record.kind is Kind.BETWEEN and at_anchor)), at_anchor)
@@ -75,12 +75,12 @@ class Record:
 
     Attributes:
         step: steps taken before it.
-        kind: what it was.
-        rates: its learning rate for each parameter group; none if the step was refused or interrupted.
+        kind: the kind of step.
+        rates: the learning rate of each parameter group; empty if the step was refused or interrupted.
         losses: (L+, L-) of each direction.
-        anchor_losses: BETWEEN: the same at the anchor.
-        probes: REFUSED, INTERRUPTED: how many times the weights had been perturbed by then.
-        eps: scale of the perturbation.
+        anchor_losses: BETWEEN only: (L+, L-) of each direction at the anchor.
+        probes: REFUSED and INTERRUPTED only: how many times the weights had been perturbed by then.
+        eps: the scale of the perturbation.
     """
 
     step: int
@@ -93,49 +93,50 @@ class Record:
 
     @property
     def projected_gradients(self) -> list[float]:
-        """g of each direction: (L+ - L-) / 2 eps."""
+        """The projected gradient g = (L+ - L-) / 2 eps of each direction."""
         return projected_gradients(self.losses, self.eps)
 
     @property
     def refused(self) -> bool:
-        """Whether it changed nothing because of its losses. On a GPU, where nobody waits for the losses, such a step is
-        of the kind that it was meant to be.
+        """Whether the step changed nothing because of its losses.
+
+        Such a step has kind REFUSED, except on a GPU: there its kind is written before its losses are known.
         """
         gradients = (*self.projected_gradients, *projected_gradients(self.anchor_losses, self.eps))
         return self.kind is Kind.REFUSED or not all(abs(g) <= MAX_GRADIENT for g in gradients)
 
     @property
     def loss(self) -> float | None:
-        """Mean of the losses at θ ± eps z, None if the step has none."""
+        """The mean of the losses at θ ± eps z; None if the step has none."""
         flat = [value for pair in self.losses for value in pair]
         return sum(flat) / len(flat) if flat else None
 
 
 def projected_gradients(losses: Sequence[tuple[Any, Any]], eps: float) -> list[float]:
-    """g = (L+ - L-) / 2 eps of each pair."""
+    """The projected gradient g = (L+ - L-) / 2 eps of each pair of losses."""
     return [(plus - minus) / (2 * eps) for plus, minus in losses]
 
 
 class Damaged(ValueError):
-    """Bytes that are no whole record."""
+    """Bytes that are no whole and sound record."""
 
 
 class Unknown(Damaged):
-    """A whole record, its checksum right, that means nothing to this version."""
+    """A record with a correct checksum that this version cannot interpret."""
 
 
 def encode_setup(setup: Setup, crc: int) -> bytes:
-    """`crc` is that of the record before.
+    """Encode a setup as a record; `crc` is that of the record before.
 
     Raises:
-        TypeError, ValueError: it is none that could be read again.
+        TypeError, ValueError: the setup could not be read again.
     """
     text = as_text(setup)
     return _seal(Kind.SETUP, 0, 0, LENGTH.pack(len(text)) + text, crc)
 
 
 def encode(record: Record, crc: int) -> bytes:
-    """`crc` is that of the record before."""
+    """Encode a step as a record; `crc` is that of the record before."""
     if record.kind in (Kind.REFUSED, Kind.INTERRUPTED):
         return _seal(record.kind, 0, 0, LENGTH.pack(record.probes), crc)
     each = len(set(record.rates)) > 1
@@ -148,12 +149,12 @@ def encode(record: Record, crc: int) -> bytes:
 
 
 def encode_check(fingerprint: str, crc: int) -> bytes:
-    """`crc` is that of the record before."""
+    """Encode a fingerprint of all weights as a record; `crc` is that of the record before."""
     return _seal(Kind.CHECK, 0, 0, _FINGERPRINT.pack(int(fingerprint, 16)), crc)
 
 
 def decode_check(data: bytes | bytearray, at: int) -> str:
-    """The fingerprint in the record at byte `at`, which `check` has seen."""
+    """Decode the fingerprint at byte `at`, a record that `check` has accepted."""
     return f"{_FINGERPRINT.unpack_from(data, at + HEAD.size)[0]:016x}"
 
 
@@ -175,31 +176,32 @@ def crc_of(data: bytes | bytearray | memoryview, at: int) -> int:
 
 
 def kind_of(data: bytes | bytearray, at: int) -> Kind:
-    """Of the record that starts at byte `at`."""
+    """The kind of the record that starts at byte `at`."""
     return Kind(HEAD.unpack_from(data, at)[1])
 
 
 def check(data: bytes | bytearray, at: int, crc: int, groups: int | None) -> tuple[Kind, int]:
-    """The kind and the end of the record that starts at byte `at`, after one whose crc is `crc`.
+    """Check size and checksum of the record at byte `at`; return its kind and the byte where it ends.
 
     Args:
-        groups: parameter groups of the setup before, None if there is none.
+        crc: that of the record before.
+        groups: the number of parameter groups in the setup before, None if there is none.
 
     Raises:
         Damaged: there is no whole and sound record.
     """
     if len(data) - at < HEAD.size:
-        raise Damaged(f"cut off: {len(data) - at} bytes are no record")
+        raise Damaged(f"cut off: only {len(data) - at} bytes are left")
     stored, kind, flags, count = HEAD.unpack_from(data, at)
     if kind == Kind.SETUP and len(data) - at < HEAD.size + LENGTH.size:
         raise Damaged("cut off")
     length = LENGTH.unpack_from(data, at + HEAD.size)[0] if kind == Kind.SETUP else 0
     size = size_of(kind, flags, count, groups or 0, length)
     if size is None:
-        raise Damaged(f"no kind of record has the number {kind}")
+        raise Damaged(f"kind: expected the number of a kind of record, got {kind}")
     end = at + size
     if end > len(data):
-        raise Damaged(f"cut off, or damaged: it should end at byte {end} of {len(data)}")
+        raise Damaged(f"cut off or damaged: it should end at byte {end}, but the file has {len(data)}")
     if zlib.crc32(memoryview(data)[at + 4 : end], crc) != stored:
         raise Damaged("its checksum is wrong")
     if kind != Kind.SETUP and groups is None:
@@ -208,7 +210,7 @@ def check(data: bytes | bytearray, at: int, crc: int, groups: int | None) -> tup
 
 
 def size_of(kind: int, flags: int, count: int, groups: int, length: int) -> int | None:
-    """Bytes of a record, None if there is no such kind; `length` is that of a setup's text."""
+    """The bytes of a record, None if there is no such kind; `length` is that of a setup's text."""
     if kind in _STEPS:
         pairs = (count + 1) * (2 if kind == Kind.BETWEEN else 1)
         return HEAD.size + 8 * (groups if flags & RATE_EACH else 1) + pairs * (16 if flags & DOUBLE else 8)
@@ -220,10 +222,10 @@ def size_of(kind: int, flags: int, count: int, groups: int, length: int) -> int 
 
 
 def decode_setup(data: bytes | bytearray, at: int, end: int) -> Setup:
-    """The setup between bytes `at` and `end`, which `check` has seen.
+    """Decode the setup between bytes `at` and `end`, a record that `check` has accepted.
 
     Raises:
-        Unknown: it is sound, but no setup that this version knows.
+        Unknown: its text is no setup of this version.
     """
     try:
         return from_text(bytes(data[at + HEAD.size + LENGTH.size : end]))
@@ -232,7 +234,7 @@ def decode_setup(data: bytes | bytearray, at: int, end: int) -> Setup:
 
 
 def decode(data: bytes | bytearray, at: int, end: int, step: int, setup: Setup) -> Record:
-    """The record between bytes `at` and `end`, which `check` has seen; not a setup."""
+    """Decode the step between bytes `at` and `end`, a record that `check` has accepted."""
     _, number, flags, count = HEAD.unpack_from(data, at)
     kind, start = Kind(number), at + HEAD.size
     if kind in (Kind.REFUSED, Kind.INTERRUPTED):

@@ -1,4 +1,4 @@
-"""Setups: what holds for all steps until the next one, as text and back, and what each field may be."""
+"""The setup records of a trajectory: the options of a run, their JSON, and the checks of each field."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .. import checks
 
 MAX_TEXT = 2**25  # bytes of a setup: about 150,000 weights
 MAX_DIRECTIONS = 2**16
-MAX_STEP = 2**44 - 1  # more does not fit the draws
+MAX_STEP = 2**44 - 1  # more does not fit the counters that seeds are drawn from
 _MAX_BLOCKS = 2**16
 _MAX_DIMENSIONS = 1000
 _MAX_GROUPS = 2**20
@@ -24,7 +24,7 @@ _FINGERPRINT = re.compile("[0-9a-f]{16}")
 
 @dataclass(frozen=True, slots=True)
 class WeightSetup:
-    """A trainable parameter; see `optim.weights.Weight`. `fingerprint` is of its value when the setup was made."""
+    """A trained parameter; see `weights.tables.Weight`. `fingerprint` is that of its value when the setup was made."""
 
     name: str
     shape: tuple[int, ...]
@@ -38,21 +38,22 @@ class WeightSetup:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """All that rebuilds steps and does not change from one to the next.
+    """What a replay needs to know beside the records of the steps; it holds until the next setup.
 
     Args:
-        method: class of the optimizer.
-        noise: version.
+        method: class name of the optimizer.
+        noise: version of the noise.
         step: steps taken before.
-        continues: whether the weights are those that the records before lead to (or the first ones).
-        seed, directions, eps, drop: of the optimizer; `blocks` is the number of transformer blocks.
-        in_place: perturbation in place, which rounds on its way.
-        stochastic: rounding.
-        weight_decays: for each parameter group.
-        svrg: whether the steps are MeZO-SVRG's. Of these,
-        shared_direction: the option, and
-        anchored: whether an anchor is in use that an earlier record took.
-        weights: in the order of the passes.
+        continues: whether the weights are those that the earlier records lead to; True for the first setup.
+        seed, directions, eps, drop: options of the optimizer.
+        blocks: number of transformer blocks.
+        in_place: whether weights are perturbed in place, which rounds them.
+        stochastic: whether 16-bit weights are rounded stochastically.
+        weight_decays: one for each parameter group.
+        svrg: whether the steps are MeZO-SVRG's.
+        shared_direction: MeZO-SVRG's option of that name.
+        anchored: MeZO-SVRG: whether an anchor from an earlier record is in use.
+        weights: the trained parameters, in the order of the passes.
     """
 
     method: str
@@ -77,10 +78,10 @@ _LEAST_FIELDS = len(fields(WeightSetup))
 
 
 def as_text(setup: Setup) -> bytes:
-    """Of a setup that will be read again.
+    """Encode a setup as JSON, after checking that it can be read again.
 
     Raises:
-        TypeError, ValueError: it would not; the message names the field.
+        TypeError, ValueError: it could not; the message names the field.
     """
     check(setup)
     text = json.dumps(asdict(setup), separators=(",", ":")).encode()
@@ -90,10 +91,10 @@ def as_text(setup: Setup) -> bytes:
 
 
 def from_text(text: bytes) -> Setup:
-    """The setup; `check` has not seen it.
+    """Decode a setup from JSON. Its fields are present and of the right structure; their values are not checked yet.
 
     Raises:
-        TypeError, ValueError: it is none.
+        TypeError, ValueError: the text is no setup.
     """
     if len(text) > MAX_TEXT:
         raise ValueError(f"expected at most {MAX_TEXT} bytes, got {len(text)}")
@@ -108,19 +109,20 @@ def from_text(text: bytes) -> Setup:
 
 
 def loaded(text: bytes, *, whole: bool = True) -> Any:
-    """What JSON says; with `whole` False a pair, of it and of the place where it ends.
+    """Parse JSON; with `whole` False the text may go on after it, and a pair (value, where it ends) is returned.
 
     Raises:
-        ValueError: it is none, or would take far more memory than text; json.JSONDecodeError says where it ends.
+        json.JSONDecodeError: the text is no JSON.
+        ValueError: it has so many nested lists that parsing would take far more memory than the text.
     """
     outside = _STRINGS.sub(b"", text)
     if outside.count(b"[") + outside.count(b"{") > len(text) // 16 + 64:
-        raise ValueError("expected a setup, got lists in lists")
+        raise ValueError("expected a setup, got deeply nested lists")
     decoder = json.JSONDecoder(object_pairs_hook=_object)
     try:
         return decoder.decode(text.decode()) if whole else decoder.raw_decode(text.decode("latin-1"))
     except RecursionError:
-        raise ValueError("expected a setup, got lists in lists") from None
+        raise ValueError("expected a setup, got deeply nested lists") from None
 
 
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
@@ -128,19 +130,19 @@ _SMALL: dict[str, Any] = {}
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Objects of few fields, of which there may be very many, take no memory: they are refused where they stand."""
+    """Build an object. Small ones become one shared empty dict, which is refused later: a file may have millions."""
     if len(pairs) < _LEAST_FIELDS:
         return _SMALL
     known = dict(pairs)
     if len(known) < len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"{twice[:40]}: expected each field once, got it twice")
+        raise ValueError(f"{twice[:40]}: expected this field once, got it twice")
     return known
 
 
 def _fields(name: str, given: Any, kind: Any) -> dict[str, Any]:
-    """The fields of a dataclass, all of them and no others."""
+    """Return `given` if it has exactly the fields of the dataclass `kind`."""
     if not isinstance(given, dict):
         raise TypeError(f"{name}: expected an object, got {type(given).__name__}")
     known = [f.name for f in fields(kind)]
@@ -165,15 +167,15 @@ def _text(name: str, given: Any) -> None:
 
 
 def _float(given: Any) -> Any:
-    """A whole number as a float; the rest is for `check`."""
+    """Convert an int to a float; leave anything else to `check`."""
     return float(given) if type(given) is int and abs(given) < 2**1023 else given
 
 
 def check(setup: Setup) -> None:
-    """Each field by itself, and those that must fit together.
+    """Check each field of a setup, and fields that depend on each other.
 
     Raises:
-        TypeError, ValueError: the message names the field, what was expected and what came.
+        TypeError, ValueError: a field is wrong; the message names it.
     """
     _text("method", setup.method)
     _text("noise", setup.noise)
@@ -195,7 +197,7 @@ def check(setup: Setup) -> None:
     for i, w in enumerate(setup.weights):
         _check_weight(f"weights[{i}]", w, setup)
     if len({w.name for w in setup.weights}) < len(setup.weights):
-        raise ValueError("weights: expected a name for each, got one twice")
+        raise ValueError("weights: expected different names, got one twice")
 
 
 def _many(name: str, given: Sequence[Any], least: int, most: int | None = None) -> None:
@@ -221,7 +223,7 @@ def _check_weight(at: str, w: WeightSetup, setup: Setup) -> None:
             raise ValueError(f"{at}.block: expected None where blocks is 0, got {w.block!r}")
         checks.integer(f"{at}.block", w.block, 0, setup.blocks - 1)
     if w.threshold is not None:
-        # Those of tensors that hold infinities or nan are so, too.
+        # The threshold of a tensor with infinities or NaN may be infinite or NaN.
         wanted = f"{at}.threshold: expected None or a number of at least 0"
         if isinstance(w.threshold, bool) or not isinstance(w.threshold, (int, float)):
             raise TypeError(f"{wanted}, got {type(w.threshold).__name__}")

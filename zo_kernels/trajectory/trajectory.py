@@ -1,4 +1,4 @@
-"""A run as a sequence of records: what rebuilds the weights of each of its steps from those it started with."""
+"""A run as a sequence of records, from which the weights of every step can be rebuilt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import overload
 
 from .. import files
-from .faults import Fault, FaultyTrajectory, beginning, found
+from .faults import Fault, FaultyTrajectory, diagnose, diagnose_beginning
 from .order import Order
 from .record import (
     MAGIC,
@@ -35,23 +35,22 @@ from .record import (
 
 
 class Trajectory(Sequence[Record]):
-    """The steps of a run, in a few bytes each (`record` has the format). `zo_kernels.replay` turns it into weights.
+    """The steps of a run, in a few bytes each; `zo_kernels.replay` turns it and the starting weights into weights.
 
-    A sequence of `Record`. Refused steps and steps that the closure interrupted have records too, since in-place
-    perturbation leaves rounding behind in them.
+    A sequence of `Record`. Refused steps, and steps that the closure interrupted, have records too, since in-place
+    perturbation leaves rounding errors in them. `record` describes the bytes.
 
     Attributes:
-        setups: (records before it, setup) for each setup, in order.
-        checks: records before it -> fingerprint of all weights, of every 1000th step.
+        setups: for each setup, in order: the number of records before it, and the setup.
+        checks: fingerprints of all weights, one every 1000 steps, by the number of records before each.
         steps: the step count at the end; refused steps count, interrupted ones do not.
     """
 
     def __init__(self) -> None:
         self._data = bytearray(MAGIC)
         self._crc = zlib.crc32(MAGIC)
-        self._ends = array("Q")  # of records other than setups
-        self._starts = array("Q")
-        self._at = array("Q")  # the step count before each
+        # Of each step's record: where it begins and ends, and the step count before it.
+        self._starts, self._ends, self._at = array("Q"), array("Q"), array("Q")
         self.setups: list[tuple[int, Setup]] = []
         self.checks: dict[int, str] = {}
         self.steps = 0
@@ -86,62 +85,62 @@ class Trajectory(Sequence[Record]):
 
     @property
     def refused_steps(self) -> int:
-        """How many of its steps were refused, and changed nothing."""
+        """How many steps were refused, and changed nothing."""
         refused = RefusedSteps()
         for record in self:
             refused = refused.after(record)
         return refused.count
 
     def to_bytes(self) -> bytes:
-        """What a file of it holds."""
+        """The bytes that a file of this trajectory holds."""
         return bytes(self._data)
 
     @property
     def nbytes(self) -> int:
-        """How many they are."""
+        """The size of its file."""
         return len(self._data)
 
     def until(self, steps: int) -> int:
-        """How many records there are before the first one that was taken at this step count, or later."""
+        """How many records come before the first one with at least `steps` steps before it."""
         return next((i for i, at in enumerate(self._at) if at >= steps), len(self))
 
     def tail(self, start: int) -> bytes:
-        """Its bytes from one on."""
+        """Its bytes from byte `start` on."""
         return bytes(memoryview(self._data)[start:])
 
     def save(self, path: str | Path) -> None:
-        """Write it to a file, in place of what the file held, which is lost only once all of this is on the disk."""
+        """Write it to a file. A file that exists is replaced, but only once all of the new one is on the disk."""
         files.replace(path, self._data)
 
     @classmethod
     def load(cls, path: str | Path, *, recover: bool | str = False) -> Trajectory:
-        """Read a file that `save` wrote, or that an optimizer appended to.
+        """Read a file that `save` or an optimizer wrote.
 
         Args:
-            recover: "incomplete" leaves out the last record if the file ends within it, which is what a killed process
-                or a full disk leaves; True takes the longest sound beginning, whatever comes after it.
+            recover: "incomplete" ignores the last record if the file ends within it, as a killed process or a full disk
+                leaves it. True keeps the longest sound beginning, whatever comes after it.
 
         Raises:
-            OSError: it cannot be read.
-            ValueError: it is no trajectory, or of a newer version, or one of its records is cut off or damaged, and is
-                not to be left out; the message says which, at which byte, and what to do.
+            OSError: the file cannot be read.
+            ValueError: it is no trajectory, or of a newer version, or has an incomplete or damaged record that
+                `recover` does not cover; the message names the record, the byte, and what to do.
         """
         return cls.from_bytes(files.read(path), recover=recover, path=path)
 
     @classmethod
     def from_bytes(cls, data: bytes, *, recover: bool | str = False, path: str | Path = "trajectory") -> Trajectory:
-        """As `load`, of what a file at `path` holds."""
+        """As `load`, from the bytes of a file; `path` is for messages."""
         if not (isinstance(recover, bool) or recover == "incomplete"):
             raise ValueError(f"recover: expected False, 'incomplete' or True, got {recover!r}")
         result, _, fault = read(data)
         if fault is not None:
-            left_out = fault.kind == "incomplete" if recover == "incomplete" else recover and fault.recoverable
-            if not left_out:
+            ignored = fault.kind == "incomplete" if recover == "incomplete" else recover and fault.recoverable
+            if not ignored:
                 raise FaultyTrajectory.of(fault, path, result.steps)
         return result
 
     def _take(self, at: int, order: Order | None = None) -> int:
-        """Count in the record at byte `at` of the data, and return its end. What others wrote is to keep an order."""
+        """Register the record at byte `at`, and return where it ends; with `order`, check that it may come there."""
         setup = self.setups[-1][1] if self.setups else None
         kind, end = check(self._data, at, self._crc, None if setup is None else len(setup.weight_decays))
         what: Setup | str | None = None
@@ -158,7 +157,11 @@ class Trajectory(Sequence[Record]):
         return end
 
     def _noting(self, kind: Kind, at: int, end: int, crc: int, what: Setup | str | None) -> list[Callable[[], object]]:
-        """What counts a record in, of which `what` is the setup or the fingerprint: C functions all."""
+        """The calls of C functions that register a record.
+
+        Args:
+            what: the setup or fingerprint in it, None for a step.
+        """
         here = partial(setattr, self, "_crc", crc)
         if isinstance(what, Setup):
             anchored = partial(setattr, self, "_anchored", what.anchored)
@@ -177,7 +180,7 @@ class Trajectory(Sequence[Record]):
         ]
 
     def without_interrupted_end(self) -> Trajectory:
-        """As it was before the steps at its end that were interrupted, and hence do not count."""
+        """The trajectory without interrupted steps at its end, which do not count."""
         end = len(self._data)
         for start, stop in zip(reversed(self._starts), reversed(self._ends), strict=True):
             if stop != end or kind_of(self._data, start) is not Kind.INTERRUPTED:
@@ -190,11 +193,11 @@ class Trajectory(Sequence[Record]):
         _make(self.adding_setup(setup))
 
     def add(self, record: Record) -> None:
-        """Append a step; its own step count and eps are those of the trajectory."""
+        """Append a step. Its `step` and `eps` are ignored: those of the trajectory hold."""
         _make(self.adding(record))
 
     def may_go_on(self, setup: Setup) -> bool:
-        """Whether a setup that continues the records can be read again."""
+        """Whether a file with this setup after the present records can be read again."""
         order = Order()
         order.setup, order.anchored = (self.setups[-1][1] if self.setups else None), self._anchored
         try:
@@ -204,15 +207,15 @@ class Trajectory(Sequence[Record]):
         return True
 
     def adding_setup(self, setup: Setup) -> list[Callable[[], object]]:
-        """As `adding`, for `add_setup`."""
+        """The calls that append a setup; see `adding`."""
         return self._appending(Kind.SETUP, encode_setup(setup, self._crc), setup)
 
     def adding_check(self, fingerprint: str) -> list[Callable[[], object]]:
-        """As `adding`, of a fingerprint of all weights after the last step."""
+        """The calls that append a fingerprint of all weights after the last step; see `adding`."""
         return self._appending(Kind.CHECK, encode_check(fingerprint, self._crc), fingerprint)
 
     def adding(self, record: Record) -> list[Callable[[], object]]:
-        """What `add` does, as calls of C functions, for who makes them together with what the record tells of."""
+        """The calls of C functions that append a step, to be made together with the step itself (`at_once`)."""
         return self._appending(record.kind, encode(replace(record, step=self.steps), self._crc), None)
 
     def _appending(self, kind: Kind, data: bytes, what: Setup | str | None) -> list[Callable[[], object]]:
@@ -227,11 +230,13 @@ def _make(calls: Sequence[Callable[[], object]]) -> None:
 
 
 def read(data: bytes) -> tuple[Trajectory, int, Fault | None]:
-    """The longest sound beginning of what a trajectory's file holds, how many bytes that is, and what is wrong behind
-    it. Everything that can be read in it has been checked.
+    """Read the longest sound beginning of a trajectory; every record in it has been checked.
+
+    Returns:
+        The trajectory, how many bytes of `data` it covers, and the fault after them, None if there is none.
     """
     result = Trajectory()
-    if (fault := beginning(data)) is not None:
+    if (fault := diagnose_beginning(data)) is not None:
         return result, 0, fault
     result._data = bytearray(data)
     order, at, records = Order(), len(MAGIC), 0
@@ -240,6 +245,6 @@ def read(data: bytes) -> tuple[Trajectory, int, Fault | None]:
             at = result._take(at, order)
             records += 1
     except Damaged as error:
-        fault = found(data, at, result._crc, order, records, error)
+        fault = diagnose(data, at, result._crc, order, records, error)
         del result._data[at:]
     return result, at, fault

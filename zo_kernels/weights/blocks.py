@@ -10,12 +10,14 @@ from ..spec import mix
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a model: members of the outermost `nn.ModuleList`s of two or more modules of one class
-    that are themselves made of modules (OPT `decoder.layers`, Llama `layers`, GPT-2 `h`, BERT `layer`, T5 `block` of
-    encoder and decoder). Lists inside a block (experts, T5's sublayers) are part of that block.
+    """Find the repeated blocks of a model.
+
+    Blocks are the members of the outermost `nn.ModuleList`s that hold two or more modules of one class, each with
+    submodules of its own: OPT's `decoder.layers`, Llama's `layers`, GPT-2's `h`, BERT's `layer`, T5's `block` in both
+    encoder and decoder. A list inside a block (experts, T5's sublayers) belongs to that block.
 
     Raises:
-        ValueError: there are none; say which they are with `blocks=`.
+        ValueError: the model has none; name them with `blocks=`.
     """
     blocks: list[nn.Module] = []
 
@@ -37,7 +39,7 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def block_of_parameters(blocks: Sequence[nn.Module]) -> dict[Tensor, int]:
-    """Each parameter -> the index of its block. One that several blocks share belongs to none: it is never dropped."""
+    """Map each parameter to the index of its block. One that several blocks share is left out: never dropped."""
     owner: dict[Tensor, int] = {}
     shared: set[Tensor] = set()
     for i, block in enumerate(blocks):
@@ -47,31 +49,33 @@ def block_of_parameters(blocks: Sequence[nn.Module]) -> dict[Tensor, int]:
     return {p: i for p, i in owner.items() if p not in shared}
 
 
-def how_many(n_blocks: int, drop: float) -> int:
-    """Blocks that a step drops: round(drop * n_blocks), and at most n_blocks - 1."""
+def dropped_count(n_blocks: int, drop: float) -> int:
+    """The number of blocks that a step drops: round(drop * n_blocks), but at most n_blocks - 1."""
     return min(round(drop * n_blocks), n_blocks - 1)
 
 
-def of_no_use(n_blocks: int, drop: float, block_of: Mapping[Tensor, int], trained: Sequence[Tensor]) -> str | None:
-    """Why dropping blocks does not do what it is for, or None."""
-    count = how_many(n_blocks, drop)
+def why_drop_is_useless(
+    n_blocks: int, drop: float, block_of: Mapping[Tensor, int], trained: Sequence[Tensor]
+) -> str | None:
+    """Why this `drop` has no effect, or leaves some steps with nothing to train; None if it is fine."""
+    count = dropped_count(n_blocks, drop)
     blocks = {block_of.get(p) for p in trained}
     if count < 1:
-        return f"{drop} of {n_blocks} blocks is none, so that every step trains all; give a larger drop, or 0"
+        return f"{drop} of {n_blocks} blocks rounds to none, so every step trains all of them; give a larger drop, or 0"
     if blocks <= {None}:
         return (
-            f"no trained parameter is in one of the {n_blocks} blocks alone, so that every step trains all; give drop=0"
+            f"none of the {n_blocks} blocks has a trained parameter of its own, so every step trains all; give drop=0"
         )
     if None not in blocks and len(blocks) <= count:
         return (
-            f"of {n_blocks} blocks {count} are dropped in a step, and all trained parameters are in {len(blocks)}, so "
-            "that some steps train nothing; give a smaller drop, or name with blocks=[...] those that are trained"
+            f"a step drops {count} of {n_blocks} blocks, but only {len(blocks)} have trained parameters, so some steps "
+            "would train nothing; give a smaller drop, or name the trained blocks with blocks=[...]"
         )
     return None
 
 
 def dropped_blocks(n_blocks: int, drop: float, draw: int) -> frozenset[int]:
-    """`how_many` block indices, uniform at random as the 64-bit `draw` decides."""
-    count = how_many(n_blocks, drop)
+    """The indices of `dropped_count` blocks, uniformly at random: a pure function of the 64-bit `draw`."""
+    count = dropped_count(n_blocks, drop)
     order = sorted(range(n_blocks), key=lambda i: mix(draw + i + 1))
     return frozenset(order[:count])

@@ -1,4 +1,4 @@
-"""The thresholds of magnitude masks: taken when a run begins, kept as long as it lasts, and looked at now and then."""
+"""The thresholds of magnitude masks: set when a run begins, kept until it ends, and checked now and then."""
 
 from __future__ import annotations
 
@@ -11,156 +11,160 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..doubts import Doubts
 from ..trajectory import Trajectory
-from .shards import Shard, shard_of
+from ..warn import Warner
+from .percentiles import Percentile, count_here, far_too_many, magnitude_percentile, target_count
+from .shards import Shard, shard_of, summed_over
 from .tables import Weight, Weights
-from .thresholds import Percentile, count_here, magnitude_percentile, too_many, wanted
-from .whole import summed_over
 
-_EVERY = 1000  # steps from one look at the shares to the next; it costs less than a pass
-_EARLY = 100  # a step with one besides
-_FEW = 8  # weights that are to take part, below which a tensor's share says little
-_PART = 0.1  # of the weights that are to take part, in tensors whose share is off: from here on it is said
-_SMALL = 0.01  # of the weights to be masked, in tensors that are left dense: up to here that is no error
+_CHECK_EVERY = 1000  # steps between two checks of the shares; a check costs less than a pass
+_EARLY_CHECK = 100  # one more check, at this step
+_TOO_FEW = 8  # a tensor in which fewer weights should take part is not checked: its share says little
+_REPORT_FROM = 0.1  # report when tensors with wrong shares hold this fraction of the weights that should take part
+_DENSE_IS_FINE = 0.01  # up to this fraction of the masked weights may be in tensors left dense without an error
 
 
 @dataclass(frozen=True, slots=True)
-class _Taken:
-    """Of a parameter: its threshold, None if it is left dense; of which percentile, None if of a run that goes on."""
+class _Threshold:
+    """The threshold of one parameter, None if it is left dense, and how it came about.
 
-    threshold: float | None
+    `percentile` is None for a threshold that was restored from an earlier run.
+    """
+
+    value: float | None
     sparsity: float
     percentile: Percentile | None = None
 
 
 class Thresholds:
-    """Of each parameter the h of its mask |θ| <= h.
+    """The h of each parameter's mask |θ| <= h.
 
-    A mask is taken anew from the weights in every step, so one by magnitude means nothing for a tensor whose magnitudes
-    do not separate, such as LoRA's B, which is all zeros: whatever takes part in the first step has another magnitude
-    from then on. Which of the equal ones take part would have to be drawn and then kept, as a bit a weight, for as long
-    as the run lasts. Such tensors are left dense instead, and named once.
+    Every step computes the mask anew from the weights. Magnitudes that do not separate, as in LoRA's B, which starts as
+    all zeros, therefore give no useful mask: whatever takes part in the first step has another magnitude afterwards. To
+    mask such a tensor, one would have to draw which of the equal weights take part, and store a bit for each as long as
+    the run lasts. Such tensors are left dense instead, and reported once.
 
     Args:
-        of_run: of a run that is gone on with, by parameter; None for a dense one.
+        of_run: the thresholds of the run to be continued, by parameter; None for a dense parameter.
 
     Attributes:
-        fixed: whether steps were taken, or are being taken, with these. Until then they are those of the weights as
-            they are, whenever they came to be.
+        fixed: whether a step has used these thresholds. Before that they follow the weights: if the weights change,
+            the thresholds are computed again.
     """
 
-    def __init__(self, doubts: Doubts, of_run: Mapping[Tensor, float | None] | None = None):
-        self._doubts = doubts
-        self._taken = {p: _Taken(h, math.nan) for p, h in (of_run or {}).items()}
+    def __init__(self, warner: Warner, of_run: Mapping[Tensor, float | None] | None = None):
+        self._warner = warner
+        self._known = {p: _Threshold(h, math.nan) for p, h in (of_run or {}).items()}
         self.fixed = of_run is not None
-        self._due = self.fixed  # whether the next step looks at the shares
-        self._masking = any(taken.threshold is not None for taken in self._taken.values())
-        self._sparsities: list[float] = []  # of the groups, when they were fixed
-        self._changes = 0  # by others
-        self._drifted = False  # whether weights are past their thresholds because the run moved them there
+        self._due = self.fixed  # whether the next step checks the shares
+        self._masking = any(t.value is not None for t in self._known.values())
+        self._sparsities: list[float] = []  # of the groups, when the thresholds were fixed
+        self._changes = 0  # of the weights, by others than the optimizer
+        self._drifted = False  # whether the run itself has moved weights past their thresholds
 
     @classmethod
-    def of_trajectory(cls, doubts: Doubts, by_name: Mapping[str, Tensor], run: Trajectory) -> Thresholds:
-        """Those that the run was recorded with, of what is frozen by its end, too."""
+    def of_trajectory(cls, warner: Warner, by_name: Mapping[str, Tensor], run: Trajectory) -> Thresholds:
+        """The thresholds that a run was recorded with, also of parameters that were frozen before its end."""
         every = [w for _, setup in run.setups for w in setup.weights]
-        found = cls(doubts, {by_name[w.name]: w.threshold for w in every if w.name in by_name})
-        found._due = False  # the weights come out of a replay of it
+        found = cls(warner, {by_name[w.name]: w.threshold for w in every if w.name in by_name})
+        found._due = False  # the weights come from a replay of this run
         return found
 
     @classmethod
-    def of_state(cls, doubts: Doubts, parameters: Sequence[Tensor], run: Mapping[str, Any]) -> Thresholds:
-        """Those in a checked state. One of no step has none that any step was taken with; one of a parameter that is
-        frozen, if there is none, is yet to be taken.
+    def of_state(cls, warner: Warner, parameters: Sequence[Tensor], run: Mapping[str, Any]) -> Thresholds:
+        """The thresholds in a checked state.
+
+        A state from before the first step fixes none. A frozen parameter without a threshold gets one when it is
+        unfrozen.
         """
         if not run["step_count"]:
-            return cls(doubts)
+            return cls(warner)
         heights = zip(parameters, run["thresholds"], strict=True)
-        return cls(doubts, {p: h for p, h in heights if h is not None or p.requires_grad})
+        return cls(warner, {p: h for p, h in heights if h is not None or p.requires_grad})
 
     def get(self, p: Tensor) -> float | None:
-        """The threshold of p, None if it has none, or not yet."""
-        taken = self._taken.get(p)
-        return None if taken is None else taken.threshold
+        """The threshold of p; None if it is dense, or has none yet."""
+        known = self._known.get(p)
+        return None if known is None else known.value
 
     def take(self, p: Tensor, shard: Shard, sparsity: float) -> float | None:
-        """The threshold of p: from now on this one."""
-        if p not in self._taken:
+        """Return the threshold of p, computing it from its magnitudes the first time; None if p is left dense."""
+        if p not in self._known:
             n, sparsity = math.prod(shard.whole), checks.number("sparsity", sparsity, 0.0, 1.0, open_high=True)
-            if wanted(n, sparsity) == n:  # all are to take part, whatever they grow to
-                self._taken[p] = _Taken(None, sparsity)
+            if target_count(n, sparsity) == n:  # all take part, however large they grow
+                self._known[p] = _Threshold(None, sparsity)
             else:
                 found = magnitude_percentile(shard, sparsity)
-                self._taken[p] = _Taken(found.h if found.separates else None, sparsity, found)
-            self._masking |= self._taken[p].threshold is not None
-        return self._taken[p].threshold
+                self._known[p] = _Threshold(found.h if found.separates else None, sparsity, found)
+            self._masking |= self._known[p].value is not None
+        return self._known[p].value
 
     def forget_stale(self, groups: Sequence[Mapping[str, Any]], names: Mapping[Tensor, str]) -> bool:
-        """Before the first step: forget what is of other weights or another sparsity, and tell whether there was any.
+        """Before the first step: forget thresholds of weights or sparsities that have changed; return whether any had.
 
-        What was counted is counted again; a version counter would not see what is written to `p.data`.
+        Weights are compared by counting magnitudes again: a version counter would miss writes to `p.data`.
         """
         if self.fixed:
             return False
         stale = []
         for group in groups:
             for p in group["params"]:
-                taken = self._taken.get(p)
-                if taken is None:
+                known = self._known.get(p)
+                if known is None:
                     continue
-                found = taken.percentile
-                if taken.sparsity != group["sparsity"] or (found is not None and not _holds(found, p, names[p])):
+                found = known.percentile
+                if known.sparsity != group["sparsity"] or (found is not None and not _holds(found, p, names[p])):
                     stale.append(p)
         for p in stale:
-            del self._taken[p]
+            del self._known[p]
         return bool(stale)
 
     def name_dense(self, weights: Sequence[Weight], groups: Sequence[Mapping[str, Any]]) -> None:
-        """Say which of these weights are left dense though a part of them was to be left out."""
+        """Report which of these weights are left dense although their group has a sparsity."""
         masked = [w for w in weights if groups[w.row // 2]["sparsity"]]
-        dense = [w for w in masked if w.threshold is None and self._is_odd(w, groups[w.row // 2]["sparsity"])]
+        dense = [w for w in masked if w.threshold is None and self._should_be_masked(w, groups[w.row // 2]["sparsity"])]
         if not dense:
             return
         sizes = [sum(math.prod(w.shard.whole) for w in some) for some in (dense, masked)]
         first, others = dense[0], ", ".join(w.name for w in dense[1:4])
         more = f" (also {others}{f' and {len(dense) - 4} more' if len(dense) > 4 else ''})" if others else ""
-        said = (
+        message = (
             f"sparsity: {len(dense)} of {len(masked)} tensors, with {_percent(*sizes)} of the weights, "
-            f"{'is' if len(dense) == 1 else 'are'} left dense: {self._reason(first)}{more}. To say that this is meant, "
+            f"{'is' if len(dense) == 1 else 'are'} left dense: {self._reason(first)}{more}. If you intend this, "
             "give them a parameter group with sparsity=0"
         )
         about = f"sparsity: dense: {[w.name for w in dense]}"
-        if sizes[0] > _SMALL * sizes[1]:
-            self._doubts.say(about, said)
-        else:  # a new head's bias
-            self._doubts.mention(about, said)
+        if sizes[0] > _DENSE_IS_FINE * sizes[1]:
+            self._warner.warn(about, message)
+        else:  # such as a new head's bias
+            self._warner.note(about, message)
 
-    def _is_odd(self, w: Weight, sparsity: float) -> bool:
+    def _should_be_masked(self, w: Weight, sparsity: float) -> bool:
         size = math.prod(w.shard.whole)
-        return w.parameter in self._taken and wanted(size, sparsity) < size
+        return w.parameter in self._known and target_count(size, sparsity) < size
 
     def _reason(self, w: Weight) -> str:
-        found = self._taken[w.parameter].percentile
+        found = self._known[w.parameter].percentile
         if found is None:
-            return f"{w.name} was, in the run that is gone on with"
+            return f"{w.name} was dense in the run that is being continued"
         return (
-            "a mask by magnitude means nothing where magnitudes do not separate, and of "
-            f"{w.name} {_percent(found.upto, found.size)} have |θ| <= {found.h:.3g}, where "
-            f"{_percent(found.wanted, found.size)} are to take part"
+            "their magnitudes do not separate, so no threshold tells small weights from large ones: "
+            f"{_percent(found.upto, found.size)} of {w.name} have |θ| <= {found.h:.3g}, but only "
+            f"{_percent(found.target, found.size)} should take part"
         )
 
     def look(self, weights: Weights, groups: Sequence[Mapping[str, Any]], step: int, changed: bool) -> None:
-        """Before each step, all ranks together: fix the thresholds, and now and then count what takes part by them.
+        """Before each step, on all ranks together: fix the thresholds, and now and then count what takes part.
 
         Args:
-            weights: of the step.
-            groups: of the optimizer.
+            weights: the tables of the step.
+            groups: the optimizer's parameter groups.
             step: steps taken before.
-            changed: whether somebody else has changed weights since the last step.
+            changed: whether something other than the optimizer has changed weights since the last step.
 
         Raises:
-            ValueError: others have changed weights so that shares are far off, and doubts are strict. No weight has
-                moved.
+            ValueError: such changes have left far too many or too few weights to take part, and the optimizer is
+                strict. No weight has moved.
         """
         self.fixed = True
         given = [group["sparsity"] for group in groups]
@@ -170,20 +174,20 @@ class Thresholds:
             return
         if changed:
             self._changes += 1
-            self._due |= self._changes & (self._changes - 1) == 0  # they may do so in every step
-        if (self._due or (step and (step == _EARLY or step % _EVERY == 0))) and not self._drifted:
+            self._due |= self._changes & (self._changes - 1) == 0  # at 1, 2, 4, 8, ...: it may happen in every step
+        if (self._due or (step and (step == _EARLY_CHECK or step % _CHECK_EVERY == 0))) and not self._drifted:
             self._check_shares(weights, groups)
             self._due = False
 
     def _check_sparsities(self, given: list[float]) -> None:
-        """That of a group which was added counts, a later change of one does not."""
+        """Report groups whose sparsity was changed: only that of a newly added group has an effect."""
         known = self._sparsities
         for i, (had, has) in enumerate(zip(known, given, strict=False)):
             if had != has:
-                self._doubts.say(
+                self._warner.warn(
                     f"sparsity: {i}",
                     f"param_groups[{i}].sparsity: it was changed from {had} to {has}, which has no effect: a run keeps "
-                    "the thresholds that it began with; make the optimizer anew",
+                    "the thresholds that it began with; create a new optimizer to change them",
                 )
         self._sparsities = [*known, *given[len(known) :]]
 
@@ -193,35 +197,35 @@ class Thresholds:
         if not masked:
             return
         sizes = [math.prod(w.shard.whole) for w in masked]
-        due = [wanted(n, groups[w.row // 2]["sparsity"]) for n, w in zip(sizes, masked, strict=True)]
+        due = [target_count(n, groups[w.row // 2]["sparsity"]) for n, w in zip(sizes, masked, strict=True)]
         here = torch.stack([count_here(w.shard, w.threshold or 0.0) for w in masked])
         counts = summed_over([w.shard for w in masked], here).tolist()
         off = [
             i
             for i, (n, r, count) in enumerate(zip(sizes, due, counts, strict=True))
-            if r >= _FEW and (2 * count < r or too_many(n, r, count))
+            if r >= _TOO_FEW and (2 * count < r or far_too_many(n, r, count))
         ]
-        if sum(due[i] for i in off) <= _PART * sum(due):
+        if sum(due[i] for i in off) <= _REPORT_FROM * sum(due):
             return
         i = max(off, key=lambda i: due[i])
         w = masked[i]
-        said = (
-            f"sparsity: {_percent(sum(counts), sum(sizes))} of the weights of masked tensors take part, where "
-            f"{_percent(sum(due), sum(sizes))} are to: {len(off)} of {len(masked)} tensors are off by more than a "
-            f"factor of 2, and of {w.name} {_percent(counts[i], sizes[i])} have |θ| <= {w.threshold:.3g}. "
+        message = (
+            f"sparsity: {_percent(sum(counts), sum(sizes))} of the weights of masked tensors take part instead of "
+            f"{_percent(sum(due), sum(sizes))}: {len(off)} of {len(masked)} tensors are off by more than a factor of "
+            f"2, and in {w.name} {_percent(counts[i], sizes[i])} have |θ| <= {w.threshold:.3g}. "
         )
         if self._changes and self._due:
-            self._doubts.say(
+            self._warner.warn(
                 about,
-                f"{said}Something else than the optimizer changed the weights, and a run keeps the thresholds that it "
-                "began with; to take new ones, make the optimizer anew, with the weights in place",
+                f"{message}Something other than the optimizer changed the weights, and a run keeps the thresholds it "
+                "began with; for new ones, create the optimizer after the weights are loaded",
             )
-        else:  # it is the method, as published
+        else:  # the published method does so, too
             self._drifted = True
-            self._doubts.mention(
+            self._warner.note(
                 about,
-                f"{said}Weights that grow past their threshold take no part any more, fewer of them with a smaller lr; "
-                "or they are not those that the thresholds were taken of. To take new ones, make the optimizer anew",
+                f"{message}Weights that grow past their threshold no longer take part (fewer do with a smaller lr), or "
+                "the thresholds are of other weights. For new thresholds, create a new optimizer",
             )
 
 
@@ -230,7 +234,7 @@ def _percent(part: int, whole: int) -> str:
 
 
 def _holds(known: Percentile, p: Tensor, name: str) -> bool:
-    """Whether it is that of the weights as they are."""
+    """Whether the percentile still holds for the weights as they are now."""
     if p.is_meta:
         return True
     shard = shard_of(name, p)

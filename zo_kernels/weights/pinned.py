@@ -1,7 +1,7 @@
-"""Pinned memory of the host, from which a GPU copies beside its work, in few large pieces.
+"""Pinned host memory in few large pieces: a GPU copies from it while it computes.
 
-PyTorch rounds every allocation of it up to a power of two: for the parameters of OPT-13B, each by itself, that adds a
-quarter to their bytes. So the pieces here are powers of two, and what is moved into them lies side by side.
+PyTorch rounds every pinned allocation up to a power of two. Pinning the parameters of OPT-13B one by one would take a
+quarter more bytes than they have. Here the pieces are powers of two, and many tensors lie side by side in each.
 """
 
 from __future__ import annotations
@@ -12,42 +12,42 @@ import torch
 from torch import Tensor, device
 from torch.utils import dlpack
 
+from ..layouts import ALIGNMENT
 from ..modes import inference_mode
-from ..perturbation.scratch import ALIGNMENT
 
-# Bytes. A piece is allocated before what goes there has given its memory back, so it should not be large; and below the
-# smallest, rounding costs less than another piece.
+# Bytes of a piece. It is allocated before its tensors give their old memory back, so it should not be large. Below the
+# smallest size, rounding wastes less than one more piece would.
 USUAL, SMALLEST = 2**30, 2**20
-FULL = 31 / 32  # of a piece; where tensors do not fill one of the usual size so far, a larger one may be better
-_ALIGNED_ITEM = 16  # bytes of the largest item, a complex128
+FULL = 31 / 32  # if tensors fill less of a piece of the usual size, larger pieces are tried
+_ALIGNED_ITEM = 16  # bytes of the largest element, a complex128
 
 
 def helps(where: device) -> bool:
-    """Whether copies to there are faster from pinned memory."""
+    """Whether copies to this device are faster from pinned memory."""
     return where.type == "cuda"
 
 
 def is_pinned(t: Tensor) -> bool:
-    """Whether a tensor is in pinned memory."""
+    """Whether a tensor lies in pinned memory."""
     return t.is_pinned()
 
 
 def allocate(nbytes: int) -> Tensor:
-    """Pinned memory, uninitialised, uint8 (nbytes,)."""
+    """Allocate pinned memory: an uninitialised uint8 tensor of shape (nbytes,)."""
     return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
 
 
 def pin(tensors: Iterable[Tensor], where: device) -> None:
-    """Move the memory of tensors that are on a CPU and will be copied to a GPU into pinned pieces.
+    """Move CPU tensors that will be copied to a GPU into pinned pieces; changes their `data` in place.
 
-    The tensors stay what they are, of the same values, shapes and strides, with a storage that has their bytes and no
-    others (so that a file of one does not become one of the whole piece), and those that share memory go on sharing it.
-    A piece lives for as long as anything in it. Each tensor's old memory is given up as soon as it was copied: at no
-    time is more needed than for the tensors, what pieces leave empty, and one piece.
+    Values, shapes and strides stay the same, and tensors that share memory still share it. Each storage covers its own
+    bytes only, so that saving one tensor does not save the whole piece. A piece lives as long as any tensor in it. Each
+    tensor's old memory is released as soon as it has been copied, so the peak is the tensors, the gaps in the pieces,
+    and one piece.
 
     Args:
-        tensors: of any device and dtype; a tensor may come more than once.
-        where: what they will be copied to. If it is no GPU, nothing happens.
+        tensors: of any device and dtype; those not on a CPU are left alone, and a tensor may come more than once.
+        where: the device they will be copied to. If it is no GPU, nothing happens.
     """
     if not helps(where):
         return
@@ -67,14 +67,14 @@ def pin(tensors: Iterable[Tensor], where: device) -> None:
 
 
 def plan(sizes: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
-    """How to lay out so many bytes each.
+    """Lay out tensors of these sizes in bytes.
 
     Returns:
-        The sizes of the pieces, all powers of two; and for each of `sizes` its piece, and where in it it begins, a
-        multiple of ALIGNMENT.
+        The sizes of the pieces, all powers of two; and for each of `sizes` the index of its piece and its offset there,
+        a multiple of ALIGNMENT.
     """
     aligned = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
-    waiting = sorted(range(len(sizes)), key=lambda i: -aligned[i])  # what is large finds room first
+    waiting = sorted(range(len(sizes)), key=lambda i: -aligned[i])  # the largest first
     pieces: list[int] = []
     places = [(0, 0)] * len(sizes)
     while waiting:
@@ -88,16 +88,16 @@ def plan(sizes: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
 
 
 def bytes_pinned(tensors: Iterable[Tensor]) -> int:
-    """What `pin` allocates for tensors that share no memory. They may be on the meta device."""
+    """The bytes that `pin` allocates for tensors that share no memory; they may be on the meta device."""
     return sum(plan([_nbytes(t) for t in tensors if t.numel()])[0])
 
 
 def _next_piece(sizes: Sequence[int]) -> tuple[int, list[int | None]]:
-    """A piece for some of what is left, the largest first, and where each begins in it, None if it does not fit."""
+    """The size of the next piece, and each remaining tensor's offset in it, None if it does not fit; largest first."""
     total, least = sum(sizes), _power_of_two(sizes[0])
     if total <= SMALLEST:
         return _power_of_two(total), _filled(_power_of_two(total), sizes)
-    most = max(least, _power_of_two(total + 1) // 2)  # or more of it would be empty than not
+    most = max(least, _power_of_two(total + 1) // 2)  # a larger piece would be more than half empty
     first = min(max(least, USUAL), most)
     candidates = [first << k for k in range((most // first).bit_length())]
 
@@ -109,6 +109,7 @@ def _next_piece(sizes: Sequence[int]) -> tuple[int, list[int | None]]:
 
 
 def _filled(piece: int, sizes: Sequence[int]) -> list[int | None]:
+    """The offsets of tensors put into a piece one after the other, None for those that do not fit."""
     starts: list[int | None] = []
     used = 0
     for size in sizes:
@@ -119,23 +120,23 @@ def _filled(piece: int, sizes: Sequence[int]) -> list[int | None]:
 
 
 def _power_of_two(n: int) -> int:
-    """The smallest that is no less."""
+    """The smallest power of two that is at least n."""
     return 1 << (n - 1).bit_length()
 
 
 def _nbytes(t: Tensor) -> int:
-    """From its first element to its last."""
+    """Bytes from the first element of a tensor to its last."""
     return (1 + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))) * t.element_size()
 
 
 def _units(tensors: Iterable[Tensor]) -> list[tuple[int, int, list[Tensor]]]:
-    """Stretches of memory, by the addresses of begin and end, and the tensors in each: all that overlap are in one."""
+    """Ranges of memory (start and end address) with the tensors in each; tensors that overlap are in one range."""
     units: list[tuple[int, int, list[Tensor]]] = []
     for t in sorted(tensors, key=lambda t: t.data_ptr()):
         start, end = t.data_ptr(), t.data_ptr() + _nbytes(t)
         if units and start < units[-1][1]:
             first, last, sharing = units[-1]
-            # At an address that suits every dtype: they may be of several.
+            # Tensors of several dtypes may share the range: start at an address that suits all of them.
             units[-1] = first - first % _ALIGNED_ITEM, max(last, end), [*sharing, t]
         else:
             units.append((start, end, [t]))
@@ -143,9 +144,9 @@ def _units(tensors: Iterable[Tensor]) -> list[tuple[int, int, list[Tensor]]]:
 
 
 def _move(sharing: Sequence[Tensor], start: int, memory: Tensor) -> None:
-    """Let tensors that share the memory from an address on have `memory`, uint8, instead."""
+    """Move tensors that share the memory from address `start` on into `memory`, a uint8 tensor."""
     with inference_mode(sharing[0].is_inference()):
-        # A storage of its own, which keeps the piece alive.
+        # A storage of their own, which keeps the piece alive.
         own = dlpack.from_dlpack(dlpack.to_dlpack(memory))
         for t in sharing:
             at = t.data_ptr() - start

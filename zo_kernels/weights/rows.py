@@ -57,3 +57,8 @@ def stacked(values: Sequence[Value], where: device) -> Tensor:
     return torch.stack(
         [v if isinstance(v, Tensor) else torch.full((), v, dtype=torch.float64, device=where) for v in values]
     )
+
+
+def decay_factors(rates: Sequence[float], weight_decays: Sequence[float]) -> list[float]:
+    """The factor of the old weights for each row: 1 - lr * weight_decay."""
+    return [1.0 - lr * w for lr, w in zip(rates, weight_decays, strict=True)]

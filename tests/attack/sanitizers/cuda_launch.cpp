@@ -1,6 +1,6 @@
-// In place of csrc/cuda.cu: the extension's launches run on the host, every thread in turn.
-#include "cuda_dispatch.h"
-#include "cuda_kernel.h"
+// In place of csrc/cuda/launch.cu: the extension's launches run on the host, every thread in turn.
+#include "cuda/dispatch.h"
+#include "cuda/thread.h"
 
 namespace zo {
 

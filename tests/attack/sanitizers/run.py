@@ -26,14 +26,13 @@ FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contr
 UNDEFINED = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 BUILDS = {"plain": ["-fopenmp"], "address": [*UNDEFINED, "-fopenmp"], "thread": ["-fsanitize=thread"]}
 RUNTIMES = {"plain": [], "address": ["libasan.so", "libstdc++.so"], "thread": ["libtsan.so", "libstdc++.so"]}
-NATIVE = ["bindings", "cpu", "cpu_table", "cpu_scalar", "cpu_avx2", "cpu_avx512"]
 MODULES = {
-    "_native": [ROOT / f"csrc/{part}.cpp" for part in NATIVE],
-    "_cuda": [ROOT / "csrc/cuda_bindings.cpp", HERE / "cuda_launch.cpp"],
+    "_native": sorted(ROOT.glob("csrc/cpu/*.cpp")),
+    "_cuda": [ROOT / "csrc/cuda/bindings.cpp", HERE / "cuda_launch.cpp"],
 }
 # What takes long to compile and has nothing to do with threads is as in the plain build.
 _locks: dict[Path, Lock] = {}
-SINGLE = {"cpu_avx2", "cpu_avx512", "cuda_bindings", "cuda_launch"}
+SINGLE = {ROOT / "csrc/cpu/avx2.cpp", ROOT / "csrc/cpu/avx512.cpp", *MODULES["_cuda"]}
 
 
 def call(*command: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -47,7 +46,7 @@ def call(*command: str, **options: object) -> subprocess.CompletedProcess[str]:
 def build() -> None:
     """Objects and modules of all builds, but for those that are of the same sources already."""
     includes = call(sys.executable, "-m", "pybind11", "--includes").stdout.split()
-    headers = b"".join(path.read_bytes() for path in sorted(ROOT.glob("csrc/*.h")))
+    headers = b"".join(path.read_bytes() for path in sorted(ROOT.glob("csrc/**/*.h")))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         linked = [
             pool.submit(compile_one, source, flags_of(name, source), includes, headers)
@@ -65,14 +64,14 @@ def build() -> None:
 
 def flags_of(name: str, source: Path) -> list[str]:
     """With which a source of a build is compiled."""
-    return BUILDS["plain" if name == "thread" and source.stem in SINGLE else name]
+    return BUILDS["plain" if name == "thread" and source in SINGLE else name]
 
 
 def compile_one(source: Path, flags: list[str], includes: list[str], headers: bytes) -> Path:
     """The object of a source, named by all that it is made of."""
     command = [CXX, *FLAGS, *flags, *includes, f"-I{ROOT / 'csrc'}"]
     digest = hashlib.sha256(headers + source.read_bytes() + " ".join(command).encode()).hexdigest()[:16]
-    made = OUT / f"objects/{source.stem}-{digest}.o"
+    made = OUT / f"objects/{source.parent.name}-{source.stem}-{digest}.o"
     with _locks.setdefault(made, Lock()):
         if made.exists():
             return made

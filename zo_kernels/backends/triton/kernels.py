@@ -1,4 +1,7 @@
-"""The kernel: dst <- round(decay * src + m * sum_k scale_k * z(seed_k)), noise regenerated in registers."""
+"""The kernel: dst <- round(decay * src + m * sum_k scale_k * z(seed_k)), with noise made in registers.
+
+Arithmetic is float32: one fma a direction, in order, then one rounding to dst's dtype (docs/noise.md, 4).
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,10 @@ FIELDS = tl.constexpr(gpu_table.FIELDS)
 
 @triton.jit
 def widen(w, TARGET: tl.constexpr):
-    """A float of any of the three types to float32, exactly."""
-    if w.dtype == tl.bfloat16 and TARGET == "interpreter":  # whose own conversion loses subnormals
+    """float32, bfloat16 or float16 to float32, exactly."""
+    if w.dtype == tl.bfloat16 and TARGET == "interpreter":  # its own conversion loses subnormals
         return (w.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    elif w.dtype == tl.bfloat16 and TARGET == "cuda":  # which by itself spends two instructions on every second one
+    elif w.dtype == tl.bfloat16 and TARGET == "cuda":  # ptxas by itself needs two instructions for every second element
         return tl.inline_asm_elementwise(
             "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=r,=r,r", [w], dtype=tl.float32, is_pure=True, pack=2
         )
@@ -41,7 +44,7 @@ def place_in(tensor, block, line, column, LINE: tl.constexpr, ALIGNED: tl.conste
 
 @triton.jit
 def inside_of(first, end, block, line, column, ALIGNED: tl.constexpr):
-    """Which of a block's elements are among first .. end - 1; of aligned ones whole lines, so accesses stay wide."""
+    """Which of a block's elements are first .. end - 1. In aligned tensors whole lines are, so accesses stay wide."""
     if ALIGNED:
         return (line >= first - block) & (line < end - block)
     else:
@@ -56,9 +59,9 @@ def axpy(
 ):  # fmt: skip
     """One chunk of one tensor, block by block.
 
-    Chunks divide the counters, not the tensor, so no two programs make the same words, and the high counter word is one
-    for all of a chunk. The first and the last chunk may stick out of the tensor. Places in a chunk fit into 32 bits,
-    those in a tensor do not.
+    Chunks divide the counters, not the tensor, so that no two programs compute the same words, and all counters of a
+    chunk share their high word. The first and the last chunk may stick out of the tensor. Places in a chunk fit 32
+    bits, places in a tensor do not.
 
     Args:
         row: pointer to the tensor's row of the table, see `gpu_table`.
@@ -77,13 +80,13 @@ def axpy(
     weights = tl.load(row).to(tl.pointer_type(DTYPE)) + start
     sources = weights if IN_PLACE else tl.load(row + 1).to(tl.pointer_type(DTYPE)) + start
     mask = tl.load(row + 2).to(tl.pointer_type(tl.uint8))
-    # Of the chunk's elements, these are the tensor's.
+    # The chunk's elements first .. end - 1 lie in the tensor.
     first = tl.maximum(-start, 0).to(tl.int32)
     end = tl.minimum(numel - start, size).to(tl.int32)
 
     param_id, group = halves(row + 5)
     threshold = tl.load((row + 6).to(tl.pointer_type(tl.float32)))
-    # Read as two words: halves shifted out of a 64-bit one make the compiler widen the first round's xor.
+    # Read as two words: if they were shifted out of a 64-bit one, the compiler would widen the first round's xor.
     k0, k1 = halves(seeds)
     scales += group.to(tl.int64) * directions
     scale = tl.load(scales)
@@ -91,7 +94,7 @@ def axpy(
     counter = (start + offset) >> 2
     counter_low, c_hi = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
 
-    # A line is one 128-bit access: one counter's elements if they have 32 bits, two counters' if they have 16.
+    # A line is one 128-bit access: the elements of one counter if they have 32 bits, of two counters if they have 16.
     LINE: tl.constexpr = 128 // DTYPE.primitive_bitwidth
     LINES: tl.constexpr = 4 * COUNTERS // LINE
     line = LINE * tl.arange(0, LINES)[:, None]

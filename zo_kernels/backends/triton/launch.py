@@ -1,4 +1,4 @@
-"""From a table of tensors to kernel launches."""
+"""The launches: from a table of tensors, to the kernels in `kernels`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..tuning import Tuning
 from ..types import Entry, Pass
 
 COUNTERS = BLOCK // 4
-# The interpreter pays for each operation of a block, whatever its size.
+# The interpreter's time goes by operations, not by their size, so its blocks are large.
 INTERPRETER_COUNTERS = 1 << 16
 
 
 def options(tuning: Tuning) -> dict[str, Any]:
-    """With which the kernels are compiled."""
+    """The options that the kernels are compiled with."""
     return {"num_warps": tuning.warps, "num_stages": 1, "enable_fp_fusion": False}
 
 
@@ -49,7 +49,7 @@ def unavailable(where: device) -> str | None:
 
 
 def target() -> str:
-    """For what the kernels of this process are built: "cuda", "hip" or "interpreter"."""
+    """What this process compiles the kernels for: "cuda", "hip" or "interpreter"."""
     from triton import JITFunction
 
     from .kernels import axpy_kernel
@@ -60,9 +60,9 @@ def target() -> str:
 
 
 def prepare(entries: Sequence[Entry]) -> Callable[[Pass], None]:
-    """Build the table once; the result applies a pass to it, on the current stream: see `gpu_table`.
+    """Build a table once and return the function that launches a pass over it on the current stream: see `gpu_table`.
 
-    It changes the active entries' dst, and the mask_tensor of those that record.
+    A pass changes dst of the active entries, and mask_tensor of those that record.
     """
     fits, here = Fits(entries), target()
     counters = COUNTERS
@@ -102,7 +102,7 @@ def _context(where: device, here: str) -> AbstractContextManager[object]:
 def _first(
     group: Group, work: Work, numbers: Coefficients, stochastic: bool, counters: int, here: str, tuning: Tuning
 ) -> None:
-    """Launch, by way of the compiler, and keep what it made."""
+    """Launch by way of Triton's compiler, and keep the compiled kernel."""
     import triton.language as tl
 
     from .kernels import axpy_kernel
@@ -137,7 +137,7 @@ def _first(
 
 
 def _again(compiled: tuple[Any, tuple[Any, ...]], group: Group, work: Work, numbers: Coefficients, stream: int) -> None:
-    """Launch what was compiled: its arguments' types are what they were, so nothing is to be looked at again."""
+    """Launch a compiled kernel directly: the types of its arguments have not changed, so Triton need not look again."""
     kernel, constants = compiled
     kernel[(work.programs, 1, 1)](
         group.address,

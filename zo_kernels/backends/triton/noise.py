@@ -1,6 +1,7 @@
 """noise v1 on a GPU: Philox4x32-7 -> Box-Muller -> rounding, as Triton device functions.
 
-docs/noise.md is the text and zo_kernels/spec.py the reference; the order of the operations is theirs.
+docs/noise.md is the specification and zo_kernels/spec.py the reference; operations have the same order. Arithmetic is
+float32, and every fused multiply-add is written out.
 """
 
 import triton
@@ -21,13 +22,13 @@ INTERPRETED_FMA = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])
 
 
 def leaf(function):
-    """`triton.jit` for small functions: in the interpreter such a call costs many times what the function does."""
+    """`triton.jit` for small functions, a plain call in the interpreter, whose own call costs more than the work."""
     return function if triton.knobs.runtime.interpret else triton.jit(function)
 
 
 @triton.jit
 def cuda_product(x, M: tl.constexpr):
-    """Low and high word of uint32 x * M in one instruction; to some that ptxas finds by itself it adds a zero."""
+    """Low and high word of uint32 x * M in one instruction; ptxas by itself sometimes adds a zero to it."""
     return tl.inline_asm_elementwise(
         f"{{ .reg .b64 p; mul.wide.u32 p, $2, {M}; mov.b64 {{$0, $1}}, p; }}", "=r,=r,r", [x],
         dtype=(tl.uint32, tl.uint32), is_pure=True, pack=1,
@@ -55,7 +56,7 @@ def philox4x32(c_lo, c_hi, param_id, k0, k1, TARGET: tl.constexpr):
     for r in tl.static_range(ROUNDS):
         l0, h0 = product(x0, M0, TARGET)
         l1, h1 = product(x2, M1, TARGET)
-        # What is uniform is put together first.
+        # Uniform words are combined first.
         x0 = h1 ^ (x1 ^ k0)
         x2 = (h0 ^ k1) ^ x3 if r == 1 else h0 ^ (x3 ^ k1)
         x1, x3 = l1, l0
@@ -111,7 +112,7 @@ def box_muller(a, b, TARGET: tl.constexpr):
 
     y = y.to(tl.int32).to(tl.float32).to(tl.int32, bitcast=True)
     k = (y - SPLIT_Y) & -0x800000
-    # With d = y - SPLIT_Y, the text's (d mod 2**23) + SPLIT as one addition of three terms.
+    # With d = y - SPLIT_Y, this is (d mod 2**23) + SPLIT of docs/noise.md as one addition of three terms.
     f = (y - k - (SPLIT_Y - SPLIT)).to(tl.float32, bitcast=True) - 1.0
     p = fma(fma(fma(P6, f, P5, TARGET), f, P4, TARGET), f, P3, TARGET)
     p = fma(fma(fma(p, f, P2, TARGET), f, P1, TARGET), f, P0, TARGET)
@@ -165,7 +166,7 @@ def normal(c_lo, c_hi, param_id, k0, k1, LINE: tl.constexpr, TARGET: tl.constexp
 @triton.jit
 def round_nearest(t, dtype: tl.constexpr, TARGET: tl.constexpr):
     """float32 t to dtype, ties to even."""
-    if dtype == tl.bfloat16 and TARGET == "interpreter":  # whose own conversion truncates
+    if dtype == tl.bfloat16 and TARGET == "interpreter":  # its own conversion truncates
         bits = t.to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         return tl.where(t == t, rounded, 0x7FC0).to(tl.uint16).to(tl.bfloat16, bitcast=True)
@@ -177,11 +178,11 @@ def round_nearest(t, dtype: tl.constexpr, TARGET: tl.constexpr):
 def round_stochastic(t, rho, dtype: tl.constexpr):
     """float32 t to a 16-bit dtype by the random bits rho; t is the result of an fma, so its NaN are quiet."""
     if dtype == tl.bfloat16:
-        # As signed integers only NaN are larger, and rho would carry a GPU's own, 0x7fffffff, into the sign.
+        # As signed integers, only NaN are larger. A GPU's NaN, 0x7fffffff, plus rho would carry into the sign bit.
         bits = tl.minimum(t.to(tl.int32, bitcast=True), 0x7FC00000).to(tl.uint32, bitcast=True)
         rounded = (bits + rho) >> 16
     else:
-        # Subnormals of float32 are here those of float16: the product rounds as the text's addition of 2**-14.
+        # The product turns float16's subnormals into float32's, and rounds as docs/noise.md's addition of 2**-14 does.
         magnitude = tl.minimum(tl.abs(t), 65536.0, propagate_nan=tl.PropagateNan.ALL) * 2.0**-112
         scaled = tl.minimum(magnitude.to(tl.uint32, bitcast=True), 0x0FFFDFFF) << 3  # a NaN stays above infinity
         rounded = ((scaled + rho) >> 16) | ((t.to(tl.uint32, bitcast=True) >> 16) & 0x8000)

@@ -142,14 +142,14 @@ def doubt_16_bits(optimizer: ZeroOrderOptimizer, loss: Any) -> None:
     """
     if not isinstance(loss, Tensor) or loss.dtype not in _SIXTEEN_BITS:
         return
-    about, doubts = "resolution", optimizer._doubts
-    if doubts.heard(about):  # before its value is waited for
+    about, warner = "resolution", optimizer._warner
+    if warner.warned(about):  # before its value is waited for
         return
     value, eps = float(loss.detach().abs().max()), optimizer.param_groups[0]["eps"]
     if not (math.isfinite(value) and value > 0):
         return
     spacing = 2.0 ** math.floor(math.log2(value)) * torch.finfo(loss.dtype).eps
-    doubts.say(
+    warner.warn(
         about,
         f"compute_loss: expected a loss in float32, got one in {str(loss.dtype).removeprefix('torch.')}: near "
         f"{value:.3g} it is a multiple of {spacing:.2g}, so that the projected gradient is one of "

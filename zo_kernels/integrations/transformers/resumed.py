@@ -91,13 +91,13 @@ def tell_of_changes(
         if differ:
             told.append(f"{what}: " + ", ".join(f"{name} {run[name]!r} (now {now[name]!r})" for name in differ))
     if told:
-        optimizer._doubts.mention(  # going on for longer is no mistake
+        optimizer._warner.note(  # going on for longer is no mistake
             "resumed options",
             f"resume_from_checkpoint: the run had other options than were given now; {'; '.join(told)}. To train with "
             f"all that was given now, {_ANEW}",
         )
     if saved is None:
-        optimizer._doubts.say(
+        optimizer._warner.warn(
             "resumed without a place",
             "resume_from_checkpoint: the checkpoint has no zo_trainer.json, as those of earlier versions: options that "
             "were changed may go unnoticed, and batches differ from the run's if the dataset or the collator draws "

@@ -185,7 +185,7 @@ class ZOTrainer(Trainer):
         batches = self._data.reading(epoch_iterator, loader)
         if not self._data.is_as_it_was:
             self._data.is_as_it_was = True
-            self.zo_optimizer._doubts.say("resumed data", resumed.OTHER_DATA)
+            self.zo_optimizer._warner.warn("resumed data", resumed.OTHER_DATA)
         return super().get_batch_samples(batches, *more, **options)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:

@@ -1,0 +1,165 @@
+"""The Triton kernel compiled for GPUs that need not be here: what a CPU can hold a GPU kernel to."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from benchmarks.static.machine_code import Static
+from zo_kernels.backends.types import MaskKind
+
+ROOT = Path(__file__).parents[2]
+WIDE = ("LDG.E.128", "STG.E.128")
+SPILLS_AND_SHARED = ("STL", "LDL", "STS", "LDS", "BAR")
+
+NONE, THRESHOLD = MaskKind.NONE, MaskKind.THRESHOLD
+ARCHITECTURES = (80, 90)
+ALIGNED, UNALIGNED = True, False
+
+# dtype, mask, stochastic, aligned -> at most so many instructions an element in a pass of one direction. Counted with
+# triton 3.9 on sm_80 and sm_90: 29.0 29.1, 29.6 29.9, 29.6 29.9; 31.1 31.3, 36.6 37.5, 39.6 40.8. Older versions: up to
+# half an instruction more.
+BOUNDS = {
+    ("fp32", NONE, False, ALIGNED): 30.1,
+    ("bf16", NONE, False, ALIGNED): 30.6,
+    ("fp16", NONE, False, ALIGNED): 30.6,
+    ("fp32", THRESHOLD, False, ALIGNED): 33.1,
+    ("bf16", THRESHOLD, True, ALIGNED): 38.6,
+    ("fp16", THRESHOLD, True, ALIGNED): 41.6,
+}
+# Counted: 26.9 and 26.8, whatever the dtype, the mask and the rounding.
+FURTHER_BOUND = 28
+
+# The other combinations that a pass can ask for need only come out.
+REST = [
+    ("bf16", NONE, True, ALIGNED),
+    ("fp16", NONE, True, ALIGNED),
+    ("bf16", THRESHOLD, False, ALIGNED),
+    ("fp16", THRESHOLD, False, ALIGNED),
+    *((dtype, mask, False, ALIGNED) for dtype in ("fp32", "bf16") for mask in MaskKind if mask > THRESHOLD),
+    *(
+        (dtype, mask, dtype != "fp32", UNALIGNED)
+        for dtype in ("fp32", "bf16")
+        for mask in MaskKind
+        if mask < MaskKind.RECORD
+    ),
+]
+
+# Operations on float32 whose result does not depend on how a compiler contracts, reorders or flushes: what rounds says
+# so. rsqrt alone is approximate, and corrected by the two fma that follow it.
+EXACT = {
+    "abs.f32", "add.rn.f32", "cvt.f32", "cvt.rn.bf16.f32", "cvt.rn.bf16x2.f32", "cvt.rn.f16.f32", "cvt.rn.f16x2.f32",
+    "cvt.rn.f32", "cvt.rzi.s32.f32", "fma.rn.f32", "max.f32", "min.NaN.f32", "min.f32", "mul.rn.f32", "neg.f32",
+    "rsqrt.approx.ftz.f32", "selp.f32", "setp.le.f32", "setp.num.f32", "sub.rn.f32",
+}  # fmt: skip
+
+# The tests themselves run Triton's interpreter, so the compiler needs a process of its own.
+DRIVER = """
+import dataclasses, json, sys
+import torch, zo_kernels
+assert "triton" not in sys.modules, "importing zo_kernels imported triton"
+from zo_kernels.backends.triton import unavailable
+print(json.dumps(unavailable(torch.device("cpu"))), flush=True)
+from benchmarks.static.triton import Variant, measure
+from zo_kernels.backends.types import MaskKind
+for arch, dtype, mask, stochastic, aligned in json.loads(sys.argv[1]):
+    row = measure(Variant(arch, dtype, MaskKind(mask), stochastic, aligned))
+    print(json.dumps(dataclasses.asdict(row)), flush=True)
+"""
+
+
+def compile_all(keys):
+    """{architecture: (why no CPU, {key: Static})}, the architectures side by side."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    processes = {
+        arch: subprocess.Popen(
+            [sys.executable, "-c", DRIVER, json.dumps([(arch, *key) for key in keys])],
+            env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for arch in ARCHITECTURES
+    }  # fmt: skip
+    results = {}
+    for arch, process in processes.items():
+        out, errors = process.communicate()
+        assert process.returncode == 0, errors
+        reason, *rows = map(json.loads, out.splitlines())
+        results[arch] = reason, {key: Static(**row) for key, row in zip(keys, rows, strict=True)}
+    return results
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    return compile_all(list(BOUNDS))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_compiled_kernels_refuse_the_cpu_and_say_why(compiled, arch):
+    assert "TRITON_INTERPRET=1" in compiled[arch][0]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("key", BOUNDS, ids=str)
+def test_compiled_kernel(compiled, arch, key):
+    static = compiled[arch][1][key]
+    assert static.first <= BOUNDS[key]
+    assert static.further <= FURTHER_BOUND
+    assert set(static.float_operations) <= EXACT
+    size = 4 if key[0] == "fp32" else 2
+    for opcode in WIDE:  # every element, and by nothing narrower
+        assert static.first_opcodes[opcode] * 16 // size == static.elements
+    assert static.count("STG") == static.count("STG.E.128")
+    assert not any(static.count(opcode) for opcode in SPILLS_AND_SHARED)
+
+
+@pytest.mark.slow
+def test_every_other_specialisation_compiles():
+    for _, kernels in compile_all(REST).values():
+        for key, static in kernels.items():
+            assert set(static.float_operations) <= EXACT, key
+
+
+TUNED = """
+from benchmarks.static.triton import Variant, measure
+from zo_kernels.backends.tuning import Tuning
+from zo_kernels.backends.types import MaskKind
+for arch in (80, 90):
+    for key in (("fp32", MaskKind.NONE, False), ("bf16", MaskKind.NONE, True), ("bf16", MaskKind.BITS, False)):
+        usual = measure(Variant(arch, *key))
+        for tuning, more in ((Tuning(prefetch=True), 2.2), (Tuning(warps=8), 2.5), (Tuning(warps=2), 0.0)):
+            tuned = measure(Variant(arch, *key, tuning=tuning))
+            assert tuned.first <= usual.first + more, (arch, key, tuning, usual.first, tuned.first)
+            # Two warps have no registers left for a mask.
+            spills = tuned.count("STL") or tuned.count("LDL")
+            assert not spills or (tuning.warps == 2 and key[1] != MaskKind.NONE), (arch, key, tuning)
+"""
+
+
+@pytest.mark.slow
+def test_tunings_compile():
+    """What a GPU is to choose from: a few instructions more or less, and no spills where one might choose it."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", TUNED], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+ROCM = """
+import re
+from benchmarks.static.triton import Variant, compile_kernel
+from zo_kernels.backends.types import MaskKind
+for dtype, mask, stochastic in (("fp32", MaskKind.NONE, False), ("bf16", MaskKind.THRESHOLD, True)):
+    code = compile_kernel(Variant("gfx942", dtype, mask, stochastic, decay=True))["amdgcn"]
+    assert "v_mad_u64_u32" in code, "no widening multiplication"
+    assert re.search(r"private_segment_fixed_size: *0\\b", code), "it spills"
+"""
+
+
+def test_rocm_compiles():
+    """For an MI300; nothing of it has run. 64-bit products in one instruction, no scratch memory."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", ROCM], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
