@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return plot.run(options.files, options.out)
     if options.suite == "evidence":
-        from .evidence import document
+        from .bench import document
 
         return document.run(options.documents, options.check)
     if options.suite == "gpu":

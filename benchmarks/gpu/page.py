@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..bench import plot, rows
+from ..bench.document import ROOT, updated
 from ..bench.registry import Row
-from ..evidence.document import ROOT, updated
 from . import packed
 
 INTO = ROOT / "docs" / "gpu"

@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..bench import registry, report
+from ..bench.document import Table
 from ..bench.registry import Row
 from ..bench.rows import good
-
-Table = tuple[Sequence[str], list[list[str]]]
 
 
 def _suite(name: str, rows: Sequence[Row]) -> Table:

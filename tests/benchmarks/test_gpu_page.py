@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.__main__ import main, parser
 from benchmarks.bench import plot, registry
-from benchmarks.evidence.document import ROOT
+from benchmarks.bench.document import ROOT
 from benchmarks.gpu import bits, machine, packed, page, plan
 from benchmarks.gpu.options import SECONDS
 from zo_kernels import backends

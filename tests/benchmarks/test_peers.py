@@ -11,13 +11,14 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("rich")
 
+from benchmarks.peers.peer import Settings, Unavailable
+from benchmarks.peers.probes import wrong_step
+from benchmarks.peers.spec import Spec
+
 from benchmarks.__main__ import main, parser
 from benchmarks.peers import apart, cases, figure
 from benchmarks.peers.adapters import OURS, PEERS
 from benchmarks.peers.measure import Side, measure
-from benchmarks.peers.peer import Settings, Unavailable
-from benchmarks.peers.probes import wrong_step
-from benchmarks.peers.spec import Spec
 from benchmarks.step.shapes import SHAPES, Batch
 
 SETTINGS = Settings(lr=1e-4, eps=1e-3, seed=1)

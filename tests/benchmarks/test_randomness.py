@@ -7,11 +7,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from benchmarks.randomness.sample import PER_TENSOR, Sample, tensors
 
 from benchmarks.__main__ import main
 from benchmarks.randomness import dieharder, moments, options, pairings, population, sources, uniforms, words
 from benchmarks.randomness.correlations import products, statistics
-from benchmarks.randomness.sample import PER_TENSOR, Sample, tensors
 from zo_kernels import spec
 
 pytest.importorskip("scipy.stats")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .peer import Loss, Settings, Step
+from ..bench.timing import Watch
+from ..step.shapes import Task
 
+Step = Callable[[], object]
 _WINDOW = 1 << 16  # elements of each parameter that are looked at
 _SIGMAS = 6.0
 _ULP = 2.0**-23  # of float32, for a number of size 1
@@ -16,35 +20,58 @@ _ULPS = 8  # that passes over a weight may round by, together
 _SLOPE = 1e-3  # relative error of the update's length: losses are float32
 
 
-class Windows:
-    """The first elements of each parameter, copied as one float64 vector."""
+@dataclass(frozen=True)
+class Settings:
+    """What all peers are given alike."""
 
-    def __init__(self, model: nn.Module):
-        self.names = [name for name, _ in model.named_parameters()]
-        self.params = list(model.parameters())
+    lr: float
+    eps: float
+    seed: int
 
-    def read(self) -> Tensor:
-        return torch.cat([p.detach().reshape(-1)[:_WINDOW].double() for p in self.params])
 
-    def split(self, read: Tensor) -> list[Tensor]:
-        return list(read.split([min(p.numel(), _WINDOW) for p in self.params]))
+class Loss:
+    """The closure that a peer evaluates.
+
+    Args:
+        task: whose loss.
+        model: the task's, or a copy.
+        watch: notes the calls as "forwards".
+
+    Attributes:
+        observer: is shown each value while the weights are as the peer has put them.
+    """
+
+    def __init__(self, task: Task, model: nn.Module, watch: Watch):
+        self._task, self.model, self._watch = task, model, watch
+        self.observer: Callable[[Tensor], None] | None = None
+
+    def __call__(self) -> Tensor:
+        with self._watch.part("forwards"):
+            loss = self._task.loss(self.model)
+        if self.observer is not None:
+            self.observer(loss)
+        return loss
+
+
+def windows(model: nn.Module) -> list[Tensor]:
+    """The first elements of each parameter, copied, float64."""
+    return [p.detach().reshape(-1)[:_WINDOW].double() for p in model.parameters()]
 
 
 @torch.no_grad()
 def wrong_step(step: Step, loss: Loss, settings: Settings) -> str | None:
-    """Take a step, and say where it is not θ <- θ - lr g z, g = (L(θ + ε z) - L(θ - ε z)) / 2ε, with z of N(0, I).
+    """Take a step, and say how it differs from θ <- θ - lr g z, g = (L(θ + ε z) - L(θ - ε z)) / 2ε, z of N(0, I).
 
     z is what the first two evaluations of the loss differ by.
     """
-    windows = Windows(loss.model)
-    theta = windows.read()
-    seen: list[Tensor] = []
+    theta = torch.cat(windows(loss.model))
+    seen: list[list[Tensor]] = []
     losses: list[float] = []
 
     def look(value: Tensor) -> None:
         losses.append(float(value))
         if len(seen) < 2:
-            seen.append(windows.read())
+            seen.append(windows(loss.model))
 
     loss.observer = look
     try:
@@ -53,24 +80,23 @@ def wrong_step(step: Step, loss: Loss, settings: Settings) -> str | None:
         loss.observer = None
     if len(seen) < 2:
         return f"a step evaluates the loss {len(seen)} times, expected twice"
-    return _wrong(windows, theta, seen, losses, settings)
-
-
-def _wrong(windows: Windows, theta: Tensor, seen: list[Tensor], losses: list[float], settings: Settings) -> str | None:
     eps, lr = settings.eps, settings.lr
-    z = (seen[0] - seen[1]) / (2 * eps)
-    for name, part in zip(windows.names, windows.split(z), strict=True):
-        if not part.any():
+    for (name, _), above, below in zip(loss.model.named_parameters(), *seen, strict=True):
+        if torch.equal(above, below):
             return f"{name} is not perturbed"
+    above, below = map(torch.cat, seen)
+    z = (above - below) / (2 * eps)
     if wrong := _not_normal(z, theta, eps):
         return wrong
     rounding = _ULPS * _ULP * (theta.abs() + eps * z.abs())
-    if (off := (seen[0] + seen[1]) / 2 - theta).abs().gt(rounding).any():
+    if (off := (above + below) / 2 - theta).abs().gt(rounding).any():
         return f"the two losses are not evaluated at θ ± ε z, but around weights that are {off.abs().max():.1e} off θ"
     if losses[0] == losses[1]:
         return "the losses at θ ± ε z do not differ"
     g = (losses[0] - losses[1]) / (2 * eps)
-    change = windows.read() - theta
+    change = torch.cat(windows(loss.model)) - theta
+    if not torch.stack([z, change]).isfinite().all():
+        return "weights become NaN or infinite"
     slope = ((change * z).sum() / z.square().sum()).item()
     if abs(slope + lr * g) > _SLOPE * abs(lr * g) + _ULP * rounding.mean().item():
         return f"the step is {slope:.6e} z, expected {-lr * g:.6e} z"
@@ -92,15 +118,14 @@ def _not_normal(z: Tensor, theta: Tensor, eps: float) -> str | None:
     return None
 
 
-def alike(model: nn.Module, change: Tensor) -> bool:
-    """Whether two parameters of the same shape were changed along the same noise; `change` is as `Windows` reads it."""
+def noise_repeats(before: nn.Module, after: nn.Module) -> bool:
+    """Whether a step changed two successive parameters of the same shape along the same noise."""
     last: dict[torch.Size, Tensor] = {}
-    windows = Windows(model)
-    for p, part in zip(windows.params, windows.split(change), strict=True):
-        before = last.get(p.shape)
-        if before is not None and part.numel() > 8:
-            correlation = (part * before).sum() / (part.norm() * before.norm())
-            if correlation.abs() > 0.9:
-                return True
-        last[p.shape] = part
+    for p, x, y in zip(after.parameters(), windows(before), windows(after), strict=True):
+        change = y - x
+        other = last.get(p.shape)
+        comparable = other is not None and len(change) > 8
+        if comparable and torch.cosine_similarity(change, other, dim=0, eps=0.0).abs() > 0.9:
+            return True
+        last[p.shape] = change
     return False

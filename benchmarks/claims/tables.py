@@ -1,12 +1,12 @@
-"""Tables of the claims, but for MeZO-SVRG's."""
+"""Tables of the claims."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from ..bench.document import Table, interval, milliseconds, number
 from ..bench.registry import Row
-from ..claims.step_times import OURS, PUBLISHED, PUBLISHED_DENSE
-from .cells import interval, milliseconds, number
+from .step_times import OURS, PUBLISHED, PUBLISHED_DENSE
 
 
 def _steps(rows: Sequence[Row], claim: str) -> list[dict[str, Row]]:
@@ -22,7 +22,7 @@ def _means(rows: Sequence[Row], claim: str) -> list[Row]:
     return [r for r in rows if r.get("claim") == claim and r.get("experiment") == "learning" and r.get("runs")]
 
 
-def passes(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
+def passes(rows: Sequence[Row]) -> Table:
     headings = ("examples × tokens", "published, ms", "of it not forwards", "ours, ms", "of it not forwards", "ratio")
     lines = []
     for case in _steps(rows, "perturbation-dominates"):
@@ -40,7 +40,7 @@ def passes(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
     return headings, lines
 
 
-def lezo_step(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
+def lezo_step(rows: Sequence[Row]) -> Table:
     headings = (
         "model, batch",
         "dropped",
@@ -69,7 +69,7 @@ def lezo_step(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
 _BY_TIME = ("time to equal loss, published", "ours", "loss at equal time, published", "ours")
 
 
-def lezo(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
+def lezo(rows: Sequence[Row]) -> Table:
     lines = [[*line, *_by_time(row)] for row, line in _learned(rows, "lezo", "MeZO")]
     return ("task", "method", "lr", "dev loss", "minus MeZO's", *_BY_TIME), lines
 
@@ -94,12 +94,69 @@ def _learned(rows: Sequence[Row], claim: str, first: str) -> list[tuple[Row, lis
     ]
 
 
-def sparse(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
+def sparse(rows: Sequence[Row]) -> Table:
     found = _learned(rows, "sparse-mezo", "MeZO")
     lines = [[*line, number(row, "highest_useful_lr", ".1e"), *_by_time(row)] for row, line in found]
     headings = ("task", "weights that take part", "lr", "dev loss", "minus MeZO's", "highest useful lr", *_BY_TIME)
     return headings, lines
 
 
-def sixteen(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
+def sixteen(rows: Sequence[Row]) -> Table:
     return ("task", "way", "lr", "dev loss", "minus fp32's"), [line for _, line in _learned(rows, "16-bits", "MeZO")]
+
+
+_Q = 5  # of the variances shown
+_BUDGETS = ("steps", "queries", "time")
+_METHODS = ("svrg-q2", "svrg-q5", "svrg-q10")
+
+
+def _right_means(rows: Sequence[Row], *claims: str) -> list[Row]:
+    return [r for r in rows if r.get("claim") in claims and r.get("runs") and r.get("correct")]
+
+
+def svrg_variance(rows: Sequence[Row]) -> Table:
+    headings = ("place", "1 + S/∥∇f∥²", "shared directions", "expected", "separate directions", "expected")
+    places: dict[str, dict[str, Row]] = {}
+    for row in _right_means(rows, "svrg-variance"):
+        if row["anchor_every"] == _Q:
+            places.setdefault(row["place"], {})[row["directions"]] = row
+    return headings, [
+        [
+            place,
+            f"{of['shared']['full_batch_worth']:.2g}",
+            *(
+                text
+                for which in ("shared", "separate")
+                for text in (interval(of[which], "to_mezo_ratio", ".2g"), f"{of[which]['expected_ratio']:.2g}")
+            ),
+        ]
+        for place, of in places.items()
+        if {"shared", "separate"} <= set(of)
+    ]
+
+
+def svrg_runs(rows: Sequence[Row]) -> Table:
+    found = {(r["problem"], r["budget"], r["method"]): r for r in _right_means(rows, "svrg-least-squares", "svrg-mlp")}
+    lines = []
+    for problem in dict.fromkeys(key[0] for key in found):
+        for budget in _BUDGETS:
+            cells = [found.get((problem, budget, method)) for method in _METHODS]
+            if all(cells):
+                lines.append([problem, f"equal {budget}", *(_judged(cell) for cell in cells if cell)])
+    return ("problem", "at", *(f"q = {m.removeprefix('svrg-q')}" for m in _METHODS)), lines
+
+
+def _judged(row: Row) -> str:
+    verdict = row.get("to_mezo_verdict")
+    return interval(row, "to_mezo_ratio", ".2f") + ("" if verdict is None else f" {verdict}")
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
+    "passes": passes,
+    "lezo-step": lezo_step,
+    "lezo": lezo,
+    "sparse-mezo": sparse,
+    "16-bits": sixteen,
+    "svrg-variance": svrg_variance,
+    "svrg-runs": svrg_runs,
+}

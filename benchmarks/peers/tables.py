@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from ..bench.document import Table, milliseconds, number
 from ..bench.registry import Row
-from .cells import milliseconds, number
 
 _FIRST_SHAPE = "opt-125m"  # where passes dominate
-_PROMISES = ("same_seed_same_bits", "other_seed_other_bits", "seed_0_works", "noise_differs")
+_PROMISES = {
+    "same_seed_same_bits": "a seed repeats",
+    "other_seed_other_bits": "seeds differ",
+    "seed_0_works": "seed 0 repeats",
+    "noise_differs": "tensors of equal shape get different noise",
+}
 
 
 def _of(rows: Sequence[Row], experiment: str) -> list[Row]:
-    """Ours first."""
+    """The right ones, ours first."""
     found = [row for row in rows if row.get("experiment") == experiment and row.get("correct")]
     return sorted(found, key=lambda row: not row["peer"].startswith("ours"))
 
 
-def _titles(rows: Sequence[Row]) -> dict[str, str]:
-    return {"ours": "zo_kernels, in place"} | {row["peer"]: row["baseline"] for row in _of(rows, "time")}
+def _titled(rows: Sequence[Row], experiment: str) -> list[tuple[str, Row]]:
+    """Rows of an experiment with the title of their peer."""
+    titles = {"ours": "zo_kernels, in place"} | {row["peer"]: row["baseline"] for row in _of(rows, "time")}
+    return [(titles.get(row["peer"], row["peer"]), row) for row in _of(rows, experiment)]
 
 
-def steps(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
-    headings = (
-        "model, batch",
-        "package",
-        "processor ms",
-        "ours",
-        "ratio",
-        "ratio by the clock (p10 to p90)",
-        "extra MiB",
-        "ours",
-    )
-
+def steps(rows: Sequence[Row]) -> Table:
     def where(row: Row) -> tuple[object, ...]:
         return tuple(row[key] for key in ("shape", "peer", "batch", "tokens"))
 
     memory = {where(row): row for row in _of(rows, "memory")}
     timed = sorted(_of(rows, "time"), key=lambda row: (row["shape"] != _FIRST_SHAPE, -row["cpu_ratio"]))
-    return headings, [
+    times = ("processor ms", "ours", "ratio", "ratio by the clock (p10 to p90)")
+    return ("model, batch", "package", *times, "extra MiB", "ours"), [
         [
             f"{row['shape']}, {row['batch']} × {row['tokens']}",
             f"{row['baseline']} {row['peer_version'] or ''}".strip(),
@@ -52,39 +49,29 @@ def steps(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
     ]
 
 
-def exactness(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
-    headings = (
-        "package",
-        "weights after a step with lr = 0",
-        "a seed repeats",
-        "seeds differ",
-        "seed 0 repeats",
-        "tensors of equal shape get different noise",
-    )
-    titles = _titles(rows)
-    return headings, [
+def exactness(rows: Sequence[Row]) -> Table:
+    answers = {None: "no seed to choose", True: "yes", False: "**no**"}
+    return ("package", "weights after a step with lr = 0", *_PROMISES.values()), [
         [
-            titles.get(row["peer"], row["peer"]),
+            title,
             "the same bits" if row["restored_bits"] else f"off by {row['restored_relative_rms']:.0e} of their size",
-            *(_yes(row.get(promise)) for promise in _PROMISES),
+            *(answers[row[promise]] for promise in _PROMISES),
         ]
-        for row in _of(rows, "exact")
+        for title, row in _titled(rows, "exact")
     ]
 
 
-def _yes(value: bool | None) -> str:
-    return "no seed to choose" if value is None else "yes" if value else "**no**"
-
-
-def loss(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
-    titles = _titles(rows)
+def loss(rows: Sequence[Row]) -> Table:
     return ("package", "runs", "steps", "loss before", "after"), [
         [
-            titles.get(row["peer"], row["peer"]),
+            title,
             str(row["runs"]),
             str(row["steps"]),
             f"{row['loss_before']:.3f}",
             number(row, "loss_after", ".3f"),
         ]
-        for row in _of(rows, "loss")
+        for title, row in _titled(rows, "loss")
     ]
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {"peers": steps, "peers-exactness": exactness, "peers-loss": loss}
