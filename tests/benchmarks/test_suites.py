@@ -24,7 +24,7 @@ from benchmarks.step.baseline_steps import Baseline
 from benchmarks.step.shapes import SHAPES
 from zo_kernels import ops
 from zo_kernels.backends.native import instruction_sets
-from zo_kernels.runs import recorded
+from zo_kernels.runs import run as run_of_steps
 
 CPU = torch.device("cpu")
 QUICK = ["--rounds", "2", "--seconds", "0"]
@@ -243,8 +243,8 @@ def test_steps_of_a_tiny_model(tmp_path):
 def test_no_timed_step_pays_for_another_s_weights(tmp_path, monkeypatch, case):
     """An optimizer whose weights somebody else has changed takes fingerprints: each that is timed has its own."""
     pytest.importorskip("transformers")
-    taken, fingerprints = [], recorded.weight_setups
-    monkeypatch.setattr(recorded, "weight_setups", lambda *a: taken.append(1) or fingerprints(*a))
+    taken, fingerprints = [], run_of_steps.weight_setups
+    monkeypatch.setattr(run_of_steps, "weight_setups", lambda *a: taken.append(1) or fingerprints(*a))
     status, _, _ = rows_of(tmp_path, "step", "--shape", "tiny", "--threads", "1", "--only", f"tiny/{case}$")
     assert status == 0 and len(taken) <= 8  # of each optimizer when it begins, of copies that measure memory, too
 
