@@ -9,7 +9,7 @@ from pathlib import Path
 import zo_kernels
 
 ROOT = Path(zo_kernels.__file__).parent
-GROUND = ("checks", "warner", "files", "interrupts", "layouts", "modes", "names", "spec")  # modules that rooms share
+GROUND = ("checks", "warn", "files", "interrupts", "layouts", "modes", "names", "spec")  # modules that rooms share
 FLOORS = (
     GROUND,
     ("backends",),

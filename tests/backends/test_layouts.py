@@ -230,5 +230,5 @@ def test_backends_take_no_layout_that_they_do_not_know() -> None:
     square = laid_out(torch.ones(3, 3), (1, 0))
     with pytest.raises(ValueError, match=r"w: src: expected other memory than dst, or its strides"):
         Table([Entry(square, square.t(), 0)], ["w"])
-    with pytest.raises(ValueError, match=r"w: expected a contiguous tensor, for a shard of 3 stretches"):
+    with pytest.raises(ValueError, match=r"w: expected a contiguous tensor for a shard of 3 stretches"):
         Table([Entry(w, w, 0)], ["w"], runs=[[0, 8, 16]])

@@ -15,7 +15,7 @@ import zo_kernels as zo
 from zo_kernels.closures import losses
 from zo_kernels.estimators.protocol import Losses
 from zo_kernels.optim import base
-from zo_kernels.perturbation import engine
+from zo_kernels.perturbation import engine, in_forward
 from zo_kernels.perturbation.in_forward import InForward
 from zo_kernels.perturbation.reads.watch import Watch
 from zo_kernels.runs import graphed, recording
@@ -133,7 +133,7 @@ def check_every(patch: Patch, steps: int) -> None:
 
 def watched_steps(patch: Patch, chosen: Callable[[int], bool]) -> None:
     """Which steps look for reads that nothing points to."""
-    patch.setattr(base, "is_sampled", lambda seed, step: chosen(step))
+    patch.setattr(in_forward, "is_sampled", lambda seed, step: chosen(step))
 
 
 def watches(patch: Patch) -> list[Watch]:

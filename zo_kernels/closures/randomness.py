@@ -34,21 +34,23 @@ class Randomness:
 
     All modules are searched only now and then; each step looks at those that were found. Their modes are read after a
     call of the closure, which may set them.
+
+    Attributes:
+        found: whether there are such modules.
     """
+
+    found = False
 
     def __init__(self, warner: Warner, module: nn.Module | None):
         self._warner, self._module = warner, module
         self._drawing: list[tuple[str, nn.Module]] = []
         self._keeping: list[tuple[str, nn.Module]] = []
 
-    def begin(self, due: bool) -> None:
-        """Begin a step.
-
-        Args:
-            due: search all modules again.
-        """
-        if due and self._module is not None:
+    def begin(self) -> None:
+        """Begin a step, and search all modules again."""
+        if self._module is not None:
             self._drawing, self._keeping = draws_in_training(self._module), _keeps_statistics(self._module)
+            self.found = bool(self._drawing or self._keeping)
 
     def may_draw(self) -> bool:
         """Whether a module in training mode may have drawn; then the function from `called` judges it."""
@@ -86,16 +88,20 @@ def _counts(keeping: Sequence[tuple[str, nn.Module]]) -> list[int]:
 
 
 class Draws:
-    """Finds closures that draw a new batch, or noise, in each call: calls them once more if a generator has moved."""
+    """Finds closures that draw a new batch, or noise, in each call: calls them once more if a generator has moved.
+
+    Attributes:
+        due: whether to check the next call.
+    """
 
     def __init__(self, warner: Warner):
         self._warner = warner
-        self._due = False
+        self.due = False
 
-    def begin(self, due: bool) -> None:
-        """Begin a step; with `due`, check its first call."""
+    def begin(self) -> None:
+        """Begin a step whose first call is to be checked."""
         ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self._due |= due and not ranks  # a second call on this rank alone might deadlock
+        self.due |= not ranks  # a second call on this rank alone might deadlock
 
     def call(self, closure: Callable[[], Any], known: Callable[[], bool]) -> Any:
         """Call the closure and return its loss.
@@ -106,9 +112,9 @@ class Draws:
         Raises:
             ValueError: see `Warner`.
         """
-        if not self._due or self._warner.warned(_DRAWN):
+        self.due = False
+        if self._warner.warned(_DRAWN):
             return closure()
-        self._due = False
         before = _all_generators()
         loss = closure()
         scalar = loss.numel() == 1 if isinstance(loss, Tensor) else isinstance(loss, (int, float))

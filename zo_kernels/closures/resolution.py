@@ -29,16 +29,11 @@ _FEW_GRAINS = 8  # with a difference of so few, g has three bits at most
 _COUNT_BELOW = 128  # a loss of fewer grains is a count, such as an accuracy; bfloat16, with 8 bits, reaches 128
 _DIVERGED_FACTOR = 1e3  # a loss that has grown so much has diverged
 _CONVERGED = 1e-3  # a loss below this fraction of the largest one is expected to be coarse
-_NARROW = frozenset((torch.bfloat16, torch.float16))
+NARROW = frozenset((torch.bfloat16, torch.float16))
 _FLOAT32 = (
     "compute it in float32, from float32 logits (F.cross_entropy(logits.float(), labels)): float() and item() do not "
     "help once it is rounded"
 )
-
-
-def is_narrow(loss: Tensor) -> bool:
-    """Whether a loss is a 16-bit floating-point number."""
-    return loss.dtype in _NARROW
 
 
 def narrow_loss_message(loss: Tensor, eps: float) -> str:

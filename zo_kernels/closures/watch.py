@@ -1,4 +1,4 @@
-"""What the calls of a closure tell, beside the losses, of a run that goes wrong."""
+"""Watches the calls of a closure for signs that a run goes wrong."""
 
 from __future__ import annotations
 
@@ -11,36 +11,38 @@ from ..weights.tables import Weights
 from . import first_order
 from .losses import Closure
 from .randomness import Draws, Randomness
-from .resolution import COARSE, is_narrow, narrow_loss_message
+from .resolution import COARSE, NARROW, narrow_loss_message
 
 
 class Closures:
-    """Looks at every call, for as long as there is something left to say."""
+    """Watches every call, as long as there is something left to report."""
 
     def __init__(self, warner: Warner, module: nn.Module | None):
         self._warner, self._randomness, self._draws = warner, Randomness(warner, module), Draws(warner)
 
     def begin(self, weights: Weights, step: int) -> None:
-        """Before a step.
+        """Begin a step.
 
         Args:
-            step: steps taken with these tables of weights. At 0, 1, 2, 4, 8, ... what costs more is looked at, too.
+            step: steps taken with these tables. Costly checks run at steps 0, 1, 2, 4, 8, ...
 
         Raises:
             ValueError: see `Warner`.
         """
         due = step & (step - 1) == 0
-        first_order.look(self._warner, weights.weights, step, due)
-        self._randomness.begin(due)
-        self._draws.begin(due)
+        if due or weights.weights[step % len(weights.weights)].parameter.grad is not None:
+            first_order.look(self._warner, weights.weights, step, due)
+        if due:
+            self._randomness.begin()
+            self._draws.begin()
 
     def looked_at(self, closure: Closure, eps: float) -> Closure:
-        """To be called in place of the closure; raises ValueError where `Warner` does."""
-        called = self._randomness.called()
+        """Return a function to call in place of the closure; it raises ValueError where `Warner` does."""
+        called = self._randomness.called() if self._randomness.found else None
 
         def looked() -> Any:
             try:
-                loss = self._draws.call(closure, self._randomness.may_draw)
+                loss = self._draws.call(closure, self._randomness.may_draw) if self._draws.due else closure()
             except RuntimeError as error:
                 if "does not require grad and does not have a grad_fn" not in str(error):
                     raise
@@ -48,7 +50,7 @@ class Closures:
                     "closure: expected it to return the loss, and no more, but it calls backward(), and there are no "
                     "gradients within a step; leave zero_grad() and backward() away"
                 ) from error
-            if isinstance(loss, Tensor) and is_narrow(loss) and not self._warner.warned(COARSE):
+            if isinstance(loss, Tensor) and loss.dtype in NARROW and not self._warner.warned(COARSE):
                 self._warner.warn(COARSE, narrow_loss_message(loss, eps))
             if called is not None:
                 called()

@@ -54,7 +54,6 @@ class Step:
         groups: the optimizer's parameter groups.
         place: where losses are evaluated.
         guarded: refuse writes of the closure to weights before they happen, in place.
-        watch: look at every operation for reads of weights that are not perturbed, in the forward.
         ranks: those that take the step together; None if this process is alone.
         agreed: texts "name: value" that must be equal on all ranks.
         note_probes: tells whoever restores the weights after an exception.
@@ -75,7 +74,6 @@ class Step:
     note_probes: Callable[[Probes], None]
     note_writes: Callable[[], None]
     guarded: bool = False
-    watch: bool = False
 
     def probes(
         self,
@@ -94,7 +92,7 @@ class Step:
             active,
             step=self.draws.step,
             guarded=self.guarded,
-            watch=self.watch,
+            seed=self.draws.seed,
             from_anchor=from_anchor,
             restore=restore,
         )

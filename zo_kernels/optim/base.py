@@ -20,7 +20,6 @@ from ..estimators.two_sided import TwoSided
 from ..ops import ROUNDINGS
 from ..perturbation.choice import PERTURB, Perturbation
 from ..perturbation.place import Place
-from ..perturbation.reads.watch_policy import is_sampled
 from ..ranks.parallel import Parallel, ranks_of
 from ..runs import state
 from ..runs.attempt import alone, attempted
@@ -234,12 +233,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             note_probes=partial(setattr, progress, "probes"),
             note_writes=partial(run.note_writes, weights, eps, groups),
             guarded=self._trained.steps == 0,
-            watch=self._watches(),
         )
-
-    def _watches(self) -> bool:
-        """Whether this step looks for weights that are read outside of their module even if nothing points to it."""
-        return is_sampled(self._run.seed, self._run.steps)
 
     def _prepare(self) -> Weights:
         return self._run.prepare(self.param_groups, self.state)

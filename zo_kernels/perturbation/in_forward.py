@@ -16,6 +16,7 @@ from ..weights.shards import is_sharded
 from ..weights.tables import Weights
 from .engine import Engine
 from .place import Probes
+from .reads.watch_policy import is_sampled
 
 
 def cannot_perturb_in_forward(module: nn.Module | None) -> str | None:
@@ -51,12 +52,13 @@ class InForward:
         self,
         active: Sequence[int] | None,
         *,
+        seed: int,
         step: int,
         guarded: bool,
-        watch: bool,
         from_anchor: bool,
         restore: Callable[[], None] | None,
     ) -> Probes:
+        watch = is_sampled(seed, step)
         options: Any = {"step": step, "warner": self._warner, "watch": watch, "from_anchor": from_anchor}
         return InForwardProbes(self.engine, self._weights, active, **options)
 

@@ -42,9 +42,9 @@ class InPlace:
         self,
         active: Sequence[int] | None,
         *,
+        seed: int,
         step: int,
         guarded: bool,
-        watch: bool,
         from_anchor: bool,
         restore: Callable[[], None] | None,
     ) -> Probes:

@@ -45,9 +45,9 @@ class Place(Protocol):
         self,
         active: Sequence[int] | None,
         *,
+        seed: int,
         step: int,
         guarded: bool,
-        watch: bool,
         from_anchor: bool,
         restore: Callable[[], None] | None,
     ) -> Probes:
@@ -55,9 +55,9 @@ class Place(Protocol):
 
         Args:
             active: indices of the weights that are perturbed; None for all.
+            seed: of the run.
             step: steps taken before.
             guarded: refuse writes to weights before they happen, where the weights move.
-            watch: look at every operation for reads of weights that are not perturbed, where modules run on copies.
             from_anchor: perturb the anchor instead of θ.
             restore: brings θ back exactly; None if only a pass back can.
         """
