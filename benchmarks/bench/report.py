@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from .registry import Row, verdicts
@@ -13,9 +14,13 @@ def table(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]], c
     widths = [max(map(len, column)) for column in zip(headings, *lines, strict=True)]
     print(title)
     for line in (headings, *lines):
-        cells = (text.rjust(w) if text[:1].isdigit() else text.ljust(w) for text, w in zip(line, widths, strict=True))
-        print("  ".join(cells).rstrip())
+        padded = (f"{text:{'>' if _is_number(text) else '<'}{w}}" for text, w in zip(line, widths, strict=True))
+        print("  ".join(padded).rstrip())
     print(caption)
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[\d.,]+[%KMG]?", text) is not None
 
 
 def show(suite: str, rows: Sequence[Row], cells: Callable[[Row], dict[str, str]]) -> None:
