@@ -121,7 +121,7 @@ STOPPED = {"runs/texts": 2, "runs/mine": 35}
 TEXTS = {
     "why.md": ["g = (L("],
     "noise.md": ["key     =", "d = bits(y)", "t ← decay", "h  =", "dieharder -a"],
-    "design.md": ["w ← round", "csrc/", "integrations, finetune"],
+    "design.md": ["w ← round", "csrc/"],
     "scale.md": ["RanksDiffer: ranks", "RankLost: ranks"],
 }
 # Words that begin lines which are not of this project, and packages that are not.

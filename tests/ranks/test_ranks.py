@@ -61,7 +61,7 @@ def test_sixteen_bits(ranks: Pool, split: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("split", OPTIONS)
 def test_losses_that_stay_on_a_device(ranks: Pool, split: str) -> None:
-    """Nobody looks at them; a step that is refused on one rank is refused on all, and counted when it is known."""
+    """Nobody waits for them; a step that is skipped on one rank is skipped on all, and counted when that is known."""
     (alone,) = ranks.run(1, scenarios.train, method="MeZO", split=split, steps=12, **OPTIONS[split])
     for rank in ranks.run(4, scenarios.train_on_device, event="none", split=split, **OPTIONS[split]):
         assert same(rank["weights"], alone["weights"]) and rank["trajectory"] == alone["trajectory"]
