@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .plot import read
 from .registry import Row
+from .rows import read
 
 ROOT = Path(__file__).parents[2]
 Table = tuple[Sequence[str], list[list[str]]]  # headings and lines

@@ -147,6 +147,17 @@ def _ncu_rows(lines: list[str], table: Path) -> Iterator[Row]:
 
 
 def cells(row: Row) -> dict[str, str]:
-    times = {"self CPU ms": "self_cpu_seconds", "CPU ms": "cpu_seconds", "self device ms": "self_device_seconds"}
-    shown = {"operation": row.get("kind") or row["operation"][:80], "calls": str(row["calls"])}
-    return shown | {name: "" if row.get(key) is None else f"{row[key] * 1e3:,.3f}" for name, key in times.items()}
+    by_ncu = {name: row.get(f"ncu_{name}_percent") for name in ("memory", "compute", "occupancy")}
+    return {
+        "operation": row.get("kind") or row["operation"][:80],
+        "calls": str(row["calls"]),
+        "self CPU ms": _ms(row.get("self_cpu_seconds")),
+        "CPU ms": _ms(row.get("cpu_seconds")),
+        "self device ms": _ms(row.get("self_device_seconds")),
+        **{f"{name} %": f"{percent:.1f}" for name, percent in by_ncu.items() if percent is not None},
+        **({"stalls": row["ncu_stalls"]} if row.get("ncu_stalls") else {}),
+    }
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1e3:,.3f}"

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 pytest.importorskip("transformers")
-pytest.importorskip("rich")
 
 from benchmarks.__main__ import main, parser
 from benchmarks.bench.timing import Plan

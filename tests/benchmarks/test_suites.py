@@ -9,7 +9,7 @@ pytest.importorskip("rich")
 
 
 from benchmarks.__main__ import main, parser
-from benchmarks.bench import registry, room, rows
+from benchmarks.bench import memory, registry, rows
 from benchmarks.bench.registry import Target
 from benchmarks.bench.timing import Call, Plan, Timer, Watch, alternate, quantile
 from benchmarks.kernels import cases as cases_kernels
@@ -170,7 +170,7 @@ def test_a_part_within_another_is_counted_once():
 
 
 def test_kernels_too_large_for_the_memory_are_skipped(rows_of, monkeypatch):
-    monkeypatch.setattr(room, "free_bytes", lambda device: 2**30)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**30)
     status, found, _ = rows_of("kernels", "--elements", "2G", "--only", "^fp32/native:avx2/2|avx2$")
     assert (
         status == 0 and found and all("needs about" in row["skipped"] or "no avx2" in row["skipped"] for row in found)

@@ -120,8 +120,8 @@ STOPPED = {"runs/texts": 2, "runs/mine": 35}
 # Indented blocks that nobody types: equations, what is printed, lists of folders.
 TEXTS = {
     "why.md": ["g = (L("],
-    "noise.md": ["key     =", "d = bits(y)", "t ← decay", "h  ="],
-    "design.md": ["w ← round", "csrc/", "integrations, finetune"],
+    "noise.md": ["key     =", "d = bits(y)", "t ← decay", "h  =", "dieharder -a"],
+    "design.md": ["w ← round", "csrc/"],
     "scale.md": ["RanksDiffer: ranks", "RankLost: ranks"],
 }
 # Words that begin lines which are not of this project, and packages that are not.
