@@ -118,7 +118,7 @@ class Engine:
         """Choose which copies each module gets. In a watched evaluation, each gets only those of its own weights."""
         wanted: Mapping[nn.Module, frozenset[int]] = self._owners.owned if watch else self._owners.together
         if (active := self._active) is not None:
-            # A module with several blocks of which some are dropped would need a table for each choice of them.
+            # If some blocks are dropped, a module around them gets its own weights: other choices need too many tables.
             owned, none = self._owners.owned, frozenset[int]()
             wanted = {m: w if w <= active else owned.get(m, none) & active for m, w in wanted.items()}
         self._wanted = wanted
