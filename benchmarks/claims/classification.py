@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zo_kernels.finetune.config import Config
-from zo_kernels.finetune.train import evaluate
+from zo_kernels.finetune.runs.train import evaluate
 
 from ..exactness.demo_task import DemoTask, demo_task
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from zo_kernels.finetune.config import Config
-from zo_kernels.finetune.train import evaluate
+from zo_kernels.finetune.runs.train import evaluate
 
 from ..bench.registry import Case, Row
 from ..step.exact import wrong_step

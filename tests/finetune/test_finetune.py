@@ -18,11 +18,13 @@ for module in ("rich", "matplotlib", "safetensors"):
 from rich.console import Console  # noqa: E402
 from tiny_run import cut_off, tiny_encoder, tiny_options, write_table  # noqa: E402
 
-from zo_kernels.finetune import Config, cli, finetune, load_classifier, minilm, train  # noqa: E402
-from zo_kernels.finetune.batches import Texts  # noqa: E402
-from zo_kernels.finetune.data import from_tables, read_table  # noqa: E402
+from zo_kernels.finetune import Config, cli, finetune, load_classifier  # noqa: E402
+from zo_kernels.finetune import pretrained as minilm  # noqa: E402
+from zo_kernels.finetune.classifier.batches import Texts  # noqa: E402
+from zo_kernels.finetune.data.splits import from_tables, read_table  # noqa: E402
 from zo_kernels.finetune.docstrings import AREAS, collect, first_sentence, stdlib_docstrings  # noqa: E402
-from zo_kernels.finetune.job import prepare  # noqa: E402
+from zo_kernels.finetune.runs import train  # noqa: E402
+from zo_kernels.finetune.runs.job import prepare  # noqa: E402
 
 
 @pytest.fixture(scope="module")

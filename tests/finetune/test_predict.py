@@ -16,10 +16,10 @@ for module in ("transformers", "datasets"):
 from tiny_run import WORDS, tiny_encoder  # noqa: E402
 from tiny_tasks import row_of, tiny_opt  # noqa: E402
 
-from zo_kernels.finetune.classification import TrainedClassifier  # noqa: E402
-from zo_kernels.finetune.language_model import load_language_model  # noqa: E402
-from zo_kernels.finetune.model import Classifier, load_encoder  # noqa: E402
-from zo_kernels.finetune.prompted import Prompted  # noqa: E402
+from zo_kernels.finetune.classifier.learner import TrainedClassifier  # noqa: E402
+from zo_kernels.finetune.classifier.model import Classifier, load_encoder  # noqa: E402
+from zo_kernels.finetune.prompts.language_model import load_language_model  # noqa: E402
+from zo_kernels.finetune.prompts.predictor import Prompted  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -20,18 +20,11 @@ from tiny_run import cut_off  # noqa: E402
 from tiny_tasks import MODELS, prompted_options, row_of, write_rows  # noqa: E402
 
 import zo_kernels as zo  # noqa: E402
-from zo_kernels.finetune import (  # noqa: E402
-    Config,
-    Summary,
-    cli,
-    finetune,
-    load_classifier,
-    load_prompted,
-    train,
-)
-from zo_kernels.finetune.job import prepare  # noqa: E402
-from zo_kernels.finetune.language_model import load_language_model  # noqa: E402
-from zo_kernels.finetune.metrics import records_of  # noqa: E402
+from zo_kernels.finetune import Config, Summary, cli, finetune, load_classifier, load_prompted  # noqa: E402
+from zo_kernels.finetune.folders.metrics import records_of  # noqa: E402
+from zo_kernels.finetune.prompts.language_model import load_language_model  # noqa: E402
+from zo_kernels.finetune.runs import train  # noqa: E402
+from zo_kernels.finetune.runs.job import prepare  # noqa: E402
 
 Options = dict[str, Any]
 

@@ -16,9 +16,10 @@ for module in ("transformers", "datasets"):
 
 from tiny_tasks import byte_tokenizer, row_of, tiny_bert, write_rows  # noqa: E402
 
-from zo_kernels.finetune import answers, tasks  # noqa: E402
-from zo_kernels.finetune.prompts import CausalPrompts, MaskedPrompts, single_tokens  # noqa: E402
-from zo_kernels.finetune.task_data import TaskData, load_task  # noqa: E402
+from zo_kernels.finetune import tasks  # noqa: E402
+from zo_kernels.finetune.prompts import answers  # noqa: E402
+from zo_kernels.finetune.prompts.render import CausalPrompts, MaskedPrompts, single_tokens  # noqa: E402
+from zo_kernels.finetune.prompts.task_data import TaskData, load_task  # noqa: E402
 from zo_kernels.finetune.tasks import TASKS  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -22,8 +22,9 @@ for module in ("rich", "matplotlib", "safetensors"):
 from tiny_run import tiny_encoder, tiny_options, write_table  # noqa: E402
 
 import zo_kernels as zo  # noqa: E402
-from zo_kernels.finetune import cli, report, train  # noqa: E402
-from zo_kernels.finetune.metrics import records_of  # noqa: E402
+from zo_kernels.finetune import cli  # noqa: E402
+from zo_kernels.finetune.folders.metrics import records_of  # noqa: E402
+from zo_kernels.finetune.runs import report, train  # noqa: E402
 
 Options = dict[str, Any]
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
@@ -190,7 +191,7 @@ def test_before_and_after_the_steps(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("zo_kernels.finetune.job.prepare_learner", interrupted)
+        patched.setattr("zo_kernels.finetune.runs.job.prepare_learner", interrupted)
         assert cli.main(arguments(options, out)) == 130
     assert capsys.readouterr().err == "zo-finetune: interrupted; nothing was written\n" and not out.exists()
 

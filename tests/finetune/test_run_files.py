@@ -14,9 +14,10 @@ for module in ("transformers", "rich", "matplotlib", "safetensors"):
 
 from tiny_run import rewrite, tree  # noqa: E402
 
-from zo_kernels.finetune import job, run_folder  # noqa: E402
-from zo_kernels.finetune.metrics import Metrics, records_of  # noqa: E402
-from zo_kernels.finetune.sweep_plan import plan_of  # noqa: E402
+from zo_kernels.finetune.folders import run_folder  # noqa: E402
+from zo_kernels.finetune.folders.metrics import Metrics, records_of  # noqa: E402
+from zo_kernels.finetune.runs import job  # noqa: E402
+from zo_kernels.finetune.sweeps.plan import plan_of  # noqa: E402
 
 Options = dict[str, Any]
 

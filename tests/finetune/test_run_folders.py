@@ -22,8 +22,11 @@ from tiny_run import rewrite, tree, whole_run  # noqa: E402
 
 import zo_kernels as zo  # noqa: E402
 from zo_kernels import files  # noqa: E402
-from zo_kernels.finetune import Config, claims, cli, job, load_classifier, run_folder, sweep, train  # noqa: E402
-from zo_kernels.finetune.sweep_plan import SWEEP  # noqa: E402
+from zo_kernels.finetune import Config, cli, load_classifier  # noqa: E402
+from zo_kernels.finetune.folders import claims, run_folder  # noqa: E402
+from zo_kernels.finetune.runs import job, train  # noqa: E402
+from zo_kernels.finetune.sweeps import sweep  # noqa: E402
+from zo_kernels.finetune.sweeps.plan import SWEEP  # noqa: E402
 
 Options = dict[str, Any]
 

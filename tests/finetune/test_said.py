@@ -17,10 +17,10 @@ for module in ("transformers", "datasets", "rich", "matplotlib", "safetensors"):
 from rich.console import Console  # noqa: E402
 from tiny_run import cut_off, rewrite, tiny_encoder, tiny_options, write_table  # noqa: E402
 
-from zo_kernels.finetune import Config, cli, finetune, train  # noqa: E402
-from zo_kernels.finetune.metrics import records_of  # noqa: E402
-from zo_kernels.finetune.results import Evaluation  # noqa: E402
-from zo_kernels.finetune.task_data import TaskData, load_task  # noqa: E402
+from zo_kernels.finetune import Config, cli, finetune  # noqa: E402
+from zo_kernels.finetune.folders.metrics import Evaluation, records_of  # noqa: E402
+from zo_kernels.finetune.prompts.task_data import TaskData, load_task  # noqa: E402
+from zo_kernels.finetune.runs import train  # noqa: E402
 from zo_kernels.finetune.tasks import TASKS  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("own_cache", "without_curves")

@@ -13,11 +13,11 @@ for module in ("transformers", "datasets"):
 
 from tiny_tasks import MODELS, row_of  # noqa: E402
 
-from zo_kernels.finetune import causal  # noqa: E402
-from zo_kernels.finetune.language_model import load_language_model, tokens_allowed  # noqa: E402
-from zo_kernels.finetune.prompt_learner import PromptLearner  # noqa: E402
-from zo_kernels.finetune.prompted import Prompted  # noqa: E402
-from zo_kernels.finetune.task_data import Example  # noqa: E402
+from zo_kernels.finetune.prompts import causal  # noqa: E402
+from zo_kernels.finetune.prompts.language_model import load_language_model, tokens_allowed  # noqa: E402
+from zo_kernels.finetune.prompts.learner import PromptLearner  # noqa: E402
+from zo_kernels.finetune.prompts.predictor import Prompted  # noqa: E402
+from zo_kernels.finetune.prompts.task_data import Example  # noqa: E402
 from zo_kernels.finetune.tasks import TASKS  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -21,9 +21,11 @@ from tiny_run import tiny_encoder, tiny_options, write_table  # noqa: E402
 from tiny_tasks import prompted_options, tiny_roberta, write_rows  # noqa: E402
 
 import zo_kernels as zo  # noqa: E402
-from zo_kernels.finetune import Config, cli, finetune, report, run_folder, train  # noqa: E402
-from zo_kernels.finetune.metrics import records_of  # noqa: E402
-from zo_kernels.finetune.stopping import StopRule  # noqa: E402
+from zo_kernels.finetune import Config, cli, finetune  # noqa: E402
+from zo_kernels.finetune.folders import run_folder  # noqa: E402
+from zo_kernels.finetune.folders.metrics import records_of  # noqa: E402
+from zo_kernels.finetune.runs import report, train  # noqa: E402
+from zo_kernels.finetune.runs.stopping import StopRule  # noqa: E402
 
 Options = dict[str, Any]
 RATES, SCALES = (1e-4, 1e-3), (1e-3, 1e-2)

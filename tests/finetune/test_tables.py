@@ -14,8 +14,9 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from zo_kernels.finetune import data, tables
-from zo_kernels.finetune.data import from_tables, labelled, read_table
+from zo_kernels.finetune.data import splits as data
+from zo_kernels.finetune.data import tables
+from zo_kernels.finetune.data.splits import from_tables, labelled, read_table
 
 WRITERS = {  # quoting, line ends, what comes before the table
     "csv": (csv.QUOTE_MINIMAL, "\r\n", ""),

@@ -10,10 +10,10 @@ Needs transformers, rich, matplotlib and safetensors, and datasets for the tasks
 does not.
 """
 
-from zo_kernels.finetune.classification import load_classifier
+from zo_kernels.finetune.classifier.learner import load_classifier
 from zo_kernels.finetune.config import Config
-from zo_kernels.finetune.prompted import load_prompted
-from zo_kernels.finetune.results import Summary
-from zo_kernels.finetune.train import finetune
+from zo_kernels.finetune.folders.metrics import Summary
+from zo_kernels.finetune.prompts.predictor import load_prompted
+from zo_kernels.finetune.runs.train import finetune
 
 __all__ = ["Config", "Summary", "finetune", "load_classifier", "load_prompted"]

@@ -94,8 +94,8 @@ def _train(arguments: Sequence[str]) -> int:
         # Late, so that --help and mistakes in the arguments need not wait for transformers.
         from rich.console import Console
 
-        from zo_kernels.finetune import report, train
-        from zo_kernels.finetune.job import prepare
+        from zo_kernels.finetune.runs import report, train
+        from zo_kernels.finetune.runs.job import prepare
 
         go_on = resumed is not None
         job = train.prepare_to_resume(resumed, recover=recover) if resumed is not None else prepare(Config(**options))
@@ -120,8 +120,8 @@ def _sweep(arguments: Sequence[str]) -> int:
     def do() -> int:
         from rich.console import Console
 
-        from zo_kernels.finetune import sweep
-        from zo_kernels.finetune.sweep_plan import new_plan, plan_of
+        from zo_kernels.finetune.sweeps import sweep
+        from zo_kernels.finetune.sweeps.plan import new_plan, plan_of
 
         plan = plan_of(resumed) if resumed is not None else new_plan(**options)
         if sweep.run(plan, Console(), resumed=resumed is not None, recover=recover) is None:
@@ -150,7 +150,7 @@ def _replay(arguments: Sequence[str]) -> int:
     options = command.parse_args(arguments)
 
     def do() -> int:
-        from zo_kernels.finetune import rebuild
+        from zo_kernels.finetune.runs import rebuild
 
         print(rebuild.rebuild(options.run, options.step, options.out, options.backend), flush=True)
         return 0

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from zo_kernels.finetune.data import TextData, split
+from zo_kernels.finetune.data.splits import TextData, split
 
 # Areas that distributors of Python do not split off into packages of their own (as they do with tkinter).
 # Modules that a version lacks are passed over.

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zo_kernels.finetune import run_folder
-from zo_kernels.finetune.examples import Examples
-from zo_kernels.finetune.results import Evaluation
+from zo_kernels.finetune.data.examples import Examples
+from zo_kernels.finetune.folders import run_folder
+from zo_kernels.finetune.folders.metrics import Evaluation
 
 
 class Predictor(ABC):

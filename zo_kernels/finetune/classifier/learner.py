@@ -13,17 +13,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zo_kernels import checks, files
-from zo_kernels.finetune import run_folder, schema, tables
-from zo_kernels.finetune.batches import Batch, Texts
+from zo_kernels.finetune.classifier.batches import Batch, Texts
+from zo_kernels.finetune.classifier.model import Classifier, load_encoder, start_head
 from zo_kernels.finetune.config import Config
-from zo_kernels.finetune.data import Split, TextData, from_tables, with_test
+from zo_kernels.finetune.data import tables
+from zo_kernels.finetune.data.examples import Examples
+from zo_kernels.finetune.data.splits import Split, TextData, from_tables, with_test
 from zo_kernels.finetune.docstrings import stdlib_docstrings
-from zo_kernels.finetune.examples import Examples
+from zo_kernels.finetune.folders import run_folder, schema
+from zo_kernels.finetune.folders.metrics import Evaluation
+from zo_kernels.finetune.folders.run_folder import MODEL, START, Description
 from zo_kernels.finetune.learner import Learner, Predictor, checked_rows, no_bar, warn_of_cut
-from zo_kernels.finetune.minilm import minilm_folder
-from zo_kernels.finetune.model import Classifier, check_max_tokens, freeze, load_encoder, no_progress_bars, start_head
-from zo_kernels.finetune.results import Evaluation
-from zo_kernels.finetune.run_folder import MODEL, START, Description
+from zo_kernels.finetune.pretrained import check_max_tokens, freeze, minilm_folder, no_progress_bars
 
 _HEAD = "head.safetensors"
 _EVALUATION_BATCH = 64

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -15,26 +14,11 @@ from torch import Tensor
 import zo_kernels as zo
 from zo_kernels.closures.losses import OutOfRange
 from zo_kernels.finetune.config import Config
+from zo_kernels.finetune.folders.metrics import Step
 from zo_kernels.finetune.learner import Learner
 from zo_kernels.spec import direction_seed
 
 _ANCHOR_BATCHES = 2**19  # of `direction_seed`: no direction has this number
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a step did. `loss` is None if the step was refused.
-
-    `seconds` is the whole of `optimizer.step`: the forwards, and our passes over the weights, which are all of it that
-    is not a forward. Putting batches together is counted by itself.
-    """
-
-    loss: float | None
-    lr: float
-    seconds: float
-    forward_seconds: float
-    pass_seconds: float
-    batch_seconds: float
 
 
 class Stepper:

@@ -19,8 +19,8 @@ from typing import Any, get_type_hints
 
 import zo_kernels as zo
 from zo_kernels import files
-from zo_kernels.finetune import schema
 from zo_kernels.finetune.config import Config
+from zo_kernels.finetune.folders import schema
 from zo_kernels.finetune.tasks import TASKS
 
 CONFIG, METRICS, CURVES, MODEL = "config.json", "metrics.jsonl", "curves.png", "model"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import zo_kernels as zo
-from zo_kernels.finetune import claims, run_folder
-from zo_kernels.finetune.job import load_start, sound_trajectory
+from zo_kernels.finetune.folders import claims, run_folder
+from zo_kernels.finetune.runs.job import load_start, sound_trajectory
 
 
 def rebuild(run: str, step: int | None, out: str, backend: str | None = None) -> str:

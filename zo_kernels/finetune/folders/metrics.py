@@ -6,14 +6,74 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, get_type_hints
 
 from zo_kernels import files
-from zo_kernels.finetune import schema
-from zo_kernels.finetune.run_folder import METRICS
-from zo_kernels.finetune.steps import Step
+from zo_kernels.finetune.folders import schema
+from zo_kernels.finetune.folders.run_folder import METRICS
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step did. `loss` is None if the step was refused.
+
+    `seconds` is the whole of `optimizer.step`: the forwards, and our passes over the weights, which are all of it that
+    is not a forward. Putting batches together is counted by itself.
+    """
+
+    loss: float | None
+    lr: float
+    seconds: float
+    forward_seconds: float
+    pass_seconds: float
+    batch_seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss and share of right answers over a split; of generated answers also their mean F1."""
+
+    loss: float
+    accuracy: float
+    f1: float | None = None
+
+    @property
+    def score(self) -> float:
+        """What counts: F1 if there is one, else the accuracy."""
+        return self.accuracy if self.f1 is None else self.f1
+
+    @property
+    def metric(self) -> str:
+        """The name of the score."""
+        return "accuracy" if self.f1 is None else "F1"
+
+    def as_record(self) -> dict[str, Any]:
+        """What there is of it, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The outcome of a run. `before` and `after` are on the held-out test; shares are of the time in steps."""
+
+    before: Evaluation
+    after: Evaluation
+    steps: int
+    step_seconds: float
+    forward_share: float
+    pass_share: float
+    refused_steps: int
+    peak_rss: int
+    seconds: float
+    test_texts: int
+
+    def as_record(self) -> dict[str, Any]:
+        """For the metrics."""
+        return {**asdict(self), "before": self.before.as_record(), "after": self.after.as_record()}
+
 
 _MOST_OF_LINE = 1 << 20
 _EVENTS: dict[str, dict[str, Any] | None] = {  # None: nothing in it is relied on, but as a whole

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zo_kernels import files
-from zo_kernels.finetune import ending, run_folder
+from zo_kernels.finetune import ending
 from zo_kernels.finetune.config import Config
+from zo_kernels.finetune.folders import run_folder
 
 _LOCK = "run.lock"
 

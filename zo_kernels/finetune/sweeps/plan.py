@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from zo_kernels import files
-from zo_kernels.finetune import run_folder, schema
-from zo_kernels.finetune.claims import Kind
 from zo_kernels.finetune.config import Config
-from zo_kernels.finetune.metrics import records_of
-from zo_kernels.finetune.stopping import StopRule
+from zo_kernels.finetune.folders import run_folder, schema
+from zo_kernels.finetune.folders.claims import Kind
+from zo_kernels.finetune.folders.metrics import records_of
+from zo_kernels.finetune.runs.stopping import StopRule
 
 PLAN, TABLE = "sweep.json", "sweep.csv"
 _MOST_RUNS = 10_000

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zo_kernels.finetune.examples import Examples, padded
-from zo_kernels.finetune.prompts import MaskedPrompt, MaskedPrompts
-from zo_kernels.finetune.task_data import Example
+from zo_kernels.finetune.data.examples import Examples, padded
+from zo_kernels.finetune.prompts.render import MaskedPrompt, MaskedPrompts
+from zo_kernels.finetune.prompts.task_data import Example
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zo_kernels.finetune import answers
-from zo_kernels.finetune.causal import CausalTexts
 from zo_kernels.finetune.config import Config
-from zo_kernels.finetune.examples import Examples
-from zo_kernels.finetune.language_model import load_language_model, tokens_allowed
+from zo_kernels.finetune.data.examples import Examples
+from zo_kernels.finetune.folders.metrics import Evaluation
 from zo_kernels.finetune.learner import Learner, no_bar
-from zo_kernels.finetune.model import freeze
-from zo_kernels.finetune.prompted import Prompted
-from zo_kernels.finetune.results import Evaluation
-from zo_kernels.finetune.task_data import load_task
+from zo_kernels.finetune.pretrained import freeze
+from zo_kernels.finetune.prompts import answers
+from zo_kernels.finetune.prompts.causal import CausalTexts
+from zo_kernels.finetune.prompts.language_model import load_language_model, tokens_allowed
+from zo_kernels.finetune.prompts.predictor import Prompted
+from zo_kernels.finetune.prompts.task_data import load_task
 from zo_kernels.finetune.tasks import TASKS
 
 

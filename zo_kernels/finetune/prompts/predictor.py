@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zo_kernels.finetune import run_folder
-from zo_kernels.finetune.causal import CausalTexts, generate, log_likelihoods
-from zo_kernels.finetune.examples import Examples
-from zo_kernels.finetune.language_model import load_language_model
+from zo_kernels.finetune.data.examples import Examples
+from zo_kernels.finetune.folders import run_folder
+from zo_kernels.finetune.folders.run_folder import MODEL, START, Description
 from zo_kernels.finetune.learner import Predictor, checked_rows, warn_of_cut
-from zo_kernels.finetune.masked import MaskedTexts, label_logits
-from zo_kernels.finetune.model import no_progress_bars
-from zo_kernels.finetune.prompts import CausalPrompts, MaskedPrompts, single_tokens
-from zo_kernels.finetune.run_folder import MODEL, START, Description
-from zo_kernels.finetune.task_data import Example, fields_of
+from zo_kernels.finetune.pretrained import no_progress_bars
+from zo_kernels.finetune.prompts.causal import CausalTexts, generate, log_likelihoods
+from zo_kernels.finetune.prompts.language_model import load_language_model
+from zo_kernels.finetune.prompts.masked import MaskedTexts, label_logits
+from zo_kernels.finetune.prompts.render import CausalPrompts, MaskedPrompts, single_tokens
+from zo_kernels.finetune.prompts.task_data import Example, fields_of
 from zo_kernels.finetune.tasks import TASKS, Row, Task, Template
 
 _PREDICTED_TOGETHER = 16

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zo_kernels.finetune.examples import Examples, padded
+from zo_kernels.finetune.data.examples import Examples, padded
 
 
 @dataclass(frozen=True)

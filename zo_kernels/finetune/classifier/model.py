@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zo_kernels.finetune.batches import Texts
+from zo_kernels.finetune.classifier.batches import Texts
+from zo_kernels.finetune.pretrained import ensure_padding, no_progress_bars
 
 # The temperature at which sentence encoders of this kind were trained: cosine similarities times 20 are logits.
 SCALE = 20.0
@@ -62,47 +62,6 @@ def load_encoder(model: str, dtype: torch.dtype, *, whole: bool = False) -> tupl
     return encoder.eval(), tokenizer, int(loaded.config.hidden_size)
 
 
-def positions(model: Any) -> int | None:
-    """How many tokens a model can read, if its positions are numbered."""
-    most = getattr(model.config, "max_position_embeddings", None)
-    if not most:
-        return None
-    for name, module in model.named_modules():
-        # RoBERTa counts positions from the one after its padding's.
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            most -= module.padding_idx + 1
-    return int(most)
-
-
-def check_max_tokens(model: Any, wanted: int) -> None:
-    """Raise ValueError if a model cannot read so many tokens: the first text that is so long would end the run."""
-    most = positions(model)
-    if most is not None and wanted > most:
-        raise ValueError(f"--max-tokens: expected at most {most}, which the model can read, got {wanted}")
-
-
-def ensure_padding(tokenizer: Any, model: str) -> None:
-    """Let the tokenizer of a model pad, with its end token if need be. Raises ValueError if it has neither."""
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token_id is None:
-        raise ValueError(f"--model: expected a tokenizer with a padding or end token, got that of {model!r}")
-
-
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Loading and saving take a second, and transformers' bars would break ours; they are put back for others."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 @torch.no_grad()
 def start_head(
     classifier: Classifier, start: str, tokenizer: Any, names: Sequence[str], train: Texts, shots: int
@@ -137,10 +96,3 @@ def _first_of(labels: Sequence[int], label: int, count: int) -> list[int]:
     if len(found) < count:
         raise ValueError(f"--shots: expected at most {len(found)}, the examples of the rarest label, got {count}")
     return found
-
-
-def freeze(pretrained: nn.Module, what: str) -> None:
-    """Take "embeddings" (every nn.Embedding) or the whole "encoder" out of training; "nothing" leaves all in it."""
-    for module in pretrained.modules():
-        if what == "encoder" or (what == "embeddings" and isinstance(module, nn.Embedding)):
-            module.requires_grad_(False)

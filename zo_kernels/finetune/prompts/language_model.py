@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zo_kernels.finetune.model import ensure_padding, no_progress_bars, positions
+from zo_kernels.finetune.pretrained import ensure_padding, no_progress_bars, positions
 
 _MOST_TOKENS = 2048  # of a prompt if nothing is asked for, as in MeZO
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zo_kernels.finetune import tables
 from zo_kernels.finetune.config import ALL
-from zo_kernels.finetune.data import TEST_EXAMPLES
+from zo_kernels.finetune.data import tables
+from zo_kernels.finetune.data.splits import TEST_EXAMPLES
 from zo_kernels.finetune.tasks import Row, Task
 
 T = TypeVar("T")

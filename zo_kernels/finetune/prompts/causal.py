@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zo_kernels.finetune.examples import Examples, padded
-from zo_kernels.finetune.prompts import CausalPrompt, CausalPrompts
-from zo_kernels.finetune.task_data import Example
+from zo_kernels.finetune.data.examples import Examples, padded
+from zo_kernels.finetune.prompts.render import CausalPrompt, CausalPrompts
+from zo_kernels.finetune.prompts.task_data import Example
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from zo_kernels import files
-from zo_kernels.finetune.results import Summary
+from zo_kernels.finetune.folders.metrics import Summary
 
 
 def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:

@@ -12,11 +12,12 @@ from rich.table import Table
 from torch import Tensor
 
 from zo_kernels import files
-from zo_kernels.finetune import claims, run_folder, train
 from zo_kernels.finetune.config import Config
-from zo_kernels.finetune.job import Job, prepare_learner, prepare_run
+from zo_kernels.finetune.folders import claims, run_folder
 from zo_kernels.finetune.learner import Learner
-from zo_kernels.finetune.sweep_plan import PLAN, SWEEP, Plan, Result, result_of, write, write_mark
+from zo_kernels.finetune.runs import train
+from zo_kernels.finetune.runs.job import Job, prepare_learner, prepare_run
+from zo_kernels.finetune.sweeps.plan import PLAN, SWEEP, Plan, Result, result_of, write, write_mark
 
 
 def run(plan: Plan, console: Console, *, resumed: bool = False, recover: bool = False) -> Result | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from zo_kernels.finetune import tables
+from zo_kernels.finetune.data import tables
 
 TEST_EXAMPLES = 1000  # at most, if nothing is asked for
 # Of the texts of a table that brings no test file: the shares held out, and the most development

@@ -13,15 +13,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from zo_kernels import files
-from zo_kernels.finetune import ending, report, run_folder
-from zo_kernels.finetune.classification import evaluate as evaluate  # for the benchmarks, which train no run
+from zo_kernels.finetune import ending
+from zo_kernels.finetune.classifier.learner import evaluate as evaluate  # for the benchmarks, which train no run
 from zo_kernels.finetune.config import Config
-from zo_kernels.finetune.job import Job, prepare, resume_weights
-from zo_kernels.finetune.metrics import Metrics
-from zo_kernels.finetune.opening import record_start
-from zo_kernels.finetune.results import Evaluation, Summary
-from zo_kernels.finetune.steps import Step, Stepper
-from zo_kernels.finetune.stopping import StopRule
+from zo_kernels.finetune.folders import run_folder
+from zo_kernels.finetune.folders.metrics import Evaluation, Metrics, Step, Summary
+from zo_kernels.finetune.runs import report
+from zo_kernels.finetune.runs.job import Job, prepare, record_start, resume_weights
+from zo_kernels.finetune.runs.steps import Stepper
+from zo_kernels.finetune.runs.stopping import StopRule
 from zo_kernels.trajectory import Kind
 
 _MOST_REFUSED_IN_A_ROW = 20
