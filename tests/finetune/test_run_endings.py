@@ -281,7 +281,7 @@ def test_recover_needs_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments_ in (["--recover"], ["sweep", "--recover"]):
         with pytest.raises(SystemExit):
             cli.main(arguments_)
-        assert "--recover: expected --resume RUN beside it" in capsys.readouterr().err
+        assert "--recover: expected together with --resume" in capsys.readouterr().err
 
 
 def test_metrics_that_are_behind_are_filled_in(

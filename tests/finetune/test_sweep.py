@@ -143,7 +143,7 @@ def test_prompts_are_swept_and_runs_that_diverge_stopped(tmp_path: Path, capsys:
     said = capsys.readouterr().out
     assert re.search(r"3\.0 .*(dev loss|steps refused|not finite)", said)
     assert cli.main([*arguments(options, tmp_path / "hopeless", (3.0,)), "--stop-margin=0.25"]) == 1
-    assert "every run was stopped: lower --lr or --eps" in capsys.readouterr().err
+    assert "every run was stopped early: lower --lr or --eps" in capsys.readouterr().err
     assert not list((tmp_path / "hopeless").glob("*/model"))
     # The same folder again: what is there of the old runs is not taken for the new ones'.
     assert cli.main([*arguments(options, tmp_path / "hopeless", (1e-4,)), "--overwrite", "--steps=2"]) == 0
@@ -192,11 +192,11 @@ def test_when_a_run_is_stopped(losses: list[float | None], before: float, dev: f
     ("more", "message"),
     [
         (["--lr=1e-3,nan"], "--lr: expected a finite number above 0, got nan"),
-        (["--lr=1e-3,fast"], "argument --lr: expected different numbers with commas between them, got '1e-3,fast'"),
-        (["--eps=1e-3,0.001"], "argument --eps: expected different numbers with commas between them, got '1e-3,0.001'"),
+        (["--lr=1e-3,fast"], "argument --lr: expected different numbers, separated by commas, got '1e-3,fast'"),
+        (["--eps=1e-3,0.001"], "argument --eps: expected different numbers, separated by commas, got '1e-3,0.001'"),
         (["--stop-margin=0"], "--stop-margin: expected a finite number above 0, got 0.0"),
         (["--batch-size=1000"], "--batch-size: expected at most"),
-        (["--resume=x"], "--resume: the settings are those of the run; expected no other option"),
+        (["--resume=x"], "--resume: expected no other option but --recover"),
     ],
 )
 def test_wrong_sweeps_leave_nothing(
