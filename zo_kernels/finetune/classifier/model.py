@@ -1,4 +1,4 @@
-"""A pretrained encoder with a linear head over its mean token, as one module."""
+"""A pretrained encoder with a linear head on the mean of its last states, as one module."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from zo_kernels.finetune.classifier.batches import Texts
 from zo_kernels.finetune.pretrained import ensure_padding, no_progress_bars
 
-# The temperature at which sentence encoders of this kind were trained: cosine similarities times 20 are logits.
+# Sentence encoders of this kind were trained with cosine similarities times 20 as logits.
 SCALE = 20.0
 
 
 class Classifier(nn.Module):
-    """logits = W·(20·e) + b, where e is the L2-normalised mean of the encoder's last states over real tokens."""
+    """logits = W·(20·e) + b, where e is the L2-normalised mean of the encoder's last states, padding excluded."""
 
     encoder: Any
 
@@ -27,21 +27,22 @@ class Classifier(nn.Module):
         self.head = nn.Linear(hidden_size, labels)
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Unit vectors [batch, hidden] in the weights' dtype, from int64 [batch, tokens] ids and 0/1 mask."""
+        """Unit vectors [batch, hidden] in the dtype of the weights. Ids and the 0/1 mask are int64 [batch, tokens]."""
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         weights = attention_mask.unsqueeze(-1).to(states.dtype)
         return F.normalize((states * weights).sum(1) / weights.sum(1), dim=-1)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """fp32 logits [batch, labels], whatever the weights' dtype."""
+        """Logits [batch, labels] in fp32, for weights of any dtype."""
         return self.head(SCALE * self.embed(input_ids, attention_mask)).float()
 
 
 def load_encoder(model: str, dtype: torch.dtype, *, whole: bool = False) -> tuple[nn.Module, Any, int]:
-    """The encoder in evaluation mode, its tokenizer and its hidden size, from a folder or a hub id.
+    """Load an encoder from a folder or a hub id. Returns it in evaluation mode, with its tokenizer and its hidden size.
 
-    Of a model with a decoder only the encoder is taken. A pooling layer is frozen: it takes no part in the loss.
-    Raises ValueError naming --model if transformers cannot load it; if `whole`, also if it lacks a weight.
+    If the model has a decoder, only its encoder is used. A pooling layer is frozen, since it does not affect the loss.
+
+    Raises ValueError naming --model if transformers cannot load it or, with `whole`, if a weight is missing.
     """
     import transformers
 
@@ -54,7 +55,7 @@ def load_encoder(model: str, dtype: torch.dtype, *, whole: bool = False) -> tupl
             f"--model: expected a folder or hub id that transformers can load, got {model!r}: {error}"
         ) from error
     if whole and (missing := sorted(report["missing_keys"])):
-        raise ValueError(f"{model}: expected all weights of the encoder, got none of {', '.join(missing[:3])}")
+        raise ValueError(f"{model}: expected all weights of the encoder, but it lacks {', '.join(missing[:3])}")
     ensure_padding(tokenizer, model)
     encoder = loaded.get_encoder() if loaded.config.is_encoder_decoder else loaded
     if (pooler := getattr(encoder, "pooler", None)) is not None:
@@ -66,17 +67,19 @@ def load_encoder(model: str, dtype: torch.dtype, *, whole: bool = False) -> tupl
 def start_head(
     classifier: Classifier, start: str, tokenizer: Any, names: Sequence[str], train: Texts, shots: int
 ) -> None:
-    """Set the head before training.
+    """Initialise the head before training.
 
-    "names": each label's weights are the embedding of its name, so no labelled example is used; "few-shot": the
-    mean embedding of its first `shots` training examples; both minus their mean over labels, without bias.
-    "random": nn.Linear's own initialisation stays.
+    "names" sets the weights of each label to the embedding of its name, and uses no labelled example. "few-shot" sets
+    them to the mean embedding of the label's first `shots` training examples. Both subtract the mean over labels and
+    set the bias to 0. "random" keeps the initialisation of nn.Linear.
     """
     if start == "random":
         return
     if start == "names":
         if wordless := [name for name in names if not any(c.isalpha() for c in name)]:
-            raise ValueError(f"--head-start names: expected labels that are words, got {wordless}; use few-shot")
+            raise ValueError(
+                f"--head-start names: expected labels that are words, got {wordless}; use --head-start few-shot"
+            )
         examples = Texts.tokenize(tokenizer, names, range(len(names)), train.max_tokens, train.device)
         means = _embeddings(classifier, examples, range(len(examples)))
     else:
@@ -94,5 +97,7 @@ def _embeddings(classifier: Classifier, texts: Texts, indices: Sequence[int]) ->
 def _first_of(labels: Sequence[int], label: int, count: int) -> list[int]:
     found = [index for index, other in enumerate(labels) if other == label][:count]
     if len(found) < count:
-        raise ValueError(f"--shots: expected at most {len(found)}, the examples of the rarest label, got {count}")
+        raise ValueError(
+            f"--shots: expected at most {len(found)}, since a label has only so many examples, got {count}"
+        )
     return found

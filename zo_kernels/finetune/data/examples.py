@@ -1,4 +1,4 @@
-"""Examples that have been tokenised, and the order in which batches of them are drawn."""
+"""Tokenised examples, and the order in which batches of them are drawn."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-# So many batches are drawn at a time and cut from one order by length: most of the padding goes, and which
-# texts meet in a batch stays random enough. Labels are spread evenly over batches because the noise of the
-# estimate grows with the norm of the batch gradient, a third of which was the luck of the labels drawn.
+# Batches are drawn in groups of this size and cut from the group sorted by length: this removes most of the padding,
+# and batches stay random enough. Labels are spread evenly over batches, because the noise of the estimate grows with
+# the norm of the batch gradient, and a third of that norm came from the luck of the labels drawn.
 _BATCHES_SORTED_TOGETHER = 16
 
 B = TypeVar("B")
 
 
 class Examples(ABC, Generic[B]):
-    """A split of a data set. `labels` is int64 [examples]; `cut` counts the texts that were longer than allowed."""
+    """One split of a data set, tokenised.
+
+    `labels` is int64 [examples]. `cut` counts the texts that were longer than allowed and were cut.
+    """
 
     labels: Tensor
     cut: int
@@ -31,42 +34,43 @@ class Examples(ABC, Generic[B]):
 
     @abstractmethod
     def length(self, index: int) -> int:
-        """In tokens, of what a batch pads."""
+        """Length of an example in tokens, as it counts for padding."""
 
     @abstractmethod
     def token_ids(self, index: int) -> list[Any]:
-        """All of them, for the digest."""
+        """All token ids of an example, for the digest."""
 
     @abstractmethod
     def batch(self, indices: Sequence[int]) -> B:
-        """What a training step needs of these examples."""
+        """These examples as a batch for a training step."""
 
     def whole(self, indices: Sequence[int]) -> B:
-        """What an evaluation needs of these examples."""
+        """These examples as a batch for an evaluation."""
         return self.batch(indices)
 
     def check_batch_size(self, size: int) -> None:
-        """Raise ValueError if there are fewer than `size` texts."""
+        """Raise ValueError if the split has fewer than `size` examples."""
         if size > len(self):
-            raise ValueError(f"--batch-size: expected at most {len(self)}, the training examples, got {size}")
+            raise ValueError(f"--batch-size: expected at most {len(self)}, the number of training examples, got {size}")
 
     def in_order_of_length(self, size: int) -> Iterator[B]:
-        """Every example once, shortest first, in batches of `size` for an evaluation."""
+        """Yield every example once, shortest first, in batches of `size` for an evaluation."""
         order = sorted(range(len(self)), key=self.length)
         for start in range(0, len(order), size):
             yield self.whole(order[start : start + size])
 
     def endless(self, size: int, generator: torch.Generator, skip: int = 0) -> Iterator[B]:
-        """Random batches of `size` texts for ever: of similar length, labels in the proportions of the whole set.
+        """Yield random batches of `size` examples without end.
 
-        An epoch takes each text at most once; a remainder smaller than a batch is left out. The first `skip` batches
-        are left out too, as if they had been drawn.
+        Examples in a batch have similar lengths; labels have the proportions of the whole split. An epoch takes each
+        example at most once and leaves out a remainder smaller than a batch. The first `skip` batches are skipped, as
+        if they had been drawn before.
         """
         self.check_batch_size(size)
         return map(self.batch, islice(self._endless(size, generator), skip, None))
 
     def digest(self) -> str:
-        """16 hex digits that tell these texts and labels from others."""
+        """16 hex digits that identify these texts and labels."""
         rows = [[*self.token_ids(index), label] for index, label in enumerate(self.labels.tolist())]
         return hashlib.blake2s(repr(rows).encode(), digest_size=8).hexdigest()
 
@@ -81,7 +85,7 @@ class Examples(ABC, Generic[B]):
                     yield group[turn * size : (turn + 1) * size]
 
     def _interleave(self, order: Sequence[int]) -> list[int]:
-        """The same indices with each label's spread evenly from first to last, in the order they came in."""
+        """The same indices, reordered so that every label is spread evenly. Each label keeps its own order."""
         labels = self.labels[list(order)].tolist()
         total, seen = Counter(labels), Counter[int]()
         positions = []
@@ -92,8 +96,8 @@ class Examples(ABC, Generic[B]):
 
 
 def padded(rows: Sequence[Tensor], pad_id: int) -> tuple[Tensor, Tensor]:
-    """int64 [rows, longest]: the rows with padding at their ends, and 1 where they are not padding."""
+    """Pad rows at their ends: token ids and a mask that is 1 for tokens, 0 for padding; both int64 [rows, longest]."""
     ids = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=pad_id)
-    # By length and not by id: a model whose padding is its end token has real tokens with that id.
+    # The mask goes by length, not by id: if the end token is used as padding, real tokens have that id, too.
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     return ids, mask

@@ -10,15 +10,15 @@ from pathlib import Path
 
 from zo_kernels.finetune.data import tables
 
-TEST_EXAMPLES = 1000  # at most, if nothing is asked for
-# Of the texts of a table that brings no test file: the shares held out, and the most development
-# examples a label gives, since these are evaluated again and again during a run.
+TEST_EXAMPLES = 1000  # at most, unless --test-examples says otherwise
+# Shares of a table that are held out if there is no test file. Development examples are evaluated again and again
+# during a run, so their number for each label is limited.
 _TEST_SHARE, _DEV_SHARE, _MOST_DEV_PER_LABEL = 0.2, 0.1, 50
 
 
 @dataclass(frozen=True)
 class Split:
-    """`texts[i]` is labelled `names[labels[i]]` of the data set it belongs to."""
+    """Labelled texts: the label of `texts[i]` is `names[labels[i]]` in the data set."""
 
     texts: list[str]
     labels: list[int]
@@ -29,9 +29,9 @@ class Split:
 
 @dataclass(frozen=True)
 class TextData:
-    """Three splits that share no text. `names` are the labels as a person reads them.
+    """Three splits that share no text.
 
-    `notes` are what a person must know of how they came about.
+    `names` are the readable labels. `notes` tell the user how the splits were made.
     """
 
     names: tuple[str, ...]
@@ -43,9 +43,10 @@ class TextData:
 
 @dataclass(frozen=True)
 class Labelled:
-    """The texts of a table under each label, labels in the order of their names, texts in that of the file, none twice.
+    """The texts of a table, grouped by label, without repeats.
 
-    `lines` has the line of each text by its `_key`; `labels` and `rows` count those of the table that are not repeated.
+    Labels are sorted by name; texts keep the order of the file. `lines` maps the `_key` of a text to its line.
+    `labels` and `rows` count the labels and the rows of the table, repeats excluded.
     """
 
     texts: dict[str, list[str]]
@@ -56,40 +57,40 @@ class Labelled:
 
 
 def read_table(path: str | Path) -> dict[str, list[str]]:
-    """The texts under each label, in order and without repeats, of a table with the columns label and text (`tables`).
+    """Read a table with the columns label and text: label -> its texts, in order and without repeats.
 
-    Raises as `labelled`.
+    Raises the errors of `labelled`.
     """
     return labelled(path).texts
 
 
 def labelled(path: str | Path) -> Labelled:
-    """A table with the columns label and text. Texts are left as they are, white space around labels is taken off.
+    """Read a table with the columns label and text. White space around labels is removed; texts are kept as they are.
 
-    A text that stands there again is left out; so are all of a text that stands under several labels. Texts are the
-    same if their words are.
+    A repeated text is used once. A text that appears under several labels is left out entirely. Two texts are the same
+    if they differ only in white space.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is wrong (`tables.read`), or has no label or no text; the message says which.
+        FileNotFoundError: the file does not exist.
+        ValueError: a line is wrong (see `tables.read`), or lacks its label or its text; the message names the line.
     """
     table = tables.read(path, ("label", "text"))
     found: dict[str, tuple[str, str, int]] = {}
     repeats, disagreeing, doubtful, labels = tables.Count(), tables.Count(), set(), set()
     for row, line in zip(table.rows, table.lines, strict=True):
         label, text = row["label"], row["text"]
-        if type(label) is int:  # of JSON
+        if type(label) is int:  # in JSON, labels may be numbers
             label = str(label)
         for name, value in (("label", label), ("text", text)):
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(
-                    f"{path}, line {line}: {name}: expected a text, got {value!r:.80}: fill it in, or take the row out"
+                    f"{path}, line {line}: {name}: expected a text, got {value!r:.80}: fill it in, or remove the row"
                 )
         label, key = label.strip(), _key(text)
         labels.add(label)
         other, _, before = found.setdefault(key, (label, text, line))
         if before != line:
-            (repeats if other == label else disagreeing)(f"line {line}, as line {before}")
+            (repeats if other == label else disagreeing)(f"line {line}, like line {before}")
             if other != label:
                 doubtful.add(key)
     texts: dict[str, list[str]] = {label: [] for label in sorted({label for label, _, _ in found.values()})}
@@ -100,8 +101,8 @@ def labelled(path: str | Path) -> Labelled:
     for line_of in (
         repeats.told("1 row repeats another and is left out", "{} rows repeat others and are left out"),
         disagreeing.told(
-            "1 row has the text of another and a different label; both are left out",
-            "{} rows have the texts of others and different labels; all of these are left out",
+            "1 row has the same text as another but a different label; both are left out",
+            "{} rows have the same texts as others but different labels; all of them are left out",
         ),
         _alike(texts),
     ):
@@ -111,33 +112,33 @@ def labelled(path: str | Path) -> Labelled:
 
 
 def _key(text: str) -> str:
-    """What two texts share that are the same but for white space."""
+    """The text with its white space normalised: equal for texts that count as the same."""
     return " ".join(text.split())
 
 
 def _alike(labels: Iterable[str]) -> Iterator[str]:
-    """Labels that are probably meant to be one."""
+    """A note for each pair of labels that probably mean the same."""
     plain: dict[str, str] = {}
     for label in labels:
         other = plain.setdefault(_key(label).casefold(), label)
         if other != label:
-            yield f"the labels {other!r} and {label!r} differ by capitals or spaces alone, and are two"
+            yield f"the labels {other!r} and {label!r} differ only in capitals or spaces, and are treated as two labels"
 
 
 def from_tables(
     train: str | Path, test: str | Path | None, *, seed: int, test_examples: int | str | None = None
 ) -> TextData:
-    """A data set from one table, a fifth of it held out as the test, or from a training and a test table.
+    """Make a data set from a training table and a test table, or from one table with a fifth held out as the test.
 
-    Texts of the test are taken out of the training table if they stand in both, so that the test is held out.
+    Texts that appear in both tables are removed from the training table.
 
     Args:
-        train, test: the tables.
-        seed: draws the development examples, and the test if there is no table of it.
-        test_examples: as `with_test`.
+        train, test: paths of the tables; None for no test table.
+        seed: draws the development examples and, without a test table, the test.
+        test_examples: as for `with_test`.
 
-    Raises ValueError if there are fewer than two labels, a label of the test is unknown to the training table,
-    or a label has too few texts to be split.
+    Raises ValueError if there are fewer than two labels, the test table has a label that the training table lacks, or
+    a label has too few texts to be split.
     """
     table = labelled(train)
     texts, notes = table.texts, table.notes
@@ -163,20 +164,20 @@ def _check_labels(path: str | Path, table: Labelled) -> None:
     if 2 * table.labels > table.rows > 3:
         some = reprlib.repr(list(table.texts))
         raise ValueError(
-            f"{path}: expected a few labels of many texts each, got {table.labels} labels of {table.rows} texts: {some}"
-            "; are the columns label and text exchanged?"
+            f"{path}: expected a few labels with many texts each, got {table.labels} labels for {table.rows} texts: {some}"
+            "; are the columns label and text swapped?"
         )
 
 
 def _test_of(path: str | Path, train: str | Path, training: Labelled) -> tuple[dict[str, list[str]], list[str]]:
-    """The texts of a test table, and what is said of them. Raises ValueError if it does not belong to the other."""
+    """The texts of a test table, and notes on them. Raises ValueError if it does not fit to the training table."""
     table = labelled(path)
     if unknown := [label for label in table.texts if label not in training.texts]:
         known = reprlib.repr(list(training.texts))
         firsts = {label: table.texts[label][0] for label in unknown if table.texts[label]}
         some = [f"{label!r} (line {table.lines[_key(text)]})" for label, text in firsts.items()]
         raise ValueError(
-            f"{path}: expected labels that {train} has, {known}, got also {', '.join(some[:3]) or unknown}"
+            f"{path}: expected only labels that {train} has, {known}, got also {', '.join(some[:3]) or unknown}"
             f"{f' and {len(some) - 3} others' if len(some) > 3 else ''}"
         )
     if not any(table.texts.values()):
@@ -185,32 +186,35 @@ def _test_of(path: str | Path, train: str | Path, training: Labelled) -> tuple[d
     for group in table.texts.values():
         for text in group:
             if (line := training.lines.get(_key(text))) is not None:
-                shared(f"line {table.lines[_key(text)]}, line {line} there")
+                shared(f"line {table.lines[_key(text)]}, there line {line}")
     notes += [f"{path}: {told}" for told in shared.told(
-        f"1 of its texts stands in {train}, too, and is not trained on",
-        f"{{}} of its texts stand in {train}, too, and are not trained on",
+        f"1 of its texts is also in {train} and is not trained on",
+        f"{{}} of its texts are also in {train} and are not trained on",
     )]  # fmt: skip
     if lacking := [label for label in training.texts if not table.texts.get(label)]:
-        notes.append(f"{path}: no text has a label of {reprlib.repr(lacking)}, which {train} has")
+        notes.append(f"{path}: no text has the label {' or '.join(map(repr, lacking[:4]))}, unlike in {train}")
     return {label: group for label, group in table.texts.items() if group}, notes
 
 
 def with_test(data: TextData, count: int | str | None) -> TextData:
-    """With so many of its test examples: None for 1000 at most, "all" for all. They are the same for every seed.
+    """Keep only `count` of the test examples: None keeps at most 1000, "all" keeps all.
 
-    The others are not trained on. Raises ValueError if there are fewer.
+    The choice is the same for every seed. The other test examples are not used at all. Raises ValueError if there are
+    fewer than `count`.
     """
     there = len(data.test)
     if count == "all" or (count is None and there <= TEST_EXAMPLES):
         return data
     wanted = TEST_EXAMPLES if count is None else int(count)
     if wanted > there:
-        raise ValueError(f"--test-examples: expected at most {there}, those that are held out, or all, got {wanted}")
+        raise ValueError(
+            f"--test-examples: expected all, or at most {there}, the number of held-out examples, got {wanted}"
+        )
     if wanted == there:
         return data
     chosen = sorted(random.Random("test").sample(range(there), wanted))
     test = Split([data.test.texts[at] for at in chosen], [data.test.labels[at] for at in chosen])
-    note = f"{wanted} of {there} held-out texts are the test (--test-examples, or all)"
+    note = f"{wanted} of the {there} held-out texts are used as the test (--test-examples changes this)"
     return replace(data, test=test, notes=(*data.notes, note))
 
 
@@ -221,12 +225,16 @@ def split(
     held_out: Mapping[str, tuple[int, int]],
     most_train: int | None = None,
 ) -> TextData:
-    """Shuffle each label's texts by `seed` and hold out `(dev, test)` of them; the rest is for training.
+    """Shuffle the texts of each label by `seed`, hold out `(dev, test)` of them, and train on the rest.
 
-    Each label is shuffled by itself, so another label's texts change nothing about its own split.
+    Labels are shuffled one by one, so the split of a label does not depend on the other labels.
 
     Args:
-        most_train: use no more than so many training texts of a label.
+        texts: label -> texts.
+        seed: of the shuffle.
+        held_out: label -> the numbers of development and test texts.
+        most_train: the largest number of training texts for each label.
+
     Raises ValueError if a label has nothing left to train on.
     """
     parts: dict[str, tuple[Sequence[str], ...]] = {}
@@ -234,8 +242,8 @@ def split(
         n_dev, n_test = held_out[label]
         if len(group) <= n_dev + n_test:
             raise ValueError(
-                f"label {label!r}: expected more than {n_dev + n_test} texts ({n_test} test, {n_dev} development, "
-                f"the rest training), got {len(group)}"
+                f"label {label!r}: expected more than {n_dev + n_test} texts ({n_test} for the test, {n_dev} for "
+                f"development, the rest for training), got {len(group)}"
             )
         order = list(group)
         random.Random(f"{seed} {label}").shuffle(order)

@@ -1,5 +1,6 @@
-"""Tables of others: .csv, .tsv and .jsonl, read whole or refused with the line that is wrong; nothing in them is lost
-silently.
+"""Read tables that users bring: .csv, .tsv and .jsonl.
+
+A table is read whole, or refused with a message that names the wrong line. Nothing in it is dropped silently.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_MOST_BYTES = 1 << 31  # all of it is held in memory
-# Of a TSV that is quoted as a CSV is: a field whose quotes are all where a writer of quoted tables puts them.
+_MOST_BYTES = 1 << 31  # the whole file is held in memory
+# A field of a quoted TSV: every quote stands where csv and pandas would put it.
 _FIELD = re.compile(r'("[^"]*(?:""[^"]*)*"|[^"\t\n]*)(\t|\r?\n|\r?\Z)')
 _NUMBER = re.compile(r"[-+.\deE]*")
 _OTHER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip", b"PK": "zip (a spreadsheet?)"}
@@ -24,7 +25,7 @@ _OTHER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip
 
 @dataclass
 class Table:
-    """Rows as columns -> values, the line that each begins at, and what a person must know of the file."""
+    """The rows of a file (column -> value), the line where each begins, and notes for the user."""
 
     path: Path
     columns: tuple[str, ...]
@@ -34,7 +35,7 @@ class Table:
 
 
 class Count:
-    """How often something was met, and where first."""
+    """Counts how often something was found, and remembers the first place."""
 
     def __init__(self) -> None:
         self.times = 0
@@ -45,20 +46,20 @@ class Count:
         self.first = self.first or where
 
     def told(self, one: str, many: str) -> Iterator[str]:
-        """A line, if there is something to tell; `many` has {} for the number."""
+        """One line of text if anything was counted. `{}` in `many` stands for the number."""
         if self.times:
             yield f"{one if self.times == 1 else many.replace('{}', str(self.times), 1)} (the first: {self.first})"
 
 
 def read(path: str | Path, needed: Collection[str]) -> Table:
-    """The table in a file, which has the columns `needed`, and may have others.
+    """Read a table that has at least the columns `needed`.
 
-    A .csv follows the usual quoting. A .tsv does so if it is written that way (`_quoted`), else quotes are part of its
-    texts. A .jsonl has an object in each line. Blank lines are passed over.
+    A .csv file uses the usual quoting. A .tsv file uses it too if it was written that way (see `_quoted`); otherwise
+    quotes are part of its texts. A .jsonl file has one object in each line. Blank lines are skipped.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: another suffix, or something is wrong with a line; the message says which, and what to do.
+        FileNotFoundError: the file does not exist.
+        ValueError: the suffix is another one, or a line is wrong; the message names the line and says what to do.
     """
     path = Path(path)
     kind = path.suffix.lower()
@@ -69,30 +70,32 @@ def read(path: str | Path, needed: Collection[str]) -> Table:
     text = _text(path)
     table = _objects(path, text, needed) if kind == ".jsonl" else _fields(path, text, needed, _DELIMITERS[kind])
     if unused := [name for name in table.columns if name not in needed]:
-        table.notes.append(f"columns that are not used: {reprlib.repr(unused)}")
+        table.notes.append(f"unused columns: {reprlib.repr(unused)}")
     table.notes = [f"{path}: {note}" for note in table.notes]
     return table
 
 
 def _text(path: Path) -> str:
-    """Without a byte order mark; lines end with a line feed, and may have a carriage return before it."""
+    """The text without a byte order mark. Lines end with a line feed, perhaps after a carriage return."""
     if (size := path.stat().st_size) > _MOST_BYTES:
-        raise ValueError(f"{path}: expected at most {_MOST_BYTES} bytes, which are held in memory, got {size}")
+        raise ValueError(
+            f"{path}: expected at most {_MOST_BYTES} bytes, since the whole file is held in memory, got {size}"
+        )
     data = path.read_bytes()
     for mark, name in _OTHER_MARKS.items():
         if data.startswith(mark):
             raise ValueError(f"{path}, line 1: expected a table in UTF-8, got {name}: save it as UTF-8")
     if (at := data.find(b"\0")) >= 0:
         raise ValueError(
-            f"{path}, line {_line(data, at)}: expected a table in UTF-8, got a NUL byte: the file is damaged, or in "
-            "another encoding (UTF-16?): save it as UTF-8"
+            f"{path}, line {_line(data, at)}: expected a table in UTF-8, got a NUL byte: the file is damaged, or its "
+            "encoding is another one (UTF-16?): save it as UTF-8"
         )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}, line {_line(data, error.start)}: expected a table in UTF-8, got the byte "
-            f"0x{data[error.start]:02x}: if it is in Latin-1, iconv -f WINDOWS-1252 -t UTF-8 makes it UTF-8"
+            f"0x{data[error.start]:02x}: if it is in Latin-1, convert it with iconv -f WINDOWS-1252 -t UTF-8"
         ) from error
     return text if "\n" in text else text.replace("\r", "\n")
 
@@ -123,14 +126,16 @@ def _objects(path: Path, text: str, needed: Collection[str]) -> Table:
             others(f"line {number}, {sorted(row.keys() ^ set(table.columns))}")
         if "\\u" in line and (wrong := [name for name in needed if _is_no_text(row[name])]):
             raise ValueError(
-                f"{path}, line {number}: {wrong[0]}: expected a text, got {row[wrong[0]]!r:.80}, with a NUL or half a "
-                "character in it: take it out"
+                f"{path}, line {number}: {wrong[0]}: expected a text, got {row[wrong[0]]!r:.80}, which contains a NUL or "
+                "half a character: remove it"
             )
         table.rows.append(row)
         table.lines.append(number)
     if not table.rows:
         raise ValueError(f"{path}: expected lines of JSON with the keys {_listed(needed)}, got none")
-    table.notes += others.told("1 row has other keys than the first", "{} rows have other keys than the first")
+    table.notes += others.told(
+        "the keys of 1 row differ from the first row's", "the keys of {} rows differ from the first row's"
+    )
     table.notes += _blank(blank, text)
     return table
 
@@ -138,12 +143,12 @@ def _objects(path: Path, text: str, needed: Collection[str]) -> Table:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise ValueError("a key stands twice in it")
+        raise ValueError("a key appears twice")
     return values
 
 
 def _is_no_text(value: Any) -> bool:
-    """What JSON can escape, and no tokenizer can read."""
+    """Whether a text has characters that JSON can escape but no tokenizer can read."""
     return isinstance(value, str) and re.search("[\0\ud800-\udfff]", value) is not None
 
 
@@ -160,7 +165,9 @@ def _fields(path: Path, text: str, needed: Collection[str], delimiter: str) -> T
         elif columns is None:
             columns = table.columns = _header(path, line, tuple(values), needed, delimiter)
         elif tuple(values) == columns:
-            raise ValueError(f"{path}, line {line}: the header again: two tables in one file? Take it out")
+            raise ValueError(
+                f"{path}, line {line}: the header appears again: are there two tables in one file? Remove this line"
+            )
         elif len(values) != len(columns):
             raise ValueError(
                 f"{path}, line {line}: expected {len(columns)} fields, as the header has ({_listed(columns)}), got "
@@ -181,15 +188,16 @@ def _fields(path: Path, text: str, needed: Collection[str], delimiter: str) -> T
         "{} rows have line breaks within quotes; is a quote missing?",
     )
     table.notes += spaced.told(
-        "a quote after a space is part of the text; take the space out", "{} quotes after a space are part of the texts"
+        "1 quote after a space is part of the text; remove the space if it should quote the field",
+        "{} quotes after a space are part of the texts; remove the spaces if they should quote the fields",
     )
     table.notes += _blank(blank, text)
     return table
 
 
 def _records(path: Path, text: str, delimiter: str, quoted: bool) -> Iterator[tuple[int, int, list[str]]]:
-    """Fields of each record, and the lines where it begins and ends."""
-    # Lines end with a line feed alone: a carriage return in the middle of one is an error, and not another row.
+    """Yield each record: its first line, its last line, its fields."""
+    # Only a line feed ends a line: a carriage return in the middle of a line is an error, not a new row.
     lines = io.StringIO(text, newline="\n")
     if quoted:
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -208,29 +216,29 @@ def _records(path: Path, text: str, delimiter: str, quoted: bool) -> Iterator[tu
 def _told(error: csv.Error) -> str:
     reason = str(error)
     if "unexpected end" in reason:
-        return "a quote is opened and never closed: close it; a quote in a quoted field is written twice"
+        return "a quote is opened and never closed: close it; inside a quoted field, write a quote twice"
     if "field limit" in reason:
         return (
-            f"a field of more than {csv.field_size_limit()} characters: is a quote opened and never closed? Texts that "
-            "are longer have to be cut"
+            f"a field of more than {csv.field_size_limit()} characters: is a quote opened and never closed? Shorten texts "
+            "that are really this long"
         )
     if "expected after" in reason:
         return (
-            "a quote closes a field that goes on: a quote in a quoted field is written twice, and a field that has one "
-            "is quoted"
+            "a quote closes a field that goes on: put a field with a quote in it into quotes, and write the quote inside "
+            "twice"
         )
     if "new-line character" in reason:
-        return "a carriage return without a line feed, outside quotes: quote the field, or take it out"
+        return "a carriage return without a line feed, outside quotes: quote the field, or remove the carriage return"
     return reason
 
 
 def _cure(more: bool, delimiter: str, quoted: bool) -> str:
     name = {",": "comma", "\t": "tab"}[delimiter]
     if not more:
-        return "a field is missing, or a line break is in a field that is not quoted"
+        return "a field is missing, or an unquoted field contains a line break"
     if quoted:
-        return f"a field with a {name} in it has to be in double quotes, and nothing but the {name} before these"
-    return f"a {name} in a field: take it out, or write the table as .csv"
+        return f"put a field that contains a {name} in double quotes, with nothing between the {name} and the quote"
+    return f"a field contains a {name}: remove it, or write the table as .csv"
 
 
 def _header(
@@ -241,7 +249,7 @@ def _header(
     if not missing and not twice:
         return columns
     if twice:
-        raise ValueError(f"{path}, line {line}: expected columns of different names, got {_listed(twice)} twice")
+        raise ValueError(f"{path}, line {line}: expected every column name once, got {_listed(twice)} twice")
     plain = {name.strip().lower(): name for name in columns}
     hint = next((f"; rename {plain[name]!r} to {name!r}" for name in missing if name in plain), "")
     others = [name for name in columns if name not in needed]
@@ -249,7 +257,7 @@ def _header(
         hint = f"; rename {others[0]!r} to {missing[0]!r}"
     if not hint and len(columns) == 1:
         hint = f"; the fields of a {path.suffix} are separated by {'tabs' if delimiter == chr(9) else 'commas'}"
-    first = "" if hint else f"; if that is an example already, put a line before it: {delimiter.join(needed)!r}"
+    first = "" if hint else f"; if this line is already an example, put a header before it: {delimiter.join(needed)!r}"
     raise ValueError(
         f"{path}, line {line}: expected a header with the columns {_listed(needed)}, got "
         f"{reprlib.repr(list(columns))}{hint or first}"
@@ -257,13 +265,13 @@ def _header(
 
 
 def _quoted(path: Path, text: str) -> tuple[bool, list[str]]:
-    """Whether a TSV is quoted as a CSV is, and what is said of it.
+    """Whether a TSV file uses quotes as a CSV file does, and a note about it.
 
-    Data sets are written both ways: `csv` and pandas quote a field with a quote, a tab or a line break in it, or every
-    field, and double the quotes within; others, GLUE's among them, write quotes as they are in the text. It is quoted
-    if every quote is where such a writer puts it, and one of them is where nobody else does.
+    Data sets are written both ways. `csv` and pandas put quotes around every field, or around a field that contains a
+    quote, a tab or a line break, and double the quotes inside. Others, such as GLUE, write quotes as they stand in the
+    text. A file counts as quoted if every quote is where `csv` would put it, and at least one is where only `csv` would.
 
-    Raises ValueError if some lines are written one way, and some the other.
+    Raises ValueError if some lines are written one way and some the other.
     """
     if '"' not in text:
         return False, []
@@ -283,21 +291,22 @@ def _quoted(path: Path, text: str) -> tuple[bool, list[str]]:
             bare = True
         at = match.end()
     if not literal and (sure or not bare):
-        return True, [f"quotes around fields are taken off, as csv and pandas write them (the first: line {first})"]
+        return True, [
+            f"fields in quotes are read without the quotes, as csv and pandas write them (the first: line {first})"
+        ]
     literal = literal or first
     if (other := _doubled(text)) is not None:
         raise ValueError(
-            f"{path}, line {other}: this line is quoted as csv and pandas quote (a quote within is written twice), and "
-            f"line {literal} is not: mend the quotes, or write the table as .csv with every field quoted"
+            f"{path}, line {other}: this line is quoted as csv and pandas quote (a quote inside is written twice), but "
+            f"line {literal} is not: correct the quotes, or write the table as .csv with every field quoted"
         )
     return False, [
-        f"quotes are part of the texts (the first: line {first or literal}), since line {literal} has one where csv "
-        "and pandas write none; in a .csv they would be taken off"
+        f"quotes are kept as part of the texts, as is usual in a .tsv file (the first: line {first or literal})"
     ]
 
 
 def _doubled(text: str) -> int | None:
-    """The first line with a field in quotes in which a quote is written twice."""
+    """The first line with a quoted field that has a doubled quote inside."""
     for number, line in enumerate(text.split("\n"), 1):
         if '""' in line:
             for one in line.rstrip("\r").split("\t"):
@@ -308,12 +317,12 @@ def _doubled(text: str) -> int | None:
 
 
 def _blank(blank: Count, text: str) -> Iterable[str]:
-    """Those at the end of a file are nobody's mistake."""
+    """A note on blank lines between rows. Blank lines at the end of a file are fine."""
     trailing = len(re.findall("\n", text[len(text.rstrip()) :])) - 1
     between = blank.times - max(trailing, 0)
     if between > 0:
         blank.times = between
-        yield from blank.told("1 blank line was passed over", "{} blank lines were passed over")
+        yield from blank.told("1 blank line was skipped", "{} blank lines were skipped")
 
 
 def _listed(names: Iterable[str]) -> str:
