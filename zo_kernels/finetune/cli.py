@@ -86,7 +86,10 @@ def replay_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `zo-finetune` and return its exit code. If an argument, the data or the model is unusable, exits with code 2."""
+    """Run `zo-finetune` and return its exit code.
+
+    If an argument, the data or the model is unusable, exits with code 2.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     commands = {"replay": _replay, "sweep": _sweep}
     command = commands.get(arguments[0]) if arguments else None

@@ -46,8 +46,8 @@ def no_bar(count: int) -> None:
 def checked_rows(rows: Iterable[Any], each: str) -> list[Any]:
     """The rows to predict, as a list.
 
-    Raises TypeError for a single row, which Python could iterate over by mistake, for a set, which has no order, and for
-    anything that is not iterable.
+    Raises TypeError for a single row, which Python could iterate over by mistake, for a set, which has no order, and
+    for anything that is not iterable.
     """
     if isinstance(rows, str | bytes | Mapping):
         raise TypeError(
@@ -62,7 +62,8 @@ def warn_of_cut(cut: int, of: int, max_tokens: int) -> None:
     """Warn that texts were longer than those the model was trained on."""
     if cut:
         warnings.warn(
-            f"predict: {cut} of {of} texts are longer than {max_tokens} tokens, the --max-tokens of the run, and were cut",
+            f"predict: {cut} of {of} texts are longer than {max_tokens} tokens, the --max-tokens of the run, and were "
+            "cut",
             stacklevel=4,  # predict, and torch.no_grad around it
         )
 

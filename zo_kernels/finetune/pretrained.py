@@ -70,7 +70,8 @@ def ensure_padding(tokenizer: Any, model: str) -> None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise ValueError(
-            f"--model: expected a tokenizer with a padding token or an end token, but the tokenizer of {model!r} has neither"
+            f"--model: expected a tokenizer with a padding token or an end token, but the tokenizer of {model!r} has "
+            "neither"
         )
 
 

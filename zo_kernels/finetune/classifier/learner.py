@@ -158,7 +158,7 @@ def classifier_learner(
 
 
 def _unreadable(tokenizer: Any, data: TextData, splits: tuple[Texts, ...]) -> Iterator[str]:
-    """A note if the tokenizer knows no word of some texts, as with an unknown language: the model cannot tell them apart."""
+    """A note if the tokenizer knows no word of some texts. The model cannot tell such texts apart."""
     said, special = tables.Count(), set(tokenizer.all_special_ids)
     for split, tokenized in zip((data.train, data.dev, data.test), splits, strict=True):
         for text, ids in zip(split.texts, tokenized.ids, strict=True):

@@ -164,7 +164,8 @@ def _check_labels(path: str | Path, table: Labelled) -> None:
     if 2 * table.labels > table.rows > 3:
         some = reprlib.repr(list(table.texts))
         raise ValueError(
-            f"{path}: expected a few labels with many texts each, got {table.labels} labels for {table.rows} texts: {some}"
+            f"{path}: expected a few labels with many texts each, got {table.labels} labels for {table.rows} texts: "
+            f"{some}"
             "; are the columns label and text swapped?"
         )
 
@@ -192,7 +193,7 @@ def _test_of(path: str | Path, train: str | Path, training: Labelled) -> tuple[d
         f"{{}} of its texts are also in {train} and are not trained on",
     )]  # fmt: skip
     if lacking := [label for label in training.texts if not table.texts.get(label)]:
-        notes.append(f"{path}: no text has the label {' or '.join(map(repr, lacking[:4]))}, unlike in {train}")
+        notes.append(f"{path}: no text has a label of {reprlib.repr(lacking)}, which {train} has")
     return {label: group for label, group in table.texts.items() if group}, notes
 
 

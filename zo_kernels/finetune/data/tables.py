@@ -126,8 +126,8 @@ def _objects(path: Path, text: str, needed: Collection[str]) -> Table:
             others(f"line {number}, {sorted(row.keys() ^ set(table.columns))}")
         if "\\u" in line and (wrong := [name for name in needed if _is_no_text(row[name])]):
             raise ValueError(
-                f"{path}, line {number}: {wrong[0]}: expected a text, got {row[wrong[0]]!r:.80}, which contains a NUL or "
-                "half a character: remove it"
+                f"{path}, line {number}: {wrong[0]}: expected a text, got {row[wrong[0]]!r:.80}, which contains a NUL "
+                "or half a character: remove it"
             )
         table.rows.append(row)
         table.lines.append(number)
@@ -219,13 +219,13 @@ def _told(error: csv.Error) -> str:
         return "a quote is opened and never closed: close it; inside a quoted field, write a quote twice"
     if "field limit" in reason:
         return (
-            f"a field of more than {csv.field_size_limit()} characters: is a quote opened and never closed? Shorten texts "
-            "that are really this long"
+            f"a field of more than {csv.field_size_limit()} characters: is a quote opened and never closed? Shorten "
+            "texts that are really this long"
         )
     if "expected after" in reason:
         return (
-            "a quote closes a field that goes on: put a field with a quote in it into quotes, and write the quote inside "
-            "twice"
+            "a quote closes a field that goes on: put a field with a quote in it into quotes, and write the quote "
+            "inside twice"
         )
     if "new-line character" in reason:
         return "a carriage return without a line feed, outside quotes: quote the field, or remove the carriage return"
@@ -269,7 +269,8 @@ def _quoted(path: Path, text: str) -> tuple[bool, list[str]]:
 
     Data sets are written both ways. `csv` and pandas put quotes around every field, or around a field that contains a
     quote, a tab or a line break, and double the quotes inside. Others, such as GLUE, write quotes as they stand in the
-    text. A file counts as quoted if every quote is where `csv` would put it, and at least one is where only `csv` would.
+    text. A file counts as quoted if every quote is where `csv` would put it, and at least one is where only `csv`
+    would.
 
     Raises ValueError if some lines are written one way and some the other.
     """
