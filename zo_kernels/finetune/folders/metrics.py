@@ -1,4 +1,4 @@
-"""What a run measures, as it goes: records in a file, one JSON object a line."""
+"""What a run measures: steps, evaluations, a summary. metrics.jsonl has one JSON object a line."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from zo_kernels.finetune.folders.run_folder import METRICS
 
 @dataclass(frozen=True)
 class Step:
-    """What a step did. `loss` is None if the step was refused.
+    """What one step did. `loss` is None if the step was refused: a loss was not finite, or the update too large.
 
-    `seconds` is the whole of `optimizer.step`: the forwards, and our passes over the weights, which are all of it that
-    is not a forward. Putting batches together is counted by itself.
+    `seconds` is the time of `optimizer.step`: its forwards (`forward_seconds`) and the rest, which is our passes over
+    the weights (`pass_seconds`). The time to put batches together (`batch_seconds`) is not part of it.
     """
 
     loss: float | None
@@ -34,7 +34,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss and share of right answers over a split; of generated answers also their mean F1."""
+    """Mean loss and accuracy over a split; `f1` is the mean F1 of generated answers."""
 
     loss: float
     accuracy: float
@@ -42,7 +42,7 @@ class Evaluation:
 
     @property
     def score(self) -> float:
-        """What counts: F1 if there is one, else the accuracy."""
+        """The number that counts: F1 for generated answers, else the accuracy."""
         return self.accuracy if self.f1 is None else self.f1
 
     @property
@@ -51,13 +51,17 @@ class Evaluation:
         return "accuracy" if self.f1 is None else "F1"
 
     def as_record(self) -> dict[str, Any]:
-        """What there is of it, by name."""
+        """The values that are not None, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The outcome of a run. `before` and `after` are on the held-out test; shares are of the time in steps."""
+    """The outcome of a run.
+
+    `before` and `after` were measured on the held-out test. The shares of forwards and passes are of the time in steps.
+    `peak_rss` is in bytes. `seconds` is the time of the whole run.
+    """
 
     before: Evaluation
     after: Evaluation
@@ -71,12 +75,12 @@ class Summary:
     test_texts: int
 
     def as_record(self) -> dict[str, Any]:
-        """For the metrics."""
+        """The record in the metrics."""
         return {**asdict(self), "before": self.before.as_record(), "after": self.after.as_record()}
 
 
 _MOST_OF_LINE = 1 << 20
-_EVENTS: dict[str, dict[str, Any] | None] = {  # None: nothing in it is relied on, but as a whole
+_EVENTS: dict[str, dict[str, Any] | None] = {  # None: its fields are not checked
     "start": None,
     "evaluation": {
         "split": str, "step": int, "loss": float, "accuracy": float, "f1": float | None, "seconds": float
@@ -90,19 +94,19 @@ _OPTIONAL = ("f1",)
 
 
 class Metrics:
-    """Records, kept in `records` for the curves. A context manager.
+    """The records of a run, in memory (`records`) and in metrics.jsonl. A context manager.
 
-    A record is written at once, by one call, for those who watch the file, and so that a run that is cut off leaves
-    what it did. Those of a run that is gone on with are kept back until `begin`.
+    Every record is written at once, by one call, so that others can watch the file and a run that is cut off leaves
+    what it did. When a run is resumed, the file is not changed before `begin`; records until then are kept in memory.
 
     Args:
-        folder: of the run.
-        resumed: whether records are there already; nothing is changed before `begin`.
-        recover: leave out lines that are damaged, instead of refusing them.
+        folder: the run folder.
+        resumed: read the records that are there.
+        recover: leave out damaged lines instead of refusing the file.
 
     Raises:
         OSError: the file cannot be read or written.
-        ValueError: a line of it is damaged; the message says which.
+        ValueError: a line is damaged; the message names it.
     """
 
     def __init__(self, folder: Path, *, resumed: bool = False, recover: bool = False) -> None:
@@ -118,18 +122,18 @@ class Metrics:
                 self.records.append(_checked(f"{self._path}: line {number}", line))
             except ValueError as error:
                 if not recover:
-                    raise ValueError(f"{error}; --recover leaves it out and keeps a copy of the file") from error
+                    raise ValueError(f"{error}; --recover leaves this line out and keeps a copy of the file") from error
                 self._sound = False
 
     @property
     def reached(self) -> int:
-        """The last step that a record speaks of."""
+        """The last step that has a record."""
         return max((r["step"] for r in self.records if "step" in r), default=0)
 
     def begin(self, upto: int) -> str | None:
-        """Write from now on, and what was kept back. Records of later steps than `upto`, and a summary, are left out.
+        """Write the file, and every later record at once. Records of steps after `upto` and a summary are left out.
 
-        Returns a copy's name if more than that is left out: steps, or what was damaged.
+        Returns the name of a copy of the old file if steps or damaged lines were left out, else None.
         """
         copy = None
         if self.reached > upto or not self._sound:
@@ -150,7 +154,7 @@ class Metrics:
                 data = data[os.write(self._file, data) :]
 
     def find(self, event: str, **values: Any) -> dict[str, Any] | None:
-        """The last record of an event with these values."""
+        """The last record of an event that has these values, or None."""
         wanted = {"event": event, **values}.items()
         return next((r for r in reversed(self.records) if wanted <= r.items()), None) if self.records else None
 
@@ -177,7 +181,7 @@ def records_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """With their numbers, but for the last one if a killed process left it without its end."""
+    """Yield the lines with their numbers. A last line without its end, left by a killed process, is skipped."""
     if not os.path.lexists(path):
         return
     schema.check_file(path)

@@ -1,4 +1,4 @@
-"""Files that others may have written, read with bounds and checked by the types of what they should hold."""
+"""JSON files that others may have edited: read up to a size limit, and checked against expected types."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
-MOST_BYTES = 1 << 22  # of a file that is read whole
+MOST_BYTES = 1 << 22  # of a file
 _MOST_WHOLE = 2**63
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
 
 
 def check_file(path: Path) -> None:
-    """Raise ValueError if there is something else than a file, FileNotFoundError if there is nothing."""
-    if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
-        raise ValueError(f"{path}: expected a file")
+    """Raise ValueError if the path is not a regular file, FileNotFoundError if it does not exist."""
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+        raise ValueError(f"{path}: expected a regular file")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file.
+    """Read the JSON object in a file.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no file, or too large, or holds something else.
+        OSError: the file cannot be read.
+        ValueError: the path is not a file, the file is too large, or it does not hold a JSON object.
     """
     check_file(path)
     with path.open("rb") as file:
@@ -37,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse(where: str, data: bytes) -> dict[str, Any]:
-    """The JSON object in UTF-8. Raises ValueError, which names `where`."""
+    """Parse a JSON object in UTF-8. Raises ValueError that names `where`."""
     try:
         value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -51,21 +51,23 @@ def parse(where: str, data: bytes) -> dict[str, Any]:
 def check(
     where: str, values: Mapping[str, Any], hints: Mapping[str, Any], optional: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Fields and their values, as the types that their hints tell: lists become tuples, whole numbers floats.
+    """Check fields against types, and return them converted: lists to tuples, whole numbers to floats where asked.
 
     Args:
         where: the file, for messages.
-        values: of the fields.
-        hints: each field -> a type, made of bool, int, float, str, None, dict, tuple[X, ...], and unions of these.
-        optional: fields that need not be there.
+        values: field -> value.
+        hints: field -> type, made of bool, int, float, str, None, dict, tuple[X, ...], and unions of these.
+        optional: fields that may be missing.
 
-    Raises ValueError that names the first field that is missing, unknown or of another type.
+    Raises ValueError that names the first field that is missing, unknown or of the wrong type.
     """
     if unknown := sorted(values.keys() - hints.keys()):
-        raise ValueError(f"{where}: {reprlib.repr(unknown[0])}: expected no such field: it is of another version")
+        raise ValueError(
+            f"{where}: {reprlib.repr(unknown[0])}: unknown field; was the file written by another version?"
+        )
     for name in hints:
         if name not in values and name not in optional:
-            raise ValueError(f"{where}: {name}: expected {_told(hints[name])}, got no such field")
+            raise ValueError(f"{where}: {name}: expected {_told(hints[name])}, but the field is missing")
     result = {}
     for name, value in values.items():
         try:
@@ -76,7 +78,7 @@ def check(
 
 
 def _converted(value: Any, hint: Any) -> Any:
-    """Raises TypeError or OverflowError if it is not of this type."""
+    """The value as a type. Raises TypeError or OverflowError if it has another type."""
     if get_origin(hint) in (Union, types.UnionType):
         for each in get_args(hint):
             try:
