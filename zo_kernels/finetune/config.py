@@ -162,7 +162,9 @@ class Config:
             )
         if self.freeze == "encoder":
             raise _wrong(
-                "freeze", "nothing or embeddings with --task, since these models have no separate head to train", self.freeze
+                "freeze",
+                "nothing or embeddings with --task, since these models have no separate head to train",
+                self.freeze,
             )
         task = TASKS[self.task]
         self.loss = task.loss if self.loss is None else self.loss

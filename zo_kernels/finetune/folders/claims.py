@@ -1,4 +1,7 @@
-"""Whose a folder is: what may be written into it, by whom, and what is never touched."""
+"""Who may write into a folder: checks before anything is written, and locks while it is written.
+
+Files that are not of zo-finetune are never touched.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ _LOCK = "run.lock"
 
 @dataclass(frozen=True)
 class Kind:
-    """Of folders of ours: what they are called, their own files and folders, and how one is told."""
+    """A kind of folder that zo-finetune writes: its name, its files and folders, and how to recognise it."""
 
     name: str
     files: tuple[str, ...]
@@ -36,11 +39,11 @@ RUN = Kind(
     (run_folder.START, run_folder.MODEL),
     run_folder.is_run,
 )
-MODEL_ALONE = Kind("a model", (), (run_folder.MODEL,), lambda folder: False)  # what a replay makes
+MODEL_ALONE = Kind("a model", (), (run_folder.MODEL,), lambda folder: False)  # written by `zo-finetune replay`
 
 
 def sources(config: Config) -> dict[str, str | None]:
-    """What a run reads: option -> file or folder."""
+    """The files and folders that a run reads: option -> path."""
     names = ("model", "data", "test_data", "task_data")
     return {"--" + name.replace("_", "-"): getattr(config, name) for name in names}
 
@@ -48,19 +51,19 @@ def sources(config: Config) -> dict[str, str | None]:
 def check_new(
     path: str, kind: Kind, read: Mapping[str, str | None], *, overwrite: bool = False, hint: str = ""
 ) -> Path:
-    """The folder of `--out`, which need not be there. Nothing is changed.
+    """Check the folder of `--out`, which need not exist, and return it. Nothing is changed.
 
-    What a killed process had only begun to write is no file.
+    Files that a killed process had only begun to write do not count.
 
     Args:
-        path: of the folder.
-        kind: what is to be written into it.
+        path: the folder.
+        kind: what will be written into it.
         read: option -> file or folder that is read.
-        overwrite: whether files of an earlier one may be replaced.
-        hint: what else to say if there are files.
+        overwrite: whether files of an earlier folder of this kind may be replaced.
+        hint: added to the message if the folder is not empty.
 
-    Raises ValueError if it is no folder, is not empty or not recognisably of this kind, has a link in place of one of
-    its files, cannot be written, or is, or is in, or holds what is read.
+    Raises ValueError if the path is not a folder, the folder is not empty (with `overwrite`: is not of this kind), has
+    a link in place of one of its files, cannot be written, or overlaps with what is read.
     """
     folder = Path(path)
     if os.path.lexists(folder) and not folder.is_dir():
@@ -69,7 +72,8 @@ def check_new(
         source = Path(name) if name else None
         if source is not None and source.exists() and (_inside(folder, source) or _inside(source, folder)):
             raise ValueError(
-                f"--out: expected a folder apart from what is read, got {folder}, and {option} {source}: choose another"
+                f"--out: expected a folder apart from the data and the model, got {folder}, which overlaps with "
+                f"{option} {source}: choose another folder"
             )
     if folder.is_dir() and any(not _is_leftover(name, kind) for name in os.listdir(folder)):
         if not overwrite:
@@ -81,19 +85,20 @@ def check_new(
 
 def _check_ours(folder: Path, kind: Kind) -> None:
     try:
-        ours, reason = kind.is_ours(folder), f"no {kind.files[0]} of one"
+        ours, reason = kind.is_ours(folder), f"it has no {kind.files[0]} of zo-finetune"
     except (OSError, ValueError) as error:
         ours, reason = False, str(error)
     if not ours:
         raise ValueError(
             f"--overwrite: expected the folder of {kind.name} of zo-finetune, got {folder} with other files in it "
-            f"({reason}): choose another --out, or delete them"
+            f"({reason}): choose another --out, or delete the files"
         )
 
 
 def check_written(folder: Path, kind: Kind, option: str = "") -> None:
-    """Raise ValueError if a folder of ours, or what it is to be made in, cannot be written, or something else stands
-    where one of its files should be: a link, which might lead out of it, above all.
+    """Raise ValueError if a folder, or the place to create it in, cannot be written.
+
+    Also if something else is in place of one of its files, above all a link, which might lead out of the folder.
     """
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
@@ -102,7 +107,7 @@ def check_written(folder: Path, kind: Kind, option: str = "") -> None:
     for name in (_LOCK, *kind.names, *inside):
         path = folder / name
         if path.is_symlink():
-            raise ValueError(f"{option}expected a file or folder of its own, got {path}, a link to {os.readlink(path)}")
+            raise ValueError(f"{option}expected a real file or folder, got {path}, a link to {os.readlink(path)}")
         if path.exists() and path.is_dir() != (str(name) in kind.folders or name == Path(run_folder.START)):
             wanted, got = ("file", "folder") if path.is_dir() else ("folder", "file")
             raise ValueError(f"{option}expected {path} to be a {wanted}, got a {got}")
@@ -114,12 +119,12 @@ def _why_not(place: Path) -> str:
     if hasattr(os, "statvfs") and os.statvfs(place).f_flag & os.ST_RDONLY:
         return f"the file system of {place} is read-only"
     if hasattr(os, "getuid") and place.stat().st_uid != os.getuid():
-        return f"{place} is another user's"
-    return f"no permission for {place}"
+        return f"{place} belongs to another user"
+    return f"no permission to write to {place}"
 
 
 def _inside(inner: Path, outer: Path) -> bool:
-    """Whether it is the other, or in it, by whatever names and links."""
+    """Whether a path is another path or lies inside it, under any names and links."""
     inner, outer = Path(os.path.realpath(inner)), Path(os.path.realpath(outer))
     if outer in (inner, *inner.parents):
         return True
@@ -127,17 +132,17 @@ def _inside(inner: Path, outer: Path) -> bool:
 
 
 def _is_leftover(name: str, kind: Kind) -> bool:
-    """Of a process that was killed: its lock, or a file or folder that it had only begun to write."""
+    """Whether a killed process left this: its lock, or a file or folder that it had only begun to write."""
     own = "|".join(map(re.escape, (_LOCK, *kind.names)))
     return name == _LOCK or re.fullmatch(rf"({own})(\..+)?{re.escape(files.PART)}", name) is not None
 
 
 def lock(folder: Path, kind: Kind) -> files.Locked:
-    """Keep others from writing a folder of ours, and delete what a killed process left half written.
+    """Lock a folder against other processes, and delete what a killed process left half written.
 
-    Raises BlockingIOError if another process writes it, OSError if the lock cannot be made.
+    Raises BlockingIOError if another process holds the lock, OSError if the lock cannot be made.
     """
-    held = files.Locked(folder / _LOCK, f"{folder}: expected {kind.name} that nobody else writes, but it is held")
+    held = files.Locked(folder / _LOCK, f"{folder}: expected {kind.name} that no other process writes, but it is held")
     ending.began(folder)
     try:
         for name in os.listdir(folder):
@@ -150,18 +155,18 @@ def lock(folder: Path, kind: Kind) -> files.Locked:
 
 
 def claim(config: Config) -> files.Locked:
-    """Make and lock the folder of a run, and write its settings into it.
+    """Create and lock the folder of a run, and write the settings into it.
 
-    An earlier run's files are deleted; others stay.
+    The files of an earlier run are deleted; other files stay.
 
-    Raises ValueError as `check_new`, OSError as `lock`.
+    Raises the ValueError of `check_new` and the OSError of `lock`.
     """
     folder = check_run(config)
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     held = lock(folder, RUN)
     try:
-        check_run(config)  # somebody else may have been faster
+        check_run(config)  # another process may have been faster
         clear(folder)
         run_folder.write_config(folder, config)
     except BaseException:
@@ -173,23 +178,24 @@ def claim(config: Config) -> files.Locked:
 
 
 def claim_again(folder: Path) -> files.Locked:
-    """Lock the folder of a run that is gone on with.
+    """Lock the folder of a run that is resumed.
 
-    Raises ValueError as `check_written`, OSError as `lock`.
+    Raises the ValueError of `check_written` and the OSError of `lock`.
     """
     check_written(folder, RUN)
     return lock(folder, RUN)
 
 
 def check_run(config: Config) -> Path:
-    """As `check_new`, for a run."""
+    """`check_new` for the folder of a run."""
     hint = " (or add --overwrite)"
     return check_new(str(config.out), RUN, sources(config), overwrite=config.overwrite, hint=hint)
 
 
 def clear(folder: Path) -> None:
-    """Delete the files of an earlier run, if there is one. Until the settings of another are written, its folder can
-    be told, and overwritten, but not resumed.
+    """Delete the files of an earlier run, if there is one.
+
+    Until new settings are written, the folder is still recognised and may be overwritten, but not resumed.
     """
     if not os.path.lexists(folder / run_folder.CONFIG):
         return
