@@ -32,15 +32,8 @@ CONFIG, METRICS, CURVES, MODEL = "config.json", "metrics.jsonl", "curves.png", "
 START, TRAJECTORY = "start", "trajectory.zo"
 LABELS = "labels.json"  # written last into START and MODEL: if it is there, everything is
 FORMAT = 1  # version of the files in a folder
-_ALWAYS_SET = {
-    "out",
-    "method",
-    "lr",
-    "eps",
-    "steps",
-    "batch_size",
-    "seed",
-}  # also in folders of versions that wrote no mark
+# Settings of every run, also of versions that wrote no mark.
+_ALWAYS_SET = {"out", "method", "lr", "eps", "steps", "batch_size", "seed"}
 _MODEL_KINDS = ("causal", "masked")
 _MOST_TOKENS = 2**31
 

@@ -1,4 +1,4 @@
-"""How right a generated answer is: exact match and F1 over words, normalised as for SQuAD (arXiv 1606.05250)."""
+"""Scores of a generated answer: exact match and F1 over words, normalised as in SQuAD (arXiv 1606.05250)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def words_of(answer: str) -> list[str]:
-    """In lower case, without ASCII punctuation and without the articles a, an, the."""
+    """The words of an answer in lower case, without ASCII punctuation and without the articles a, an, the."""
     bare = answer.lower().translate(_PUNCTUATION)
     return re.sub(r"\b(a|an|the)\b", " ", bare).split()
 
 
 def exact_match(answer: str, references: Iterable[str]) -> float:
-    """1.0 if the answer's words are those of one of the references, else 0.0."""
+    """1.0 if the answer has the same words as one of the references, else 0.0."""
     return _best(lambda one, other: float(one == other), answer, references)
 
 
 def f1(answer: str, references: Iterable[str]) -> float:
-    """The harmonic mean of the words' precision and recall, against the reference that suits best."""
+    """The harmonic mean of precision and recall over words, for the reference that fits best."""
     return _best(_f1, answer, references)
 
 

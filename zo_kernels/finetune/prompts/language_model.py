@@ -1,4 +1,4 @@
-"""Causal and masked language models with their own heads, and what must be known of them."""
+"""Load causal and masked language models with their own heads."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import nn
 
 from zo_kernels.finetune.pretrained import ensure_padding, no_progress_bars, positions
 
-_MOST_TOKENS = 2048  # of a prompt if nothing is asked for, as in MeZO
+_MOST_TOKENS = 2048  # of a prompt, unless --max-tokens says otherwise; as in MeZO
 
 
 def load_language_model(model: str, kind: str, dtype: torch.dtype | str) -> tuple[nn.Module, Any, str]:
-    """The model in evaluation mode, its tokenizer, and its kind, from a folder or a hub id.
+    """Load a model from a folder or a hub id. Returns it in evaluation mode, with its tokenizer and its kind.
 
     Args:
         model: the folder or id.
-        kind: "causal", "masked", or "auto" to go by the model's configuration.
-        dtype: of the weights; "auto" for the one that they were saved in.
+        kind: "causal", "masked", or "auto" to read the kind from the model's configuration.
+        dtype: of the weights; "auto" keeps the dtype they were saved in.
 
     Raises:
-        ValueError: naming --model or --model-kind; transformers cannot load it, or it has no language model head.
+        ValueError: transformers cannot load the model, or it has no language model head.
     """
     import transformers
 
@@ -40,25 +40,25 @@ def load_language_model(model: str, kind: str, dtype: torch.dtype | str) -> tupl
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
             f"--model: expected a {kind} language model, got {model!r}, which lacks the weights {missing}; "
-            "--model-kind chooses another kind"
+            "choose another kind with --model-kind"
         )
     ensure_padding(tokenizer, model)
     return loaded.eval(), tokenizer, kind
 
 
 def tokens_allowed(model: Any, tokenizer: Any, wanted: int | None) -> int:
-    """How long prompts may be: `wanted`, or as much as the model can read, at most 2048.
+    """The longest prompt in tokens: `wanted`, or else what the model can read, at most 2048.
 
-    Raises ValueError if the model cannot read so many as are wanted.
+    Raises ValueError if the model cannot read `wanted` tokens.
     """
     most = min(positions(model) or _MOST_TOKENS, tokenizer.model_max_length)
     if wanted is not None and wanted > most:
-        raise ValueError(f"--max-tokens: expected at most {most}, which the model can read, got {wanted}")
+        raise ValueError(f"--max-tokens: expected at most {most}, as many as the model can read, got {wanted}")
     return min(most, _MOST_TOKENS) if wanted is None else wanted
 
 
 def _kind(config: Any, wanted: str) -> str:
-    """The kind that is wanted, or that the model was trained as. Raises ValueError if it cannot be had."""
+    """The kind that is wanted or, for "auto", was trained. Raises ValueError if the model does not have it."""
     from transformers.models.auto import modeling_auto
 
     known = {
@@ -71,5 +71,5 @@ def _kind(config: Any, wanted: str) -> str:
     if wanted != "auto":
         return wanted
     architecture = (config.architectures or [""])[0]
-    # Encoders can be had as causal models, too, but are trained as such only if they say so.
+    # transformers loads encoders as causal models, too. They were trained as such only if the architecture says so.
     return "causal" if "causal" in kinds and architecture.endswith(("ForCausalLM", "LMHeadModel")) else kinds[0]

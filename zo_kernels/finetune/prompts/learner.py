@@ -1,4 +1,4 @@
-"""Training a language model on a task's prompts: its data, its losses, its evaluation."""
+"""Train a language model on the prompts of a task: its data, its loss, its evaluation."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ from zo_kernels.finetune.tasks import TASKS
 
 @dataclass(frozen=True)
 class PromptLearner(Learner):
-    """The loss is over the "candidates" (cross-entropy of their scores) or on the right answer's "tokens" (their mean
-    negative log likelihood). The objective is that loss, or 1 - accuracy, or 1 - F1 of a batch, which have no gradient.
+    """Trains a language model on a task.
+
+    `over` chooses the loss: "candidates" is the cross-entropy of their scores, "tokens" the mean negative log
+    likelihood of the tokens of the right answer. `objective` is what training minimises on a batch: "loss", "accuracy"
+    (as 1 - accuracy) or "f1" (as 1 - F1). The last two have no gradient.
     """
 
     predictor: Prompted
@@ -73,7 +76,7 @@ class PromptLearner(Learner):
         return Evaluation(total / weight, right / len(examples), f1_of_all)
 
     def _summed_loss(self, sums: Tensor, counts: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss times what it is the mean over, and the number of these: examples, or tokens."""
+        """The sum of the loss over examples or tokens, and the number of these."""
         if self.over == "candidates":
             each = F.cross_entropy(sums / counts, labels, reduction="sum")
             return each, torch.tensor(float(len(labels)), device=each.device)
@@ -81,7 +84,7 @@ class PromptLearner(Learner):
         return -sums.gather(1, right).sum(), counts.gather(1, right).sum()
 
     def _generated(self, examples: Examples[Any], batch: Any) -> tuple[float, float]:
-        """Mean exact match and F1 of the answers that are generated."""
+        """Mean exact match and mean F1 of the answers generated for a batch."""
         assert isinstance(examples, CausalTexts)
         texts = self.predictor.generate(examples, batch.examples)
         references = [examples.references[index] for index in batch.examples]
@@ -91,9 +94,9 @@ class PromptLearner(Learner):
 
 
 def prompt_learner(config: Config, device: torch.device, dtype: torch.dtype) -> PromptLearner:
-    """Data and model.
+    """Load the data and the model.
 
-    Raises ValueError, TypeError or OSError for settings, data or a model that cannot be used.
+    Raises ValueError, TypeError or OSError if the settings, the data or the model cannot be used.
     """
     assert config.task is not None and config.loss is not None
     data = load_task(

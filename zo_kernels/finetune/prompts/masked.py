@@ -1,4 +1,4 @@
-"""Label words scored at the mask of a masked language model."""
+"""Score label words at the mask of a masked language model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zo_kernels.finetune.prompts.task_data import Example
 
 @dataclass(frozen=True)
 class MaskedBatch:
-    """int64 tensors: `input_ids` and `attention_mask` [batch, tokens], `masks` (their places) and `labels` [batch]."""
+    """int64 tensors: `input_ids` and `attention_mask` [batch, tokens], `masks` (mask positions) and `labels` [batch]."""
 
     input_ids: Tensor
     attention_mask: Tensor
@@ -26,7 +26,7 @@ class MaskedBatch:
 
 @dataclass(frozen=True)
 class MaskedTexts(Examples[MaskedBatch]):
-    """Prompts of a split."""
+    """The prompts of a split."""
 
     prompts: list[MaskedPrompt]
     labels: Tensor
@@ -57,7 +57,7 @@ class MaskedTexts(Examples[MaskedBatch]):
 
 
 def label_logits(model: Any, batch: MaskedBatch, words: Sequence[int]) -> Tensor:
-    """fp32 [batch, labels]: the logits of the words' tokens at the mask."""
+    """The logits of the label words at the mask, fp32 [batch, labels]. `words` are their token ids."""
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     rows = torch.arange(len(batch.masks), device=logits.device)
     return logits[rows, batch.masks][:, list(words)].float()

@@ -1,4 +1,4 @@
-"""Learning a task with prompts, by a causal or a masked language model's own head."""
+"""Use a language model with the prompts of a task: predict, save and load."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _PREDICTED_TOGETHER = 16
 
 @dataclass(frozen=True)
 class Prompted(Predictor):
-    """A language model with the prompts of a task.
+    """A language model with the prompts of a task, ready for rows.
 
-    Raises ValueError if the task has no prompts for this kind of model, or its label words are not single tokens of a
-    masked one.
+    Raises ValueError if the task has no prompts for this kind of model, or the model is masked and a label word is not
+    a single token.
     """
 
     model: nn.Module
@@ -45,10 +45,11 @@ class Prompted(Predictor):
         if self.kind == "masked" and self.task.masked is None:
             why = "its answers are generated" if self.generates else "its candidates are sentences, not single tokens"
             raise ValueError(
-                f"--task {self.task_name}: expected a causal model, got a masked one, which cannot learn it: {why}"
+                f"--task {self.task_name}: expected a causal model, got a masked one, which cannot learn this task: "
+                f"{why}"
             )
         if self.kind == "masked":
-            _ = self._words  # so that a word that is not one token shows at once
+            _ = self._words  # raises at once if a word is not one token
 
     @property
     def task(self) -> Task:
@@ -56,12 +57,12 @@ class Prompted(Predictor):
 
     @property
     def generates(self) -> bool:
-        """Whether answers are generated; otherwise they are chosen among candidates."""
+        """Whether answers are generated. Otherwise they are chosen from candidates."""
         return self.task.references is not None
 
     @property
     def template(self) -> Template:
-        """For this kind of model."""
+        """The template of the task for this kind of model."""
         chosen = self.task.masked if self.kind == "masked" else self.task.causal
         assert chosen is not None
         return chosen
@@ -72,7 +73,7 @@ class Prompted(Predictor):
 
     @property
     def device(self) -> torch.device:
-        """Of the weights."""
+        """The device of the weights."""
         return next(self.model.parameters()).device
 
     @cached_property
@@ -80,9 +81,9 @@ class Prompted(Predictor):
         return single_tokens(self.tokenizer, self.template.words)
 
     def prepare(self, examples: list[Example], *, right_only: bool = False) -> Examples[Any]:
-        """Tokenised. `right_only`: training batches have the right candidates alone.
+        """Tokenise examples. With `right_only`, training batches hold only the right candidates.
 
-        Raises ValueError if a prompt cannot be made to fit.
+        Raises ValueError if a prompt cannot be shortened enough.
         """
         pad_id = self.tokenizer.pad_token_id
         if self.kind == "masked":
@@ -93,9 +94,10 @@ class Prompted(Predictor):
         return CausalTexts.of(causal, examples, pad_id, self.device, right_only)
 
     def likelihoods(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """fp32 [examples, candidates]: log likelihoods up to a constant of the example, and how many tokens have them.
+        """Log likelihoods of the candidates and their numbers of tokens, both fp32 [examples, candidates].
 
-        Their quotients are the scores.
+        The quotient of the two is the score of a candidate. The log likelihoods of an example may be shifted by a
+        constant.
         """
         if self.kind == "masked":
             logits = label_logits(self.model, batch, self._words)
@@ -103,18 +105,19 @@ class Prompted(Predictor):
         return log_likelihoods(self.model, batch)
 
     def generate(self, texts: CausalTexts, indices: list[int]) -> list[str]:
-        """The answers to some examples."""
+        """Generate the answers to the examples with these indices."""
         prompts = [texts.prompts[index].prompt for index in indices]
         return generate(self.model, self.tokenizer, prompts, self.max_new_tokens)
 
     @torch.no_grad()
     def predict(self, rows: Iterable[Row]) -> list[str]:
-        """The answer to each row, which has the task's columns but for the label: the likeliest candidate, or a text
-        that is generated. In their order; warns if texts are cut.
+        """The answer to each row, in the same order: the likeliest candidate, or a generated text.
+
+        A row maps the columns of the task to their values; the label may be missing. Warns if texts had to be cut.
 
         Raises:
-            TypeError: it is one row and not several, or one of them is none.
-            ValueError: a column is missing, or a prompt cannot be made to fit.
+            TypeError: `rows` is a single row, or an element is not a mapping.
+            ValueError: a column is missing, or a prompt cannot be shortened enough.
         """
         rows = checked_rows(rows, "rows")
         fields = [fields_of(f"row {at}", self.task, row) for at, row in enumerate(rows)]
@@ -149,9 +152,11 @@ class Prompted(Predictor):
 
 
 def load_prompted(run: str | Path) -> Prompted:
-    """The model that a run with prompts saved in its folder, on the CPU, in evaluation mode and in its own dtype.
+    """Load the model that a finished run with prompts saved: on the CPU, in evaluation mode, in the dtype it was trained in.
 
-    Raises FileNotFoundError if the folder has no finished run, ValueError if the run trained a classifier, or its model
+    `load_prompted(run).predict([row, ...])` returns the answer to each row, a mapping of the task's columns.
+
+    Raises FileNotFoundError if the folder has no finished run, ValueError if the run trained a classifier or its model
     is damaged.
     """
     about = run_folder.description(run)

@@ -1,4 +1,4 @@
-"""Prompts as token ids, shortened where they are too long."""
+"""Render examples as the token ids of prompts, and shorten prompts that are too long."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CausalPrompt:
-    """Token ids: of the prompt alone, and of the prompt with each candidate.
+    """Token ids of the prompt alone (`prompt`) and of the prompt with each candidate (`rows`).
 
-    Candidates are the last tokens of their rows, as many as `answers` says. `cut` tells whether the text was shortened.
+    `answers` has the number of tokens at the end of each row that are the candidate. `cut` tells whether the text was
+    shortened.
     """
 
     prompt: list[int]
@@ -27,7 +28,7 @@ class CausalPrompt:
 
 @dataclass(frozen=True)
 class MaskedPrompt:
-    """Token ids, and the place of the mask in them. `cut` tells whether the text was shortened."""
+    """Token ids and the position of the mask in them. `cut` tells whether the text was shortened."""
 
     ids: list[int]
     mask: int
@@ -38,10 +39,10 @@ class CausalPrompts:
     """Renders examples for a causal model.
 
     Args:
-        tokenizer: what it puts before a text is put before each prompt; what it puts after one is left out.
-        template: of the task.
-        max_tokens: of a prompt with its longest candidate.
-        room: tokens to be left for generating after the prompt.
+        tokenizer: special tokens that it puts before a text are kept; those after a text are left out.
+        template: of the task, for causal models.
+        max_tokens: the longest prompt with its longest candidate.
+        room: number of tokens to leave after the prompt for the generated answer.
     """
 
     def __init__(self, tokenizer: Any, template: Template, max_tokens: int, room: int = 0) -> None:
@@ -49,13 +50,14 @@ class CausalPrompts:
         self._beginning = _beginning(tokenizer)
 
     def __call__(self, fields: dict[str, str]) -> CausalPrompt:
-        """Raises ValueError if the prompt is too long even without what can be cut, or a candidate has no tokens."""
+        """Raises ValueError if the prompt is too long even without the field to cut, or a candidate has no tokens."""
         words = [word.format(**fields) for word in self._template.words]
 
         def render(text: str) -> CausalPrompt:
             prompt = self._template.prompt.format(**{**fields, self._template.cut: text})
             alone, rows = self._encode(prompt), [self._encode(prompt + word) for word in words]
-            # Tokenised as one text, as the model has seen such words; where the word begins is where the rows part.
+            # Prompt and word are tokenised as one text, as in pretraining. The word begins where a row leaves the
+            # prompt.
             answers = [len(row) - _shared(row, alone) for row in rows]
             return CausalPrompt(alone, rows, answers, text != fields[self._template.cut])
 
@@ -75,9 +77,9 @@ class MaskedPrompts:
     """Renders examples for a masked model.
 
     Args:
-        tokenizer: with a mask token.
+        tokenizer: one with a mask token.
         template: of the task, for masked models.
-        max_tokens: of a prompt.
+        max_tokens: the longest prompt.
 
     Raises:
         ValueError: the tokenizer has no mask token.
@@ -89,7 +91,7 @@ class MaskedPrompts:
         self._tokenizer, self._template, self._max_tokens = tokenizer, template, max_tokens
 
     def __call__(self, fields: dict[str, str]) -> MaskedPrompt:
-        """Raises ValueError if the prompt is too long even without what can be cut, or has another mask in it."""
+        """Raises ValueError if the prompt is too long even without the field to cut, or its texts contain a mask."""
         mask, mask_id = self._tokenizer.mask_token, self._tokenizer.mask_token_id
 
         def render(text: str) -> MaskedPrompt:
@@ -103,9 +105,9 @@ class MaskedPrompts:
 
 
 def single_tokens(tokenizer: Any, words: tuple[str, ...]) -> list[int]:
-    """The token of each label word, as it stands after a space.
+    """The token id of each label word after a space.
 
-    Raises ValueError naming a word that is not one token.
+    Raises ValueError that names a word which is not a single token.
     """
     tokens = []
     for word in words:
@@ -120,7 +122,7 @@ def single_tokens(tokenizer: Any, words: tuple[str, ...]) -> list[int]:
 def _shortened(
     render: Callable[[str], T], tokens: Callable[[T], int], fields: dict[str, str], cut: str, limit: int
 ) -> T:
-    """The rendering of the field `cut`, or of as many of its first characters as fit into `limit` tokens."""
+    """Render the field `cut`, or as many of its first characters as fit into `limit` tokens."""
     text = fields[cut]
     whole = render(text)
     if tokens(whole) <= limit:
@@ -128,7 +130,7 @@ def _shortened(
     fitting = render("")
     if tokens(fitting) > limit:
         raise ValueError(
-            f"--max-tokens: expected at least {tokens(fitting)}, which a prompt takes without its {cut}, got {limit}"
+            f"--max-tokens: expected at least {tokens(fitting)}, the length of a prompt without its {cut}, got {limit}"
         )
     most, too_many = 0, len(text)
     while too_many - most > 1:
@@ -149,6 +151,6 @@ def _beginning(tokenizer: Any) -> list[int]:
 
 
 def _shared(one: list[int], other: list[int]) -> int:
-    """How many tokens both begin with."""
+    """The number of tokens that both begin with."""
     unlike = (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return next(unlike, min(len(one), len(other)))

@@ -1,4 +1,4 @@
-"""Rows of a task's data set, from the hub or from files, sampled into training, development and test examples."""
+"""Load the data set of a task from the hub or from files, and sample training, development and test examples."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from zo_kernels.finetune.tasks import Row, Task
 T = TypeVar("T")
 
 _KINDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
-_READ_HERE = (".jsonl", ".csv")  # line by line, so that the line that is wrong can be named
+_READ_HERE = (".jsonl", ".csv")  # line by line, so that messages can name the wrong line
 _TRAIN_EXAMPLES = 1000
 
 
 @dataclass(frozen=True)
 class Example:
-    """The fields of a row for the templates, the index of its label's words, and the answers that are right."""
+    """One row: the fields for the templates, the index of its label, and the right answers."""
 
     fields: dict[str, str]
     label: int
@@ -32,7 +32,7 @@ class Example:
 
 @dataclass(frozen=True)
 class TaskData:
-    """Three splits that share no row. `notes` are what a person must know of them."""
+    """Three splits that share no row. `notes` tell the user what is special about them."""
 
     train: list[Example]
     dev: list[Example]
@@ -42,7 +42,7 @@ class TaskData:
 
 @dataclass(frozen=True)
 class Rows:
-    """Of a split, and the name of each."""
+    """The rows of a split, and a name for each, for messages."""
 
     columns: Sequence[str]
     rows: Any  # a sequence of mappings
@@ -62,20 +62,22 @@ def load_task(
     dev: int | None,
     test: int | str | None,
 ) -> TaskData:
-    """Examples of a task.
+    """Load the examples of a task.
+
+    Training and development examples are drawn from the training split, test examples from the validation split.
 
     Args:
         name: of the task, for messages.
-        task: its columns and where its data are.
-        folder: with files train and validation (.parquet, .json, .jsonl, .csv); None for the hub.
-        seed: draws training and development examples from the training split. The test examples are drawn from the
-            validation split, and are the same for every seed.
-        train, dev, test: how many. None: 1000 (those that are left), the task's number (at most half of the split),
-            1000 (those that there are). "all" for all of the validation split.
+        task: the task.
+        folder: has the files train and validation (.parquet, .json, .jsonl or .csv); None for the hub.
+        seed: draws training and development examples. Test examples are the same for every seed.
+        train: number of training examples; None for 1000, or all that are left.
+        dev: number of development examples; None for the number of the task, at most half of the split.
+        test: number of test examples, or "all"; None for 1000, or all if there are fewer.
 
     Raises:
-        ValueError: datasets is not installed, the data cannot be had, lack a column or have fewer rows, or a row that
-            is drawn is wrong.
+        ValueError: datasets is not installed, the data cannot be loaded, a column is missing, there are too few rows,
+            or a drawn row is wrong.
     """
     splits = _load(name, task, folder)
     for split in splits.values():
@@ -106,11 +108,11 @@ def load_task(
 
 
 def _leaks(data: TaskData) -> Iterator[str]:
-    """Data sets are trained on as they were published; so that is only said."""
+    """Notes on examples that are in several splits. They are kept, since data sets are used as published."""
     known = {repr(example.fields) for example in data.train}
     for split, examples in (("development", data.dev), ("test", data.test)):
         if shared := sum(repr(example.fields) in known for example in examples):
-            yield f"{shared} of the {len(examples)} {split} examples stand among the training examples, too"
+            yield f"{shared} of the {len(examples)} {split} examples are also among the training examples"
 
 
 def _lopsided(task: Task, data: TaskData) -> Iterator[str]:
@@ -119,13 +121,13 @@ def _lopsided(task: Task, data: TaskData) -> Iterator[str]:
     for split, examples in (("training", data.train), ("development", data.dev), ("test", data.test)):
         if len(labels := {example.label for example in examples}) == 1:
             word = task.causal.names[labels.pop()]
-            yield f"all {len(examples)} {split} examples have one label, {word}: their score says little"
+            yield f"all {len(examples)} {split} examples have the same label, {word}: their score says little"
 
 
 def fields_of(where: str, task: Task, row: Row) -> dict[str, str]:
-    """What the task's templates name.
+    """The fields of a row that the templates of the task name.
 
-    Raises TypeError if it is no row, ValueError if a column is missing or not what it should be.
+    Raises TypeError if `row` is not a mapping, ValueError if a column is missing or wrong.
     """
     if not isinstance(row, Mapping):
         raise TypeError(f"{where}: expected a mapping of the columns {', '.join(task.columns)}, got {row!r}")
@@ -156,13 +158,13 @@ def _load(name: str, task: Task, folder: str | None) -> dict[str, Rows]:
         import datasets
     except ModuleNotFoundError as error:
         raise ValueError(
-            "--task: expected the package datasets, which `pip install 'zo_kernels[tasks]'` brings"
+            "--task: expected the package datasets to be installed: pip install 'zo_kernels[tasks]'"
         ) from error
     try:
         loaded = datasets.load_dataset(*source, data_files=files)
         return {split: _rows(loaded[split], split, files) for split in ("train", "validation")}
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        hint = " (--task-data FOLDER takes files instead)" if folder is None else ""
+        hint = " (--task-data FOLDER reads files instead)" if folder is None else ""
         got = repr(error.__cause__ or error)
         raise ValueError(f"--task {name}: expected to load {folder or task.hub[0]}{hint}, got {got}") from error
 
@@ -190,7 +192,7 @@ def _count(name: str, wanted: int | None, default: int, there: int, at_most: int
         wanted = min(default, there if at_most is None else at_most)
     if not 0 < wanted <= there:
         option = "--" + name.replace("_", "-")
-        raise ValueError(f"{option}: expected from 1 to {there}, the rows that are left, got {wanted}")
+        raise ValueError(f"{option}: expected 1 to {there}, the number of rows that are left, got {wanted}")
     return wanted
 
 

@@ -1,4 +1,4 @@
-"""Everything that is made before the first step of a run, so that whatever is wrong shows at once."""
+"""Everything that is made before the first step of a run, so that mistakes show at once."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from zo_kernels.finetune.learner import Learner, Predictor
 from zo_kernels.finetune.prompts import learner as prompts
 from zo_kernels.trajectory import FaultyTrajectory
 
-_OF_NO_STEP = ("out", "overwrite")  # a folder may be moved
+_OF_NO_STEP = ("out", "overwrite")  # do not decide any bit; a folder may be moved
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is ready to start; nobody else can write its folder until `lock` is released."""
+    """A run that is ready to start. No other process can write its folder until `lock` is released."""
 
     config: Config
     folder: Path
@@ -42,15 +42,15 @@ class Job:
 
 
 def prepare(config: Config, *, resume: bool = False, recover: bool = False) -> Job:
-    """Data, model, optimizer and run folder. Sets PyTorch's number of threads and its seed.
+    """Prepare data, model, optimizer and run folder. Sets PyTorch's number of threads and its seed.
 
     Args:
-        config: of the run.
-        resume: go on with the run in `config.out`: its head and its trajectory are taken, and no folder is made. The
-            weights are those that it started with until `resume_weights`.
-        recover: go on from the longest sound beginning of what is damaged, which is kept beside.
+        config: the settings of the run.
+        resume: resume the run in `config.out` with the head it started with. The weights are those of its start until
+            `resume_weights`.
+        recover: if files are damaged, resume from their longest sound beginning and keep a copy.
 
-    Raises ValueError, TypeError or OSError for settings, data, a model or a folder that cannot be used.
+    Raises ValueError, TypeError or OSError if the settings, the data, the model or the folder cannot be used.
     """
     if not resume:
         claims.check_run(config)  # before anything that takes long
@@ -65,14 +65,14 @@ def prepare(config: Config, *, resume: bool = False, recover: bool = False) -> J
 
 
 def prepare_learner(config: Config, run: Path | None = None) -> Learner:
-    """Data and model. Sets PyTorch's number of threads and its seed.
+    """Prepare data and model. Sets PyTorch's number of threads and its seed.
 
     Args:
-        config: of the run.
-        run: a folder whose start is taken, if it holds one: a head is computed by forwards, whose last bits another
-            machine need not share.
+        config: the settings of the run.
+        run: a run folder. If it holds the head that the run started with, use that head, since on another machine the
+            last bits of a new one may differ.
 
-    Raises ValueError, TypeError or OSError for settings, data or a model that cannot be used.
+    Raises ValueError, TypeError or OSError if the settings, the data or the model cannot be used.
     """
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -88,10 +88,10 @@ def prepare_learner(config: Config, run: Path | None = None) -> Learner:
 
 
 def _check_anchor(config: Config, learner: Learner) -> None:
-    """Raise ValueError if more examples are asked for than there are: some would be taken again and again."""
+    """Raise ValueError if more examples are asked for than there are. Some would be used again and again."""
     asked, there = config.anchor_examples, len(learner.train)
     if asked is not None and asked > there and asked != DEFAULT_ANCHOR.examples:
-        raise ValueError(f"--anchor-examples: expected at most {there}, the training examples, got {asked}")
+        raise ValueError(f"--anchor-examples: expected at most {there}, the number of training examples, got {asked}")
 
 
 def prepare_run(
@@ -102,10 +102,10 @@ def prepare_run(
     recover: bool = False,
     held: files.Locked | None = None,
 ) -> Job:
-    """Optimizer and run folder, for a learner that has the weights which the run starts with; as `prepare`.
+    """Prepare optimizer and run folder for a learner with the starting weights; otherwise as `prepare`.
 
     Args:
-        held: the folder's lock, if one has it.
+        held: the lock of the folder, if the caller holds it.
     """
     optimizer = _optimizer(config, learner.predictor.model)
     folder = Path(str(config.out))
@@ -123,7 +123,7 @@ def prepare_run(
 
 
 def load_start(folder: Path, config: Config) -> Predictor | None:
-    """What a run started with, on the CPU. None if it did not get so far."""
+    """The model that a run started with, on the CPU. None if the run was cut off before it saved its start."""
     if not run_folder.begun(folder):
         return None
     if config.task is not None:
@@ -132,18 +132,19 @@ def load_start(folder: Path, config: Config) -> Predictor | None:
 
 
 def resume_weights(job: Job, reached: int) -> None:
-    """Bring the weights and the optimizer to where the run's trajectory ends, or begin one.
+    """Bring the weights and the optimizer to the end of the run's trajectory, or begin a trajectory.
 
     Args:
-        reached: the step up to which the run is known to have come.
+        job: the run.
+        reached: the last step that the metrics have.
 
-    Raises ValueError if it is damaged, ends before, or does not fit to the model; but for an incomplete last record,
-    nothing has changed.
+    Raises ValueError if the trajectory is damaged, ends before `reached`, or does not fit to the model. Then nothing
+    has changed, except that an incomplete last record may be gone.
     """
     path = job.folder / run_folder.TRAJECTORY
     if not job.recover:
         steps = sound_trajectory(path).steps if path.exists() else 0
-        if steps < reached:  # each step is in the trajectory before it is in the metrics
+        if steps < reached:  # a step is written to the trajectory first
             raise ValueError(
                 f"{path}: expected the {reached} steps that {run_folder.METRICS} speaks of, got {steps}: the rest is "
                 "lost. If there is a copy of it, put it back; --recover goes on from where it ends"
@@ -152,10 +153,11 @@ def resume_weights(job: Job, reached: int) -> None:
 
 
 def sound_trajectory(path: Path, step: int | None = None) -> zo.Trajectory:
-    """A run's trajectory, without a last record that a killed process left incomplete; of one that is damaged what is
-    sound, if that has the step that is asked for.
+    """Load the trajectory of a run. A last record that a killed process left incomplete is dropped.
 
-    Raises ValueError if it is damaged, OSError if it cannot be read.
+    If the trajectory is damaged but `step` comes before the damage, its sound beginning is returned.
+
+    Raises ValueError if it is damaged otherwise, OSError if it cannot be read.
     """
     try:
         return zo.Trajectory.load(path, recover="incomplete")
@@ -203,15 +205,15 @@ def _device(name: str) -> torch.device:
 
 
 def record_start(job: Job, metrics: Metrics) -> dict[str, Any]:
-    """Write the record "start", or compare with the one that is there, and return it.
+    """Write the record "start": everything that decides the bits of a run. A resumed run compares it instead.
 
-    Raises ValueError if data, versions or settings have changed.
+    Returns the record. Raises ValueError if data, versions or settings have changed.
     """
     start, before = _start(job), metrics.find("start")
     changed = {} if before is None else {k: (before.get(k), v) for k, v in start.items() if before.get(k) != v}
     if changed:
         told = ", ".join(f"{name} {old} (now {new})" for name, (old, new) in changed.items())
-        raise ValueError(f"--resume: expected what the run was started with: {told}")
+        raise ValueError(f"--resume: expected the same data, model and versions as at the start of the run: {told}")
     settings = {name: value for name, value in asdict(job.config).items() if name not in _OF_NO_STEP}
     if before is None:
         metrics.write("start", **start, notes=list(job.learner.notes), settings=settings)
@@ -221,12 +223,12 @@ def record_start(job: Job, metrics: Metrics) -> dict[str, Any]:
 
 
 def _check_settings(path: Path, before: Any, now: dict[str, Any]) -> None:
-    """Raise ValueError naming those that somebody has changed since the run was started."""
+    """Raise ValueError that names settings which were changed since the run was started."""
     before = before if isinstance(before, dict) else {}
     if changed := [name for name in sorted(now.keys() & before.keys()) if now[name] != before[name]]:
         told = ", ".join(f"{name} {before[name]!r} (now {now[name]!r})" for name in changed)
         raise ValueError(
-            f"{path}: expected the settings that the run was started with: {told}: put them back, or start another run"
+            f"{path}: expected the settings that the run was started with, got {told}: restore them, or start a new run"
         )
 
 

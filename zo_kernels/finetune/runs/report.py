@@ -1,4 +1,4 @@
-"""The curves and the closing table of a run."""
+"""What a run shows: opening lines, curves, closing table."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from zo_kernels.finetune.folders.metrics import Summary
 
 
 def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """A PNG of the loss (each step, and on the development split) and the development accuracy, or F1."""
+    """Draw the loss (of each step and on the development split) and the development accuracy or F1 as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     steps = [r for r in records if r["event"] == "step" and r["loss"] is not None]
     evaluations = [r for r in records if r["event"] == "evaluation" and r["split"] == "dev"]
-    # Figure and canvas by themselves: nothing global is touched, and no display is needed.
+    # Without pyplot: no global state changes, and no display is needed.
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     losses, accuracies = figure.subplots(1, 2)
@@ -41,7 +41,7 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def opening_lines(start: dict[str, Any]) -> list[str]:
-    """What is about to be trained, on what."""
+    """Lines that say what is trained on which data."""
     lines = [
         f"{start['method']}, {start['model']}: {start['weights_trained']:,} of {start['weights']:,} weights trained, "
         f"{start['dtype']}",
@@ -49,10 +49,13 @@ def opening_lines(start: dict[str, Any]) -> list[str]:
         f"{start['test']} for the held-out test",
     ]
     if start["cut"]:
-        lines.append(f"{start['cut']} texts are longer than {start['max_tokens']} tokens and were cut (--max-tokens)")
+        lines.append(f"{start['cut']} texts are longer than {start['max_tokens']} tokens (--max-tokens) and were cut")
     lines += start.get("notes", [])
     if start["dtype"] != "fp32" and start["perturb"] == "in_place":
-        lines.append("16-bit weights are perturbed in place, which rounds them three times a step: they drift")
+        lines.append(
+            "16-bit weights are perturbed in place: they are rounded three times a step, so they drift (--perturb auto "
+            "avoids it)"
+        )
     return lines
 
 
@@ -62,7 +65,7 @@ def _subject(start: dict[str, Any]) -> str:
 
 
 def closing_table(summary: Summary) -> Table:
-    """Before and after on the held-out test, and where the time went."""
+    """A table of the scores before and after, on the held-out test, and of the time and memory used."""
     title = f"held-out test, {summary.test_texts} texts"
     table = Table(title=title, title_justify="left")
     for column in ("", "before", "after", "change"):
@@ -88,13 +91,13 @@ def _change(before: float, after: float) -> tuple[str, str, str]:
 
 
 def closing_line(summary: Summary) -> str:
-    """One plain line for scripts to find: `accuracy 0.413 -> 0.512 (+9.9 points) in 187 s`."""
+    """One plain line that scripts can find: `accuracy 0.413 -> 0.512 (+9.9 points) in 187 s`."""
     before, after, change = _change(summary.before.score, summary.after.score)
     return f"{summary.after.metric} {before} -> {after} ({change}) in {summary.seconds:.0f} s"
 
 
 def peak_rss() -> int:
-    """Bytes of memory that this process has had resident at most."""
+    """Peak resident memory of this process, in bytes."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

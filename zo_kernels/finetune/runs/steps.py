@@ -1,4 +1,4 @@
-"""One step of the optimizer at a time, with a clock on each of its parts."""
+"""Take one step of the optimizer at a time, and time its parts."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _ANCHOR_BATCHES = 2**19  # of `direction_seed`: no direction has this number
 
 
 class Stepper:
-    """Makes steps on random batches, from the step that the optimizer has come to.
+    """Takes steps on random batches, beginning after the last step of the optimizer.
 
-    The batches of a step depend on the run's seed and the step alone, so that a run that is resumed sees the same.
+    The batches depend only on the seed of the run and the number of the step, so a resumed run sees the same batches.
     """
 
     def __init__(self, config: Config, learner: Learner, optimizer: zo.ZeroOrderOptimizer) -> None:
@@ -39,8 +39,8 @@ class Stepper:
         ]
 
     def step(self, factor: float) -> Step:
-        """One step with every learning rate `factor` times what it was at the start."""
-        # Not left to torch's schedulers: these know one rate a group, and MeZO-SVRG has two.
+        """Take one step, with every learning rate `factor` times its value at the start."""
+        # torch's schedulers change one rate a group, but MeZO-SVRG has two.
         for group, rates in zip(self._optimizer.param_groups, self._rates, strict=True):
             group.update({key: rate * factor for key, rate in rates.items()})
         for watch in (self._forwards, self._steps, self._assembly):
@@ -65,7 +65,8 @@ class Stepper:
             large: list[Any] = []
 
             def loss_of_large() -> Tensor:
-                # Most steps never ask for it; so it is drawn at the first call, and kept for the step's other calls.
+                # Most steps never call this, so the batches are drawn at the first call and kept for the rest of the
+                # step.
                 if not large:
                     step = torch.Generator().manual_seed(
                         direction_seed(self._config.seed, self._optimizer.step_count, _ANCHOR_BATCHES) >> 1
@@ -90,7 +91,7 @@ class Stepper:
 
 
 class _Stopwatch:
-    """Seconds spent inside `with`, summed."""
+    """Sums the seconds spent inside `with`."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds = 0.0

@@ -1,4 +1,4 @@
-"""When a run of a sweep is not worth going on with."""
+"""When to stop a run of a sweep early."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _WINDOW = 20
 
 @dataclass(frozen=True)
 class StopRule:
-    """A run is stopped when its loss has risen by more than `margin`, or is no number any more."""
+    """Stops a run when its loss has risen by more than `margin` or is not finite."""
 
     margin: float
 
     def reason(self, losses: Sequence[float | None], dev_before: float, dev: float) -> str | None:
-        """Why to stop after the steps that had these losses (None: refused), or None to go on.
+        """Why to stop now; None to continue.
 
         Args:
-            losses: of all steps so far.
-            dev_before: loss on the development examples before training.
-            dev: at the last evaluation.
+            losses: the losses of all steps so far; None for a refused step.
+            dev_before: the development loss before training.
+            dev: the development loss at the last evaluation.
         """
         last = losses[-_WINDOW:]
         if len(last) == _WINDOW and all(loss is None for loss in last):
@@ -38,6 +38,6 @@ class StopRule:
 
 
 def _mean(losses: Sequence[float | None]) -> float:
-    """Of the steps that were not refused."""
+    """The mean over steps that were not refused."""
     taken = [loss for loss in losses if loss is not None]
     return sum(taken) / len(taken)

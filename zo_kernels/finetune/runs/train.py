@@ -1,4 +1,4 @@
-"""The training loop: steps, recorded, and evaluated from time to time."""
+"""The training loop: start a run or resume one, take its steps, record and evaluate them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from zo_kernels import files
 from zo_kernels.finetune import ending
-from zo_kernels.finetune.classifier.learner import evaluate as evaluate  # for the benchmarks, which train no run
+from zo_kernels.finetune.classifier.learner import evaluate as evaluate  # for the benchmarks
 from zo_kernels.finetune.config import Config
 from zo_kernels.finetune.folders import run_folder
 from zo_kernels.finetune.folders.metrics import Evaluation, Metrics, Step, Summary
@@ -28,44 +28,44 @@ _MOST_REFUSED_IN_A_ROW = 20
 
 
 class Diverged(RuntimeError):
-    """So many steps in a row were refused that going on is pointless."""
+    """Too many steps in a row were refused: the run has diverged."""
 
 
 def finetune(config: Config, console: Console | None = None) -> Summary:
-    """Do the run that `config` describes, write its folder and print its progress and closing table.
+    """Train as `config` says, write the run folder, and print progress and a closing table. Returns the outcome.
 
-    Raises ValueError, TypeError or OSError, before the first step, for settings, data or a model that cannot be used;
-    `Diverged` if 20 steps in a row were refused.
+    Raises ValueError, TypeError or OSError before the first step if the settings, the data or the model cannot be used,
+    and `Diverged` if 20 steps in a row were refused.
     """
     started = time.perf_counter()
     return run(prepare(config), console or Console(), started)
 
 
 def resume(folder: str | Path, console: Console | None = None, *, recover: bool = False) -> Summary:
-    """Go on with a run that was cut off, at whatever moment; it ends with the bits of one that was not.
+    """Resume a run that was cut off at any moment. It ends with the same bits as a run that was not cut off.
 
-    `recover`: what is damaged of its trajectory and its metrics is kept beside them, and the run goes on before it.
+    With `recover`, the run goes on from the sound part of damaged files, and copies of these are kept.
 
-    Raises ValueError, TypeError or OSError if the folder is not that of an unfinished run, or if data, model or
-    versions are not those that it was started with; `Diverged` as `finetune`.
+    Raises ValueError, TypeError or OSError if the folder has no unfinished run, or if data, model or versions have
+    changed since its start, and `Diverged` as `finetune` does.
     """
     started = time.perf_counter()
     return run(prepare_to_resume(folder, recover=recover), console or Console(), started, resumed=True)
 
 
 def prepare_to_resume(folder: str | Path, *, recover: bool = False) -> Job:
-    """The job of a run that was cut off, with the weights that it started with.
+    """Prepare to resume a run that was cut off. Its weights are still those of its start.
 
-    Raises ValueError, TypeError or OSError as `resume`.
+    Raises ValueError, TypeError or OSError as `resume` does.
     """
     config = run_folder.config_of(folder)
     if run_folder.finished(Path(folder)):
-        raise ValueError(f"--resume: expected a run that was cut off, got {folder}, which has finished")
+        raise ValueError(f"--resume: expected a run that was cut off, got {folder}, whose run has finished")
     return prepare(config, resume=True, recover=recover)
 
 
 def run(job: Job, console: Console, started: float, *, resumed: bool = False) -> Summary:
-    """Evaluate, train, evaluate and save; `started` is the `time.perf_counter()` from which the run is timed."""
+    """Evaluate, train, evaluate and save. The run is timed from `started`, a value of `time.perf_counter()`."""
     with job.lock, Metrics(job.folder, resumed=resumed, recover=job.recover) as metrics:
         for line in report.opening_lines(record_start(job, metrics)):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -91,7 +91,7 @@ def run(job: Job, console: Console, started: float, *, resumed: bool = False) ->
             test_texts=len(job.learner.test),
         )
         metrics.write("summary", **summary.as_record())
-        # Last: a run that has this has finished.
+        # Last, since a saved model marks a finished run.
         job.learner.predictor.save(job.folder)
     console.print(report.closing_table(summary))
     if after.loss > before.loss:
@@ -101,10 +101,10 @@ def run(job: Job, console: Console, started: float, *, resumed: bool = False) ->
 
 
 def train_only(job: Job, console: Console, rule: StopRule, *, resumed: bool = False) -> None:
-    """Train, evaluated on the development examples alone, until the end or until `rule` stops it.
+    """Train to the end or until `rule` stops the run, without the test and without saving the model.
 
-    What came of it is the last record of the metrics: "trained", with the step that was reached, and why no other was.
-    `run(..., resumed=True)` goes on from there, or evaluates on the test and saves.
+    The last record of the metrics is then "trained", with the last step and the reason if the run was stopped.
+    `run(..., resumed=True)` continues from there, or evaluates on the test and saves the model.
     """
     with job.lock, Metrics(job.folder, resumed=resumed, recover=job.recover) as metrics:
         for line in report.opening_lines(record_start(job, metrics)):
@@ -124,14 +124,16 @@ def _resume(job: Job, metrics: Metrics, console: Console) -> None:
     for warning in caught:
         console.print(f"warning: {warning.message}", highlight=False, markup=False, soft_wrap=True)
     if (copy := metrics.begin(job.optimizer.step_count)) is not None:
-        said = f"warning: {run_folder.METRICS} had damaged lines, or steps that are lost: a copy of it is {copy}"
+        said = (
+            f"warning: {run_folder.METRICS} had damaged lines or steps that are lost; its old content is kept as {copy}"
+        )
         console.print(said, highlight=False, markup=False, soft_wrap=True)
     metrics.write("resume", step=job.optimizer.step_count)
     console.print(f"resumed after step {job.optimizer.step_count}", highlight=False)
 
 
 def _train(job: Job, metrics: Metrics, console: Console, rule: StopRule | None = None) -> tuple[list[Step], str | None]:
-    """The steps of the run, and why it was stopped by `rule`; without one, a run that diverges is an error."""
+    """The steps of the run, and why `rule` stopped it, else None. Without a rule, a run that diverges raises."""
     config = job.config
     stepper = Stepper(config, job.learner, job.optimizer)
     ending.steps_begin()
@@ -146,7 +148,7 @@ def _train(job: Job, metrics: Metrics, console: Console, rule: StopRule | None =
             number = len(steps)
             if number and (number % config.eval_every == 0 or number == config.steps):
                 dev = _evaluate(job, metrics, "dev", number, progress)
-                files.sync(job.folder / run_folder.TRAJECTORY)  # up to here the run outlives a power cut
+                files.sync(job.folder / run_folder.TRAJECTORY)  # steps up to here survive a power cut
                 progress.console.print(_evaluation_line(number, dev), highlight=False)
             if rule and (stopped := rule.reason(losses, dev_before.loss, dev.loss)) is not None:
                 return steps, stopped
@@ -155,7 +157,8 @@ def _train(job: Job, metrics: Metrics, console: Console, rule: StopRule | None =
             step = stepper.step(_schedule(config.schedule, number / config.steps))
             steps.append(step)
             losses.append(step.loss)
-            # Settled: on a GPU steps come to the trajectory's file later, but never after the metrics.
+            # Wait for the trajectory: on a GPU it is written later, but a step must be in it before it is in the
+            # metrics.
             _ = job.optimizer.trajectory
             metrics.write("step", step=number + 1, **asdict(step))
             if rule is None:
@@ -165,7 +168,7 @@ def _train(job: Job, metrics: Metrics, console: Console, rule: StopRule | None =
 
 
 def _steps_so_far(job: Job, metrics: Metrics) -> list[Step]:
-    """Those of a run that is resumed. The last may be in the trajectory alone, without its times."""
+    """The steps of a resumed run. The last one may be missing in the metrics; it is added without its times."""
     known = {r["step"]: r for r in metrics.records if r["event"] == "step"}
     steps: list[Step] = []
     for record in job.optimizer.trajectory:
@@ -192,18 +195,18 @@ def _give_up_if_diverged(steps: Sequence[Step], config: Config) -> None:
 
 
 def _schedule(name: str, progress: float) -> float:
-    """The factor of the learning rates when a share `progress` of the steps is done."""
+    """The factor of the learning rates after the fraction `progress` of the steps."""
     return {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}[name]
 
 
 def _evaluated(job: Job, metrics: Metrics, console: Console, split: str, step: int) -> Evaluation:
-    """As `_evaluate`, with a bar of its own, which goes when it is done."""
+    """Evaluate with a progress bar that disappears at the end."""
     with _progress(console, transient=True) as progress:
         return _evaluate(job, metrics, split, step, progress)
 
 
 def _evaluate(job: Job, metrics: Metrics, split: str, step: int, progress: Progress) -> Evaluation:
-    """After a step; what has been evaluated already, before the run was cut off, is looked up."""
+    """Evaluate a split after a step. If it was evaluated before the run was cut off, return that result."""
     if (known := metrics.find("evaluation", split=split, step=step)) is not None:
         return Evaluation(known["loss"], known["accuracy"], known.get("f1"))
     start = time.perf_counter()
@@ -218,7 +221,7 @@ def _evaluate(job: Job, metrics: Metrics, split: str, step: int, progress: Progr
 def _progress(console: Console, *, transient: bool = False) -> Progress:
     text = TextColumn("{task.description}"), TextColumn("{task.fields[status]}")
     columns = text[0], BarColumn(10), MofNCompleteColumn(), TimeRemainingColumn(), text[1]
-    # One that goes would leave an empty line where nothing can be taken back.
+    # Where output cannot be erased, a transient bar would leave an empty line.
     return Progress(*columns, console=console, transient=transient, disable=transient and not console.is_terminal)
 
 

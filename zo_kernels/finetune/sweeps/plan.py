@@ -1,4 +1,4 @@
-"""Which runs a sweep has, and what came of them."""
+"""The runs of a sweep and their results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """A run of the other settings for every combination of learning rates and scales."""
+    """The plan of a sweep: one run with `settings` for every combination of `lr` and `eps`."""
 
     out: str
     settings: dict[str, Any]
@@ -44,14 +44,14 @@ class Plan:
         return StopRule(self.stop_margin)
 
     def configs(self) -> list[Config]:
-        """Of every run. Raises ValueError as `Config` does."""
+        """The settings of every run. Raises ValueError as `Config` does."""
         configs = [Config(**self.settings, lr=lr, eps=eps) for lr in self.lr for eps in self.eps]
         for config in configs:
             config.out = str(self.folder / f"lr-{config.lr}-eps-{config.eps}")
         return configs
 
     def command(self, config: Config) -> str:
-        """The command line of one of the runs, by itself."""
+        """The command line that does one of the runs on its own."""
         defaults = {field.name: field.default for field in fields(Config)}
         chosen = {**self.settings, "lr": config.lr, "eps": config.eps, "overwrite": False, "out": f"{self.out}-again"}
         words = ["zo-finetune"]
@@ -63,9 +63,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run, at its last evaluation on the development examples.
+    """The result of a run, at its last evaluation on the development examples.
 
-    `dev_loss` is None if it was not finite, `stopped` tells why the run was stopped, None if it was not.
+    `dev_loss` is None if it was not finite. `stopped` says why the run was stopped; None if it was not.
     """
 
     lr: float | None
@@ -79,7 +79,7 @@ class Result:
 
     @property
     def rank(self) -> tuple[bool, float, float]:
-        """The smallest is the best: of those that went to their end the one that scores highest, then the loss."""
+        """The best run has the smallest rank: runs that reached their end first, then by score, then by loss."""
         score = self.dev_accuracy if self.dev_f1 is None else self.dev_f1
         return self.stopped is not None, -score, math.inf if self.dev_loss is None else self.dev_loss
 
@@ -87,9 +87,9 @@ class Result:
 def new_plan(
     *, out: str, lr: tuple[float, ...] | None, eps: tuple[float, ...] | None, stop_margin: float, **settings: Any
 ) -> Plan:
-    """A plan whose settings are those of `Config`, but for several `lr` and `eps` (None: the default one).
+    """Make a plan. `settings` are those of `Config`, except that `lr` and `eps` are several (None for the default).
 
-    Raises ValueError if one of the runs could not be.
+    Raises ValueError if the settings of a run are wrong.
     """
     return _checked(Plan(out, settings, lr or (None,), eps or (Config.eps,), stop_margin))
 
@@ -107,7 +107,7 @@ def _checked(plan: Plan) -> Plan:
 
 
 def plan_of(folder: str | Path) -> Plan:
-    """The plan of a sweep that has begun, `out` being where its folder is now. Raises ValueError if there is none."""
+    """Read the plan of a sweep. `out` is where its folder is now. Raises ValueError if there is no sound plan."""
     path = Path(folder) / PLAN
     try:
         values = run_folder.unmarked(path, schema.read_json(path)) or {}
@@ -121,8 +121,9 @@ def plan_of(folder: str | Path) -> Plan:
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether it is recognisably the folder of a sweep of ours: its plan is marked, or has the fields of one. Raises
-    ValueError or OSError if it cannot be read.
+    """Whether the folder certainly holds a sweep of zo-finetune: its plan is marked, or has the fields of a plan.
+
+    Raises ValueError or OSError if the plan cannot be read.
     """
     path = folder / PLAN
     if not os.path.lexists(path):
@@ -136,7 +137,7 @@ SWEEP = Kind("a sweep", (PLAN, TABLE), (), is_sweep)
 
 
 def result_of(config: Config) -> Result | None:
-    """What came of a run, None if it has not been trained to its end or to where it was stopped."""
+    """The result of a run. None if it was cut off in training."""
     records = records_of(Path(str(config.out)))
     trained = next((r for r in records if r["event"] == "trained"), None)
     if trained is None:
@@ -155,7 +156,7 @@ def result_of(config: Config) -> Result | None:
 
 
 def write(plan: Plan, results: list[Result]) -> None:
-    """The plan and the results so far, best first, as `sweep.json` and `sweep.csv`."""
+    """Write the plan and the results so far, best first, to `sweep.json` and `sweep.csv`."""
     ranked = [asdict(result) for result in sorted(results, key=lambda result: result.rank)]
     run_folder.write_json(plan.folder / PLAN, run_folder.marked({"plan": asdict(plan), "runs": ranked}))
     text = io.StringIO()
@@ -166,5 +167,5 @@ def write(plan: Plan, results: list[Result]) -> None:
 
 
 def write_mark(plan: Plan) -> None:
-    """That its folder is one of ours, whose sweep is about to be replaced."""
+    """Write only the mark: the sweep in the folder is about to be replaced."""
     run_folder.write_json(plan.folder / PLAN, run_folder.marked({}))

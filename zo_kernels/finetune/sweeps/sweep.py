@@ -1,4 +1,4 @@
-"""Several runs that differ in learning rate and scale of the perturbation, and the best of them."""
+"""Do several runs that differ in learning rate and perturbation scale, and pick the best."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from zo_kernels.finetune.sweeps.plan import PLAN, SWEEP, Plan, Result, result_of
 
 
 def run(plan: Plan, console: Console, *, resumed: bool = False, recover: bool = False) -> Result | None:
-    """Do the runs of a sweep, those that were cut off from where they were, and print a table of all.
+    """Do the runs of a sweep, resume those that were cut off, and print a table of all.
 
-    `recover`: of runs that are damaged, as `train.resume`.
+    `recover` goes on with damaged runs as `train.resume` does.
 
-    Returns the best, which has been evaluated on the test and has its model saved; None if all runs were stopped.
+    Returns the best run, which alone is evaluated on the test and has its model saved; None if all runs were stopped.
 
-    Raises ValueError, TypeError or OSError for settings, data, a model or a folder that cannot be used.
+    Raises ValueError, TypeError or OSError if the settings, the data, the model or a folder cannot be used.
     """
     configs = plan.configs()
     if resumed:
@@ -36,7 +36,7 @@ def run(plan: Plan, console: Console, *, resumed: bool = False, recover: bool = 
             return _run(plan, configs, _Shared(configs, resumed, recover), console)
     _check_folder(plan, configs)
     shared = _Shared(configs, resumed, recover)
-    _ = shared.start  # before anything is written: a sweep that cannot start leaves nothing behind
+    _ = shared.start  # before anything is written, so that a sweep that cannot start leaves nothing behind
     with _made(plan, configs):
         return _run(plan, configs, shared, console)
 
@@ -58,19 +58,19 @@ def _run(plan: Plan, configs: list[Config], shared: _Shared, console: Console) -
     best = min(results, key=lambda result: result.rank)
     config = configs[results.index(best)]
     if best.stopped is None and not run_folder.finished(Path(str(config.out))):
-        console.print(f"the best run, on the test: {best.folder}", highlight=False)
+        console.print(f"testing the best run: {best.folder}", highlight=False)
         train.run(shared.job(config, resume=True), console, time.perf_counter(), resumed=True)
     console.print(_table(results))
     console.print(f"sweep folder: {plan.out}", highlight=False, soft_wrap=True)
     if best.stopped is not None:
         return None
-    console.print("The best run again, for another --steps or --seed:", highlight=False)
+    console.print("To repeat the best run, perhaps with other --steps or --seed:", highlight=False)
     console.print("  " + plan.command(config), highlight=False, soft_wrap=True)
     return best
 
 
 class _Shared:
-    """Data and model, which are prepared once; every run begins with the same bits of the weights."""
+    """Data and model, prepared once for all runs. Every run starts from the same weights, bit for bit."""
 
     def __init__(self, configs: list[Config], resumed: bool, recover: bool) -> None:
         self._configs, self._resumed, self._recover = configs, resumed, recover
@@ -82,11 +82,11 @@ class _Shared:
 
     @cached_property
     def start(self) -> dict[str, Tensor]:
-        """A copy of the weights before training, in the memory of the CPU."""
+        """A copy of the weights before training, on the CPU."""
         return {name: value.cpu().clone() for name, value in self.learner.predictor.model.state_dict().items()}
 
     def job(self, config: Config, *, resume: bool) -> Job:
-        """A run at its start."""
+        """Prepare a run, with the weights of the start."""
         with torch.no_grad():
             for name, value in self.learner.predictor.model.state_dict().items():
                 value.copy_(self.start[name])
@@ -94,7 +94,7 @@ class _Shared:
 
 
 def _check_folder(plan: Plan, configs: list[Config]) -> None:
-    """Raise ValueError if it cannot be written, or holds anything but an earlier sweep that is to be overwritten."""
+    """Raise ValueError unless the folder can be written and is new, empty, or a sweep to be overwritten."""
     read, overwrite = claims.sources(configs[0]), configs[0].overwrite
     claims.check_new(plan.out, SWEEP, read, overwrite=overwrite, hint=" (or add --overwrite)")
     for config in configs:
@@ -102,15 +102,15 @@ def _check_folder(plan: Plan, configs: list[Config]) -> None:
 
 
 def _made(plan: Plan, configs: list[Config]) -> files.Locked:
-    """The lock of the sweep's folder, which has the plan in it and nothing of an earlier one."""
+    """Create the folder of the sweep, delete an earlier sweep in it, and write the plan. Returns its lock."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     held = claims.lock(plan.folder, SWEEP)
     try:
-        _check_folder(plan, configs)  # somebody else may have been faster
+        _check_folder(plan, configs)  # another process may have been faster
         if (plan.folder / PLAN).exists():
             write_mark(plan)
         for config in configs:
-            # Else what is left of another sweep's run would be taken for this one's.
+            # Otherwise a run of an earlier sweep would be taken for one of this sweep.
             claims.clear(Path(str(config.out)))
         write(plan, [])
     except BaseException:
@@ -120,19 +120,19 @@ def _made(plan: Plan, configs: list[Config]) -> files.Locked:
 
 
 def _check_settings(folder: Path, config: Config) -> None:
-    """Raise ValueError if the run has others than the plan says."""
+    """Raise ValueError if the settings of a run are not those of the plan."""
     theirs, ours = vars(run_folder.config_of(folder)), vars(config)
     for name in ours.keys() - {"out", "overwrite"}:
         if theirs[name] != ours[name]:
             raise ValueError(
-                f"{folder / run_folder.CONFIG}: {name}: expected {ours[name]!r}, as the sweep's {PLAN} has it, got "
+                f"{folder / run_folder.CONFIG}: {name}: expected {ours[name]!r}, as in {PLAN} of the sweep, got "
                 f"{theirs[name]!r}"
             )
 
 
 def _table(results: list[Result]) -> Table:
     metric = "dev accuracy" if results[0].dev_f1 is None else "dev F1"
-    table = Table(title="sweep, the best first", title_justify="left")
+    table = Table(title="sweep, best run first", title_justify="left")
     for column in ("lr", "eps", "steps", "dev loss", metric):
         table.add_column(column, justify="right")
     table.add_column("stopped")
