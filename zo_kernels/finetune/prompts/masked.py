@@ -16,7 +16,7 @@ from zo_kernels.finetune.prompts.task_data import Example
 
 @dataclass(frozen=True)
 class MaskedBatch:
-    """int64 tensors: `input_ids` and `attention_mask` [batch, tokens], `masks` (mask positions) and `labels` [batch]."""
+    """int64 tensors: `input_ids` and `attention_mask` [batch, tokens], `masks` (positions) and `labels` [batch]."""
 
     input_ids: Tensor
     attention_mask: Tensor

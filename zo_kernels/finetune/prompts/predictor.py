@@ -152,7 +152,7 @@ class Prompted(Predictor):
 
 
 def load_prompted(run: str | Path) -> Prompted:
-    """Load the model that a finished run with prompts saved: on the CPU, in evaluation mode, in the dtype it was trained in.
+    """Load the model that a finished run with prompts saved: on the CPU, in evaluation mode, in its own dtype.
 
     `load_prompted(run).predict([row, ...])` returns the answer to each row, a mapping of the task's columns.
 
