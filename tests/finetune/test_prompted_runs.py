@@ -65,7 +65,7 @@ def test_a_run_from_the_command_line(
     start, summary = records[0], records[-1]
     assert (start["event"], start["task"], start["kind"], start["loss"]) == ("start", "sst2", "causal", "candidates")
     assert "sst2 (terrible, great): 24 texts to train on, 8 for development, 12 for the held-out test" in said
-    assert start["cut"] and f"{start['cut']} texts are longer than 8 tokens and were cut (--max-tokens)" in said
+    assert start["cut"] and f"{start['cut']} texts are longer than 8 tokens (--max-tokens) and were cut" in said
     assert re.search(r"accuracy \d\.\d{3} -> \d\.\d{3} \([+-]\d+\.\d points\) in \d+ s$", said.strip())
     evaluations = [(r["split"], r["step"]) for r in records if r["event"] == "evaluation"]
     assert evaluations == [("test", 0), ("dev", 0), ("dev", 3), ("dev", 6), ("test", 6)]
@@ -202,7 +202,7 @@ def test_other_data_are_no_resumption(
 
 
 WRONG = {
-    "no model": ({"model": None}, "--task needs --model, a causal or masked language model, got none"),
+    "no model": ({"model": None}, "--task: expected together with --model, a causal or masked language model, got no"),
     "no such task": ({"task": "sst3"}, "--task: expected one of sst2, rte, cb, boolq, wic, copa, squad, got 'sst3'"),
     "a table": ({"data": "t.tsv"}, "--data belongs to a classifier, got 't.tsv' with --task"),
     "a head": ({"shots": 3}, "--shots belongs to a classifier, got 3 with --task"),
@@ -213,7 +213,7 @@ WRONG = {
     ),
     "a frozen encoder": ({"freeze": "encoder"}, "--freeze: expected nothing or embeddings with --task"),
     "generating candidates": ({"task": "squad", "loss": "candidates"}, "--task squad is learned by generating"),
-    "accuracy of a text": ({"task": "squad", "objective": "accuracy"}, "expected --loss tokens, --objective loss"),
+    "accuracy of a text": ({"task": "squad", "objective": "accuracy"}, "expected --loss tokens and --objective loss"),
     "F1 of a label": ({"objective": "f1"}, "--objective: expected loss or accuracy for --task sst2, got f1"),
     "another loss": ({"loss": "hinge"}, "--loss: expected one of candidates, tokens, got 'hinge'"),
     "no new tokens": ({"max_new_tokens": 0}, "--max-new-tokens: expected a whole number of at least 1, got 0"),
@@ -233,8 +233,8 @@ def test_wrong_runs_leave_nothing(
     for model, task, change, message in (
         ("roberta", "sst2", {"loss": "tokens"}, "--loss: expected candidates for a masked model"),
         ("roberta", "copa", {}, "--task copa: expected a causal model, got a masked one"),
-        ("opt", "sst2", {"batch_size": 25}, "--batch-size: expected at most 24, the training examples, got 25"),
-        ("opt", "sst2", {"max_tokens": 129}, "--max-tokens: expected at most 128, which the model can read, got 129"),
+        ("opt", "sst2", {"batch_size": 25}, "--batch-size: expected at most 24, the number of training examples, got 25"),
+        ("opt", "sst2", {"max_tokens": 129}, "--max-tokens: expected at most 128, as many as the model can read, got 129"),
         (
             "opt",
             "sst2",

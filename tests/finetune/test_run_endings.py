@@ -127,7 +127,7 @@ def full_at(options: Options, out: Path, operation: int, said: Callable[[], str]
         assert not (out / "config.json").exists()
         assert cli.main(arguments(options, out)) == 0
     elif "the run has finished" not in line:
-        assert f"go on with: zo-finetune --resume {out}" in line, line
+        assert f"continue with: zo-finetune --resume {out}" in line, line
         assert cli.main(["--resume", str(out)]) == 0
     return True
 
@@ -175,7 +175,7 @@ def test_a_signal_ends_with_one_line_and_the_run_goes_on(
     before = ", and the runs before it" if sweep else ""
     resume = " ".join(["zo-finetune", *command, "--resume"])
     line = (
-        f"zo-finetune: {word}; safe: all up to step 3, in {run / 'trajectory.zo'}{before}; go on with: {resume} {out}"
+        f"zo-finetune: {word}; safe: everything up to step 3, in {run / 'trajectory.zo'}{before}; continue with: {resume} {out}"
     )
     assert capsys.readouterr().err == line + "\n"
     assert cli.main([*command, "--resume", str(out)]) == 0
@@ -202,8 +202,8 @@ def test_before_and_after_the_steps(
         patched.setattr(train.Stepper, "step", broken)
         cli.main(arguments(options, out))
     assert capsys.readouterr().err == (
-        f"zo-finetune: RuntimeError, whose traceback follows; safe: the settings, in {out}; "
-        f"go on with: zo-finetune --resume {out}\n"
+        f"zo-finetune: stopped by RuntimeError (traceback below); safe: the settings, in {out}; "
+        f"continue with: zo-finetune --resume {out}\n"
     )
 
 

@@ -79,9 +79,7 @@ class ZOTrainingArguments(TrainingArguments):
     )
     sparsity: float | None = field(
         default=None,
-        metadata={
-            "help": "Fraction of each tensor that is neither perturbed nor updated (default 0.75 for sparse-mezo, else 0)."
-        },
+        metadata={"help": "Fraction of each tensor that stays unchanged (default 0.75 for sparse-mezo, else 0)."},
     )
     drop: float | None = field(
         default=None,
