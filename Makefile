@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 C_FILES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 SOURCES := $(C_FILES) setup.py pyproject.toml
 
-.PHONY: demo test attack test-slow test-gpu gpu test-avx512 sanitize lint format clean
+.PHONY: demo test test-fast attack test-slow test-gpu gpu test-avx512 sanitize lint docs format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/zo-finetune --out runs/demo --overwrite $(DEMO)
@@ -22,6 +22,19 @@ demo: $(VENV)/.installed
 # A process for each core; the tests of one file stay together, since they share what is slow to make.
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# For the inner loop: something of every room, without the files that start processes, compile kernels, train models of
+# transformers, or try hundreds of examples.
+FAST := tests/closures tests/estimators tests/optim tests/trajectory tests/test_bad_input.py tests/test_interrupts.py \
+	$(addprefix tests/weights/test_,changes_in_a_run.py masks.py noise_by_name.py overflow.py thresholds_and_blocks.py) \
+	$(addprefix tests/perturbation/test_,streamed.py writes.py unreachable.py) \
+	$(addprefix tests/runs/test_,alone.py recorded_runs.py resume.py state.py) \
+	$(addprefix tests/backends/test_,known_answers.py cuda_unavailable.py) tests/ranks/test_ranks.py::test_without_a_process_group \
+	tests/finetune/test_tables.py tests/integrations/test_accumulate.py tests/benchmarks/test_report.py \
+	tests/documents/test_documents.py
+
+test-fast: $(VENV)/.installed
+	$(BIN)/python -m pytest -n auto --dist loadfile $(FAST)
 
 # Damaged and crafted files, kills, exceptions at any moment, full disks: 25 minutes on two cores (docs/reliability.md).
 attack: $(VENV)/.installed
@@ -65,11 +78,15 @@ test-avx512: $(EMULATED_OBJECTS)
 sanitize: $(VENV)/.installed
 	$(BIN)/python tests/attack/sanitizers/run.py
 
-lint: $(VENV)/.linters
+lint: $(VENV)/.linters docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
+
+# The site, in build/site; a link or an anchor that leads nowhere is an error, unless --quiet. No network, seconds.
+docs: $(VENV)/.linters
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 format: $(VENV)/.linters
 	$(BIN)/ruff format .
@@ -94,7 +111,7 @@ $(VENV)/.installed: $(VENV)/.torch $(VENV)/.cuda-$(ZO_KERNELS_CUDA) $(SOURCES)
 	touch $@
 
 $(VENV)/.linters: $(VENV)/.installed
-	$(BIN)/pip install --quiet --editable ".[lint]"
+	$(BIN)/pip install --quiet --editable ".[lint,docs]"
 	touch $@
 
 clean:

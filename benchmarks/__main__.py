@@ -13,7 +13,7 @@ _HELP = {
     "kernels": "time one pass over a tensor: elements and bytes a second",
     "step": "time a whole step of an optimizer: its forwards, its passes and the rest",
     "static": "count the machine code of GPUs that need not be here, and predict from it",
-    "profile": "save a Chrome trace and tables of the kernels and of a step",
+    "profile": "save a trace and tables of a step and of the kernels",
     "exactness": "measure drift, small updates, runs in 16 bits and replay",
     "offload": "time steps whose weights are copied to the device that uses them",
     "host": "time what a step costs the host beside its forwards",
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return plot.run(options.files, options.out)
     if options.suite == "evidence":
-        from .evidence import document
+        from .bench import document
 
         return document.run(options.documents, options.check)
     if options.suite == "gpu":

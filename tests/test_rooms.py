@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
+from types import FrameType
 
-import zo_kernels
+from models import block_mlp, real_loss
 
-ROOT = Path(zo_kernels.__file__).parent
+import zo_kernels as zo
+
+ROOT = Path(zo.__file__).parent
 GROUND = ("checks", "warn", "files", "interrupts", "layouts", "modes", "names", "spec")  # modules that rooms share
 FLOORS = (
     GROUND,
@@ -64,3 +68,23 @@ def test_no_files_import_each_other_in_a_circle() -> None:
     known = modules()
     graph = {name: imports(name, path, known) - {name} for name, path in known.items()}
     TopologicalSorter(graph).prepare()  # raises CycleError, which has the circle
+
+
+def test_a_step_walks_through_few_files() -> None:
+    """A warm step of MeZO in place on a CPU; docs/design.md tells it."""
+    model = block_mlp(depth=2, width=4)
+    opt = zo.MeZO(model, lr=1e-3)
+    walked = set()
+
+    def noted(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(str(ROOT)):
+            walked.add(frame.f_code.co_filename)
+
+    for _ in range(70):  # past the steps in which costly checks are due
+        opt.step(lambda: real_loss(model, 0))
+    sys.setprofile(noted)
+    try:
+        opt.step(lambda: real_loss(model, 0))
+    finally:
+        sys.setprofile(None)
+    assert len(walked) <= 31, sorted(walked)

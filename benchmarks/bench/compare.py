@@ -1,4 +1,4 @@
-"""The only way to a time: the call is checked, then timed in pairs with what it is compared with."""
+"""The only way to a time: the call is checked, then timed in pairs with each of its baselines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COPY = "copy"
 
 @dataclass(frozen=True)
 class Copy:
-    """A copy of memory to measure the bandwidth with, in the same run."""
+    """A copy of memory that measures the bandwidth in the same run."""
 
     call: Call
     bytes_moved: int  # read and written
@@ -23,12 +23,12 @@ class Copy:
 
 @dataclass(frozen=True)
 class Versus:
-    """What ours is compared with.
+    """A baseline.
 
     Args:
         name: of the baseline.
-        call: the same work, done the other way.
-        part: the part of the call that the ratio is of, None for the whole.
+        call: does the same work the other way.
+        part: the part of the call that the ratio compares; None: the whole call.
         targets: bounds on the row's columns.
         facts: more columns of its row.
     """
@@ -42,15 +42,15 @@ class Versus:
 
 @dataclass(frozen=True)
 class Trial:
-    """A case made ready.
+    """A case that is ready to be timed.
 
     Args:
-        ours: the call in question.
+        ours: the call to time.
         check: runs that very call and says what is wrong with its result, or None.
-        versus: at least one.
-        elements: that one call changes.
-        bytes_moved: read and written by one call at the least, None if that is not what the case is about.
-        copy: None if `bytes_moved` is.
+        versus: the baselines, at least one.
+        elements: how many elements one call changes.
+        bytes_moved: how many bytes one call must read and write; None if the case is not about bandwidth.
+        copy: given if `bytes_moved` is.
     """
 
     ours: Call
@@ -78,18 +78,10 @@ def compare(trial: Trial, plan: Plan, device: torch.device) -> list[Row]:
     return [_row(trial, ours, v, pairs[v.name]) for v in trial.versus]
 
 
-def _parts(prefix: str, samples: Sequence[Sample]) -> Row:
-    row: Row = {}
-    for part in samples[0].parts:
-        row[f"{prefix}{part}_seconds_median"] = median([s.parts[part] for s in samples])
-        row[f"{prefix}{part}_share"] = median([s.parts[part] / s.seconds for s in samples])
-    return row
-
-
 def _ours(trial: Trial, samples: Sequence[Sample]) -> Row:
     times = [s.seconds for s in samples]
     seconds = median(times)
-    row = {
+    row: Row = {
         "correct": True,
         "samples": len(samples),
         "seconds_median": seconds,
@@ -97,20 +89,22 @@ def _ours(trial: Trial, samples: Sequence[Sample]) -> Row:
         "seconds_p90": quantile(times, 0.9),
         "cpu_seconds_median": _median([s.cpu_seconds for s in samples]),
         "gelem_per_s": trial.elements / seconds / 1e9,
-        **_launch(samples, seconds),
-        **_parts("", samples),
     }
+    if not samples[0].parts:  # else the call waits for the device, and its launch time means nothing
+        launch = _median([s.launch_seconds for s in samples])
+        row |= {"launch_seconds_median": launch, "launch_dominates": None if launch is None else launch > seconds}
+    row |= _parts("", samples)
     if trial.bytes_moved is not None:
         row["gb_per_s"] = trial.bytes_moved / seconds / 1e9
     return row
 
 
-def _launch(samples: Sequence[Sample], seconds: float) -> Row:
-    """Whether handing the call to a GPU takes longer than the GPU does: then that is what a caller waits for."""
-    if samples[0].parts:  # the host waits for the device within the call
-        return {}
-    launch = _median([s.launch_seconds for s in samples])
-    return {"launch_seconds_median": launch, "launch_dominates": None if launch is None else launch > seconds}
+def _parts(prefix: str, samples: Sequence[Sample]) -> Row:
+    row: Row = {}
+    for part in samples[0].parts:
+        row[f"{prefix}{part}_seconds_median"] = median([s.parts[part] for s in samples])
+        row[f"{prefix}{part}_share"] = median([s.parts[part] / s.seconds for s in samples])
+    return row
 
 
 def _row(trial: Trial, ours: Row, versus: Versus, pairs: Sequence[tuple[Sample, Sample]]) -> Row:
@@ -135,6 +129,6 @@ def _row(trial: Trial, ours: Row, versus: Versus, pairs: Sequence[tuple[Sample, 
 
 
 def _median(values: Sequence[float | None]) -> float | None:
-    """Of what is known."""
+    """The median of the known values; None if there are none."""
     known = [v for v in values if v is not None]
     return median(known) if known else None

@@ -16,8 +16,8 @@ from torch.profiler import ProfilerActivity, profile
 
 @contextmanager
 def profiled(device: torch.device, *, memory: bool = False) -> Iterator[profile]:
-    """Profile what runs within it, on a GPU to its end."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it notes its start and end on the terminal
+    """Profile the block, on a GPU until its last kernel has ended."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it prints when it starts and ends
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with profile(activities=activities, profile_memory=memory) as seen:
         yield seen
@@ -26,7 +26,7 @@ def profiled(device: torch.device, *, memory: bool = False) -> Iterator[profile]
 
 
 def events(seen: profile) -> list[dict[str, Any]]:
-    """Those of the Chrome trace."""
+    """The events of the Chrome trace."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
         seen.export_chrome_trace(str(path))

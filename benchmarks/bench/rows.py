@@ -1,4 +1,4 @@
-"""Results as flat rows whose keys carry their units, and the files they are written to."""
+"""Rows: flat dicts whose keys carry their units, stamped with what ran, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from .registry import Row
 
-# Every row of every timed suite has these, null where there is nothing to say; a suite's own follow.
+# The first columns of every row of a timed suite; a suite's own follow. A row without a value has null there.
 COLUMNS = (
     "case", "backend", "device", "dtype", "elements", "threads",
     "correct", "wrong", "skipped", "samples",
@@ -23,7 +24,13 @@ COLUMNS = (
     "ratio_of", "ratio", "ratio_p10", "ratio_p90", "cpu_ratio", "target", "target_met", "target_missed",
     "device_name", "torch_version", "zo_kernels_version", "commit", "date_utc",
 )  # fmt: skip
-COMMIT = "ZO_KERNELS_COMMIT"  # in the environment of a copy of the code that has no history
+COMMIT = "ZO_KERNELS_COMMIT"  # the environment variable that names the commit of a copy without a history
+_WORDS: dict[str, Any] = {"": None, "True": True, "False": False}
+
+
+def good(rows: Sequence[Row]) -> list[Row]:
+    """The rows whose figures may be published: their check passed."""
+    return [row for row in rows if row.get("correct") is True and row.get("skipped") is None]
 
 
 def cpu_model() -> str:
@@ -36,7 +43,7 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def device_name(device: str) -> str:
+def _device_name(device: str) -> str:
     if device == "cpu":
         return cpu_model()
     import torch
@@ -45,9 +52,7 @@ def device_name(device: str) -> str:
 
 
 def commit() -> str | None:
-    """The commit checked out, with "-dirty" if files differ from it; where git cannot tell, what the environment says,
-    else None.
-    """
+    """The commit checked out, with "-dirty" if files differ from it; else what the environment says; else None."""
     command = ["git", "--no-optional-locks", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
@@ -56,39 +61,24 @@ def commit() -> str | None:
     return done.stdout.strip() or os.environ.get(COMMIT)
 
 
-class Stamp:
-    """What is the same for all rows of a run."""
+def stamped(rows: Sequence[Row]) -> list[Row]:
+    """The rows with their device's name, the versions, the commit and the date."""
+    import torch
 
-    def __init__(self) -> None:
-        import torch
+    import zo_kernels
 
-        import zo_kernels
-
-        self._run = {
-            "torch_version": torch.__version__,
-            "zo_kernels_version": zo_kernels.__version__,
-            "commit": commit(),
-            "date_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        }
-        self._names: dict[str, str] = {}
-
-    def __call__(self, row: Row) -> Row:
-        device = row.get("device")
-        if device is None:  # nothing ran on one
-            return {**row, **self._run}
-        if device not in self._names:
-            self._names[device] = device_name(device)
-        return {**row, "device_name": self._names[device], **self._run}
-
-
-def complete(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> list[Row]:
-    """Rows with the same keys in the same order."""
-    own = dict.fromkeys(key for row in rows for key in row if key not in columns)
-    return [{key: row.get(key) for key in (*columns, *own)} for row in rows]
+    run = {
+        "torch_version": torch.__version__,
+        "zo_kernels_version": zo_kernels.__version__,
+        "commit": commit(),
+        "date_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    names = {device: _device_name(device) for row in rows if (device := row.get("device")) is not None}
+    return [row | ({"device_name": names[row["device"]]} if row.get("device") in names else {}) | run for row in rows]
 
 
 def write(rows: Sequence[Row], path: Path, columns: Sequence[str] = COLUMNS) -> Path:
-    """Write JSON (a list of flat objects) to `path`, and CSV beside it; returns the CSV's path."""
+    """Write rows as JSON (a list of flat objects) to `path`, and as CSV beside it; returns the CSV's path."""
     rows = complete(rows, columns)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n")
@@ -96,9 +86,43 @@ def write(rows: Sequence[Row], path: Path, columns: Sequence[str] = COLUMNS) -> 
 
 
 def write_csv(rows: Sequence[Row], path: Path, columns: Sequence[str] = ()) -> Path:
-    """Write rows that have the same keys; without any, the columns alone."""
+    """Write rows as CSV with these columns first; returns the path."""
+    rows = complete(rows, columns)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else list(columns))
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+def complete(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> list[Row]:
+    """The rows with the same keys in the same order."""
+    keys = dict.fromkeys((*columns, *(key for row in rows for key in row)))
+    return [{key: row.get(key) for key in keys} for row in rows]
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a JSON file or of the CSV beside it; an empty cell of a CSV is None.
+
+    Raises:
+        OSError, ValueError: there is no such file, or it holds no rows.
+    """
+    with path.open(newline="") as file:
+        if path.suffix == ".csv":
+            rows = [{key: _value(text) for key, text in row.items()} for row in csv.DictReader(file)]
+        else:
+            rows = json.load(file)
+    if not all(isinstance(row, dict) and "case" in row for row in rows):
+        raise ValueError("rows without a case")
+    return rows
+
+
+def _value(text: str) -> Any:
+    if text in _WORDS:
+        return _WORDS[text]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text

@@ -1,4 +1,4 @@
-"""Times of calls, taken in alternating pairs, so that whatever else the machine does falls on both sides alike."""
+"""Times of calls in alternating pairs, so that whatever else the machine does falls on both sides alike."""
 
 from __future__ import annotations
 
@@ -16,44 +16,10 @@ _MOST_IN_A_BATCH = 20
 _BATCH_SECONDS = 1e-3
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Times of one call, in seconds.
-
-    Args:
-        seconds: by the clock.
-        cpu_seconds: that the process had processors for, summed over its threads; None on a GPU. Other load shows in
-            it less than in `seconds`; with one thread it is what `seconds` would be on a quiet machine, nearly.
-        parts: what the call's watch saw, and "other" for the rest.
-        launch_seconds: that the host took to hand the call to a GPU; None on a CPU.
-    """
-
-    seconds: float
-    cpu_seconds: float | None = None
-    parts: dict[str, float] = field(default_factory=dict)
-    launch_seconds: float | None = None
-
-    def of(self, part: str | None) -> float:
-        return self.seconds if part is None else self.parts[part]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long to measure: at least `rounds` pairs, and on until `seconds` have gone by.
-
-    With `second`, what is timed is the second of two calls in a row. In a run of steps each finds the memory that the
-    one before it has used; where calls that take seconds, each on memory of its own, take turns, it would find it cold.
-    """
-
-    rounds: int
-    seconds: float
-    second: bool = False
-
-
 class Watch:
-    """Seconds of the named parts of a call; a part within another one is no part of that.
+    """Times the named parts of a call. A part within another one does not count towards the outer one.
 
-    On a GPU the marks are events, so that watching does not wait for it.
+    On a GPU it records events, so that watching does not wait for the device.
     """
 
     def __init__(self, device: torch.device):
@@ -83,7 +49,7 @@ class Watch:
         self._spans.clear()
 
     def take(self) -> dict[str, float]:
-        """The sums since the watch was cleared; the device must be done."""
+        """Seconds of each part since the watch was cleared; the device must be done."""
         sums: dict[str, float] = {}
         for name, around, start, end in self._spans:
             seconds = start.elapsed_time(end) / 1e3 if self._cuda else end - start
@@ -99,10 +65,10 @@ class Call:
     """Something to time.
 
     Args:
-        run: the call; each time it does the same amount of work.
+        run: the call; it does the same amount of work each time.
         threads: how many threads PyTorch (and the native backend with it) may use.
-        watch: where it notes its parts.
-        steps: how many steps one call makes; times are given for one.
+        watch: where the call notes its parts.
+        steps: how many steps one call makes; times are given for one step.
     """
 
     run: Callable[[], object]
@@ -111,10 +77,44 @@ class Call:
     steps: int = 1
 
 
-class Timer:
-    """Wall clock for a CPU. For a GPU events around each call, with the L2 cache emptied before it.
+@dataclass(frozen=True)
+class Sample:
+    """Times of one call, in seconds.
 
-    A sample of a short call on a GPU is the mean of a batch, whose calls are queued together: the device, not the host,
+    Args:
+        seconds: wall clock.
+        cpu_seconds: processor time of all threads; None on a GPU. Other load changes it less than `seconds`; with one
+            thread it is nearly what `seconds` would be on a quiet machine.
+        parts: the parts that the call's watch saw, and "other" for the rest.
+        launch_seconds: host time to hand the call to a GPU; None on a CPU.
+    """
+
+    seconds: float
+    cpu_seconds: float | None = None
+    parts: dict[str, float] = field(default_factory=dict)
+    launch_seconds: float | None = None
+
+    def of(self, part: str | None) -> float:
+        return self.seconds if part is None else self.parts[part]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure: at least `rounds` pairs, and on until `seconds` have passed.
+
+    With `second`, each sample is the second of two calls in a row. In a training run a step finds the memory that the
+    step before it used; calls that take seconds and take turns would find theirs cold.
+    """
+
+    rounds: int
+    seconds: float
+    second: bool = False
+
+
+class Timer:
+    """Times one call: by the wall clock on a CPU; on a GPU by events around it, after emptying the L2 cache.
+
+    A sample of a short call on a GPU is the mean of a batch whose calls are queued together: the device, not the host,
     sets the pace as long as emptying the cache takes longer than launching.
     """
 
@@ -130,28 +130,25 @@ class Timer:
             torch.set_num_threads(call.threads)
         if call.watch is not None:
             call.watch.clear()
-        cpu_seconds = launch_seconds = None
+        cpu = launch = None
         batch = 1
         if self._flush is not None:
             batch = self._batch(call, self._flush)
-            seconds, launch_seconds = _cuda(call.run, self._flush, batch)
+            seconds, launch = _cuda(call.run, self._flush, batch)
         else:
             start, cpu_start = time.perf_counter(), time.process_time()
             call.run()
-            seconds, cpu_seconds = time.perf_counter() - start, (time.process_time() - cpu_start) / call.steps
+            seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
         parts = {}
         if call.watch is not None:
             parts = call.watch.take()
             parts["other"] = seconds - sum(parts.values())
-        return Sample(
-            seconds / batch / call.steps,
-            cpu_seconds,
-            {name: s / batch / call.steps for name, s in parts.items()},
-            None if launch_seconds is None else launch_seconds / batch / call.steps,
-        )
+        steps = batch * call.steps
+        cpu, launch = (None if total is None else total / steps for total in (cpu, launch))
+        return Sample(seconds / steps, cpu, {name: s / steps for name, s in parts.items()}, launch)
 
     def _batch(self, call: Call, flush: torch.Tensor) -> int:
-        """How many calls make up a sample; the first two calls, which also compile and allocate, tell."""
+        """How many calls make up a sample: decided by the second call, since the first compiles and allocates."""
         if call not in self._batches:
             _cuda(call.run, flush, 1)
             seconds, _ = _cuda(call.run, flush, 1)
@@ -162,7 +159,7 @@ class Timer:
 
 
 def _cuda(run: Callable[[], object], flush: torch.Tensor, times: int) -> tuple[float, float]:
-    """Seconds of so many calls on the device, and on the host."""
+    """Seconds that so many calls take the device, and the host."""
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(times)]
     host = 0.0
     for start, end in events:
@@ -179,7 +176,7 @@ def _cuda(run: Callable[[], object], flush: torch.Tensor, times: int) -> tuple[f
 def alternate(
     ours: Call, others: Mapping[str, Call], timer: Timer, plan: Plan
 ) -> dict[str, list[tuple[Sample, Sample]]]:
-    """Pairs (ours, other) for each of the others, timed one right after the other; they take turns in going first."""
+    """Pairs (ours, other) for each of the others, one timed right after the other; they take turns in going first."""
     pairs: dict[str, list[tuple[Sample, Sample]]] = {name: [] for name in others}
 
     def sample(call: Call) -> Sample:
@@ -191,17 +188,15 @@ def alternate(
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for call in (ours, *others.values()):
+        for call in (ours, *others.values()):  # warm-up
             timer.sample(call)
         start, rounds = time.perf_counter(), 0
         while rounds < plan.rounds or (time.perf_counter() - start < plan.seconds and rounds < _MOST_ROUNDS):
             for name, other in others.items():
                 if rounds % 2 == 0:
-                    a = sample(ours)
-                    b = sample(other)
+                    a, b = sample(ours), sample(other)
                 else:
-                    b = sample(other)
-                    a = sample(ours)
+                    b, a = sample(other), sample(ours)
                 pairs[name].append((a, b))
             rounds += 1
     finally:

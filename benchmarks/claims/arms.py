@@ -1,11 +1,10 @@
-"""The methods that the claims compare: the library's optimizers, and masks that it does not offer."""
+"""The methods that learn: the library's optimizers, and the masks of Sparse-MeZO's ablations."""
 
 from __future__ import annotations
 
 import math
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,38 +14,21 @@ from torch import Tensor, nn
 import zo_kernels as zo
 from zo_kernels.estimators.draws import FIRST_SLOT
 from zo_kernels.spec import direction_seed
-from zo_kernels.weights.blocks import find_blocks
 
-from ..step.check import Windows, block_mask, magnitude_mask
 from ..step.exact import wrong_step
 from .learning import Arm
 
 EPS = 1e-3
+_CHECKED_LR = 1e-3
 
 
 def library(name: str, options: Namespace, *, dtype: torch.dtype = torch.float32, **method: Any) -> Arm:
-    """MeZO with `sparsity=` or `drop=` or none of them, which is what the other classes are."""
+    """MeZO with `sparsity=`, `drop=` or none of them, which is what the other classes are; checked to the last bit."""
 
     def make(model: nn.Module, lr: float, seed: int) -> zo.ZeroOrderOptimizer:
         return zo.MeZO(model, lr=lr, eps=EPS, seed=seed, parallel="off", backend=options.backend, **method)
 
-    def wrong(optimizer: Any, model: nn.Module, loss: Callable[[], Tensor]) -> str | None:
-        return wrong_step(optimizer, model, loss, partial(_mask, model, method))
-
-    return Arm(name, make, wrong, dtype, dict(method))
-
-
-def _mask(model: nn.Module, method: dict[str, Any], windows: Windows, theta: Tensor) -> Callable[[], Tensor]:
-    sparsity, drop = method.get("sparsity", 0.0), method.get("drop", 0.0)
-    kept = magnitude_mask(windows, theta, sparsity) if sparsity else torch.ones_like(theta)
-
-    def mask() -> Tensor:
-        if not drop:
-            return kept
-        blocks = find_blocks(model)
-        return kept * block_mask(windows, theta, blocks, round(drop * len(blocks)))
-
-    return mask
+    return Arm(name, make, wrong_step, dtype, dict(method))
 
 
 class MaskedMeZO:
@@ -58,90 +40,75 @@ class MaskedMeZO:
         model: its parameters are perturbed.
         sparsity: the fraction of each tensor left alone.
         kind: "small", "large" or "random": the weights that take part.
-        redrawn: masks are taken from the weights in every step by thresholds that stay, else they stay themselves.
+        redrawn: whether each step takes the mask from its own weights, by thresholds that stay; else the mask stays.
     """
 
     def __init__(
         self, model: nn.Module, lr: float, seed: int, *, sparsity: float, kind: str, redrawn: bool, backend: str | None
     ):
-        options: dict[str, Any] = {"lr": lr, "eps": EPS, "seed": seed, "parallel": "off", "perturb": "in_place"}
-        sparse = zo.SparseMeZO(model, sparsity=sparsity, **options)
+        large = kind == "large"
+        left = 1.0 - sparsity if large else sparsity
+        sparse = zo.SparseMeZO(model, sparsity=left, lr=lr, eps=EPS, seed=seed, parallel="off", perturb="in_place")
         state = sparse.state_dict()["zo"]
         self.params = [p for group in sparse.param_groups for p in group["params"]]
-        self._ids, self._lr, self._seed, self._backend = state["param_ids"], lr, seed, backend
-        self._kind, self._steps = kind, 0
-        if kind == "large":
-            complement = zo.SparseMeZO(model, sparsity=1.0 - sparsity, **options)
-            heights, dense = complement.state_dict()["zo"]["thresholds"], -math.inf
-        else:
-            heights, dense = state["thresholds"], math.inf
-        # A tensor whose magnitudes do not separate has none: all of it takes part.
-        self._thresholds = [dense if h is None else h for h in heights]
-        self._masks = None if redrawn else self._drawn()
+        self._lr, self._seed, self._kind, self._steps = lr, seed, kind, 0
+        self._options = {"param_ids": state["param_ids"], "backend": backend}
+        # A tensor whose magnitudes do not separate has no threshold: all of it takes part.
+        every = -math.inf if large else math.inf
+        self._thresholds = [every if h is None else h for h in state["thresholds"]]
+        self._kept = None if redrawn else self.drawn()
 
-    def _drawn(self) -> list[Tensor]:
+    def drawn(self) -> list[Tensor]:
+        """A mask for each parameter, of the weights as they are."""
+        small = [p.detach().abs() <= h for p, h in zip(self.params, self._thresholds, strict=True)]
         if self._kind == "random":
             generator = torch.Generator().manual_seed(self._seed)
-            taken = [p.detach().abs() <= h for p, h in zip(self.params, self._thresholds, strict=True)]
-            orders = [torch.randperm(p.numel(), generator=generator) for p in self.params]
-            return [(order < int(t.sum())).view_as(t).to(t.device) for order, t in zip(orders, taken, strict=True)]
-        if self._kind == "large":
-            return [p.detach().abs() > h for p, h in zip(self.params, self._thresholds, strict=True)]
-        return [p.detach().abs() <= h for p, h in zip(self.params, self._thresholds, strict=True)]
+            orders = [torch.randperm(m.numel(), generator=generator) for m in small]
+            return [(o < int(m.sum())).view_as(m).to(m.device) for o, m in zip(orders, small, strict=True)]
+        return [~m for m in small] if self._kind == "large" else small
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
-        masks = self._drawn() if self._masks is None else self._masks
+        masks = self._kept or self.drawn()
+        seed = direction_seed(self._seed, self._steps, FIRST_SLOT)
         self._steps += 1
-        seed = direction_seed(self._seed, self._steps - 1, FIRST_SLOT)
 
         def move(scale: float) -> None:
-            zo.add_noise_(self.params, seed, scale, param_ids=self._ids, masks=masks, backend=self._backend)
+            zo.add_noise_(self.params, seed, scale, masks=masks, **self._options)
 
         move(EPS)
         above = closure()
         move(-2 * EPS)
         below = closure()
-        g = (above.item() - below.item()) / (2 * EPS)
-        move(EPS - self._lr * g)
+        move(EPS - self._lr * ((above.item() - below.item()) / (2 * EPS)))
         return above
 
 
 def masked(name: str, options: Namespace, *, sparsity: float, kind: str, redrawn: bool) -> Arm:
-    """An ablation's arm. It is checked by its twin on small weights, which must take the library's step."""
-    method: dict[str, Any] = {"sparsity": sparsity, "redrawn": redrawn, "backend": options.backend}
+    """An ablation. Its twin on small weights must take the library's step, and it may not move too many weights."""
+    of = partial(MaskedMeZO, sparsity=sparsity, backend=options.backend)
+    library_and_twin = library("", options, sparsity=sparsity).make, partial(of, kind="small", redrawn=redrawn)
 
     def wrong(steps: Any, model: nn.Module, loss: Callable[[], Tensor]) -> str | None:
-        before = [p.detach().clone() for p in steps.params]
-        ends = []
-        for make in (library("", options, sparsity=sparsity).make, partial(MaskedMeZO, kind="small", **method)):
-            optimizer = make(model, 1e-3, 0)
-            optimizer.step(loss)
-            ends.append(_taken(steps.params, before))
-        if not all(map(torch.equal, *ends)):
+        params = steps.params
+        before = [p.detach().clone() for p in params]
+
+        @torch.no_grad()
+        def stepped(steps: Any) -> list[Tensor]:
+            """Copies of the weights after a step; the weights are put back."""
+            steps.step(loss)
+            after = [p.detach().clone() for p in params]
+            torch._foreach_copy_(params, before)
+            return after
+
+        if not all(map(torch.equal, *(stepped(make(model, _CHECKED_LR, 0)) for make in library_and_twin))):
             return "on small weights it does not take SparseMeZO's step"
-        steps.step(loss)
-        moved = [int((p != b).sum()) for p, b in zip(steps.params, before, strict=True)]
-        _taken(steps.params, before)
-        for p, count in zip(steps.params, moved, strict=True):
+        for after, p in zip(stepped(steps), before, strict=True):
             # z is 0 or too small to move a weight for a few elements; ties at a threshold are on one side of it.
-            if count > p.numel() - int(sparsity * p.numel()) + _ties(p):
-                return f"{count} of {p.numel()} weights moved, with sparsity {sparsity}"
+            moved, ties = int((after != p).sum()), p.numel() - p.abs().unique().numel() + 1
+            if moved > p.numel() - int(sparsity * p.numel()) + ties:
+                return f"{moved} of {p.numel()} weights moved, with sparsity {sparsity}"
         return None
 
-    arm = Arm(name, partial(MaskedMeZO, kind=kind, **method), wrong)
-    return replace(arm, facts={"sparsity": sparsity, "mask": kind, "redrawn": redrawn})
-
-
-@torch.no_grad()
-def _taken(params: list[Tensor], before: list[Tensor]) -> list[Tensor]:
-    """Copies of the parameters, which are put back."""
-    after = [p.detach().clone() for p in params]
-    for p, b in zip(params, before, strict=True):
-        p.copy_(b)
-    return after
-
-
-def _ties(p: Tensor) -> int:
-    """Elements whose magnitude another one has."""
-    return p.numel() - p.detach().abs().unique().numel() + 1
+    facts = {"sparsity": sparsity, "mask": kind, "redrawn": redrawn}
+    return Arm(name, partial(of, kind=kind, redrawn=redrawn), wrong, facts=facts)

@@ -1,56 +1,105 @@
-"""`claims`: what the methods' papers claim, measured again."""
+"""`claims`: what the methods' papers claim, measured again.
+
+- `perturbation-dominates` (arXiv 2410.09823): most of a MeZO step goes to its passes over the weights.
+- `lezo` (2410.09823): leaving out blocks trains faster than MeZO, by steps and by time.
+- `sparse-mezo` (2402.15751): training small weights alone is better than all, large or random ones.
+- `16-bits`: the same training in bf16 with each perturbation and rounding, and in fp32.
+- `svrg-variance`, `svrg-least-squares`, `svrg-mlp` (2404.08080): less variance, and runs that converge faster.
+"""
 
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Iterator
+from functools import partial
 
+import torch
+
+from ..bench.document import interval, number
 from ..bench.registry import Case, Row
 from ..bench.rows import COLUMNS as TIMED
-from . import dominates, lezo, sixteen, sparse
-from .learning import WrongStep
-from .step_times import StepTimes
-from .svrg import least_squares, mlp, variance
-from .tasks import Studies
+from ..step.methods import Method
+from .arms import library, masked
+from .learning import Arm, Study, WrongStep, by_time
+from .steps import DROPS, SPARSE, StepTimes, lezo
+from .svrg import training, variance
+from .tasks import LANGUAGE, studies
 
-_SHOWN = {
-    "perturbation-dominates": dominates.cells,
-    "lezo": lezo.cells,
-    "sparse-mezo": sparse.cells,
-    "16-bits": sixteen.cells,
-    "svrg-variance": variance.cells,
-    "svrg-least-squares": least_squares.cells,
-    "svrg-mlp": mlp.cells,
-}
 COLUMNS = ("case", "claim", "experiment", *(c for c in TIMED if c != "case"))
+_SPARSITIES = (0.5, 0.65, 0.75, 0.8)
+_ABLATED = 0.75
+_MASKS = {"large": ("large", True), "random": ("random", False), "small-mask-kept": ("small", False)}  # kind, redrawn
+_SIXTEEN = "small-letters"  # of the two, that with the smaller learning rate: more of an update is below half an ulp
 
 
 def cases(options: Namespace) -> list[Case]:
-    studies, times = Studies(options), StepTimes(options)
-    found: list[Iterable[Case]] = [
-        dominates.cases(options, times),
-        lezo.cases(options, studies, times),
-        sparse.cases(options, studies, times),
-        sixteen.cases(options, studies),
-        variance.cases(options),
-        least_squares.cases(options),
-        mlp.cases(options),
-    ]
-    every = [replace(case, measure=_checked(case.measure)) for each in found for case in each]
-    # What is timed goes first: the rest takes long, and does not mind what else the machine does.
-    return sorted(every, key=lambda case: case.facts.get("experiment") != "step")
+    """What is timed goes first: the rest takes long, and does not mind what else the machine does."""
+    times = StepTimes(options)
+    return [*times.cases(), *_learning(options, times), *variance.cases(options), *training.cases(options)]
 
 
-def _checked(measure: Callable[[], list[Row]]) -> Callable[[], list[Row]]:
-    def rows() -> list[Row]:
-        try:
-            return measure()
-        except WrongStep as error:
-            return [{"correct": False, "wrong": str(error)}]
+def _learning(options: Namespace, times: StepTimes) -> Iterator[Case]:
+    dense, found = library("MeZO", options), studies(options)
 
+    def case(claim: str, task: str, name: str, arm: Arm, method: Method | None = None, **more: object) -> Case:
+        facts: Row = {"claim": claim, "experiment": "learning", "task": task, "dtype": "float32", **more}
+        measure = partial(_learned, found[task], arm, dense, times, method)
+        return Case(f"{claim}/{name}", facts, measure, found[task].skipped)
+
+    for task in found:
+        for drop in (0.0, *(DROPS if task in LANGUAGE else DROPS[1:])):
+            arm = library(f"LeZO {drop:g}", options, drop=drop) if drop else dense
+            yield case("lezo", task, f"{task}/drop-{drop:g}", arm, lezo(drop) if drop else None, drop=drop)
+    for task in found:
+        yield case("sparse-mezo", task, f"{task}/all", dense)
+        for s in _SPARSITIES if task == "capitals" else (_ABLATED,):
+            # A pass looks at every weight, so that its time is that of any sparsity.
+            arm = library(f"SparseMeZO {s:g}", options, sparsity=s)
+            yield case("sparse-mezo", task, f"{task}/small-{s:g}", arm, SPARSE)
+        for name, (kind, redrawn) in _MASKS.items() if task in LANGUAGE else ():
+            name = name.replace(kind, f"{kind}-{_ABLATED:g}")
+            arm = masked(name, options, sparsity=_ABLATED, kind=kind, redrawn=redrawn)
+            yield case("sparse-mezo", task, f"{task}/{name}", arm)
+    yield case("16-bits", _SIXTEEN, "fp32", dense, dtype="fp32")
+    for perturb in ("in_place", "in_forward"):
+        for rounding in ("nearest", "stochastic"):
+            name = f"bf16/{perturb}/{rounding}"
+            arm = library(name, options, dtype=torch.bfloat16, perturb=perturb, rounding=rounding)
+            yield case("16-bits", _SIXTEEN, name, arm, dtype="bf16")
+
+
+def _learned(study: Study, arm: Arm, dense: Arm, times: StepTimes, method: Method | None) -> list[Row]:
+    """Rows of the runs of an arm; where its steps are a method's that is timed, they are compared by time too."""
+    try:
+        rows = study.rows(arm, dense)
+        if method is not None:
+            rows[-1] |= by_time(study.result(arm).curves, study.result(dense).curves, times.shares(method))
+    except WrongStep as error:
+        return [{"correct": False, "wrong": str(error)}]
     return rows
 
 
+_SHOWN = {
+    "learning": {"lr": ".2e", "start_loss": ".4f", "dev_loss": ".4f", "test_loss": ".4f", "test_accuracy": ".3f"}
+    | {"dev_loss_difference": "+.4f", "ours_time_to_loss_ratio": ".2f", "highest_useful_lr": ".2e"},
+    "svrg-variance": {"full_batch_worth": ".3g", "mezo_variance": ".3g", "variance": ".3g", "to_mezo_ratio": ".3g"}
+    | {"expected_ratio": ".3g"},
+    "runs": {"steps": ",", "queries": ",", "lr": ".1e", "anchor_lr": ".1e", "loss": ".3g", "to_mezo_ratio": ".3g"},
+}
+
+
 def cells(row: Row) -> dict[str, str]:
-    return _SHOWN[row["claim"]](row)
+    if row.get("experiment") == "step":
+        shares = {"passes": "passes_share", "its passes": "baseline_passes_share"}
+        ms = f"{row['seconds_median'] * 1e3:,.1f}"
+        return {"ms/step": ms, **{heading: f"{row[key]:.1%}" for heading, key in shares.items()}}
+    shown = _SHOWN[row.get("experiment") or ("svrg-variance" if row["claim"] == "svrg-variance" else "runs")]
+    of = {"at equal": row["budget"]} if "budget" in row else {"directions": row["directions"]} if "place" in row else {}
+    seed = f"mean of {row['runs']}" if row["run_seed"] is None else str(row["run_seed"])
+    texts = {key: (interval if f"{key}_low" in row else number)(row, key, form) for key, form in shown.items()}
+    return {
+        **of,
+        "seed": seed,
+        **texts,
+        "verdict": row.get("dev_loss_difference_verdict") or row.get("to_mezo_verdict") or "",
+    }

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..bench.registry import Row
 
-HEADINGS = ("case", "batch", "tokens", "baseline_forwards_share", "forwards_share", "ratio")
-_OURS, _PUBLISHED, _FORWARDS = "#d64545", "#cbd2d9", "#52606d"
+_FORWARDS = "#52606d"
+_SIDES = (("baseline_", "MeZO's published passes", "#cbd2d9"), ("", "our passes", "#d64545"))
 
 
 def choose(rows: Sequence[Row]) -> list[Row]:
@@ -19,15 +19,13 @@ def choose(rows: Sequence[Row]) -> list[Row]:
 
 def draw(figure: Any, rows: list[Row]) -> None:
     axes = figure.subplots()
-    for side, (who, colour) in enumerate((("baseline_", _PUBLISHED), ("", _OURS))):
+    for side, (who, label, colour) in enumerate(_SIDES):
         places = [i + 0.4 * (side - 0.5) for i in range(len(rows))]
         forwards = [1e3 * row[f"{who}forwards_seconds_median"] for row in rows]
         rest = [1e3 * row[f"{who}seconds_median"] - ms for row, ms in zip(rows, forwards, strict=True)]
         axes.bar(places, forwards, 0.36, color=_FORWARDS, label="forwards" if side else None)
-        label = "our passes" if side else "MeZO's published passes"
         bars = axes.bar(places, rest, 0.36, bottom=forwards, color=colour, label=label)
-        shares = [f"{1 - row[f'{who}forwards_share']:.0%}" for row in rows]
-        axes.bar_label(bars, shares, padding=2, fontsize="small")
+        axes.bar_label(bars, [f"{1 - row[f'{who}forwards_share']:.0%}" for row in rows], padding=2, fontsize="small")
     first = rows[0]
     axes.set_xticks(range(len(rows)), [f"{row['batch']} x {row['tokens']}" for row in rows])
     axes.set(xlabel="examples x tokens", ylabel="ms a step")

@@ -1,41 +1,44 @@
-"""Runs of several methods on one task: rates chosen for each on other seeds, then a curve for each seed."""
+"""Training runs of several methods on one task: rates are chosen on other seeds, then each seed has a curve."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from itertools import pairwise
+from statistics import fmean
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..bench.registry import Row
+from .intervals import difference, over_seeds, ratio
+
 POINTS = 10  # of a curve, evenly in steps
-_FIRST_TUNING_SEED = 1000
+TUNING_SEEDS = (1000, 1001)
 _MOST_TRIED = 12
 _HOPELESS = 1.0  # nats above the start
 
 
-class Task(Protocol):
-    """What is learned: a model at its start, minibatches, and what is measured."""
+class WrongStep(Exception):
+    """The step of a method is not what it should be."""
 
-    def model(self, seed: int, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """At the start of the run with that seed."""
+
+class Task(Protocol):
+    """A model at its start, minibatches, and what is measured."""
+
+    def model(self, seed: int, dtype: torch.dtype = torch.float32) -> nn.Module: ...
 
     def closures(self, model: nn.Module, seed: int) -> Iterator[Callable[[], Tensor]]:
         """The loss of one minibatch after another, for ever."""
 
-    def dev_loss(self, model: nn.Module) -> float: ...
+    def dev_loss(self, model: nn.Module, seed: int) -> float: ...
 
-    def test(self, model: nn.Module) -> dict[str, float]:
-        """Columns of a row: `test_loss`, and `test_accuracy` where there is such."""
-
-
-class Steps(Protocol):
-    """An optimizer, or what steps like one."""
-
-    def step(self, closure: Callable[[], Tensor]) -> object: ...
+    def test(self, model: nn.Module, seed: int) -> Row:
+        """`test_loss`, and `test_accuracy` where a task has one."""
 
 
 @dataclass(frozen=True)
@@ -44,95 +47,87 @@ class Arm:
 
     Args:
         name: in the rows.
-        make: the optimizer of a model, with a learning rate and a seed.
-        wrong: takes a step of it and says what is wrong with that, or None.
+        make: the optimizer, from a model, a learning rate and a seed.
+        wrong: takes a step of the optimizer, and says what is wrong with it, or None.
         dtype: of the weights.
         facts: columns of its rows.
     """
 
     name: str
-    make: Callable[[nn.Module, float, int], Steps]
-    wrong: Callable[[Steps, nn.Module, Callable[[], Tensor]], str | None]
+    make: Callable[[nn.Module, float, int], Any]
+    wrong: Callable[[Any, nn.Module, Callable[[], Tensor]], str | None]
     dtype: torch.dtype = torch.float32
-    facts: dict[str, object] = field(default_factory=dict)
+    facts: Row = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Of one run.
+    """The dev losses of a run, inf from where it diverged, after `steps` of it; and the test at its end, if any."""
 
-    Args:
-        steps: after which the dev loss was taken; 0 is the first.
-        losses: the dev losses, inf from where the run diverged.
-        test: columns of the test at the end, none where the run diverged.
-    """
-
-    steps: tuple[int, ...]
-    losses: tuple[float, ...]
-    test: dict[str, float]
+    steps: Sequence[int]
+    losses: Sequence[float]
+    test: Row = field(default_factory=dict)
 
     def at(self, step: float) -> float:
         """The dev loss there, interpolated."""
-        for i in range(1, len(self.steps)):
-            if step <= self.steps[i]:
-                part = (step - self.steps[i - 1]) / (self.steps[i] - self.steps[i - 1])
-                return self.losses[i - 1] + part * (self.losses[i] - self.losses[i - 1])
-        return self.losses[-1]
+        return float(np.interp(step, self.steps, self.losses))
 
-    def reaches(self, loss: float) -> float | None:
-        """The first step, interpolated, at which the dev loss is as low as that; None if it never is."""
-        for i in range(1, len(self.steps)):
-            before, after = self.losses[i - 1 : i + 1]
+    def reaches(self, loss: float) -> float:
+        """The first step, interpolated, at which the dev loss is as low as that; inf if it never is."""
+        for (a, before), (b, after) in pairwise(zip(self.steps, self.losses, strict=True)):
             if after <= loss:
-                part = (before - loss) / (before - after) if before > loss else 0.0
-                return self.steps[i - 1] + part * (self.steps[i] - self.steps[i - 1])
-        return None
+                return a + (b - a) * ((before - loss) / (before - after) if before > loss else 0.0)
+        return math.inf
 
 
 @dataclass(frozen=True)
 class Result:
-    """Of an arm: the rate that was chosen, of which others, and the runs with it, one for each seed."""
+    """The rate chosen for an arm, of those tried (rate -> dev loss at the end), and a curve with it for each seed."""
 
     arm: Arm
     lr: float
-    tried: dict[float, float]  # rate -> dev loss at the end, inf where it diverged
+    tried: dict[float, float]
     curves: list[Curve]
 
     @property
-    def at_edge(self) -> bool:
-        """Whether no smaller or no larger rate was tried."""
-        return self.lr in (min(self.tried), max(self.tried))
-
-    @property
-    def highest_useful_lr(self) -> float | None:
-        """The highest rate tried whose run ended below its start."""
+    def columns(self) -> Row:
         start = self.curves[0].losses[0]
-        return max((lr for lr, loss in self.tried.items() if loss < start), default=None)
+        return {
+            "correct": True,
+            "arm": self.arm.name,
+            **self.arm.facts,
+            "lr": self.lr,
+            "lr_at_edge": self.lr in (min(self.tried), max(self.tried)),
+            "lrs_tried": len(self.tried),
+            "highest_useful_lr": max((lr for lr, loss in self.tried.items() if loss < start), default=None),
+            "steps": self.curves[0].steps[-1],
+        }
 
 
-class WrongStep(Exception):
-    """An arm's step is not what it should be."""
-
-
+@dataclass
 class Study:
     """Arms on one task, each run when it is first asked for.
 
     Args:
-        task: makes the task when it is needed.
+        make: the task, when it is needed.
         steps: of each run.
         seeds: of the runs that count.
-        guess: the rate to begin with.
-        tuning_seeds: how many other runs choose a rate.
+        guess: the learning rate to begin with.
+        threads: for PyTorch.
+        skipped: why the task cannot run here, or None.
     """
 
-    def __init__(self, task: Callable[[], Task], steps: int, seeds: Sequence[int], guess: float, tuning_seeds: int = 1):
-        self.steps, self.seeds, self.tuning_seeds = steps, list(seeds), tuning_seeds
-        self._make, self._guess = task, guess
-        self._results: dict[str, Result] = {}
+    make: Callable[[], Task]
+    steps: int
+    seeds: Sequence[int]
+    guess: float
+    threads: int = 1
+    skipped: str | None = None
+    _results: dict[str, Result] = field(default_factory=dict, init=False)
 
     @cached_property
     def task(self) -> Task:
-        return self._make()
+        return self.make()
 
     def result(self, arm: Arm) -> Result:
         """Check the arm, choose its rate, run it.
@@ -141,67 +136,106 @@ class Study:
             WrongStep: and nothing was run with that arm.
         """
         if arm.name not in self._results:
+            torch.set_num_threads(self.threads)
             self._check(arm)
-            lr, tried = _choose(lambda lr: self._tuning_loss(arm, lr), self._guess)
+            lr, tried = choose(lambda lr: self.tuning_loss(arm, lr), self.guess)
             curves = [run(self.task, arm, lr, seed, self.steps) for seed in self.seeds]
             self._results[arm.name] = Result(arm, lr, tried, curves)
         return self._results[arm.name]
 
-    def _tuning_loss(self, arm: Arm, lr: float) -> float:
-        """At the end, the mean of the tuning seeds; inf if one of them diverges, and then the rest is not run."""
-        losses: list[float] = []
-        for seed in range(_FIRST_TUNING_SEED, _FIRST_TUNING_SEED + self.tuning_seeds):
-            losses.append(run(self.task, arm, lr, seed, self.steps).losses[-1])
-            if math.isinf(losses[-1]):
-                return math.inf
-        return sum(losses) / len(losses)
-
+    @torch.no_grad()
     def _check(self, arm: Arm) -> None:
         seed = self.seeds[0]
         model = self.task.model(seed, arm.dtype)
-        with torch.no_grad():
-            wrong = arm.wrong(arm.make(model, self._guess, seed), model, next(self.task.closures(model, seed)))
-        if wrong:
+        if wrong := arm.wrong(arm.make(model, self.guess, seed), model, next(self.task.closures(model, seed))):
             raise WrongStep(f"{arm.name}: {wrong}")
 
+    def tuning_loss(self, arm: Arm, lr: float) -> float:
+        """The dev loss at the end, the mean of the tuning seeds; inf as soon as one of them diverges."""
+        losses: list[float] = []
+        for seed in TUNING_SEEDS:
+            losses.append(run(self.task, arm, lr, seed, self.steps).losses[-1])
+            if math.isinf(losses[-1]):
+                return math.inf
+        return fmean(losses)
 
-def _choose(loss_of: Callable[[float], float], guess: float) -> tuple[float, dict[float, float]]:
-    """The rate with the lowest loss on a grid in steps of 2 that grows until the best is inside."""
+    def rows(self, arm: Arm, baseline: Arm) -> list[Row]:
+        """The row of each run, then that of all, compared in pairs with the baseline's."""
+        dense, result = self.result(baseline), self.result(arm)
+        found = [
+            {"start_loss": curve.losses[0], "dev_loss": curve.losses[-1], **curve.test}
+            | {f"dev_loss_{i}": loss for i, loss in enumerate(curve.losses[1:], 1)}
+            for curve in result.curves
+        ]
+        rows = over_seeds(result.columns, self.seeds, found)
+        rows[-1] |= difference([c.losses[-1] for c in result.curves], [c.losses[-1] for c in dense.curves], "dev_loss")
+        return rows
+
+
+def choose(loss_of: Callable[[float], float], guess: float) -> tuple[float, dict[float, float]]:
+    """The rate with the lowest loss on a grid in steps of 2, which grows until the best is inside; and the grid.
+
+    Of several with the lowest loss the smallest is the best: where all have diverged, the next is to be smaller.
+    """
     tried = {lr: loss_of(lr) for lr in (guess / 2, guess, 2 * guess)}
-    while len(tried) < _MOST_TRIED:
-        best = _best(tried)
-        if best == min(tried):
-            tried[best / 2] = loss_of(best / 2)
-        elif best == max(tried):
-            tried[2 * best] = loss_of(2 * best)
-        else:
-            break
-    return _best(tried), dict(sorted(tried.items()))
+    while True:
+        best = min(tried, key=lambda lr: (tried[lr], lr))
+        further = best / 2 if best == min(tried) else 2 * best
+        if further in tried or len(tried) == _MOST_TRIED:
+            return best, dict(sorted(tried.items()))
+        tried[further] = loss_of(further)
 
 
-def _best(tried: dict[float, float]) -> float:
-    """The smallest rate of those with the lowest loss: where all have diverged, the next is to be smaller."""
-    return min(tried, key=lambda lr: (tried[lr], lr))
+def noted(steps: int) -> list[int]:
+    """The steps after which the losses of a run are noted, the last one included."""
+    return [max(1, round(steps * i / POINTS)) for i in range(1, POINTS + 1)]
 
 
 @torch.no_grad()
 def run(task: Task, arm: Arm, lr: float, seed: int, steps: int) -> Curve:
-    """One run from the start; it ends early where it has become hopeless."""
+    """One run from the start. It ends early where a loss is not finite or far above the start."""
     model = task.model(seed, arm.dtype)
     optimizer = arm.make(model, lr, seed)
     closures = task.closures(model, seed)
-    noted = sorted({max(1, round(steps * i / POINTS)) for i in range(1, POINTS + 1)})
-    losses = [task.dev_loss(model)]
+    points = sorted(set(noted(steps)))
+    losses = [task.dev_loss(model, seed)]
     for step in range(1, steps + 1):
         try:
             optimizer.step(next(closures))
         except ValueError:  # a loss that is not finite
             break
-        if step in noted:
-            loss = task.dev_loss(model)
+        if step in points:
+            loss = task.dev_loss(model, seed)
             if not loss < losses[0] + _HOPELESS:
                 break
             losses.append(loss)
-    diverged = len(losses) <= len(noted)
-    losses += [math.inf] * (len(noted) + 1 - len(losses))
-    return Curve((0, *noted), tuple(losses), {} if diverged else task.test(model))
+    missing = len(points) + 1 - len(losses)
+    return Curve((0, *points), (*losses, *[math.inf] * missing), {} if missing else task.test(model, seed))
+
+
+def by_time(curves: Sequence[Curve], dense: Sequence[Curve], shares: Mapping[str, float]) -> Row:
+    """Compare a method with MeZO by time: curves over steps, and what a step takes.
+
+    Args:
+        curves: of the method, one for each seed.
+        dense: MeZO's.
+        shares: the time of a step of the method in parts of MeZO's, by whose steps they are.
+
+    Returns: for each of `shares`, under its name WHOSE,
+        `WHOSE_step_time_ratio`: the share.
+        `WHOSE_time_to_loss_*`: the time in parts of MeZO's until both have reached the higher of the losses that they
+        end with (a ratio below 1: faster).
+        `WHOSE_equal_time_*`: the difference of their losses when the first of them is done with its steps (below 0:
+        lower).
+    """
+    pairs, row = list(zip(curves, dense, strict=True)), {}
+    both = [max(own.losses[-1], mezo.losses[-1]) for own, mezo in pairs]
+    for whose, share in shares.items():
+        until = [min(own.steps[-1], mezo.steps[-1] / share) for own, mezo in pairs]  # in the method's own steps
+        needed = [share * own.reaches(loss) for own, loss in zip(curves, both, strict=True)]
+        row |= {f"{whose}_step_time_ratio": share}
+        row |= ratio(needed, [m.reaches(b) for m, b in zip(dense, both, strict=True)], f"{whose}_time_to_loss")
+        then = [own.at(steps) for own, steps in zip(curves, until, strict=True)]
+        its = [mezo.at(steps * share) for mezo, steps in zip(dense, until, strict=True)]
+        row |= difference(then, its, f"{whose}_equal_time")
+    return row

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import importlib.util
 from argparse import Namespace
-from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
 
 from ..bench.registry import Case, Row
+from ..step.cases import NO_TRANSFORMERS
+from ..step.check import WrongWeights
 from . import drift, four, replayed, shared_z, survival
 
-_EXPERIMENTS = {
+
+class Experiment(Protocol):
+    """A module that measures one thing on several variants."""
+
+    VARIANTS: list[dict[str, str]]  # a case each: its columns, whose values also name it
+
+    def measure(self, options: Namespace, **variant: str) -> list[Row]:
+        """Check, measure and return rows; raise WrongWeights if a check fails."""
+
+    def cells(self, row: Row) -> dict[str, str]: ...
+
+
+_EXPERIMENTS: dict[str, Any] = {
     "drift": drift,
     "survival": survival,
     "four": four,
@@ -19,10 +34,24 @@ _EXPERIMENTS = {
 
 
 def cases(options: Namespace) -> list[Case]:
-    found = [case for experiment in _EXPERIMENTS.values() for case in experiment.cases(options)]
-    if importlib.util.find_spec("transformers") is None:
-        return [replace(case, skipped="transformers is not installed") for case in found]
-    return found
+    skipped = None if importlib.util.find_spec("transformers") else NO_TRANSFORMERS
+    return [
+        Case(
+            "/".join((name, *variant.values())),
+            {"experiment": name, "device": "cpu", **variant, "threads": options.threads},
+            partial(_measured, experiment, options, variant),
+            skipped,
+        )
+        for name, experiment in _EXPERIMENTS.items()
+        for variant in experiment.VARIANTS
+    ]
+
+
+def _measured(experiment: Experiment, options: Namespace, variant: dict[str, str]) -> list[Row]:
+    try:
+        return [{"correct": True, **row} for row in experiment.measure(options, **variant)]
+    except WrongWeights as error:
+        return [{"correct": False, "wrong": str(error)}]
 
 
 def cells(row: Row) -> dict[str, str]:

@@ -20,9 +20,11 @@ from zo_kernels.finetune.docstrings import stdlib_docstrings
 from zo_kernels.finetune.pretrained import minilm_folder
 from zo_kernels.weights.blocks import find_blocks
 
+from ..kernels.cases import DTYPES
+from ..step.check import WrongWeights
+from ..step.exact import wrong_step
 from .upcast import upcast
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _docstrings = cache(stdlib_docstrings)
 _METHODS = {"mezo": zo.MeZO, "lezo": zo.LeZO}
 
@@ -38,26 +40,50 @@ class DemoTask:
     test: Texts
 
     def optimizer(self, perturb: str, rounding: str) -> zo.ZeroOrderOptimizer:
-        """As the demo's."""
+        """The demo's optimizer. A first step is checked and undone before.
+
+        Raises:
+            WrongWeights: that step leaves the method's formula.
+        """
+        start, batch = self.weights(), next(self.batches())
+        wrong = wrong_step(self._optimizer(perturb, rounding), self.classifier, partial(self.loss, batch))
+        self.set_weights(start)
+        if wrong:
+            raise WrongWeights(wrong)
+        return self._optimizer(perturb, rounding)
+
+    def _optimizer(self, perturb: str, rounding: str) -> zo.ZeroOrderOptimizer:
         c = self.config
         make: Any = _METHODS[c.method]
         return make(self.classifier, lr=c.lr, eps=c.eps, seed=c.seed, drop=c.drop, perturb=perturb, rounding=rounding)
 
     def batches(self) -> Iterator[Batch]:
-        """Those that the demo with this seed trains on, for ever."""
+        """The endless batches that the demo trains on with this seed."""
         return self.training.endless(self.config.batch_size, torch.Generator().manual_seed(self.config.seed))
 
     def loss(self, batch: Batch) -> Tensor:
         return F.cross_entropy(self.classifier(batch.input_ids, batch.attention_mask), batch.labels)
 
     def train(self, optimizer: zo.ZeroOrderOptimizer, batches: Iterable[Batch], rates: Iterable[float]) -> list[float]:
-        """A step for each learning rate; the losses."""
+        """Take a step for each learning rate and return the losses."""
         losses = []
         for batch, lr in zip(batches, rates, strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = lr
             losses.append(float(optimizer.step(partial(self.loss, batch))))
         return losses
+
+    def trained(self) -> list[nn.Parameter]:
+        return [p for p in self.classifier.parameters() if p.requires_grad]
+
+    def weights(self) -> list[Tensor]:
+        """Copies of the weights that are trained."""
+        return [p.detach().clone() for p in self.trained()]
+
+    @torch.no_grad()
+    def set_weights(self, weights: list[Tensor]) -> None:
+        for p, w in zip(self.trained(), weights, strict=True):
+            p.copy_(w)
 
 
 def demo_task(config: Config) -> DemoTask:
@@ -87,14 +113,3 @@ def largest_matrix(model: str | None) -> Tensor:
     """The largest weight of the first block of the demo's model, in float32; not to be changed."""
     encoder, _, _ = load_encoder(model or str(minilm_folder()), torch.float32)
     return max(find_blocks(encoder)[0].parameters(), key=Tensor.numel).detach()
-
-
-def weights_of(model: nn.Module) -> list[Tensor]:
-    """Copies of the weights that are trained."""
-    return [p.detach().clone() for p in model.parameters() if p.requires_grad]
-
-
-@torch.no_grad()
-def set_weights(model: nn.Module, weights: list[Tensor]) -> None:
-    for p, w in zip((p for p in model.parameters() if p.requires_grad), weights, strict=True):
-        p.copy_(w)

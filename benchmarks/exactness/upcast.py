@@ -12,8 +12,7 @@ def upcast(model: nn.Module) -> None:
     Activations are float32; the weights keep their dtype, and are read from the module when it runs.
     """
     for m in model.modules():
-        if (widened := _WIDENED.get(type(m))) is not None:
-            m.__class__ = widened
+        m.__class__ = _WIDENED.get(type(m), type(m))
 
 
 def _wide(weight: Tensor | None) -> Tensor | None:
@@ -35,4 +34,4 @@ class _LayerNorm(nn.LayerNorm):
         return F.layer_norm(x.float(), self.normalized_shape, _wide(self.weight), _wide(self.bias), self.eps)
 
 
-_WIDENED = {nn.Linear: _Linear, nn.Embedding: _Embedding, nn.LayerNorm: _LayerNorm}
+_WIDENED: dict[type, type] = {nn.Linear: _Linear, nn.Embedding: _Embedding, nn.LayerNorm: _LayerNorm}

@@ -1,13 +1,13 @@
 """`bits`: the noise and the passes of the fast backends against the CPU's, bit for bit.
 
-AVX-512 first, which any machine with such a processor can tell, then each backend of GPUs. The tests compare with the
-reference, on few elements since it takes its time; here are many, compared with kernels that the tests hold to it.
+AVX-512 first, which any machine with such a processor can check, then each GPU backend. The tests compare few elements
+with the slow reference; this suite compares many with kernels that the tests hold to the reference.
 """
 
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -25,67 +25,56 @@ COLUMNS = (
     "device_name", "torch_version", "zo_kernels_version", "commit", "date_utc",
 )  # fmt: skip
 _COMPARED = ("native:avx512", "triton", "cuda")
-_TRUSTED = ("native:avx2", "native:scalar", "reference")  # the first that is here
+_TRUSTED = ("native:avx2", "native:scalar", "reference")  # the first one available
 _SEED, _PARAM_ID = 2**63 + 5, 7
 _NOISE, _PASSES = 20_005, 2**18  # elements, if as many are asked for
-# Where a counter's high half changes, and where a range begins within a counter.
-_OFFSETS = (0, 2**34 - 4096, 5)
+_OFFSETS = (0, 2**34 - 4096, 5)  # where a counter's high half changes, and where a range begins within a counter
 _SHORT = (4099, 8, 1, 2048 * 3 + 8)  # lengths of the other tensors of a pass
 _STD, _THRESHOLD = 0.02, 0.01
 _BITS = {4: torch.int32, 2: torch.int16, 1: torch.uint8}
 _CPU = torch.device("cpu")
 
-
-def cases(options: Namespace) -> list[Case]:
-    return list(_cases(options))
-
-
-def _cases(options: Namespace) -> Iterator[Case]:
-    trusted = next(name for name in _TRUSTED if name in backends.available(_CPU))
-    for backend in _COMPARED:
-        device = _CPU if backend.startswith("native") else torch.device(options.device)
-        for dtype in DTYPES:
-            n = min(_NOISE, options.elements)
-            yield _case(options, f"{backend}/noise/{dtype}", backend, trusted, device, dtype, n, _noise)
-        for dtype in DTYPES:
-            n = min(_PASSES, options.elements)
-            yield _case(options, f"{backend}/passes/{dtype}", backend, trusted, device, dtype, n, _passes)
-        yield _case(options, f"{backend}/long", backend, trusted, device, "fp32", options.elements, _long)
-
-
+# (backend, trusted backend, device, dtype, elements) -> what differs, or None
 _Compare = Callable[[str, str, torch.device, torch.dtype, int], str | None]
 
 
+def cases(options: Namespace) -> list[Case]:
+    trusted = next(name for name in _TRUSTED if name in backends.available(_CPU))
+    made = []
+    for backend in _COMPARED:
+        device = _CPU if backend.startswith("native") else torch.device(options.device)
+        reason = unusable(backend, device)
+        for kind, compare, most in (("noise", _noise, _NOISE), ("passes", _passes, _PASSES)):
+            n = min(most, options.elements)
+            made += [_case(f"{kind}/{d}", compare, backend, trusted, device, d, n, options, reason) for d in DTYPES]
+        reason = "the reference would take minutes" if trusted == "reference" else reason
+        made.append(_case("long", _long, backend, trusted, device, "fp32", options.elements, options, reason))
+    return made
+
+
 def _case(
-    options: Namespace,
     name: str,
+    compare: _Compare,
     backend: str,
     trusted: str,
     device: torch.device,
     dtype: str,
     elements: int,
-    compare: _Compare,
+    options: Namespace,
+    skipped: str | None,
 ) -> Case:
-    facts = {
-        "backend": backend,
-        "compared_with": trusted,
-        "device": str(device),
-        "dtype": str(DTYPES[dtype]).removeprefix("torch."),
-        "elements": elements,
-    }
-
     def measure() -> list[Row]:
         torch.set_num_threads(options.threads)
         wrong = compare(backend, trusted, device, DTYPES[dtype], elements)
         return [{"correct": not wrong, "wrong": wrong}]
 
-    too_long = compare is _long and trusted == "reference"
-    skipped = "the reference would take minutes" if too_long else unusable(backend, device)
-    return Case(name, facts, measure, skipped)
+    facts = {"backend": backend, "compared_with": trusted, "device": str(device), "elements": elements}
+    facts["dtype"] = str(DTYPES[dtype]).removeprefix("torch.")
+    return Case(f"{backend}/{name}", facts, measure, skipped)
 
 
 def _noise(backend: str, trusted: str, device: torch.device, dtype: torch.dtype, n: int) -> str | None:
-    """Ranges of the noise that begin at various indices."""
+    """Ranges of the noise that begin at different indices."""
     for offset in _OFFSETS:
         make = partial(noise, n, seed=_SEED, param_id=_PARAM_ID, offset=offset, dtype=dtype)
         if wrong := _differing(make(device=device, backend=backend), make(backend=trusted)):
@@ -114,7 +103,7 @@ def _passes(backend: str, trusted: str, device: torch.device, dtype: torch.dtype
 
 
 def _tensors(dtype: torch.dtype, n: int, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights, and a mask for each: bytes whose lowest bits are bools to one kind, all of whose bits serve others."""
+    """Weights, and random bytes for each of them: bools use the lowest bit of a byte, other masks all bits."""
     generator = torch.Generator().manual_seed(0)
     lengths = (n, *_SHORT)
     weights = [torch.randn(length, generator=generator).mul(_STD).to(dtype) for length in lengths]

@@ -1,4 +1,4 @@
-"""`machine`: what ran, as one row: the GPU and its driver, the processor, versions."""
+"""`machine`: the GPU and its driver, the processor and the versions, as one row."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ COLUMNS = (
     "python_version", "triton_version", "transformers_version", "cuda_version", "nvcc_version", "ncu_version",
     "device_name", "torch_version", "zo_kernels_version", "commit", "date_utc",
 )  # fmt: skip
-# As nvidia-smi calls them: the most that the GPU is allowed.
+# nvidia-smi's names; the clocks and the power are the highest that are allowed.
 _ASKED = {
     "driver": "driver_version",
     "clock_mhz": "clocks.max.sm",
     "memory_clock_mhz": "clocks.max.mem",
     "power_limit_w": "power.limit",
 }
-_AS_CSV = "--format=csv,noheader,nounits"
+_SHOWN = ("driver", "compute_capability", "memory_gib", "processor", "cores", "python_version", "triton_version")
 _PATIENCE_SECONDS = 8.0
 
 
@@ -57,8 +57,8 @@ def _facts(device: str) -> Row:
 
 def _gpu() -> Row:
     seen = torch.cuda.get_device_properties(0)
-    told = _said(r"(.+)", "nvidia-smi", "-i", "0", f"--query-gpu={','.join(_ASKED.values())}", _AS_CSV)
-    values = told.split(", ") if told else []
+    query = f"--query-gpu={','.join(_ASKED.values())}"
+    values = (_said(r"(.+)", "nvidia-smi", "-i", "0", query, "--format=csv,noheader,nounits") or "").split(", ")
     return {
         "compute_capability": f"{seen.major}.{seen.minor}",
         "multiprocessors": seen.multi_processor_count,
@@ -75,7 +75,7 @@ def _version(package: str) -> str | None:
 
 
 def _said(pattern: str, *command: str) -> str | None:
-    """What the pattern's group matches of what a program prints; None if it cannot be asked or says another thing."""
+    """The pattern's group in what a program prints; None if it is missing, fails or prints something else."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PATIENCE_SECONDS)
     except (OSError, subprocess.TimeoutExpired):
@@ -85,5 +85,4 @@ def _said(pattern: str, *command: str) -> str | None:
 
 
 def cells(row: Row) -> dict[str, str]:
-    shown = ("driver", "compute_capability", "memory_gib", "processor", "cores", "python_version", "triton_version")
-    return {name.replace("_", " "): str(row[name]) for name in shown if row.get(name) is not None}
+    return {name.replace("_", " "): str(row[name]) for name in _SHOWN if row.get(name) is not None}

@@ -1,88 +1,110 @@
-"""The page about a GPU: what ran on it, with a mark wherever a table of its rows belongs."""
+"""`gpu --read`: what came back from a GPU, as rows, figures and a page whose tables are made of those rows."""
 
 from __future__ import annotations
 
+import json
+import re
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..bench import plot, rows
+from ..bench.document import ROOT, updated
 from ..bench.registry import Row
-from ..evidence.document import ROOT
-from .headlines import good
+from . import packed
 
+INTO = ROOT / "docs" / "gpu"
+_STATIC = ROOT / "docs" / "results" / "static.csv"  # its roofs are drawn over what was measured
 _DRY = "**A dry run on a processor, at toy sizes: no figure here says anything about a GPU.**\n\n"
-_SECTIONS: Sequence[tuple[str, str, Sequence[str], str]] = (
-    (
-        "Bits",
-        "gpu-bits",
-        ("bits",),
-        "The noise and the passes, compared bit for bit with those of the processor's kernels. The tests of the stages "
-        "`matrix`, `steps` and `large-…` compare with the reference.",
-    ),
-    (
-        "Passes",
-        "gpu-passes",
-        ("bandwidth",),
-        "One pass over one tensor, in alternating pairs with the other ways to do it; in brackets the tenth and "
-        "ninetieth hundredth. A copy of the same tensor in the same run is what memory allows.",
-    ),
-    ("Tuning", "gpu-tuning", ("tuning",), "What a launch could be instead, in pairs with what it is."),
-    ("The host", "gpu-host", ("host",), "What handing work to the GPU takes the host, in microseconds."),
-    (
-        "Steps",
-        "gpu-steps",
-        ("step", "step-cuda"),
-        "Whole steps on random tokens. *Step/forwards* is a step against its forward passes alone, *speed* against the "
-        "same step done otherwise, *extra* memory what the step takes beyond the forward passes.",
-    ),
-    ("A step, traced", "gpu-profile", ("profile",), "The operations of one step of MeZO that take longest."),
-    ("Kernels, looked into", "gpu-ncu", ("ncu-triton", "ncu-cuda"), "By Nsight Compute."),
-    (
-        "Weights on the processor",
-        "gpu-offload",
-        ("offload",),
-        "A step whose weights are copied to where they are used.",
-    ),
-    ("The processor beside it", "gpu-passes", ("cpu",), "One thread."),
-)
 _FIGURES = {"bandwidth": "passes beside a copy", "roofline": "passes under the roofs", "step": "parts of a step"}
 
 
-def made(machine: Row, told: Mapping[str, Any], found: Mapping[str, Sequence[Row]], folder: Path) -> str:
-    """The page, its tables still empty.
+def run(file: str, into: str | None) -> int:
+    """Make the page.
 
-    Args:
-        machine: the row of what ran.
-        told: of the run, as it was packed.
-        found: rows by stage; a stage without a correct one has no section, but for bits.
-        folder: of the page, its rows and its figures.
+    Returns:
+        The exit status: 2 if the file was not packed by a run, or the page would not belong where it would go.
     """
-    fine = ("ok", "nothing") if told["dry_run"] else ("ok",)
-    bad = [s["name"] for s in told["stages"] if s["status"] not in fine]
-    bad += [name for name in told["planned"] if name not in {s["name"] for s in told["stages"]}]
-    idle = "; those with *nothing* would need a GPU" if any(s["status"] == "nothing" for s in told["stages"]) else ""
-    parts = [
-        f"# {machine['device_name']}\n\n",
-        _DRY if told["dry_run"] else "",
-        f"`make gpu` on {told['began_utc'][:10]}, commit {told['commit'] or 'unknown'}; made by "
-        "`python -m benchmarks gpu --read gpu.tgz` of the rows beside this page.\n\n",
-        _table("gpu-machine", ["machine"], folder),
-        "\n## Stages\n\n",
-        f"Not as they should: {', '.join(bad)}.\n\n"
-        if bad
-        else f"Every stage that was asked for ran to its end{idle}.\n\n",
-        _table("gpu-stages", ["stages"], folder),
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            told = packed.unpack(Path(file), Path(temporary))
+            found = {stage: _rows(Path(temporary, f"{stage}.json")) for stage in told["planned"]}
+        machine = next(iter(rows.good(found.get("machine", []))), None)
+        if machine is None:
+            raise ValueError(f"{file}: expected a run whose stage machine told what it ran on, got none")
+        if told["dry_run"] and into is None:
+            raise ValueError(f"{file} is a dry run's: expected --into FOLDER, docs/gpu is for runs on GPUs")
+    except ValueError as error:
+        print(f"gpu: {error}", file=sys.stderr)
+        return 2
+    name = "-".join(re.findall(r"[\w.]+", machine["device_name"]))  # NVIDIA-H100-80GB-HBM3
+    folder = (Path(into) if into else INTO).resolve() / (f"dry-run-{name}" if told["dry_run"] else name)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (*folder.glob("*.csv"), *folder.glob("*.png")):  # an earlier run's would be taken for this one's
+        old.unlink()
+    found["stages"] = _stages(told)
+    files = [rows.write_csv(own, folder / f"{stage}.csv") for stage, own in found.items() if own]
+    plot.run([str(file) for file in (*files, *([] if told["dry_run"] else [_STATIC]))], str(folder))
+    (folder / "README.md").write_text(updated(_page(machine, told, found, folder)))
+    print(folder / "README.md")
+    return 0
+
+
+def _rows(path: Path) -> list[Row]:
+    """A stage's rows, none if it wrote none. The files that they name lose the folders of the other machine."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return []
+    return [
+        row | {"saved": " ".join(Path(name).name for name in row["saved"].split())} if row.get("saved") else row
+        for row in found
     ]
-    for heading, table, stages, text in _SECTIONS:
-        # What is not equal is told in the table of bits, too; the others are of what is right.
-        told_of = list if table == "gpu-bits" else good
-        if here := [stage for stage in stages if told_of(found.get(stage, ()))]:
-            parts.append(f"\n## {heading}\n\n{text}\n\n{_table(table, here, folder)}")
+
+
+def _stages(told: Mapping[str, Any]) -> list[Row]:
+    ended = {stage["name"]: stage for stage in told["stages"]}
+    missing = {"status": "not begun", "seconds": None, "limit": None, "lines": []}
+    return [
+        {
+            "case": name,
+            "status": (stage := ended.get(name, missing))["status"],
+            "seconds": stage["seconds"],
+            "limit_seconds": stage["limit"],
+            "told": "; ".join(stage["lines"]) or None,
+            "commit": told["commit"],
+            "date_utc": told["began_utc"],
+        }
+        for name in told["planned"]
+    ]
+
+
+def _page(machine: Row, told: Mapping[str, Any], found: Mapping[str, Sequence[Row]], folder: Path) -> str:
+    """The page, its tables still empty. A stage without a correct row has no section."""
+    fine = ("ok", "nothing") if told["dry_run"] else ("ok",)
+    bad = [row["case"] for row in found["stages"] if row["status"] not in fine]
+    idle = "; those with *nothing* need a GPU" if any(row["status"] == "nothing" for row in found["stages"]) else ""
+
+    def table(name: str, stage: str) -> str:
+        path = folder / f"{stage}.csv"
+        if path.is_relative_to(ROOT):  # a page in the repository names its rows relative to it
+            path = path.relative_to(ROOT)
+        return f"<!-- table gpu-{name} of {path} -->\n<!-- end -->\n"
+
+    parts = [
+        f"# {machine['device_name']}\n\n{_DRY if told['dry_run'] else ''}"
+        f"`make gpu` on {told['began_utc'][:10]}, commit {told['commit'] or 'unknown'}; "
+        "`python -m benchmarks gpu --read gpu.tgz` made this page from the rows beside it.\n",
+        table("machine", "machine"),
+        "## Stages\n",
+        f"Failed or missing: {', '.join(bad)}.\n" if bad else f"Every stage ran to its end{idle}.\n",
+        table("stages", "stages"),
+    ]
+    for stage in told["stages"]:
+        name, suite = stage["name"], stage["suite"]
+        if suite not in (None, "machine") and rows.good(found[name]):
+            parts += [f"## {name}\n", f"    {stage['command']}\n", table(suite, name)]
     figures = [f"![{text}]({name}.png)\n" for name, text in _FIGURES.items() if (folder / f"{name}.png").exists()]
-    return "".join(parts) + ("\n## Figures\n\n" + "\n".join(figures) if figures else "")
-
-
-def _table(name: str, stages: Sequence[str], folder: Path) -> str:
-    inside = folder.is_relative_to(ROOT)  # a page elsewhere is nobody's but its maker's
-    files = ((folder.relative_to(ROOT) if inside else folder) / f"{stage}.csv" for stage in stages)
-    return f"<!-- table {name} of {', '.join(map(str, files))} -->\n<!-- end -->\n"
+    return "\n".join([*parts, *(["## Figures\n"] if figures else []), *figures])

@@ -1,13 +1,15 @@
-"""What a GPU is asked, in order of value: a table of stages, and the sizes that tell a dry run from a run."""
+"""What a GPU is asked, in order of value: a table of stages, and the sizes in which a dry run differs."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 from dataclasses import dataclass
 
-# In a stage's command: how long its suite may begin cases, and the folder of what it writes.
+# In a command: the seconds within which its suite begins cases, and the folder that it writes to.
 LIMIT, FOLDER = "{limit}", "{folder}"
+_SHARE = 0.8  # of a stage's seconds within which its suite begins cases; it writes its rows after the last one
 
 
 @dataclass(frozen=True)
@@ -15,11 +17,11 @@ class Stage:
     """A process of its own.
 
     Args:
-        name: unique; what it writes is named so.
+        name: unique; its files are named after it.
         command: arguments of Python.
         limit: seconds, after which it is stopped.
         expected: seconds that it takes on an H100 with 16 cores.
-        vital: without it the others have no sense.
+        vital: if it fails, the others are not run.
     """
 
     name: str
@@ -33,189 +35,111 @@ class Stage:
         return self.command[:2] == ("-m", "pytest")
 
     @property
-    def writes_rows(self) -> bool:
-        return "--json" in self.command
+    def suite(self) -> str | None:
+        """The suite that writes its rows, or None."""
+        return self.command[2] if self.command[:2] == ("-m", "benchmarks") else None
 
     def arguments(self, seconds: float, folder: str) -> list[str]:
-        """The command with so many seconds to go, and that folder to write to."""
+        """The command, with so many seconds to go and this folder to write to."""
         return [a.replace(LIMIT, f"{_SHARE * seconds:.0f}").replace(FOLDER, folder) for a in self.command]
-
-
-# Passes that do more than a plain one, by their labels: timed in bf16, where memory leaves the least time for them.
-_HARDER = ("rounding=stochastic", "mask=bits", "mask=record")
-_SHARE = 0.8  # of a stage's seconds in which a suite begins cases; it writes its rows after the last
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """All in which a dry run differs from a run.
+    """All in which a dry run differs from a run on a GPU, whose values are the defaults."""
 
-    Args:
-        device: of the suites.
-        extensions: that are to be there.
-        compared: elements whose bits are compared.
-        passed, tuned, profiled, on_cpu: elements of the tensors of the passes that are timed or looked into.
-        shape: of the model.
-        backends: of the kernels that are timed, a regular expression.
-        step_backend: of a step that is not the CUDA backend's.
-        calls: rounds and seconds of passes, the same of steps.
-        layers: of the model whose steps are the host's.
-        threads: of the CPU.
-        workers: processes of tests.
-        matrix, steps, large: pytest's expressions, the last for a backend.
-    """
-
-    device: str
-    extensions: tuple[str, ...]
-    compared: str
-    passed: str
-    tuned: str
-    profiled: str
-    on_cpu: str
-    shape: str
-    backends: str
-    step_backend: str
-    calls: tuple[str, str, str, str]
-    layers: int
-    threads: int
-    workers: int
-    matrix: str
-    steps: str
-    large: str = "more_than_2_31 and {backend}"
-
-    @property
-    def per_pass(self) -> tuple[str, ...]:
-        return ("--rounds", self.calls[0], "--seconds", self.calls[1])
-
-    @property
-    def per_step(self) -> tuple[str, ...]:
-        return ("--rounds", self.calls[2], "--seconds", self.calls[3])
+    threads: int  # of the CPU
+    workers: int  # processes of tests
+    device: str = "cuda"
+    extensions: str = "_native _cuda"  # that must be built
+    compared: str = "256M"  # elements whose bits are compared
+    passed: str = "1G"  # elements of the passes that are timed,
+    tuned: str = "256M"  # whose launches are varied,
+    profiled: str = "64M"  # that ncu looks into,
+    on_cpu: str = "64M"  # and that the CPU is timed with
+    backends: str = "triton|cuda"  # whose passes are timed
+    shape: str = "opt-1.3b"
+    layers: int = 24  # of the model of `host`
+    step_backend: str = "triton"  # of the steps that are not the CUDA backend's
+    per_pass: str = "--rounds 5 --seconds 0.3"
+    per_step: str = "--rounds 3 --seconds 1"
+    matrix: str = "triton or cuda"  # chooses tests, as pytest's -k does
+    steps: str = "not more_than_2_31"
 
 
 def of_gpu(cores: int) -> Sizes:
-    return Sizes(
-        device="cuda",
-        extensions=("_native", "_cuda"),
-        compared="256M",
-        passed="1G",
-        tuned="256M",
-        profiled="64M",
-        on_cpu="64M",
-        shape="opt-1.3b",
-        backends="triton|cuda",
-        step_backend="triton",
-        calls=("5", "0.3", "3", "1"),
-        layers=24,
-        threads=cores,
-        workers=max(1, cores - 2),
-        matrix="triton or cuda",
-        steps="not more_than_2_31",
-    )
+    return Sizes(threads=cores, workers=max(1, cores - 2))
 
 
 def toy() -> Sizes:
-    """Triton is interpreted where bits are compared, if its interpreter is not too old. Steps would take it minutes and
-    are the native backend's, which is timed beside those that only a GPU runs, too.
-    """
+    """Triton's interpreter compares bits; it is too slow for steps, which the native backend takes."""
     return Sizes(
-        device="cpu",
-        extensions=("_native",),
-        compared="4K",
-        passed="4K",
-        tuned="4K",
-        profiled="4K",
-        on_cpu="4K",
-        shape="opt-tiny",
-        backends="triton|cuda|native:scalar",
-        step_backend="native",
-        calls=("2", "0", "1", "0"),
-        layers=1,
         threads=1,
         workers=0,
+        device="cpu",
+        extensions="_native",
+        **dict.fromkeys(("compared", "passed", "tuned", "profiled", "on_cpu"), "4K"),
+        backends="triton|cuda|native:scalar",
+        shape="opt-tiny",
+        layers=1,
+        step_backend="native",
+        per_pass="--rounds 2 --seconds 0",
+        per_step="--rounds 1 --seconds 0",
         matrix="test_matrix and nearest and none and float32 and (triton or scalar)",
         steps="test_launches_of_a_step",
     )
 
 
-def stages(sizes: Sizes) -> list[Stage]:
-    device = ("--device", sizes.device)
-    threads = ("--threads", str(sizes.threads))
-    shape = ("--shape", sizes.shape)
-    of_shape = f"^{re.escape(sizes.shape)}/"
-    timed = f"^(bf16|fp32)/({sizes.backends})$|^bf16/({sizes.backends})/({'|'.join(_HARDER)})$"
-    step = (*shape, *device, *threads, *sizes.per_step)
-    ncu = (*device, "--only", "^ncu$", "--elements", sizes.profiled, "--dtype", "bf16")
-    ncu += ("--kinds", f"^(plain|{'|'.join(_HARDER)})$", "--out", f"{FOLDER}/profile")
+# Passes that do more than a plain one: timed in bf16, where memory leaves the least time for computing.
+_HARDER = "rounding=stochastic|mask=bits|mask=record"
+
+
+def stages(s: Sizes) -> list[Stage]:
+    on = f"--device {s.device}"
+    model = f"--shape {s.shape} {on} --threads {s.threads}"
+    passes = f"^(bf16|fp32)/({s.backends})$|^bf16/({s.backends})/({_HARDER})$"
+    steps = f"^{re.escape(s.shape)}/MeZO(/in_forward)?$"
+    ncu = f"profile {on} --only '^ncu$' --elements {s.profiled} --kinds '^(plain|{_HARDER})$'"
+    saved = f"--dtype bf16 --out {FOLDER}/profile"
     return [
-        _suite("machine", "machine", *device, limit=40, expected=8, vital=True),
-        Stage("build", ("-m", "benchmarks.gpu.build", *sizes.extensions), 120, 50),  # 5 if they came along
-        _suite("bits", "bits", *device, "--elements", sizes.compared, *threads, limit=60, expected=25),
-        _tests(
-            "matrix",
-            sizes,
-            sizes.matrix,
-            "backends/test_matrix.py",
-            "backends/test_known_answers.py",
-            limit=100,
-            expected=45,
-        ),
-        _tests("steps", sizes, sizes.steps, "optim/test_gpu_steps.py", limit=90, expected=45),
+        _suite("machine", 40, 8, f"machine {on}", vital=True),
+        _stage("build", 120, 50, f"benchmarks.gpu.build {s.extensions}"),  # 5 s if the extensions came along
+        _suite("bits", 60, 25, f"bits {on} --elements {s.compared} --threads {s.threads}"),
+        _tests("matrix", 100, 45, "backends/test_matrix.py backends/test_known_answers.py", s.matrix, s.workers),
+        _tests("steps", 90, 45, "optim/test_gpu_steps.py", s.steps, s.workers),
+        _suite("bandwidth", 85, 65, f"kernels --elements {s.passed} --only '{passes}' {s.per_pass}"),
+        _suite("tuning", 55, 35, f"kernels --elements {s.tuned} --only tuning: {s.per_pass}"),
+        _suite("host", 30, 12, f"host {on} --layers {s.layers} {s.per_pass}"),
         _suite(
-            "bandwidth", "kernels", "--elements", sizes.passed, "--only", timed, *sizes.per_pass, limit=85, expected=65
+            *("step", 75, 45),
+            f"step {model} {s.per_step} --backend {s.step_backend} --graphed --only '{steps}|/SparseMeZO$'",
         ),
+        _suite("step-cuda", 50, 25, f"step {model} {s.per_step} --backend cuda --only '{steps}'"),
+        _suite("profile", 40, 16, f"profile {model} --backend {s.step_backend} --only '^step$' {saved}"),
+        _suite("ncu-triton", 45, 17, f"{ncu} --backend triton {saved}"),
+        _suite("ncu-cuda", 45, 17, f"{ncu} --backend cuda {saved}"),
+        _suite("offload", 45, 30, f"offload {model} {s.per_step}"),
         _suite(
-            *("tuning", "kernels", "--elements", sizes.tuned, "--only", "tuning:", *sizes.per_pass),
-            limit=55,
-            expected=35,
+            *("cpu", 40, 20),
+            f"kernels --elements {s.on_cpu} --only '^(fp32|bf16)/native:(avx512|avx2)$' {s.per_step}",
         ),
-        _suite("host", "host", *device, "--layers", str(sizes.layers), *sizes.per_pass, limit=30, expected=12),
-        _suite(
-            *("step", "step", *step, "--backend", sizes.step_backend, "--graphed"),
-            *("--only", f"{of_shape}(MeZO|MeZO/in_forward|SparseMeZO)$"),
-            limit=75,
-            expected=45,
-        ),
-        _suite(
-            *("step-cuda", "step", *step, "--backend", "cuda", "--only", f"{of_shape}MeZO(/in_forward)?$"),
-            limit=50,
-            expected=25,
-        ),
-        _suite(
-            *("profile", "profile", *shape, *device, *threads, "--backend", sizes.step_backend, "--only", "^step$"),
-            *("--dtype", "bf16", "--out", f"{FOLDER}/profile"),
-            limit=40,
-            expected=16,
-        ),
-        *(_suite(f"ncu-{b}", "profile", *ncu, "--backend", b, limit=45, expected=17) for b in ("triton", "cuda")),
-        _suite("offload", "offload", *shape, *device, *threads, *sizes.per_step, limit=45, expected=30),
-        _suite(
-            *("cpu", "kernels", "--elements", sizes.on_cpu, "--only", "^(fp32|bf16)/native:(avx512|avx2)$"),
-            *("--rounds", sizes.calls[2], "--seconds", sizes.calls[3]),
-            limit=40,
-            expected=20,
-        ),
-        # A fault kills what a process has on the GPU: one for each backend, and after everything else.
-        *(
-            _tests(
-                *(f"large-{b}", sizes, sizes.large.format(backend=b), "optim/test_gpu_steps.py"),
-                limit=30,
-                expected=12,
-                alone=True,
-            )
-            for b in ("triton", "cuda")
-        ),
+        # A fault kills what a process has on the GPU: one process for each backend, and after everything else.
+        _tests("large-triton", 30, 12, "optim/test_gpu_steps.py", "more_than_2_31 and triton"),
+        _tests("large-cuda", 30, 12, "optim/test_gpu_steps.py", "more_than_2_31 and cuda"),
     ]
 
 
-def _suite(name: str, suite: str, *arguments: str, limit: float, expected: float, **more: bool) -> Stage:
-    written = ("--json", f"{FOLDER}/{name}.json", "--limit", LIMIT)
-    return Stage(name, ("-m", "benchmarks", suite, *arguments, *written), limit, expected, **more)
+def _stage(name: str, limit: float, expected: float, module: str, vital: bool = False) -> Stage:
+    return Stage(name, ("-m", *shlex.split(module)), limit, expected, vital)
 
 
-def _tests(
-    name: str, sizes: Sizes, expression: str, *files: str, limit: float, expected: float, alone: bool = False
-) -> Stage:
-    """Tests of these files; Triton compiles for each, so they are spread over the cores one by one."""
-    spread = () if alone or importlib.util.find_spec("xdist") is None else ("-n", str(sizes.workers), "--dist", "load")
-    options = ("-k", expression, "-rfEs", "--color=no", "-p", "no:cacheprovider", *spread)
-    return Stage(name, ("-m", "pytest", *(f"tests/{file}" for file in files), *options), limit, expected)
+def _suite(name: str, limit: float, expected: float, command: str, vital: bool = False) -> Stage:
+    written = f"--json {FOLDER}/{name}.json --limit {LIMIT}"
+    return _stage(name, limit, expected, f"benchmarks {command} {written}", vital)
+
+
+def _tests(name: str, limit: float, expected: float, files: str, chosen: str, workers: int | None = None) -> Stage:
+    """Tests from these files. Triton compiles in each process, so they are spread over the workers one by one."""
+    paths = " ".join(f"tests/{file}" for file in files.split())
+    spread = "" if workers is None or importlib.util.find_spec("xdist") is None else f"-n {workers} --dist load"
+    return _stage(name, limit, expected, f"pytest {paths} -k '{chosen}' -rfEs --color=no -p no:cacheprovider {spread}")

@@ -1,4 +1,4 @@
-"""A command in a process of its own, with a time limit, that costs nobody else anything."""
+"""A command in a process of its own, with a time limit. Whatever happens to it costs nobody else anything."""
 
 from __future__ import annotations
 
@@ -12,49 +12,41 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TO_WRITE_SECONDS = 8.0  # for a process that was told to stop to write what it has
+TO_WRITE_SECONDS = 8.0  # an interrupted process has so long to write what it found
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its exit status, None if it was stopped at its limit, and what it took."""
+    """How a command ended: its exit status (None if it was stopped at its limit), and how long it ran."""
 
     status: int | None
     seconds: float
 
 
 def run(command: Sequence[str], seconds: float, output: Path, env: Mapping[str, str]) -> Ended:
-    """Run a command, with what it prints going to a file.
+    """Run a command, and write what it prints to a file.
 
-    Past its limit it is interrupted, as by Ctrl-C, and at last killed. It has a session of its own, and whatever is
-    left of its process group is killed when it has ended, however that was: a child that hangs would keep the GPU's
-    memory.
+    At its limit it is interrupted, as by Ctrl-C, and a little later killed. It leads a process group of its own, and
+    when it has ended, however that was, the rest of the group is killed: a child that hangs would keep GPU memory.
     """
     start = time.monotonic()
     with output.open("wb") as file:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, **pipes)
         try:
             try:
                 status: int | None = process.wait(seconds)
             except subprocess.TimeoutExpired:
                 status = None
-                _signal(process, signal.SIGINT)
+                _signal(process.pid, signal.SIGINT)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(TO_WRITE_SECONDS)
         finally:
-            _signal(process, signal.SIGKILL)
+            _signal(process.pid, signal.SIGKILL)
             process.wait()
     return Ended(status, time.monotonic() - start)
 
 
-def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+def _signal(group: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+        os.killpg(group, number)

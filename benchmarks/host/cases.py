@@ -1,7 +1,7 @@
-"""`host`: microseconds of the host's that a step takes beside its forwards, on a model so narrow that they count.
+"""`host`: host time of a step beside its forwards, on a model so narrow that it counts.
 
-A GPU waits for the host where launching takes longer than the work. On a CPU, launches of the GPU backends go to
-stand-ins that launch nothing (`stand_ins.py`); on a GPU they are real, and nobody waits for them.
+A GPU waits for the host if a launch takes the host longer than the kernel takes the GPU. On a CPU the GPU backends are
+stand-ins that launch nothing (`stand_ins.py`); on a GPU their launches are real, and nobody waits for them.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from ..step.exact import wrong_step
 from ..step.methods import EPS, LR
 from .stand_ins import Launches, standing_in
 
-# Of OPT. With its own vocabulary the embedding is larger than a block, whose weights are then perturbed together; with
-# a small one each module is perturbed by itself.
+# With OPT's vocabulary the embedding is larger than a block, so a block is perturbed at once; with a small one each
+# module is perturbed by itself.
 VOCABULARIES = {"together": 50272, "one by one": 64}
 _WIDTH, _TOKENS = 16, 8
-_WATCHED = 17  # steps, by which it is known what runs
+_WATCHED = 17  # steps, after which the optimizer knows what runs
 _MICRO = 1e6
 
 
@@ -75,7 +75,7 @@ def _case(options: Namespace, device: torch.device, backend: str, where: str, si
 def _no_compiler() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    if torch.cuda.is_available():  # kernels that were compiled for the stand-in would stay in Triton's cache
+    if torch.cuda.is_available():  # kernels compiled for the stand-in would stay in Triton's cache
         return "there is a GPU: --device cuda launches on it"
     from zo_kernels.backends.triton.launch import target
 
@@ -91,10 +91,12 @@ def _measure(
     with around as launched:
         opt = zo.MeZO(model, lr=LR, eps=EPS, perturb=where, backend=None if backend == "nothing" else backend)
         _settle(opt, loss, stands_in)
-        check = partial(_wrong_launches, opt, model, loss, launched) if stands_in else partial(_wrong, opt, model, loss)
+        check = partial(_wrong_launches, opt, model, loss, launched)
+        if not stands_in:
+            check = partial(wrong_step, opt, model, loss)
         versus = Versus("two forwards", Call(partial(_two, loss)))
         trial = Trial(Call(lambda: opt.step(loss)), check, [versus], sum(p.numel() for p in model.parameters()))
-        # What is timed is the host, also where there is a GPU.
+        # The host is timed, also if there is a GPU.
         rows = compare(trial, Plan(options.rounds, options.seconds), torch.device("cpu"))
         return [row | _told(row, opt, model, loss) if row["correct"] else row for row in rows]
 
@@ -124,8 +126,9 @@ def _two(loss: Callable[[], Tensor]) -> None:
 
 
 def _settle(opt: zo.ZeroOrderOptimizer, loss: Callable[[], Tensor], stands_in: bool) -> None:
-    """Take the steps that get to know what runs. Without launches the copies would hold what was in their memory
-    before: there they begin as zeros, so that later losses are finite.
+    """Take the steps in which the optimizer learns what runs.
+
+    A stand-in does not fill the perturbed copies, so they begin as zeros: later losses are then finite.
     """
 
     def closure() -> Tensor | float:
@@ -151,14 +154,10 @@ def _passes_of(opt: zo.ZeroOrderOptimizer, loss: Callable[[], Tensor]) -> list[l
     return seen
 
 
-def _wrong(opt: zo.ZeroOrderOptimizer, model: nn.Module, loss: Callable[[], Tensor]) -> str | None:
-    return wrong_step(opt, model, loss)
-
-
 def _wrong_launches(
     opt: zo.ZeroOrderOptimizer, model: nn.Module, loss: Callable[[], Tensor], launched: Launches
 ) -> str | None:
-    """Each pass is launched; each weight is in one of each evaluation (tied ones in two) and of the update."""
+    """Every pass must launch; each weight is in one pass of an evaluation (a tied one in two) and of the update."""
     before = [p.detach().clone() for p in model.parameters()]
     launched.clear()
     passes = _passes_of(opt, loss)
@@ -174,7 +173,7 @@ def _wrong_launches(
 
 def _told(row: Row, opt: zo.ZeroOrderOptimizer, model: nn.Module, loss: Callable[[], Tensor]) -> Row:
     owners = sum(any(True for _ in m.parameters(recurse=False)) for m in model.modules())
-    while is_sampled(opt.seed, opt.step_count):  # a step that takes each module by itself
+    while is_sampled(opt.seed, opt.step_count):  # a sampled step takes each module by itself
         opt.step(loss)
     passes = len(_passes_of(opt, loss))
     ours = _MICRO * (row["cpu_seconds_median"] - row["baseline_cpu_seconds_median"])
@@ -190,7 +189,6 @@ def _told(row: Row, opt: zo.ZeroOrderOptimizer, model: nn.Module, loss: Callable
 
 
 def notes() -> list[str]:
-    """What must be read beside the table."""
     return ["*together* and *one by one* differ in the vocabulary, so their forwards are not the same."]
 
 

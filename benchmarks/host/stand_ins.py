@@ -1,4 +1,4 @@
-"""GPU backends on a machine without a GPU: they do all that the host does for a launch, and launch nothing."""
+"""Stand-ins for the GPU backends on a machine without a GPU: the host does all of its work, and nothing is launched."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Launches = list[tuple[str, tuple[Any, ...]]]  # (kernel, its grid and arguments)
 
 
 class Nothing:
-    """A backend without any launch: what is left is the optimizer's own."""
+    """A backend that does nothing: what remains is the optimizer's own time."""
 
     def __init__(self, launched: Launches):
         self._launched = launched
@@ -28,7 +28,7 @@ class Nothing:
 
 
 class _Extension:
-    """In place of zo_kernels._cuda."""
+    """Takes the place of zo_kernels._cuda."""
 
     def __init__(self, launched: Launches):
         self._launched = launched
@@ -42,9 +42,9 @@ class _Extension:
 
 @cache
 def triton_driver() -> Any:
-    """A driver of Triton's that compiles for an H100, which need not be here, and notes launches in its `launched`.
+    """A Triton driver that compiles for an H100 and notes launches in its `launched`; the kernels never run.
 
-    There is one for the process: what is compiled keeps its driver. Kernels must not be interpreted.
+    A process has one, because compiled kernels keep their driver. It does not work with Triton's interpreter.
     """
     from triton.backends.compiler import GPUTarget
     from triton.backends.driver import DriverBase
@@ -56,52 +56,32 @@ def triton_driver() -> Any:
         def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> tuple[Any, ...]:
             return object(), name, 64, 0, 1024
 
-    class Driver(DriverBase):
-        launched: Launches
+    def begin(self: Any) -> None:
+        self.utils = Utils()
+        self.launcher_cls = lambda src, metadata: self.launch
 
-        def __init__(self) -> None:
-            self.utils = Utils()
-            self.launcher_cls = lambda src, metadata: self.launch
+    def launch(self: Any, x: int, y: int, z: int, stream: int, function: str, *rest: Any) -> None:
+        _packed, _metadata, _enter, _exit, *arguments = rest
+        self.launched.append((function, (x, y, z, *arguments)))
 
-        def launch(self, x: int, y: int, z: int, stream: int, function: str, *rest: Any) -> None:
-            _packed, _metadata, _enter, _exit, *arguments = rest
-            self.launched.append((function, (x, y, z, *arguments)))
-
-        @classmethod
-        def is_active(cls) -> bool:
-            return True
-
-        def get_current_device(self) -> int:
-            return 0
-
-        def set_current_device(self, device: int) -> None:
-            pass
-
-        def get_current_stream(self, device: int) -> int:
-            return 0
-
-        def get_current_target(self) -> GPUTarget:
-            return GPUTarget("cuda", 90, 32)
-
-        def get_active_torch_device(self) -> Any:
-            raise NotImplementedError
-
-        def get_device_interface(self) -> Any:
-            raise NotImplementedError
-
-        def map_python_to_cpp_type(self, ty: str) -> str:
-            raise NotImplementedError
-
-        def get_benchmarker(self) -> Any:
-            raise NotImplementedError
-
-    return Driver()
+    own = {
+        "__init__": begin,
+        "launch": launch,
+        "is_active": classmethod(lambda cls: True),
+        "get_current_device": lambda self: 0,
+        "set_current_device": lambda self, device: None,
+        "get_current_stream": lambda self, device: 0,
+        "get_current_target": lambda self: GPUTarget("cuda", 90, 32),
+    }
+    # What nobody calls here is None, which no longer is abstract.
+    return type("Driver", (DriverBase,), dict.fromkeys(DriverBase.__abstractmethods__) | own)()
 
 
 @contextmanager
 def standing_in(name: str) -> Iterator[Launches]:
-    """Tables that are built within go to the stand-in of a backend ("triton", "cuda", or "nothing" for none at all),
-    which takes tensors on a CPU; what it would have launched is in the list.
+    """Give tables built in the block to the stand-in of "triton" or "cuda", or to "nothing", which has no launches.
+
+    It takes tensors on a CPU. Yields the list of what it would have launched.
     """
     launched: Launches = []
     if name == "nothing":
@@ -120,7 +100,7 @@ def standing_in(name: str) -> Iterator[Launches]:
 
         from zo_kernels.backends import triton as backend
 
-        before = triton.runtime.driver._active  # None as long as nobody has launched anything
+        before = triton.runtime.driver._active  # None before the first launch
         driver = triton_driver()
         driver.launched = launched
         triton.runtime.driver.set_active(driver)

@@ -5,38 +5,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-
-class BaselinePass(Protocol):
-    """A pass over parameters; `masks` holds a bool tensor or None for each, and may itself be None."""
-
-    def __call__(
-        self,
-        params: Sequence[Tensor],
-        seed: int,
-        factor: float,
-        step: float,
-        masks: Sequence[Tensor | None] | None = None,
-    ) -> None: ...
+Masks = Sequence[Tensor | None] | None  # a bool tensor or None for each parameter, or no masks at all
+BaselinePass = Callable[[Sequence[Tensor], int, float, float, Masks], None]
 
 
-def published_pass(
-    params: Sequence[Tensor],
-    seed: int,
-    factor: float,
-    step: float,
-    masks: Sequence[Tensor | None] | None = None,
-) -> None:
+def _masked(params: Sequence[Tensor], masks: Masks) -> Iterator[tuple[Tensor, Tensor | None]]:
+    return zip(params, [None] * len(params) if masks is None else masks, strict=True)
+
+
+def published_pass(params: Sequence[Tensor], seed: int, factor: float, step: float, masks: Masks = None) -> None:
     """MeZO's loop (princeton-nlp/MeZO, trainer.py), restated: a fresh z, and a temporary for each operation."""
     torch.manual_seed(seed)
-    for i, p in enumerate(params):
+    for p, mask in _masked(params, masks):
         z = torch.normal(mean=0.0, std=1.0, size=p.shape, device=p.device, dtype=p.dtype)
-        mask = masks[i] if masks is not None else None
         if mask is not None:
             z = z * mask
         p.data = p.data + factor * z * step
@@ -50,27 +36,19 @@ class EagerPass:
         self._buffer = torch.empty(largest.numel(), dtype=largest.dtype, device=largest.device)
         self._generator = torch.Generator(largest.device)
 
-    def __call__(
-        self,
-        params: Sequence[Tensor],
-        seed: int,
-        factor: float,
-        step: float,
-        masks: Sequence[Tensor | None] | None = None,
-    ) -> None:
+    def __call__(self, params: Sequence[Tensor], seed: int, factor: float, step: float, masks: Masks = None) -> None:
         self._generator.manual_seed(seed)
-        for i, p in enumerate(params):
+        for p, mask in _masked(params, masks):
             z = self._buffer[: p.numel()].view(p.shape).normal_(generator=self._generator)
-            mask = masks[i] if masks is not None else None
             if mask is not None:
                 z.mul_(mask)
             p.add_(z, alpha=factor * step)
 
 
 def compiled_pass() -> Callable[[Tensor, float], Tensor]:
-    """torch.compile of the whole pass. It cannot draw the same z twice without keeping the generator's state.
+    """torch.compile of the whole pass, for the one size it is called with.
 
-    It is compiled for the one size that it is called with.
+    It cannot draw the same z twice without keeping the generator's state.
     """
     torch.compiler.reset()  # else the kernels of earlier sizes count against the limit of recompilations
 

@@ -6,7 +6,7 @@ import os
 import re
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ VARIANTS = (
     replace(PLAIN, dropped=0.75),
 )
 
-# What might make a GPU's kernels faster, against what they are; other kinds of passes have other needs.
+# Launches that might be faster on a GPU than the default ones, and the passes they are tried on.
 TUNINGS = {
     "warps=2": (("triton",), replace(DEFAULT, warps=2)),
     "warps=8": (("triton",), replace(DEFAULT, warps=8)),
@@ -40,61 +40,76 @@ TUNINGS = {
     "most_blocks=4": (("triton", "cuda"), replace(DEFAULT, most_blocks=4)),
     "most_blocks=64": (("triton", "cuda"), replace(DEFAULT, most_blocks=64)),
 }
-TUNED = {
-    "fp32": (PLAIN,),
-    "bf16": (PLAIN, replace(PLAIN, rounding="stochastic"), replace(PLAIN, mask="bits")),
-}
+TUNED = {"fp32": (PLAIN,), "bf16": (PLAIN, replace(PLAIN, rounding="stochastic"), replace(PLAIN, mask="bits"))}
 _FP32_ONLY = "warps=16"  # a thread would have half of an access of 16-bit weights
 
-# What is to be reached, on a tensor too large for any cache.
+# Targets, for a tensor that no cache holds.
 _STATED_FOR = 64_000_000
 _AGAINST_EAGER = {
-    ("native:avx512", "fp32"): 6.0,
-    ("native:avx512", "bf16"): 7.0,
-    ("native:avx2", "fp32"): 4.0,
-    ("native:avx2", "bf16"): 5.0,
+    "native:avx512": {"fp32": 6.0, "bf16": 7.0},
+    "native:avx2": {"fp32": 4.0, "bf16": 5.0},
 }
 _MASKED_AGAINST_UNMASKED = 1 / 1.06
 _TWO_THREADS_AGAINST_ONE = 1.8
 _OVER_PROPORTION = 1.1  # of a pass that leaves blocks out
 _SCALAR_ELEMENTS = 4 * 2**20  # plain C++ is there to be right; more would only take longer
 
-# The weights, the copy, the eager buffer, and what the published pass has at one time; masks are smaller than a tensor.
+# Tensors in memory: the weights, the copy, the eager buffer, the published pass's temporaries, and a mask.
 _TENSORS = 8
 
 
+@dataclass(frozen=True)
+class Timed:
+    """A pass to time; `name` says what is changed of the plain one of its dtype and backend."""
+
+    name: str
+    dtype: str
+    backend: str
+    elements: int
+    kind: Kind = PLAIN
+    threads: int = 1
+    tuning: Tuning = DEFAULT
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu" if self.backend.startswith("native") else "cuda")
+
+
 def cases(options: Namespace) -> list[Case]:
-    return list(_cases(options))
+    sizes = dict.fromkeys(options.elements)
+    return [
+        _case(pass_, f"/{elements}" if len(sizes) > 1 else "", options)
+        for elements in sizes
+        for dtype in DTYPES
+        for backend in BACKENDS
+        for pass_ in _passes(dtype, backend, elements)
+    ]
 
 
-def _cases(options: Namespace) -> Iterator[Case]:
-    for elements in dict.fromkeys(options.elements):
-        size = f"/{elements}" if len(options.elements) > 1 else ""
-        for dtype in DTYPES:
-            for backend in BACKENDS:
-                stem = f"{dtype}/{backend}"
-                few = min(elements, _SCALAR_ELEMENTS) if backend == "native:scalar" else elements
-                yield _case(stem + size, options, dtype, backend, few, PLAIN)
-                if backend == "native:scalar":
-                    continue
-                for kind in VARIANTS:
-                    if kind.rounding == "stochastic" and dtype == "fp32":
-                        continue  # fp32 needs no rounding
-                    yield _case(f"{stem}/{label(kind)}{size}", options, dtype, backend, elements, kind)
-                for kind in TUNED.get(dtype, ()):
-                    for name, (whose, tuning) in TUNINGS.items():
-                        if backend in whose and (dtype == "fp32" or name != _FP32_ONLY):
-                            case = "/".join(filter(None, (stem, f"tuning:{name}", label(kind))))
-                            yield _case(case + size, options, dtype, backend, elements, kind, tuning=tuning)
-                if backend.startswith("native"):
-                    yield _case(f"{stem}/threads=2{size}", options, dtype, backend, elements, PLAIN, threads=2)
+def _passes(dtype: str, backend: str, elements: int) -> Iterator[Timed]:
+    plain = Timed("", dtype, backend, elements)
+    if backend == "native:scalar":
+        yield replace(plain, elements=min(elements, _SCALAR_ELEMENTS))
+        return
+    yield plain
+    for kind in VARIANTS:
+        if kind.rounding == "nearest" or dtype != "fp32":  # fp32 needs no rounding
+            yield replace(plain, name=label(kind), kind=kind)
+    for kind in TUNED.get(dtype, ()):
+        for name, (whose, tuning) in TUNINGS.items():
+            if backend in whose and (dtype == "fp32" or name != _FP32_ONLY):
+                yield replace(
+                    plain, name="/".join(filter(None, (f"tuning:{name}", label(kind)))), kind=kind, tuning=tuning
+                )
+    if backend.startswith("native"):
+        yield replace(plain, name="threads=2", threads=2)
 
 
 def kinds(only: str = "") -> dict[str, Kind]:
-    """Each kind of pass by its label, "plain" or what is changed of it, if the regular expression is found in that.
+    """The kinds of passes whose label matches a regular expression, by label: "plain", or what differs from that.
 
     Raises:
-        ValueError: it is found in none.
+        ValueError: no label matches.
     """
     every = {label(kind) or "plain": kind for kind in (PLAIN, *VARIANTS)}
     if not (found := {name: kind for name, kind in every.items() if re.search(only, name)}):
@@ -103,49 +118,29 @@ def kinds(only: str = "") -> dict[str, Kind]:
 
 
 def label(kind: Kind) -> str:
-    changed = {name: getattr(kind, name) for name in ("mask", "directions", "rounding", "dropped")}
-    return "/".join(f"{name}={value}" for name, value in changed.items() if value != getattr(PLAIN, name))
+    changed = {name: value for name, value in asdict(kind).items() if value != getattr(PLAIN, name)}
+    return "/".join(f"{name}={value}" for name, value in changed.items())
 
 
-def _case(
-    name: str,
-    options: Namespace,
-    dtype: str,
-    backend: str,
-    elements: int,
-    kind: Kind,
-    threads: int = 1,
-    tuning: Tuning = DEFAULT,
-) -> Case:
-    device = torch.device("cpu" if backend.startswith("native") else "cuda")
-    facts = {
-        "backend": backend,
-        "device": str(device),
-        "dtype": str(DTYPES[dtype]).removeprefix("torch."),
-        "elements": elements,
-        "threads": threads if device.type == "cpu" else None,
-        "mask": kind.mask,
-        "directions": kind.directions,
-        "rounding": kind.rounding,
-        "dropped_share": kind.dropped,
-        **({} if tuning == DEFAULT else asdict(tuning)),
-    }
-
-    def measure() -> list[Row]:
-        if tuning != DEFAULT:
-            trial = _of_tuning(dtype, backend, elements, kind, tuning, device)
-        else:
-            trial = _trial(options, dtype, backend, elements, kind, threads, device)
-        return compare(trial, Plan(options.rounds, options.seconds), device)
-
+def _case(timed: Timed, size: str, options: Namespace) -> Case:
+    kind, device, dtype = timed.kind, timed.device, DTYPES[timed.dtype]
+    facts = {"backend": timed.backend, "elements": timed.elements, **facts_of(device, dtype, timed.threads)}
+    facts |= {"mask": kind.mask, "directions": kind.directions, "rounding": kind.rounding}
+    facts |= {"dropped_share": kind.dropped, **({} if timed.tuning == DEFAULT else asdict(timed.tuning))}
     return Case(
-        name,
+        "/".join(filter(None, (timed.dtype, timed.backend, timed.name))) + size,
         facts,
-        measure,
-        unusable(backend, device, threads),
+        lambda: compare(_trial(timed, options.compile), Plan(options.rounds, options.seconds), device),
+        unusable(timed.backend, device, timed.threads),
         str(device),
-        lambda: _TENSORS * elements * DTYPES[dtype].itemsize,
+        lambda: _TENSORS * timed.elements * dtype.itemsize,
     )
+
+
+def facts_of(device: torch.device, dtype: torch.dtype, threads: int | None = None) -> Row:
+    """What every row says of where it ran; the threads are a CPU's."""
+    of_cpu = threads if device.type == "cpu" else None
+    return {"device": str(device), "dtype": str(dtype).removeprefix("torch."), "threads": of_cpu}
 
 
 def unusable(backend: str, device: torch.device, threads: int = 1) -> str | None:
@@ -161,68 +156,53 @@ def unusable(backend: str, device: torch.device, threads: int = 1) -> str | None
     return None
 
 
-def _trial(
-    options: Namespace, dtype: str, backend: str, elements: int, kind: Kind, threads: int, device: torch.device
-) -> Trial:
-    w = weights(elements, DTYPES[dtype], device)
-    ours = KernelCall(w, kind, backend)
+def _trial(timed: Timed, compiled: bool) -> Trial:
+    w = weights(timed.elements, DTYPES[timed.dtype], timed.device)
     buffer = torch.empty_like(w)
+    with tuned(timed.tuning):
+        ours = KernelCall(w, timed.kind, timed.backend)
+    others, call = list(_others(timed, w, ours, compiled)), Call(ours.run, timed.threads)
+    copy = Copy(Call(lambda: buffer.copy_(w), timed.threads), 2 * w.nbytes)
+    return Trial(call, ours.check, others, ours.elements, ours.bytes_moved, copy)
 
-    def targets(at_least: float | None) -> list[Target]:
-        return [Target("ratio", at_least)] if at_least is not None and elements >= _STATED_FOR else []
 
-    def against(name: str, run: Callable[[], object], at_least: float | None = None, threads: int = threads) -> Versus:
-        return Versus(name, Call(run, threads), targets=targets(at_least))
+def _others(timed: Timed, w: Tensor, ours: KernelCall, compiled: bool) -> Iterator[Versus]:
+    """What the pass is compared with."""
+    kind, backend = timed.kind, timed.backend
 
-    versus = []
-    if threads > 1:
-        versus.append(against("one thread", ours.run, _TWO_THREADS_AGAINST_ONE, threads=1))
+    def against(name: str, run: Callable[[], object], at_least: float | None = None, threads: int = 0) -> Versus:
+        stated = at_least is not None and timed.elements >= _STATED_FOR
+        return Versus(name, Call(run, threads or timed.threads), targets=[Target("ratio", at_least)] if stated else [])
+
+    def usual(kind: Kind) -> Callable[[], object]:
+        return KernelCall(w, kind, backend).run
+
+    if timed.tuning != DEFAULT:
+        yield against("as it is", usual(kind))
+        return
+    if timed.threads > 1:
+        yield against("one thread", ours.run, _TWO_THREADS_AGAINST_ONE, threads=1)
     if kind.mask != "none":
-        unmasked = KernelCall(w, replace(kind, mask="none"), backend)
-        versus.append(against("unmasked", unmasked.run, _MASKED_AGAINST_UNMASKED))
+        yield against("unmasked", usual(replace(kind, mask="none")), _MASKED_AGAINST_UNMASKED)
         if kind.mask in ("threshold", "bool") and kind.rounding == "nearest":
             mask = ours.mask_of_baseline()
-            versus.append(against("eager", _eager(w, 1, mask)))
-            versus.append(against("published MeZO", _published(w, mask)))
+            yield against("eager", _eager(w, 1, mask))
+            yield against("published MeZO", _published(w, mask))
     elif kind.rounding != "nearest":
-        versus.append(against("nearest", KernelCall(w, PLAIN, backend).run))
+        yield against("nearest", usual(PLAIN))
     elif kind.dropped:
-        bound = elements / ours.elements / _OVER_PROPORTION
-        versus.append(against("all blocks", KernelCall(w, PLAIN, backend).run, bound))
+        yield against("all blocks", usual(PLAIN), timed.elements / ours.elements / _OVER_PROPORTION)
     else:
-        stated = _AGAINST_EAGER.get((backend, dtype)) if kind == PLAIN and threads == 1 else None
-        versus.append(against("eager", _eager(w, kind.directions), stated))
+        stated = _AGAINST_EAGER.get(backend, {}) if kind == PLAIN and timed.threads == 1 else {}
+        yield against("eager", _eager(w, kind.directions), stated.get(timed.dtype))
         if kind == PLAIN:
-            versus.append(against("published MeZO", _published(w)))
-            if device.type == "cuda" or options.compile:
+            yield against("published MeZO", _published(w))
+            if timed.device.type == "cuda" or compiled:
                 noisy = compiled_pass()
-                versus.append(against("torch.compile", lambda: noisy(w, EPS)))
-    return Trial(
-        Call(ours.run, threads),
-        ours.check,
-        versus,
-        ours.elements,
-        ours.bytes_moved,
-        Copy(Call(lambda: buffer.copy_(w), threads), 2 * w.nbytes),
-    )
+                yield against("torch.compile", lambda: noisy(w, EPS))
 
 
-def _of_tuning(dtype: str, backend: str, elements: int, kind: Kind, tuning: Tuning, device: torch.device) -> Trial:
-    """The same pass, divided otherwise."""
-    w = weights(elements, DTYPES[dtype], device)
-    usual, buffer = KernelCall(w, kind, backend), torch.empty_like(w)
-    with tuned(tuning):
-        other = KernelCall(w, kind, backend)
-    copy = Copy(Call(lambda: buffer.copy_(w)), 2 * w.nbytes)
-    versus = [Versus("as it is", Call(usual.run))]
-    return Trial(Call(other.run), other.check, versus, other.elements, other.bytes_moved, copy)
-
-
-def _unmasked() -> None:
-    return None
-
-
-def _eager(w: Tensor, directions: int, mask: Callable[[], Tensor | None] = _unmasked) -> Callable[[], None]:
+def _eager(w: Tensor, directions: int, mask: Callable[[], Tensor | None] = lambda: None) -> Callable[[], None]:
     once = EagerPass([w])
 
     def run() -> None:
@@ -232,8 +212,8 @@ def _eager(w: Tensor, directions: int, mask: Callable[[], Tensor | None] = _unma
     return run
 
 
-def _published(w: Tensor, mask: Callable[[], Tensor | None] = _unmasked) -> Callable[[], None]:
-    p = nn.Parameter(w, requires_grad=False)  # its memory is replaced at the first call, that of w stays
+def _published(w: Tensor, mask: Callable[[], Tensor | None] = lambda: None) -> Callable[[], None]:
+    p = nn.Parameter(w, requires_grad=False)  # the first call gives it other memory; w keeps its own
     return lambda: published_pass([p], SEED, 1.0, EPS, [mask()])
 
 

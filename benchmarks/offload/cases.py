@@ -17,45 +17,40 @@ from zo_kernels.perturbation.streamed import StreamedEngine, bytes_on_device
 from ..bench.compare import Trial, Versus, compare
 from ..bench.registry import Case, Row
 from ..bench.timing import Call, Plan
-from ..kernels.reference_pass import differing
+from ..kernels.cases import DTYPES
+from ..kernels.check import differing
 from ..step.cases import unusable
 from ..step.exact import wrong_step
 from ..step.methods import EPS, LR
-from ..step.shapes import SHAPES, Batch, Shape
+from ..step.shapes import SHAPES, Batch, Shape, device_of
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _GB = 1e9
 
 
 def cases(options: Namespace) -> list[Case]:
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_of(options)
     shapes = options.shape or (["opt-1.3b", "opt-13b"] if device.type == "cuda" else ["minilm"])
     return [_case(name, device, options) for name in dict.fromkeys(shapes)]
 
 
 def _case(name: str, device: torch.device, options: Namespace) -> Case:
     shape = SHAPES[name]
-    usual = shape.batch if device.type == "cpu" else shape.gpu_batch
-    batch = Batch(options.batch or usual.examples, options.tokens or usual.tokens)
-    facts = {
-        "device": str(device),
-        "dtype": options.dtype,
-        "threads": options.threads,
-        "shape": name,
-        "batch": batch.examples,
-        "tokens": batch.tokens,
-    }
-    measure = partial(_measure, shape, batch, device, options)
-    return Case(name, facts, measure, unusable(device, None), str(device), partial(_bytes_needed, shape, options.dtype))
-
-
-def _bytes_needed(shape: Shape, dtype: str) -> int:
-    return 3 * _DTYPES[dtype].itemsize * sum(p.numel() for p in shape.parameters())
+    batch = shape.batch_of(options, device)
+    facts = {"device": str(device), "dtype": options.dtype, "threads": options.threads, "shape": name}
+    facts |= {"batch": batch.examples, "tokens": batch.tokens}
+    return Case(
+        name,
+        facts,
+        partial(_measure, shape, batch, device, options),
+        unusable(device, None),
+        str(device),
+        lambda: 3 * DTYPES[options.dtype].itemsize * sum(p.numel() for p in shape.parameters()),
+    )
 
 
 def _measure(shape: Shape, batch: Batch, device: torch.device, options: Namespace) -> list[Row]:
     torch.set_num_threads(options.threads)
-    task = shape.build(batch, device, _DTYPES[options.dtype])
+    task = shape.build(batch, device, DTYPES[options.dtype])
     resident, away = task.model, copy.deepcopy(task.model).to("cpu")
     there = zo.MeZO(resident, lr=LR, eps=EPS, perturb="in_forward")
     streamed = zo.MeZO(away, lr=LR, eps=EPS, execution_device=device)
@@ -66,7 +61,7 @@ def _measure(shape: Shape, batch: Batch, device: torch.device, options: Namespac
         return optimizer.step(lambda: task.loss(model))
 
     def check() -> str | None:
-        """One step of each: the one to the last bit of the specification, the other to that of the first."""
+        """Take one step with each: the first is held to the specification's bits, the other to those of the first."""
         if wrong := wrong_step(there, resident, lambda: task.loss(resident)):
             return wrong
         step(streamed, away)
@@ -75,11 +70,11 @@ def _measure(shape: Shape, batch: Batch, device: torch.device, options: Namespac
                 return f"{off} weights of {name} have other bits than where they were there already"
         return None
 
-    calls = [Call(partial(step, o, m), options.threads) for o, m in ((streamed, away), (there, resident))]
-    facts = _memory(calls, device) if device.type == "cuda" else {}
-    trial = Trial(
-        calls[0], check, [Versus("weights on the device", calls[1])], sum(p.numel() for p in away.parameters())
-    )
+    ours, baseline = (Call(partial(step, o, m), options.threads) for o, m in ((streamed, away), (there, resident)))
+    peaks: Row = {}
+    if device.type == "cuda":
+        peaks = {"peak_gb": _peak(ours, device), "baseline_peak_beside_weights_gb": _peak(baseline, device)}
+    trial = Trial(ours, check, [Versus("weights on the device", baseline)], sum(p.numel() for p in away.parameters()))
     rows = compare(trial, Plan(options.rounds, options.seconds), device)
     before = engine.bytes_copied
     step(streamed, away)
@@ -88,20 +83,17 @@ def _measure(shape: Shape, batch: Batch, device: torch.device, options: Namespac
         "copied_gb_per_step": (engine.bytes_copied - before) / _GB,
         "weights_on_device_gb": engine.bytes_on_device / _GB,
         "weights_on_device_told_gb": bytes_on_device(away) / _GB,
-        **facts,
+        **peaks,
     }
     return [row | more if row["correct"] else row for row in rows]
 
 
-def _memory(calls: list[Call], device: torch.device) -> Row:
-    """Peak memory of a step on a GPU, beside what is there before it."""
-    peaks = []
-    for call in calls:
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        call.run()
-        peaks.append((torch.cuda.max_memory_allocated(device) - before) / _GB)
-    return {"peak_gb": peaks[0], "baseline_peak_beside_weights_gb": peaks[1]}
+def _peak(call: Call, device: torch.device) -> float:
+    """Peak memory of a call on a GPU in GB, less what was allocated before it."""
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call.run()
+    return (torch.cuda.max_memory_allocated(device) - before) / _GB
 
 
 def cells(row: Row) -> dict[str, str]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import ast
 import importlib.machinery
+import importlib.util
 import subprocess
 import sys
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .peer import Unavailable
+
+class Unavailable(Exception):
+    """Why a peer cannot run here."""
 
 
 def commit(path: Path) -> str | None:
-    """The commit that is checked out; None where git cannot tell."""
+    """The commit that is checked out; None if git cannot tell."""
     command = ["git", "-C", str(path), "rev-parse", "--short=12", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -25,7 +27,7 @@ def commit(path: Path) -> str | None:
 
 
 def methods(file: Path, of: str, names: Sequence[str], given: Mapping[str, Any]) -> type:
-    """A class that has only these methods of a class in a file, which is not imported.
+    """A class with only these methods of a class in a file, which is not imported.
 
     So the methods run although the file's imports (older packages, loggers, GPUs) cannot.
 
@@ -48,9 +50,9 @@ def methods(file: Path, of: str, names: Sequence[str], given: Mapping[str, Any])
     if missing := set(names) - {n.name for n in body}:
         raise Unavailable(f"{of} in {file} has no {', '.join(sorted(missing))}")
     found.bases, found.keywords, found.decorator_list, found.body = [], [], [], list(body)
-    module = ast.Module(body=[found], type_ignores=[])
     namespace = {"__name__": f"checkout.{file.stem}", **given}
-    exec(compile(module, str(file), "exec"), namespace)  # the user's own checkout, which they ask to be run
+    # The user's own checkout, which they ask to be run.
+    exec(compile(ast.Module(body=[found], type_ignores=[]), str(file), "exec"), namespace)
     return namespace[of]
 
 
@@ -64,6 +66,4 @@ def bare_package(folder: Path) -> None:
         raise Unavailable(f"there is no package {folder.name} in {folder.parent}")
     spec = importlib.machinery.ModuleSpec(folder.name, None, is_package=True)
     spec.submodule_search_locations = [str(folder)]
-    package = types.ModuleType(folder.name)
-    package.__spec__, package.__path__ = spec, [str(folder)]
-    sys.modules[folder.name] = package
+    sys.modules[folder.name] = importlib.util.module_from_spec(spec)

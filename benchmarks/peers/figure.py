@@ -1,7 +1,8 @@
-"""A step's time and extra memory, a bar a package."""
+"""A step's time and extra memory, a bar for each package."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,30 +16,28 @@ _FORWARDS, _REST, _OURS_REST = "#52606d", "#cbd2d9", "#d64545"
 
 
 def choose(rows: Sequence[Row]) -> list[Row]:
-    """For the shape where passes dominate: ours, and each peer whose time and memory were both measured; of MeZO its
-    own code, or where that is not among the rows, its restatement.
+    """For the shape where passes dominate: ours, and each peer whose time and memory were both measured. MeZO's own
+    code stands for MeZO, or its restatement if that is missing.
 
-    Ours is the median of its medians in all the peers' runs. Another's time is that times its ratio: runs at different
-    times, on a machine that was not equally fast in all of them, are compared by their pairs.
+    Our time is the median of the medians in all peers' runs. Another's is its ratio times ours: the machine was not
+    equally fast in all runs, but it was in each pair. With one thread the processor's time is compared, which other
+    load hardly changes.
     """
-    timed = [r for r in rows if r.get("experiment") == "time" and r.get("shape") == _SHAPE and r.get("correct")]
-    extra = {
-        r["peer"]: r["extra_memory_mib"]
-        for r in rows
-        if r.get("experiment") == "memory" and r.get("shape") == _SHAPE and r.get("correct")
-    }
-    own_code = {r["peer"] for r in timed} & {"mezo"}  # of what "published" restates
-    shown = [r for r in timed if r["peer"] in extra and not (own_code and r["peer"] == "published")]
+    right = [row for row in rows if row.get("shape") == _SHAPE and row.get("correct")]
+    extra = {row["peer"]: row["extra_memory_mib"] for row in right if row.get("experiment") == "memory"}
+    timed = [row for row in right if row.get("experiment") == "time"]
+    double = "published" if any(row["peer"] == "mezo" for row in timed) else None
+    shown = [row for row in timed if row["peer"] in extra and row["peer"] != double]
     if not shown or "ours" not in extra:
         return []
-    ours = 1e3 * _middle([r["cpu_seconds_median" if _by_processor(r) else "seconds_median"] for r in timed])
-    share: float | None = _middle([r["forwards_share"] for r in timed])
-    bars = [_bar(timed[0], _OURS, 1.0, ours, share, extra["ours"])]
-    for r in shown:
+    cpu = "cpu_" if timed[0]["threads"] == 1 else ""
+    ours = 1e3 * statistics.median(row[f"{cpu}seconds_median"] for row in timed)
+    forwards = statistics.median(row["forwards_share"] for row in timed)
+    bars = [_bar(timed[0], _OURS, 1.0, ours, forwards, extra["ours"])]
+    for row in shown:
         # In the forward, noise is made while the loss is evaluated: there is no telling them apart.
-        share = None if r["peer"] == "ours-in-forward" else r["baseline_forwards_share"]
-        ratio = r["cpu_ratio"] if _by_processor(r) else r["ratio"]
-        bars.append(_bar(r, r["baseline"], ratio, ours, share, extra[r["peer"]]))
+        share = None if row["peer"] == "ours-in-forward" else row["baseline_forwards_share"]
+        bars.append(_bar(row, row["baseline"], row[f"{cpu}ratio"], ours, share, extra[row["peer"]]))
     return sorted(bars, key=lambda bar: bar["ms"])
 
 
@@ -53,79 +52,46 @@ def _bar(row: Row, peer: str, ratio: float, ours: float, share: float | None, ex
     }
 
 
-def _by_processor(row: Row) -> bool:
-    """Whether the time that a processor worked is told: with one thread, other load hardly shows in it."""
-    return row["threads"] == 1
-
-
-def _middle(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    n = len(ordered)
-    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
-
-
 def draw(figure: Any, rows: list[Row]) -> None:
-    """Bars of time, split into forwards and the rest, and dots of extra memory beside them."""
+    """Bars of time, split into forwards and the rest, and bars of extra memory beside them."""
     time, memory = figure.subplots(1, 2, sharey=True, width_ratios=(3.2, 1))
-    places = range(len(rows))
-    longest = max(row["ms"] for row in rows)
-    for axes in (time, memory):
+    first = rows[0]
+    of_processor = " of a processor," if first["threads"] == 1 else ""
+    for axes, title in ((time, f"Milliseconds{of_processor} a step"), (memory, "Extra memory, MiB")):
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.spines["bottom"].set_color(_FAINT)
         axes.tick_params(length=0, colors=_GREY, labelsize="small")
         axes.grid(axis="x", color=_FAINT, linewidth=0.8)
         axes.set_axisbelow(True)
+        axes.set_title(title, loc="left", color=_INK, fontsize="medium")
+    kinds = {_FORWARDS: "two forwards", _REST: "noise and weights", _OURS_REST: "noise and weights, ours"}
+    for colour, label in kinds.items():
+        time.barh(0, 0, 0.62, color=colour, label=label)  # for the legend
     for i, row in enumerate(rows):
-        own = row["peer"].startswith(_OURS)
-        forwards = row["forwards_ms"] or 0.0
+        own, forwards, mib = row["peer"].startswith(_OURS), row["forwards_ms"] or 0.0, row["extra_mib"]
+        text = {"padding": 6, "color": _INK, "fontsize": "medium", "fontweight": "bold" if own else "normal"}
+        colour = _OURS_REST if own else _REST
         time.barh(i, forwards, 0.62, color=_FORWARDS)
-        time.barh(i, row["ms"] - forwards, 0.62, left=forwards, color=_OURS_REST if own else _REST)
+        rest = time.barh(i, row["ms"] - forwards, 0.62, left=forwards, color=colour)
         ratio = "" if row["peer"] == _OURS else f"   {row['ratio']:.1f}×"
-        label = f"{row['ms']:,.0f} ms"
-        time.annotate(label + ratio, (row["ms"], i), (6, 0), textcoords="offset points", va="center",
-                      color=_INK, fontsize="medium", fontweight="bold" if own else "normal")  # fmt: skip
-        memory.barh(i, row["extra_mib"], 0.62, color=_OURS_REST if own else _REST)
-        memory.annotate(_mib(row["extra_mib"]), (row["extra_mib"], i), (6, 0), textcoords="offset points",
-                        va="center", color=_INK, fontsize="medium", fontweight="bold" if own else "normal")  # fmt: skip
-    time.set_yticks(places, [row["peer"] for row in rows])
-    time.tick_params(axis="y", colors=_INK, labelsize="medium")
+        time.bar_label(rest, [f"{row['ms']:,.0f} ms{ratio}"], **text)
+        memory.bar_label(
+            memory.barh(i, mib, 0.62, color=colour), [f"{mib:,.0f}" if mib >= 10 else f"{mib:.1f}"], **text
+        )
+    time.set_yticks(range(len(rows)), [row["peer"] for row in rows], color=_INK, fontsize="medium")
     for text, row in zip(time.get_yticklabels(), rows, strict=True):
         text.set_fontweight("bold" if row["peer"].startswith(_OURS) else "normal")
     memory.tick_params(axis="y", labelleft=False)
     time.invert_yaxis()
-    time.set_xlim(0, 1.22 * longest)
+    time.set_xlim(0, 1.22 * max(row["ms"] for row in rows))
     memory.set_xlim(0, 1.5 * max(row["extra_mib"] for row in rows) or 1.0)
-    first = rows[0]
-    what = "Milliseconds of a processor, a step" if _by_processor(first) else "Milliseconds a step"
-    time.set_title(what, loc="left", color=_INK, fontsize="medium")
-    memory.set_title("Extra memory, MiB", loc="left", color=_INK, fontsize="medium")
-    patches = [
-        _patch(_FORWARDS, "two forwards"),
-        _patch(_REST, "noise and weights"),
-        _patch(_OURS_REST, "noise and weights, ours"),
-    ]
-    time.legend(handles=patches, loc="upper right", frameon=False, labelcolor=_INK, fontsize="small")
-    figure.suptitle(
-        f"One MeZO step on {first['shape'].upper()}: the same model, batch, lr and ε",
-        x=0.01, ha="left", color=_INK, fontsize="x-large", fontweight="bold",
-    )  # fmt: skip
-    figure.supxlabel(
-        f"{first['elements'] / 1e6:.0f} M weights, fp32, {first['batch']} × {first['tokens']} tokens, "
-        f"{_threads(first['threads'])}, {first['device_name']}. ×: median of pairs timed in turn with our step.\n"
-        "Milliseconds: that times the median of our step. In the forward, noise is made within the forwards.",
-        x=0.01, ha="left", color=_GREY, fontsize="small",
-    )  # fmt: skip
-
-
-def _mib(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
-
-
-def _threads(n: int) -> str:
-    return "one thread" if n == 1 else f"{n} threads"
-
-
-def _patch(colour: str, label: str) -> Any:
-    from matplotlib.patches import Patch
-
-    return Patch(color=colour, label=label)
+    time.legend(loc="upper right", frameon=False, labelcolor=_INK, fontsize="small")
+    title = f"One MeZO step on {first['shape'].upper()}: the same model, batch, lr and ε"
+    figure.suptitle(title, x=0.01, ha="left", color=_INK, fontsize="x-large", fontweight="bold")
+    threads = "one thread" if first["threads"] == 1 else f"{first['threads']} threads"
+    what = (
+        f"{first['elements'] / 1e6:.0f} M weights, fp32, {first['batch']} × {first['tokens']} tokens, {threads}, "
+        f"{first['device_name']}. ×: median of pairs timed in turn with our step.\n"
+        "Milliseconds: that times the median of our step. In the forward, noise is made within the forwards."
+    )
+    figure.supxlabel(what, x=0.01, ha="left", color=_GREY, fontsize="small")

@@ -8,100 +8,123 @@ largest of so many.
 from __future__ import annotations
 
 import math
-from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from functools import partial
-from itertools import groupby
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from ..bench.registry import Case, Row
-from .pairings import Pairing, of_noise, of_source
-from .sample import PER_TENSOR
-from .sources import SOURCES, Source
-from .verdict import judged, verdict
+import zo_kernels as zo
+from zo_kernels.spec import mix
 
-KINDS = ("values", "squares", "signs")
+from ..bench.registry import Row
+from .moments import beyond
+from .sources import PER_TENSOR, Source
+
+_KINDS = ("values", "squares", "signs")
+_LAGS = (*range(1, 9), 16, 64, 1024)
+_INDEX_BITS = range(20, 62)  # above those of an element in a pairing's tensor
+_ID = 0x9E3779B9
+
+Pair = tuple[Tensor, Tensor]
+Groups = Mapping[str, Mapping[str, Callable[[int], Pair]]]  # group -> label -> the pairs of a round, of equal shape
 
 
-def cases(options: Namespace) -> Iterator[Case]:
-    for name in options.generators:
-        source = SOURCES[name](options.device)
-        values = options.triton_values if name == "tl.randn" and options.device == "cpu" else options.values
-        facts = {"experiment": "correlations", "generator": name, "device": options.device, "values": values}
-        yield Case(f"correlations/{name}", facts, partial(_measure, source, values, options), source.skipped())
-
-
-def _measure(source: Source, values: int, options: Namespace) -> list[Row]:
-    torch.set_num_threads(options.threads)
-    if wrong := source.wrong(PER_TENSOR):
-        return [{"correct": False, "wrong": wrong}]
-    ours = source.generator == "zo.noise"
+def statistics(source: Source, values: int) -> list[Row]:
     count = min(PER_TENSOR, values)
-    pairings = [*of_source(source, count), *(of_noise(source.device, count) if ours else ())]
-    return [{"correct": True if ours else None, **row} for row in statistics(pairings, values, count)]
+    ours = source.generator == "zo.noise"
+    groups = {**of_source(source, count), **(of_noise(count) if ours else {})}
+    return of_groups(groups, values, count)
+
+
+def of_source(source: Source, count: int) -> Groups:
+    """Pairings of every generator: within the first tensor of a step, and with that of the next step."""
+
+    def lagged(lag: int, round: int) -> Pair:
+        x = source.tensor(round, 0, count)
+        return x[:-lag], x[lag:]
+
+    def members(round: int) -> Pair:
+        pair = source.members(source.tensor(round, 0, count))
+        assert pair is not None
+        return pair
+
+    pairs = source.members(source.tensor(0, 0, count)) is not None
+    return {
+        "lags": {f"lag {lag}": lambda round, lag=lag: lagged(lag, round) for lag in _LAGS},
+        **({"members of a Box-Muller pair": {"": members}} if pairs else {}),
+        "next step": {"": lambda r: (source.tensor(2 * r, 0, count), source.tensor(2 * r + 1, 0, count))},
+    }
+
+
+def of_noise(count: int) -> Groups:
+    """Pairings of noise v1: seeds, ids and indices that differ as little as they can."""
+
+    def z(seed: int, param_id: int = _ID, offset: int = 0) -> Tensor:
+        return zo.noise(count, seed=seed, param_id=param_id, offset=offset)
+
+    def halves(x: Tensor) -> Pair:
+        fours = x[: count // 4 * 4].view(-1, 4)
+        return fours[:, :2].flatten(), fours[:, 2:].flatten()
+
+    def bits(numbers: range, pair: Callable[[int, int], Pair]) -> dict[str, Callable[[int], Pair]]:
+        return {f"bit {b}": lambda round, b=b: pair(round, 1 << b) for b in numbers}
+
+    return {
+        "halves of a counter": {"": lambda r: halves(z(r))},
+        "next id": {"": lambda r: (z(r), z(r, _ID + 1))},
+        "next seed": {"": lambda r: (z(2 * r), z(2 * r + 1))},
+        "next seed, neighbouring element": {
+            "element +1": lambda r: (z(2 * r)[:-1], z(2 * r + 1)[1:]),
+            "element -1": lambda r: (z(2 * r)[1:], z(2 * r + 1)[:-1]),
+        },
+        # Mixed, for of the seeds 0, 1, 2, ... the other one would be another round's.
+        "one bit of the seed": bits(range(64), lambda r, bit: (z(mix(r)), z(mix(r) ^ bit))),
+        "one bit of the id": bits(range(32), lambda r, bit: (z(r), z(r, _ID ^ bit))),
+        "one bit of the index": bits(_INDEX_BITS, lambda r, bit: (z(r), z(r, offset=bit))),
+    }
 
 
 def products(x: Tensor, y: Tensor) -> Tensor:
     """float64 [3]: the sums of the products of each kind."""
     signs = x.sign().mul_(y.sign()).sum(dtype=torch.float64)
     x, y = x.double(), y.double()
-    values = x.dot(y)
-    squares = x.square_().sub_(1).dot(y.square_().sub_(1)) / 2
-    return torch.stack([values, squares, signs])
+    return torch.stack([x.dot(y), x.square().sub_(1).dot(y.square().sub_(1)) / 2, signs])
 
 
-def statistics(pairings: Sequence[Pairing], values: int, count: int) -> list[Row]:
+def of_groups(groups: Groups, values: int, count: int) -> list[Row]:
     """A row for each group and kind.
 
     Args:
-        pairings: those of a group one after the other.
+        groups: rounds of a pairing share no value.
         values: that a group draws; its pairings share them out.
         count: of values in the tensors that a pairing draws.
     """
     rows = []
-    for group, members in groupby(pairings, key=lambda pairing: pairing.group):
-        rows += _group(group, list(members), values, count)
-    return judged(rows)
+    for group, members in groups.items():
+        rounds = max(1, values // (count * len(members)))
+        z = torch.empty(len(members), len(_KINDS), dtype=torch.float64)
+        for i, draw in enumerate(members.values()):
+            total, number = 0, 0
+            for round in range(rounds):
+                x, y = draw(round)
+                total, number = total + products(x, y), number + len(x)
+            z[i] = total / math.sqrt(number)
+        rows += [_row(f"{group}, {kind}", list(members), z[:, k], number) for k, kind in enumerate(_KINDS)]
+    return rows
 
 
-def _group(group: str, members: Sequence[Pairing], values: int, count: int) -> list[Row]:
-    rounds = max(1, values // (count * len(members)))
-    z = []
-    for pairing in members:
-        total, pairs = torch.zeros(len(KINDS), dtype=torch.float64), 0
-        for round in range(rounds):
-            x, y = pairing.draw(round)
-            total, pairs = total.to(x.device) + products(x, y), pairs + len(x)
-        z.append((total / math.sqrt(pairs)).tolist())
-    return [_row(group, kind, members, [of_one[k] for of_one in z], pairs) for k, kind in enumerate(KINDS)]
-
-
-def _row(group: str, kind: str, members: Sequence[Pairing], z: Sequence[float], pairs: int) -> Row:
-    worst = max(range(len(z)), key=lambda i: abs(z[i]))
-    one = math.erfc(abs(z[worst]) / math.sqrt(2))
+def _row(statistic: str, labels: list[str], z: Tensor, pairs: int) -> Row:
+    at = int(z.abs().argmax())
+    worst, error = z[at].item(), 1 / math.sqrt(pairs)
+    one = beyond(abs(worst))
     return {
-        "statistic": f"{group}, {kind}",
+        "statistic": statistic,
         "tests": len(z),
         "pairs": pairs,
-        "at": members[worst].label or None,
-        "measured": z[worst] / math.sqrt(pairs),
+        "at": labels[at] or None,
+        "measured": worst * error,
         "expected": 0.0,
-        "standard_error": 1 / math.sqrt(pairs),
-        "z": z[worst],
+        "standard_error": error,
+        "z": worst,
         "p_value": -math.expm1(len(z) * math.log1p(-one)) if one < 1 else 1.0,
-    }
-
-
-def cells(row: Row) -> dict[str, str]:
-    return {
-        "statistic": row["statistic"],
-        "tests": str(row["tests"]),
-        "pairs each": f"{row['pairs']:.3g}",
-        "largest": f"{row['measured']:+.2e}",
-        "z": f"{row['z']:+.2f}",
-        "at": row["at"] or "",
-        "p": f"{row['p_value']:.2g}",
-        "not by chance": verdict(row),
     }

@@ -8,40 +8,59 @@ sixth moment measure when mean and variance are known.
 from __future__ import annotations
 
 import math
-from argparse import Namespace
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.special import ndtr
+from scipy.stats import binom, chisquare, kstwobign
+from torch import Tensor
 
-from ..bench.registry import Case, Row
-from .sample import CELLS_PER_SIGMA, LIMIT, PER_TENSOR, Sample, tensors
-from .sources import SOURCES, Source
-from .verdict import judged, verdict
+from ..bench.registry import Row
+from .sources import Source, tensors
 
-THRESHOLDS = tuple(k / 2 for k in range(2, 14))
+NAMES = {1: "mean", 2: "variance - 1", 3: "skewness", 4: "excess kurtosis", 6: "sixth Hermite moment"}
+_THRESHOLDS = [k / 2 for k in range(2, 14)]
+_PER_SIGMA = 128  # cells of the histogram; a power of two, so that their edges are float32 and x * 128 is exact
+_HALF = 8 * _PER_SIGMA  # cells on each side; the outermost hold all that lies further out
 _LEAST_EXPECTED = 10  # in a cell of the chi-square
 
 
-def cases(options: Namespace) -> Iterator[Case]:
-    for name in options.generators:
-        source = SOURCES[name](options.device)
-        values = options.triton_values if name == "tl.randn" and options.device == "cpu" else options.values
-        facts = {"experiment": "moments", "generator": name, "device": options.device, "values": values}
-        yield Case(f"moments/{name}", facts, partial(_measure, source, values, options.threads), source.skipped())
+class Sample:
+    """Sums, the largest size and a histogram of values as they go by."""
+
+    def __init__(self) -> None:
+        self.values = 0
+        self.sums = torch.zeros(len(NAMES), dtype=torch.float64)  # of x^k
+        self.counts = torch.zeros(2 * _HALF, dtype=torch.int64)
+        self.largest = torch.zeros(())
+
+    def add(self, x: Tensor) -> None:
+        """Take float32 [n]."""
+        self.values += len(x)
+        self.largest = torch.maximum(self.largest, x.abs().max())
+        cells = x.mul(_PER_SIGMA).floor_().clamp_(-_HALF, _HALF - 1).add_(_HALF)
+        self.counts += torch.bincount(cells.int(), minlength=2 * _HALF)
+        x = x.double()
+        square = x.square()
+        cube = square * x
+        self.sums += torch.stack([x.sum(), square.sum(), cube.sum(), square.dot(square), cube.dot(cube)])
 
 
-def _measure(source: Source, values: int, threads: int) -> list[Row]:
-    import scipy.stats  # noqa: F401  # told to be missing before the minutes, not after
-
-    torch.set_num_threads(threads)
-    sample = Sample(source.device)
+def statistics(source: Source, values: int) -> list[Row]:
+    sample = Sample()
     for x in tensors(source, values):
         sample.add(x)
-    if wrong := source.wrong(PER_TENSOR):
-        return [{"correct": False, "wrong": wrong}]
-    correct = True if source.generator == "zo.noise" else None
-    return [{"correct": correct, **row} for row in statistics(sample, source.largest())]
+    moment = dict(zip(NAMES, (sample.sums / values).tolist(), strict=True))
+    rows = [
+        _row(NAMES[k], mean, 0.0, math.sqrt(math.factorial(k) / values), None) for k, mean in hermite(moment).items()
+    ]
+    counts = sample.counts.numpy()
+    rows += [_tail(sigma, counts, values) for sigma in _THRESHOLDS]
+    largest = _largest(sample.largest.item(), values) | {"largest_possible": source.largest}
+    return [*rows, _chi_square(counts, values), _kolmogorov(counts, values), largest]
 
 
 def hermite(moment: Mapping[int, float]) -> dict[int, float]:
@@ -55,117 +74,55 @@ def hermite(moment: Mapping[int, float]) -> dict[int, float]:
     }
 
 
-NAMES = {1: "mean", 2: "variance - 1", 3: "skewness", 4: "excess kurtosis", 6: "sixth Hermite moment"}
-
-
-def statistics(sample: Sample, largest_possible: float | None = None) -> list[Row]:
-    """Rows of all statistics, held to the bound that so many p-values give."""
-    rows = [_moment(k, value, sample.values) for k, value in hermite(sample.raw_moments()).items()]
-    counts = sample.counts()
-    rows += [_tail(sigma, counts, sample.values) for sigma in THRESHOLDS]
-    rows += [_chi_square(counts, sample.values), _kolmogorov(counts, sample.values)]
-    return judged([*rows, _extreme(sample) | {"largest_possible": largest_possible}])
-
-
-def _moment(k: int, value: float, values: int) -> Row:
-    error = math.sqrt(math.factorial(k) / values)
-    z = value / error
-    return {
-        "statistic": NAMES[k],
-        "measured": value,
-        "expected": 0.0,
-        "standard_error": error,
-        "z": z,
-        "p_value": math.erfc(abs(z) / math.sqrt(2)),
-    }
-
-
 def beyond(sigma: float) -> float:
     """P(|z| >= sigma)."""
-    return math.erfc(sigma / math.sqrt(2))
+    return 2 * float(ndtr(-sigma))
 
 
-def _tail(sigma: float, counts: torch.Tensor, values: int) -> Row:
-    from scipy.stats import binom
-
-    middle, off = LIMIT * CELLS_PER_SIGMA, round(sigma * CELLS_PER_SIGMA)
-    count = int(counts[: middle - off].sum() + counts[middle + off :].sum())
-    p = beyond(sigma)
-    error = math.sqrt(values * p * (1 - p))
+def _row(statistic: str, measured: float, expected: float, error: float, p_value: float | None) -> Row:
+    """Without a p-value, that of the distance in standard errors."""
+    z = (measured - expected) / error
+    p_value = beyond(abs(z)) if p_value is None else p_value
     return {
-        "statistic": f"|z| > {sigma:g}",
-        "measured": float(count),
-        "expected": values * p,
-        "standard_error": error,
-        "z": (count - values * p) / error,
-        "p_value": min(1.0, 2 * float(min(binom.cdf(count, values, p), binom.sf(count - 1, values, p)))),
-    }
+        "statistic": statistic, "measured": measured, "expected": expected, "standard_error": error, "z": z,
+        "p_value": p_value,
+    }  # fmt: skip
 
 
-def _probabilities_below() -> torch.Tensor:
+def _tail(sigma: float, counts: NDArray[Any], values: int) -> Row:
+    off = round(sigma * _PER_SIGMA)
+    count = int(counts[: _HALF - off].sum() + counts[_HALF + off :].sum())
+    p = beyond(sigma)
+    two_sided = 2 * float(min(binom.cdf(count, values, p), binom.sf(count - 1, values, p)))
+    return _row(f"|z| > {sigma:g}", float(count), values * p, math.sqrt(values * p * (1 - p)), min(1.0, two_sided))
+
+
+def _below() -> NDArray[Any]:
     """Phi of the upper edge of each cell; of the last, which has none, 1."""
-    half = LIMIT * CELLS_PER_SIGMA
-    edges = torch.arange(1 - half, half, dtype=torch.float64) / CELLS_PER_SIGMA
-    return torch.cat([torch.special.ndtr(edges), torch.ones(1, dtype=torch.float64)])
+    return np.append(ndtr(np.arange(1 - _HALF, _HALF) / _PER_SIGMA), 1.0)
 
 
-def _chi_square(counts: torch.Tensor, values: int) -> Row:
+def _chi_square(counts: NDArray[Any], values: int) -> Row:
     """Of the cells, those of the tails put together until each is expected often enough."""
-    from scipy.stats import chi2
-
-    below = _probabilities_below()
-    expected = values * torch.diff(below, prepend=torch.zeros(1, dtype=torch.float64))
-    inner = torch.nonzero(expected >= _LEAST_EXPECTED).flatten()
+    expected = values * np.diff(_below(), prepend=0.0)
+    inner = np.flatnonzero(expected >= _LEAST_EXPECTED)
     if len(inner) < 2:
         raise ValueError(f"{values} values are too few for a histogram of {len(counts)} cells")
-    first, last = int(inner[0]), int(inner[-1])
-
-    def merged(x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([x[: first + 1].sum()[None], x[first + 1 : last], x[last:].sum()[None]]).double()
-
-    seen, hoped = merged(counts), merged(expected)
-    statistic, freedom = ((seen - hoped) ** 2 / hoped).sum().item(), len(seen) - 1
-    return {
-        "statistic": f"chi-square, {len(seen)} cells",
-        "measured": statistic,
-        "expected": float(freedom),
-        "standard_error": math.sqrt(2 * freedom),
-        "z": (statistic - freedom) / math.sqrt(2 * freedom),
-        "p_value": float(chi2.sf(statistic, freedom)),
-    }
+    starts = [0, *range(inner[0] + 1, inner[-1] + 1)]
+    found = chisquare(np.add.reduceat(counts, starts), np.add.reduceat(expected, starts))
+    freedom = len(starts) - 1
+    name = f"chi-square, {len(starts)} cells"
+    return _row(name, float(found.statistic), float(freedom), math.sqrt(2 * freedom), float(found.pvalue))
 
 
-def _kolmogorov(counts: torch.Tensor, values: int) -> Row:
-    """Over the edges of the cells alone, so that the p-value is, if anything, too large."""
-    from scipy.stats import kstwobign
-
-    distance = (counts.cumsum(0) / values - _probabilities_below()).abs().max().item()
-    return {
-        "statistic": "Kolmogorov-Smirnov distance",
-        "measured": distance,
-        "p_value": float(kstwobign.sf(math.sqrt(values) * distance)),
-    }
+def _kolmogorov(counts: NDArray[Any], values: int) -> Row:
+    """At the edges of the cells alone, so that the p-value is, if anything, too large."""
+    distance = float(np.abs(counts.cumsum() / values - _below()).max())
+    p_value = float(kstwobign.sf(math.sqrt(values) * distance))
+    return {"statistic": "Kolmogorov-Smirnov distance", "measured": distance, "p_value": p_value}
 
 
-def _extreme(sample: Sample) -> Row:
+def _largest(largest: float, values: int) -> Row:
     """The probability of a largest value so small, or so large."""
-    low, high = sample.extremes()
-    largest = max(-low, high)
-    none_beyond = math.exp(-sample.values * beyond(largest))
+    none_beyond = math.exp(-values * beyond(largest))
     return {"statistic": "largest |z|", "measured": largest, "p_value": min(1.0, 2 * min(none_beyond, 1 - none_beyond))}
-
-
-def cells(row: Row) -> dict[str, str]:
-    def text(key: str, form: str) -> str:
-        return "" if row.get(key) is None else format(row[key], form)
-
-    return {
-        "values": f"{row['values']:.3g}",
-        "statistic": row["statistic"],
-        "measured": text("measured", ".6g"),
-        "expected": text("expected", ".6g"),
-        "z": text("z", "+.2f"),
-        "p": text("p_value", ".2g"),
-        "largest possible": text("largest_possible", ".4f"),
-        "not by chance": verdict(row),
-    }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from ..bench.options import chosen, count, positive
+from ..bench.options import chosen, common, count
 
 GENERATORS = ("zo.noise", "torch.randn", "tl.randn")
 
 
 def values(text: str) -> int:
-    """A count of values: 64M (64 * 2**20), or 1e10."""
+    """A number of values: 64M (64 * 2**20), or 1e10."""
     try:
         number = float(text)
     except ValueError:
@@ -22,17 +22,11 @@ def values(text: str) -> int:
 
 def randomness(parser: argparse.ArgumentParser) -> None:
     chosen(parser)
+    common(parser, threads={"default": 1})
+    number = {"type": values, "metavar": "N"}
+    parser.add_argument("--values", default=2**30, help="values for moments and correlations (default 1G)", **number)
+    slow = "the same for tl.randn: Triton's interpreter makes a million a second (default 64M)"
+    parser.add_argument("--triton-values", default=2**26, help=slow, **number)
     parser.add_argument(
-        "--values", type=values, default=2**30, metavar="N", help="of moments and correlations (default 1G)"
+        "--generators", nargs="+", choices=GENERATORS, default=list(GENERATORS), help="what makes them (default all)"
     )
-    parser.add_argument(
-        "--triton-values", type=values, default=2**26, metavar="N",
-        help="of tl.randn in Triton's interpreter, which makes a million a second (default 64M)",
-    )  # fmt: skip
-    parser.add_argument("--generators", nargs="+", choices=GENERATORS, default=list(GENERATORS), help="default all")
-    parser.add_argument("--device", default="cpu", help="which makes and counts the values (default %(default)s)")
-    parser.add_argument("--threads", type=positive, default=1, help="of PyTorch (default %(default)s)")
-    parser.add_argument(
-        "--battery", choices=("quick", "all"), default="quick",
-        help="dieharder's tests: those that take minutes (default), or all, which take hours",
-    )  # fmt: skip

@@ -1,14 +1,18 @@
-"""Who makes normals: noise v1, PyTorch's generator, Triton's. Each as a run of an optimizer would draw them."""
+"""Generators of normals: noise v1, PyTorch's and Triton's, each drawn from as a run of an optimizer would."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable
-from functools import cache
-from typing import Protocol
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, cached_property
+from multiprocessing import get_context
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import zo_kernels as zo
@@ -16,32 +20,8 @@ from zo_kernels import spec
 from zo_kernels.names import param_ids
 
 TENSORS = 16  # of a model, each with an id of its own
+PER_TENSOR = 2**17  # values; they and what is made of them stay in a processor's cache
 _CHECKED = 2048  # elements at each end of a tensor
-_TORCH_CPU_BITS = 24  # of the uniform whose logarithm torch.randn takes on a CPU
-_CURAND_BITS = 33  # its smallest uniform is half of 2**-32
-_TRITON_SMALLEST = 1e-7  # tl.randn replaces smaller uniforms by it
-
-
-class Source(Protocol):
-    """A generator of normals on a device."""
-
-    generator: str
-    device: str
-
-    def skipped(self) -> str | None:
-        """Why it cannot be asked here, or None."""
-
-    def tensor(self, step: int, number: int, count: int) -> Tensor:
-        """float32 [count]: the values of a model's tensor in a step; its tensors are asked for in order, from 0."""
-
-    def wrong(self, count: int) -> str | None:
-        """What differs from the definition of the values in tensors of `count` elements, or None."""
-
-    def members(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The first and the second members of the Box–Muller pairs of a tensor, or None if only one is used."""
-
-    def largest(self) -> float:
-        """The largest value that it can give, from how it makes them."""
 
 
 @cache
@@ -50,26 +30,48 @@ def ids() -> tuple[int, ...]:
     return tuple(param_ids(f"model.layers.{i}.weight" for i in range(TENSORS)).values())
 
 
-class Ours:
-    """noise v1 with the seeds of a run's steps and the ids of a model's parameters."""
+class Source:
+    """A generator of normals on a CPU.
 
-    generator = "zo.noise"
+    Attributes:
+        generator: its name.
+        largest: the largest value that it can give, from how it makes them.
+    """
 
-    def __init__(self, device: str):
-        self.device = device
+    generator: str
+    largest: float
 
     def skipped(self) -> str | None:
+        """Why it cannot run here, or None."""
         return None
 
     def tensor(self, step: int, number: int, count: int) -> Tensor:
-        return zo.noise(count, seed=spec.direction_seed(0, step, 0), param_id=ids()[number], device=self.device)
+        """float32 [count]: the values of a model's tensor in a step. Ask for a step's tensors in order, from 0."""
+        raise NotImplementedError
 
-    def wrong(self, count: int) -> str | None:
-        every = torch.arange(count)
-        index = torch.cat([every[:_CHECKED], every[_CHECKED:][-_CHECKED:]])
+    def wrong(self) -> str | None:
+        """How some of the values differ from their definition, or None."""
+        return None
+
+    def members(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The first and the second members of a tensor's Box–Muller pairs; None if it has but one of each."""
+        return None
+
+
+class Ours(Source):
+    """Noise v1 with the seeds of a run's steps and the ids of a model's parameters."""
+
+    generator = "zo.noise"
+    largest = spec.radius(torch.zeros(1, dtype=torch.int64)).item()
+
+    def tensor(self, step: int, number: int, count: int) -> Tensor:
+        return zo.noise(count, seed=spec.direction_seed(0, step, 0), param_id=ids()[number])
+
+    def wrong(self) -> str | None:
+        index = torch.cat([torch.arange(_CHECKED), torch.arange(PER_TENSOR - _CHECKED, PER_TENSOR)])
         for step, number in ((0, 0), (1, TENSORS - 1)):
             expected = spec.normal(index, spec.direction_seed(0, step, 0), ids()[number])
-            found = self.tensor(step, number, count).cpu()[index]
+            found = self.tensor(step, number, PER_TENSOR)[index]
             if off := int((found.view(torch.int32) != expected.view(torch.int32)).sum()):
                 return f"step {step}, tensor {number}: {off} of {len(index)} values are not those of noise v1"
         return None
@@ -77,72 +79,69 @@ class Ours:
     def members(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x[0::2], x[1::2]
 
-    def largest(self) -> float:
-        return spec.radius(torch.zeros(1, dtype=torch.int64)).item()
 
-
-class Torch:
-    """`Tensor.normal_`, reseeded in each step and drawn from in the order of the tensors, as MeZO's code does."""
+class Torch(Source):
+    """`Tensor.normal_`, seeded in each step and drawn from in the order of the tensors, as MeZO's code does."""
 
     generator = "torch.randn"
+    largest = math.sqrt(2 * 24 * math.log(2))  # it takes the logarithm of a uniform of 24 bits
 
-    def __init__(self, device: str):
-        self.device = device
-        self._generator = torch.Generator(device)
-        self._at: tuple[int, int] | None = None
-
-    def skipped(self) -> str | None:
-        return None
+    def __init__(self) -> None:
+        self._generator = torch.Generator()
+        self._next: tuple[int, int] | None = None
 
     def tensor(self, step: int, number: int, count: int) -> Tensor:
         if number == 0:
             self._generator.manual_seed(step)
-        elif self._at != (step, number):
-            raise ValueError(f"tensor {number} of step {step} was asked for out of order")
-        self._at = step, number + 1
-        return torch.empty(count, device=self.device).normal_(generator=self._generator)
+        elif self._next != (step, number):
+            raise ValueError(f"expected the tensors of a step in order, got tensor {number} of step {step}")
+        self._next = step, number + 1
+        return torch.empty(count).normal_(generator=self._generator)
 
-    def wrong(self, count: int) -> str | None:
-        return None
-
-    def members(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        if self.device != "cpu":
-            return None  # which ones are a pair depends on the launch
-        sixteen = x[: len(x) // 16 * 16].view(-1, 16)  # on a CPU sixteen uniforms become sixteen normals
+    def members(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        sixteen = x[: len(x) // 16 * 16].view(-1, 16)  # sixteen uniforms become sixteen normals
         return sixteen[:, :8].flatten(), sixteen[:, 8:].flatten()
 
-    def largest(self) -> float:
-        bits = _TORCH_CPU_BITS if self.device == "cpu" else _CURAND_BITS
-        return math.sqrt(2 * bits * math.log(2))
 
-
-class Triton:
-    """`tl.randn`, each step with its seed, the tensors one after the other in the offsets."""
+class Triton(Source):
+    """`tl.randn` in Triton's interpreter, each step with its seed, the tensors one after the other in the offsets."""
 
     generator = "tl.randn"
-
-    def __init__(self, device: str):
-        self.device = device
-        self._fill: Callable[[int, int, int], Tensor] | None = None
+    largest = math.sqrt(-2 * math.log(1e-7))  # it replaces smaller uniforms by 1e-7
 
     def skipped(self) -> str | None:
         return None if importlib.util.find_spec("triton") is not None else "triton is not installed"
 
+    @cached_property
+    def _process(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
     def tensor(self, step: int, number: int, count: int) -> Tensor:
-        if self._fill is None:
-            from . import triton_randn
-
-            self._fill = triton_randn.Interpreted().fill if self.device == "cpu" else triton_randn.on_gpu(self.device)
-        return self._fill(step, number * count, count)
-
-    def wrong(self, count: int) -> str | None:
-        return None
-
-    def members(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        return None
-
-    def largest(self) -> float:
-        return math.sqrt(-2 * math.log(_TRITON_SMALLEST))
+        return torch.from_numpy(self._process.submit(interpreted, step, number * count, count).result())
 
 
-SOURCES: dict[str, Callable[[str], Source]] = {"zo.noise": Ours, "torch.randn": Torch, "tl.randn": Triton}
+def interpreted(seed: int, offset: int, count: int) -> NDArray[np.float32]:
+    """Values of `tl.randn`, in a process of its own: the interpreter is chosen when Triton is imported."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    torch.set_num_threads(1)
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def kernel(out, seed, offset, count, BLOCK: tl.constexpr):
+        index = tl.arange(0, BLOCK)
+        tl.store(out + index, tl.randn(seed, offset + index), mask=index < count)
+
+    out = torch.empty(count)
+    kernel[(1,)](out, seed, offset, count, BLOCK=triton.next_power_of_2(count))
+    return out.numpy()
+
+
+SOURCES: dict[str, Callable[[], Source]] = {"zo.noise": Ours, "torch.randn": Torch, "tl.randn": Triton}
+
+
+def tensors(source: Source, values: int) -> Iterator[Tensor]:
+    """So many values in tensors of a model, step after step."""
+    for at in range(0, values, PER_TENSOR):
+        step, number = divmod(at // PER_TENSOR, TENSORS)
+        yield source.tensor(step, number, PER_TENSOR)[: values - at]

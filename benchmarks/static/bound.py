@@ -9,53 +9,26 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from ..bench.registry import Row
 from .peaks import COPY_FRACTION, ISSUED_PER_CLOCK, PIPES, Gpu
 
 BANDWIDTH = "bandwidth"
 
-_FLOAT = ("FFMA", "FMUL", "FADD")
-_XU = ("MUFU", "I2F", "F2I", "F2F", "I2I", "FRND", "POPC")
-_CONVERT = ("I2FP", "F2FP")
-_ALU = (
-    "BMSK", "FMNMX", "FSEL", "FSET", "FSETP", "IABS", "IADD", "IADD3", "IMNMX", "ISETP", "LEA", "LOP3", "MOV", "PLOP3",
-    "PRMT", "SEL", "SGXT", "SHF", "SHL", "SHR", "VABSDIFF", "VIADD", "VIADDMNMX", "VIMNMX", "VIMNMX3", "VOTE",
-)  # fmt: skip
+_UNITS = {
+    "float": "FFMA FMUL FADD",
+    "imad": "IMAD",
+    "xu": "MUFU I2F F2I F2F I2I FRND POPC",
+    "convert": "I2FP F2FP",
+    "alu": "BMSK FMNMX FSEL FSET FSETP IABS IADD IADD3 IMNMX ISETP LEA LOP3 MOV PLOP3 PRMT SEL SGXT SHF SHL SHR "
+    "VABSDIFF VIADD VIADDMNMX VIMNMX VIMNMX3 VOTE",
+}
+_UNIT_OF = {opcode: unit for unit, opcodes in _UNITS.items() for opcode in opcodes.split()}
 
 
 def unit_of(opcode: str) -> str | None:
     """The unit that runs an instruction; None for what is counted as issued alone (control, memory, uniform U*)."""
-    name = opcode.partition(".")[0]
-    if name in _CONVERT:
-        return "convert"
-    if name in _XU:
-        return "xu"
-    if name in _FLOAT:
-        return "float"
-    if name == "IMAD":
-        return "imad"
-    return "alu" if name in _ALU else None
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The slowest of the bounds, and what it leaves.
-
-    Args:
-        bound: "issue", a unit's name ("fma", "imad", "alu", "xu", "convert") or "bandwidth".
-        gelem_per_s: elements.
-        gb_per_s: bytes read and written.
-        share_of_copy: of what a copy is taken to reach.
-        compute_bound, compute_gelem_per_s: the slowest bound apart from the bandwidth.
-    """
-
-    bound: str
-    gelem_per_s: float
-    gb_per_s: float
-    share_of_copy: float
-    compute_bound: str
-    compute_gelem_per_s: float
+    return _UNIT_OF.get(opcode.partition(".")[0])
 
 
 def limits(opcodes: Mapping[str, float], elements: int, bytes_per_element: float, gpu: Gpu) -> dict[str, float]:
@@ -65,6 +38,9 @@ def limits(opcodes: Mapping[str, float], elements: int, bytes_per_element: float
         opcodes: how often a thread runs each.
         elements: that it makes by them.
         bytes_per_element: read and written.
+
+    Returns:
+        By bound: "issue", the name of a unit ("fma", "imad", "alu", "xu", "convert") or "bandwidth".
     """
     units: defaultdict[str | None, float] = defaultdict(float)
     for opcode, count in opcodes.items():
@@ -83,10 +59,22 @@ def limits(opcodes: Mapping[str, float], elements: int, bytes_per_element: float
     return allowed | {BANDWIDTH: COPY_FRACTION * gpu.gb_per_s / bytes_per_element}
 
 
-def predict(opcodes: Mapping[str, float], elements: int, bytes_per_element: float, gpu: Gpu) -> Prediction:
+def predict(opcodes: Mapping[str, float], elements: int, bytes_per_element: float, gpu: Gpu) -> Row:
+    """The slowest of the bounds and the throughput it leaves, and the slowest apart from the bandwidth."""
     allowed = limits(opcodes, elements, bytes_per_element, gpu)
     slowest = sorted(allowed, key=lambda name: allowed[name])
     bound, compute = slowest[0], next(name for name in slowest if name != BANDWIDTH)
-    gb_per_s = allowed[bound] * bytes_per_element
-    share = gb_per_s / (COPY_FRACTION * gpu.gb_per_s)
-    return Prediction(bound, allowed[bound], gb_per_s, share, compute, allowed[compute])
+    return {
+        "gpu": gpu.name,
+        "bound": bound,
+        "predicted_gelem_per_s": allowed[bound],
+        "predicted_gb_per_s": allowed[bound] * bytes_per_element,
+        "predicted_share_of_copy": allowed[bound] / allowed[BANDWIDTH],
+        "compute_bound": compute,
+        "compute_gelem_per_s": allowed[compute],
+        "copy_fraction_of_peak": COPY_FRACTION,
+        "peak_gb_per_s": gpu.gb_per_s,
+        "clock_ghz": gpu.clock_ghz,
+        "source": f"{gpu.source}; {PIPES[gpu.arch].source}",
+        "is_prediction": True,
+    }

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from zo_kernels.backends.types import MaskKind
 
 from ..bench.registry import Case, Row
+from . import cuda, triton
 from .bound import predict
-from .compilers import COMPILERS
-from .machine_code import Static
-from .peaks import COPY_FRACTION, GPUS, PIPES, Gpu
+from .machine_code import Static, Variant
+from .peaks import COPY_FRACTION, GPUS, PIPES
 
 COLUMNS = (
     "case", "arch", "gpu", "compiler", "kernel", "dtype", "mask", "rounding", "skipped", "correct", "wrong",
@@ -23,46 +23,40 @@ COLUMNS = (
     "clock_ghz", "source", "is_prediction",
     "zo_kernels_version", "commit", "date_utc",
 )  # fmt: skip
+COMPILERS: dict[str, Any] = {"triton": triton, "nvcc": cuda}  # each has `unavailable` and `measure`
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 # Beside reading and writing the weights, an element. A recorded mask is written, the others are read.
 _MASK_BYTES = {MaskKind.BOOL: 1.0, MaskKind.BITS: 1 / 8, MaskKind.RECORD: 1 / 8}
 
 
 def cases(options: Namespace) -> list[Case]:
-    return list(_cases(options))
+    return [
+        _case(compiler, Variant(arch, dtype, mask, stochastic))
+        for compiler in COMPILERS
+        for arch in options.arch
+        for dtype in _BYTES
+        for mask in MaskKind
+        for stochastic in (False, True)
+        if not stochastic or (dtype != "fp32" and mask in (MaskKind.NONE, MaskKind.THRESHOLD))
+    ]
 
 
-def _cases(options: Namespace) -> Iterator[Case]:
-    for compiler in COMPILERS:
-        for arch in options.arch:
-            for dtype in _BYTES:
-                for mask in MaskKind:
-                    yield _case(compiler, arch, dtype, mask, False)
-                    if dtype != "fp32" and mask in (MaskKind.NONE, MaskKind.THRESHOLD):
-                        yield _case(compiler, arch, dtype, mask, True)
-
-
-def _case(compiler: str, arch: int, dtype: str, mask: MaskKind, stochastic: bool) -> Case:
-    rounding = "stochastic" if stochastic else "nearest"
-    kernel = f"in_place/{mask.name.lower()}/{rounding}"
-    facts = {
-        "arch": f"sm_{arch}",
-        "compiler": compiler,
-        "kernel": kernel,
-        "dtype": dtype,
-        "mask": mask.name.lower(),
-        "rounding": rounding,
-    }
+def _case(compiler: str, variant: Variant) -> Case:
+    dtype, mask = variant.dtype, variant.mask.name.lower()
+    rounding = "stochastic" if variant.stochastic else "nearest"
+    arch, kernel = f"sm_{variant.arch}", f"in_place/{mask}/{rounding}"
+    facts = {"arch": arch, "compiler": compiler, "kernel": kernel, "dtype": dtype, "mask": mask, "rounding": rounding}
 
     def measure() -> list[Row]:
         try:
-            counted = COMPILERS[compiler].measure(arch, dtype, mask, stochastic)
+            counted = COMPILERS[compiler].measure(variant)
         except RuntimeError as error:
             return [{"skipped": str(error)}]
-        moved = 2 * _BYTES[dtype] + _MASK_BYTES.get(mask, 0.0)
-        return [_counts(counted, moved) | _predicted(counted, moved, gpu) for gpu in GPUS if gpu.arch == arch]
+        moved = 2 * _BYTES[dtype] + _MASK_BYTES.get(variant.mask, 0.0)
+        run, gpus = _run_for_a_block(counted), [gpu for gpu in GPUS if gpu.arch == variant.arch]
+        return [_counts(counted, moved) | predict(run, counted.elements, moved, gpu) for gpu in gpus]
 
-    return Case(f"{compiler}/sm_{arch}/{dtype}/{kernel}", facts, measure, COMPILERS[compiler].unavailable())
+    return Case(f"{compiler}/{arch}/{dtype}/{kernel}", facts, measure, COMPILERS[compiler].unavailable())
 
 
 def _counts(counted: Static, bytes_per_element: float) -> Row:
@@ -91,29 +85,10 @@ def _run_for_a_block(counted: Static) -> dict[str, float]:
     """How often a thread runs each opcode for a block, with its part of what it does once for many blocks."""
     once = sum(counted.outside_opcodes.values())
     spread = counted.outside * counted.elements / once if once else 0.0
-    run: defaultdict[str, float] = defaultdict(float)
-    for opcodes, times in ((counted.first_opcodes, 1.0), (counted.outside_opcodes, spread)):
-        for opcode, count in opcodes.items():
-            run[opcode] += times * count
-    return dict(run)
-
-
-def _predicted(counted: Static, bytes_per_element: float, gpu: Gpu) -> Row:
-    found = predict(_run_for_a_block(counted), counted.elements, bytes_per_element, gpu)
-    return {
-        "gpu": gpu.name,
-        "bound": found.bound,
-        "predicted_gelem_per_s": found.gelem_per_s,
-        "predicted_gb_per_s": found.gb_per_s,
-        "predicted_share_of_copy": found.share_of_copy,
-        "compute_bound": found.compute_bound,
-        "compute_gelem_per_s": found.compute_gelem_per_s,
-        "copy_fraction_of_peak": COPY_FRACTION,
-        "peak_gb_per_s": gpu.gb_per_s,
-        "clock_ghz": gpu.clock_ghz,
-        "source": f"{gpu.source}; {PIPES[gpu.arch].source}",
-        "is_prediction": True,
-    }
+    run: dict[str, float] = dict(counted.first_opcodes)
+    for opcode, count in counted.outside_opcodes.items():
+        run[opcode] = run.get(opcode, 0.0) + spread * count
+    return run
 
 
 def cells(row: Row) -> dict[str, str]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,15 +11,12 @@ from pathlib import Path
 from zo_kernels.backends.gpu_table import BLOCK
 from zo_kernels.backends.types import MaskKind
 
-from .machine_code import Static, counted
-from .sass import kernels
+from .machine_code import Static, Variant, counted, disassembled, run
 
 SOURCES = Path(__file__).parents[2] / "csrc"
 FLAGS = ["-std=c++17", "-O3", "-fmad=false"]  # setup.py's
 ELEMENTS = BLOCK // 128  # a thread and block
 _DTYPES = ("fp32", "bf16", "fp16")  # csrc/axpy.h: DType
-
-Variant = tuple[str, MaskKind, bool, bool]  # dtype, mask, stochastic, decay
 
 
 def nvcc() -> str | None:
@@ -30,64 +25,43 @@ def nvcc() -> str | None:
     return shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
 
 
-def measure(arch: int, dtype: str, mask: MaskKind, stochastic: bool) -> Static:
-    """The kernel of a pass without decay, for sm_<arch>.
+def unavailable() -> str | None:
+    """Why it cannot be asked here, or None."""
+    return None if nvcc() else "there is no nvcc, neither in $CUDA_HOME/bin nor on the PATH"
+
+
+def measure(variant: Variant) -> Static:
+    """The kernel of a pass; a RuntimeError as of `measure_all`."""
+    return measure_all(variant.arch, [(variant.dtype, variant.mask, variant.stochastic, variant.decay)])[0]
+
+
+def measure_all(arch: int | str, variants: Sequence[tuple[str, MaskKind, bool, bool]]) -> list[Static]:
+    """The kernels of several variants (dtype, mask, stochastic, decay), compiled together.
 
     Raises:
-        RuntimeError: nvcc or nvdisasm is missing, or does not compile it.
+        RuntimeError: a tool is missing or fails, or a kernel does not keep all in registers.
     """
-    [static] = measure_all(arch, [(dtype, mask, stochastic, False)])
-    return static
-
-
-def measure_all(arch: int, variants: Sequence[Variant]) -> list[Static]:
-    """As `measure`, of several variants compiled together; a RuntimeError also if one of them spills registers."""
-    codes = [(_DTYPES.index(dtype), int(mask), stochastic, decay) for dtype, mask, stochastic, decay in variants]
+    if (compiler := nvcc()) is None:
+        raise RuntimeError("nvcc: expected it on the PATH or in $CUDA_HOME/bin, found none")
+    codes = [
+        (_DTYPES.index(dtype), int(mask), int(stochastic), int(decay)) for dtype, mask, stochastic, decay in variants
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        source, cubin = Path(folder) / "kernels.cu", Path(folder) / "kernels.cubin"
+        source, cubin = Path(folder, "kernels.cu"), Path(folder, "kernels.cubin")
         source.write_text('#include "cuda/kernel.h"\n' + "".join(map(_instance, codes)))
-        compiler = nvcc()
-        if compiler is None:
-            raise RuntimeError("nvcc: expected it on the PATH or in $CUDA_HOME/bin, found none")
-        command = [compiler, *FLAGS, f"-arch=sm_{arch}", "-cubin", "-Xptxas=-v", f"-I{SOURCES}"]
-        report = _run(*command, str(source), "-o", str(cubin))
-        found = dict(kernels(_run(_disassembler(compiler), "-c", str(cubin))))
-    return [counted(found[name := _mangled(code)], ELEMENTS, _registers(report, name)) for code in codes]
+        run(compiler, *FLAGS, f"-arch=sm_{arch}", "-cubin", f"-I{SOURCES}", str(source), "-o", str(cubin))
+        found = disassembled(cubin, compiler)
+    kernels = [found[_mangled(code)] for code in codes]
+    if spilled := [(v, kernel.stack_bytes) for v, kernel in zip(variants, kernels, strict=True) if kernel.stack_bytes]:
+        raise RuntimeError(f"nvcc: expected all in registers, got bytes of stack: {spilled}")
+    return [counted(kernel, ELEMENTS) for kernel in kernels]
 
 
-def _instance(code: tuple[int, int, bool, bool]) -> str:
-    dtype, mask, stochastic, decay = code
-    arguments = f"zo::DType({dtype}), zo::MaskKind({mask}), {stochastic:d}, {decay:d}"
+def _instance(code: tuple[int, ...]) -> str:
+    arguments = "zo::DType({}), zo::MaskKind({}), {}, {}".format(*code)
     return f"template __global__ void zo::axpy_kernel<{arguments}>(zo::Work, zo::Coefficients);\n"
 
 
-def _mangled(code: tuple[int, int, bool, bool]) -> str:
-    dtype, mask, stochastic, decay = code
-    arguments = f"LNS_5DTypeE{dtype}ELNS_8MaskKindE{mask}ELb{stochastic:d}ELb{decay:d}E"
+def _mangled(code: tuple[int, ...]) -> str:
+    arguments = "LNS_5DTypeE{}ELNS_8MaskKindE{}ELb{}ELb{}E".format(*code)
     return f"_ZN2zo11axpy_kernelI{arguments}EEvNS_4WorkENS_12CoefficientsE"
-
-
-def _disassembler(compiler: str) -> str:
-    beside = shutil.which("nvdisasm", path=str(Path(compiler).parent)) or shutil.which("nvdisasm")
-    if beside:
-        return beside
-    try:
-        from triton import knobs
-    except ImportError:
-        raise RuntimeError("nvdisasm: expected it beside nvcc, on the PATH or in triton, found none") from None
-    return knobs.nvidia.nvdisasm.path
-
-
-def _run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{Path(command[0]).name}: {done.stderr}")
-    return done.stdout + done.stderr
-
-
-def _registers(report: str, name: str) -> int:
-    of_kernel = report[report.index(f"'{name}'") :]
-    frame, stores, loads = map(int, re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", of_kernel)[:3])
-    if frame or stores or loads:
-        raise RuntimeError(f"{name}: expected all in registers, {frame} bytes of stack and {stores} of spills")
-    return int(re.findall(r"Used (\d+) registers", of_kernel)[0])

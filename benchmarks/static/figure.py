@@ -9,34 +9,25 @@ from ..bench.registry import Row
 from .peaks import COPY_FRACTION, GPUS, ISSUED_PER_CLOCK
 
 HEADINGS = (
-    "gpu",
-    "compiler",
-    "kernel",
-    "dtype",
-    "bound",
-    "instructions_per_byte",
-    "tera_instructions_per_s",
-    "gelem_per_s",
+    "gpu", "compiler", "kernel", "dtype", "bound", "instructions_per_byte", "tera_instructions_per_s", "gelem_per_s",
     "is_prediction",
-)
+)  # fmt: skip
 _COMPILER_OF = {"triton": "triton", "cuda": "nvcc"}  # of a backend
 _SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def choose(rows: Sequence[Row]) -> list[Row]:
-    """Each compiled pass on each GPU: instructions a byte, and instructions a second, measured where that GPU's rows
-    are among these and predicted elsewhere.
+    """A point for each compiled pass and GPU: instructions a byte and a second, measured if these rows hold that GPU's
+    times, else predicted.
     """
     points = []
-    for static in rows:
-        if static.get("predicted_gelem_per_s") is None:
-            continue
-        measured = [r["gelem_per_s"] for r in rows if _is_measurement_of(static, r)]
+    for static in (row for row in rows if row.get("predicted_gelem_per_s") is not None):
+        measured = [row["gelem_per_s"] for row in rows if _is_measurement_of(static, row)]
         rate = max(measured) if measured else static["predicted_gelem_per_s"]
         instructions = static["instructions_per_element"]
         points.append(
-            {
-                **{name: static[name] for name in ("gpu", "compiler", "kernel", "dtype", "bound")},
+            {name: static[name] for name in HEADINGS[:5]}
+            | {
                 "instructions_per_byte": instructions / static["bytes_per_element"],
                 "tera_instructions_per_s": rate * instructions / 1e3,
                 "gelem_per_s": rate,
@@ -50,14 +41,11 @@ def _is_measurement_of(static: Row, row: Row) -> bool:
     """Whether a row of `kernels` timed that very pass on that GPU, on a tensor that no cache holds."""
     if row.get("gelem_per_s") is None or "directions" not in row or row["elements"] < 2**26:
         return False
-    name = row["device_name"] or ""
     chip, _, gigabytes = static["gpu"].partition("-")
+    timed = (_COMPILER_OF.get(row["backend"]), _SHORT[row["dtype"]], row["mask"], row["rounding"])
     return (
-        chip in name
-        and (not gigabytes or f"{gigabytes}GB" in name)
-        and _COMPILER_OF.get(row["backend"]) == static["compiler"]
-        and _SHORT[row["dtype"]] == static["dtype"]
-        and (row["mask"], row["rounding"]) == (static["mask"], static["rounding"])
+        all(part in (row["device_name"] or "") for part in (chip, f"{gigabytes}GB" if gigabytes else ""))
+        and timed == tuple(static[name] for name in ("compiler", "dtype", "mask", "rounding"))
         and row["directions"] == 1
         and not row["dropped_share"]
     )
@@ -65,19 +53,17 @@ def _is_measurement_of(static: Row, row: Row) -> bool:
 
 def draw(figure: Any, points: list[Row]) -> None:
     axes = figure.subplots()
-    names = list(dict.fromkeys(p["gpu"] for p in points))
-    low, high = (f(p["instructions_per_byte"] for p in points) for f in (min, max))
-    low, high = low / 2, high * 2
+    intensities = [p["instructions_per_byte"] for p in points]
+    low, high = min(intensities) / 2, max(intensities) * 2
+    names = {p["gpu"] for p in points}
     for i, gpu in enumerate(g for g in GPUS if g.name in names):
         issue = gpu.sms * gpu.clock_ghz * ISSUED_PER_CLOCK / 1e3
         copied = COPY_FRACTION * gpu.gb_per_s / 1e3
-        knee = issue / copied
-        x = sorted({low, high, *([knee] if low < knee < high else [])})
+        x = [low, max(low, min(high, issue / copied)), high]  # the roofs meet in the middle
         label = f"{gpu.name}: issue, and {COPY_FRACTION:.0%} of peak bandwidth"
         axes.plot(x, [min(issue, copied * at) for at in x], color=f"C{i}", label=label)
         for predicted, marker in ((True, "o"), (False, "*")):
-            here = [p for p in points if p["gpu"] == gpu.name and p["is_prediction"] == predicted]
-            if here:
+            if here := [p for p in points if p["gpu"] == gpu.name and p["is_prediction"] == predicted]:
                 axes.scatter(
                     [p["instructions_per_byte"] for p in here],
                     [p["tera_instructions_per_s"] for p in here],

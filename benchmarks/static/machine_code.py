@@ -1,4 +1,4 @@
-"""How many instructions of a disassembled kernel a pass runs: one rule for the kernels of all compilers.
+"""Machine code of the kernels, for GPUs that need not be here: disassembled, and counted by one rule for all compilers.
 
 The control flow graph is cut into loops (strongly connected parts). Of those that store weights, the one with the
 widest stores goes over the blocks that lie whole in a tensor. Without the instruction by which it is entered, the loops
@@ -9,15 +9,51 @@ once a chunk.
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from zo_kernels.backends.tuning import DEFAULT
+import networkx  # a dependency of torch
 
-from .sass import Kernel, entries, leading_to, loops
+from zo_kernels.backends.tuning import DEFAULT, Tuning
+from zo_kernels.backends.types import MaskKind
 
 SEARCH_STEPS = 10  # for a table of 1024 tensors
+_LABEL = re.compile(r"\s*(\.L_x_\d+):")
+_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?P<when>@!?U?P\w+\s+)?(?P<opcode>[\w.]+)(?P<operands>.*?);")
+_ENDS = ("EXIT", "RET", "KILL")
+_USAGE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """Instruction i has opcode opcodes[i], and an edge of the graph to each that may follow it."""
+
+    opcodes: list[str]
+    graph: networkx.DiGraph
+    registers: int = 0
+    stack_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A specialisation of the kernel for one compute capability (80 for 8.0), or for one of AMD's architectures.
+
+    `aligned`, `in_place` and `tuning` are Triton's: for nvcc they are one kernel.
+    """
+
+    arch: int | str
+    dtype: str
+    mask: MaskKind = MaskKind.NONE
+    stochastic: bool = False
+    aligned: bool = True
+    decay: bool = False
+    in_place: bool = True
+    tuning: Tuning = DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +76,62 @@ class Static:
         return sum(n for opcodes in all_three for opcode, n in opcodes.items() if opcode.startswith(prefix))
 
 
-def counted(kernel: Kernel, elements: int, registers: int, float_operations: Sequence[str] = ()) -> Static:
+def run(*command: str) -> str:
+    """What a command prints; RuntimeError if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{Path(command[0]).name}: {done.stderr}")
+    return done.stdout
+
+
+def disassembled(cubin: Path, nvcc: str | None = None) -> dict[str, Kernel]:
+    """The kernels of a file by their mangled names, by the tools of the nvcc that made it, or by Triton's."""
+    code = kernels(run(_tool("nvdisasm", nvcc), "-c", str(cubin)))
+    usage = _USAGE.findall(run(_tool("cuobjdump", nvcc), "--dump-resource-usage", str(cubin)))
+    return {name: Kernel(*code[name], int(registers), int(stack)) for name, registers, stack in usage}
+
+
+def _tool(name: str, nvcc: str | None) -> str:
+    """Beside nvcc or on the PATH, else in Triton."""
+    if nvcc and (found := shutil.which(name, path=str(Path(nvcc).parent)) or shutil.which(name)):
+        return found
+    try:
+        from triton import knobs
+    except ImportError:
+        raise RuntimeError(f"{name}: expected it beside nvcc, on the PATH or in triton, found none") from None
+    return getattr(knobs.nvidia, name).path
+
+
+def kernels(sass: str) -> dict[str, tuple[list[str], networkx.DiGraph]]:
+    """The opcodes and the graph of each kernel in the output of `nvdisasm -c`, by its mangled name."""
+    parts = re.split(r"^\s*\.section\s+\.text\.", sass, flags=re.MULTILINE)[1:]
+    return {re.split(r"[,\s]", part, maxsplit=1)[0]: _parsed(part) for part in parts}
+
+
+def _parsed(text: str) -> tuple[list[str], networkx.DiGraph]:
+    found: list[re.Match[str]] = []
+    labels: dict[str, int] = {}
+    for line in text.splitlines():
+        if label := _LABEL.match(line):
+            labels[label[1]] = len(found)
+        elif match := _INSTRUCTION.search(line):
+            found.append(match)
+    graph = networkx.DiGraph()
+    graph.add_nodes_from(range(len(found)))
+    for i, match in enumerate(found):
+        opcode, to = match["opcode"], re.search(r"`\((\.L_x_\d+)\)", match["operands"])
+        # A call that does not come back is a jump too; BSSY only names the place where threads meet again.
+        jumps = opcode.startswith("BRA") or opcode == "CALL.REL.NOINC"
+        # BRA's own predicate stands among its operands.
+        always = match["when"] is None and not (jumps and re.match(r"\s*!?U?P\d", match["operands"]))
+        if jumps and to:
+            graph.add_edge(i, labels[to[1]])
+        if not (always and (jumps or opcode in _ENDS)) and i + 1 < len(found):
+            graph.add_edge(i, i + 1)
+    return [match["opcode"] for match in found], graph
+
+
+def counted(kernel: Kernel, elements: int, float_operations: Sequence[str] = ()) -> Static:
     """The instructions of a kernel of `csrc/cuda/kernel.h` or of `backends/triton/kernels.py`.
 
     Args:
@@ -49,25 +140,28 @@ def counted(kernel: Kernel, elements: int, registers: int, float_operations: Seq
     Raises:
         RuntimeError: its loops are not those of such a kernel.
     """
-    everything = set(range(len(kernel.opcodes)))
-    parts = loops(kernel, everything)
+    graph = kernel.graph
+
+    def loops(among: Iterable[int]) -> list[set[int]]:
+        return [part for part in networkx.strongly_connected_components(graph.subgraph(among)) if len(part) > 1]
 
     def widest_store(part: set[int]) -> tuple[bool, bool]:
         stores = [kernel.opcodes[i] for i in part if kernel.opcodes[i].startswith("STG")]
         return any(opcode.startswith("STG.E.128") for opcode in stores), bool(stores)
 
-    block_loop = max(parts, key=widest_store, default=set[int]())
-    searches = [part for part in parts if widest_store(part) == (False, False)]
-    heads = entries(kernel, block_loop)
-    further = set().union(*loops(kernel, block_loop - heads))
-    if len(searches) != 1 or not further:
-        raise RuntimeError(f"SASS: expected loops to search, over blocks and in it over directions, got {len(parts)}")
-    first = leading_to(kernel, heads, block_loop - further) & block_loop
-
-    def opcodes(part: set[int]) -> Counter[str]:
+    def opcodes(part: Iterable[int]) -> Counter[str]:
         return Counter(kernel.opcodes[i] for i in part if kernel.opcodes[i] != "NOP")
 
-    outside = opcodes(everything.difference(*parts))
+    parts = loops(graph)
+    block_loop = max(parts, key=widest_store, default=set[int]())
+    searches = [part for part in parts if widest_store(part) == (False, False)]
+    heads = {i for i in block_loop if set(graph.predecessors(i)) - block_loop}
+    further = set().union(*loops(block_loop - heads))
+    if len(searches) != 1 or not further:
+        raise RuntimeError(f"SASS: expected loops to search, over blocks and in it over directions, got {len(parts)}")
+    rest = graph.subgraph(block_loop - further)
+    first = heads.union(*(networkx.ancestors(rest, head) for head in heads))
+    outside = opcodes(set(graph).difference(*parts))
     for opcode, n in opcodes(searches[0]).items():
         outside[opcode] += SEARCH_STEPS * n
     spread = outside.total() / (elements * DEFAULT.most_blocks)
@@ -79,6 +173,6 @@ def counted(kernel: Kernel, elements: int, registers: int, float_operations: Seq
         first_opcodes=dict(opcodes(first).most_common()),
         further_opcodes=dict(opcodes(further).most_common()),
         outside_opcodes=dict(outside.most_common()),
-        registers=registers,
+        registers=kernel.registers,
         float_operations=list(float_operations),
     )

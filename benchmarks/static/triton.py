@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
-import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from zo_kernels.backends.triton.launch import COUNTERS, options, target
-from zo_kernels.backends.tuning import DEFAULT, Tuning
-from zo_kernels.backends.types import MaskKind
 
-from .machine_code import Static, counted
-from .sass import kernels
+from .machine_code import Static, Variant, counted, disassembled
 
 _TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_POINTERS = {
+    **dict.fromkeys(("rows", "seeds"), "*i64"),
+    **dict.fromkeys(("ids", "first_chunk"), "*i32"),
+    **dict.fromkeys(("scales", "decays"), "*fp32"),
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One specialisation of the kernel for one compute capability (80 for 8.0), or one of AMD's architectures."""
-
-    arch: int | str
-    dtype: str
-    mask: MaskKind = MaskKind.NONE
-    stochastic: bool = False
-    aligned: bool = True
-    decay: bool = False
-    in_place: bool = True
-    tuning: Tuning = DEFAULT
-
-    @property
-    def elements(self) -> int:
-        """A thread and block."""
-        return 4 * COUNTERS // (32 * self.tuning.warps)
-
-    @property
-    def on_rocm(self) -> bool:
-        return isinstance(self.arch, str)
+def unavailable() -> str | None:
+    """Why it cannot be asked here, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if os.environ.get("TRITON_INTERPRET", "0") != "0":
+        return "TRITON_INTERPRET is set: this process has Triton's interpreter, not its compiler"
+    return None
 
 
 def compile_kernel(variant: Variant) -> Mapping[str, Any]:
@@ -57,6 +46,7 @@ def compile_kernel(variant: Variant) -> Mapping[str, Any]:
 
     from zo_kernels.backends.triton.kernels import axpy_kernel
 
+    on_rocm = isinstance(variant.arch, str)
     constants = {
         "DTYPE": getattr(tl, _TYPES[variant.dtype]),
         "MASK": int(variant.mask),
@@ -65,21 +55,13 @@ def compile_kernel(variant: Variant) -> Mapping[str, Any]:
         "IN_PLACE": variant.in_place,
         "ALIGNED": variant.aligned,
         "COUNTERS": COUNTERS,
-        "TARGET": "hip" if variant.on_rocm else "cuda",
+        "TARGET": "hip" if on_rocm else "cuda",
         "PREFETCH": variant.tuning.prefetch,
     }
-    types = {
-        "rows": "*i64",
-        "ids": "*i32",
-        "first_chunk": "*i32",
-        "seeds": "*i64",
-        "scales": "*fp32",
-        "decays": "*fp32",
-    }
-    types |= {p.name: p.annotation_type for p in axpy_kernel.params if p.annotation_type}
+    types = _POINTERS | {p.name: p.annotation_type for p in axpy_kernel.params if p.annotation_type}
     signature = {name: types.get(name, "constexpr") for name in axpy_kernel.arg_names}
     source = ASTSource(axpy_kernel, signature=signature, constexprs=constants)
-    gpu = GPUTarget("hip", variant.arch, 64) if variant.on_rocm else GPUTarget("cuda", variant.arch, 32)
+    gpu = GPUTarget("hip", variant.arch, 64) if on_rocm else GPUTarget("cuda", variant.arch, 32)
     return triton.compile(source, target=gpu, options=options(variant.tuning)).asm
 
 
@@ -90,19 +72,10 @@ def measure(variant: Variant) -> Static:
         RuntimeError: this process runs the kernels in Triton's interpreter.
     """
     asm = compile_kernel(variant)
-    from triton import knobs
-
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(asm["cubin"])
-        file.flush()
-        [(_, kernel)] = kernels(_run(knobs.nvidia.nvdisasm.path, "-c", file.name))
-        usage = _run(knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name)
-    registers = re.search(r"REG:(\d+)", usage)
-    if registers is None:
-        raise RuntimeError(f"cuobjdump: expected a line with REG:, got {usage!r}")
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(asm["cubin"])
+        [kernel] = disassembled(cubin).values()
     float_operations = sorted(set(re.findall(r"\b[a-z]+\.(?:[\w]+\.)*f32\b", asm["ptx"])))
-    return counted(kernel, variant.elements, int(registers[1]), float_operations)
-
-
-def _run(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    elements = 4 * COUNTERS // (32 * variant.tuning.warps)  # a thread and block
+    return counted(kernel, elements, float_operations)

@@ -1,4 +1,4 @@
-"""Whole steps without zo_kernels, over one of the passes of `baselines`."""
+"""Whole steps without zo_kernels, over one of the passes of `kernels/baselines.py`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from ..bench.timing import Watch
-from ..kernels.baselines import BaselinePass
+from ..kernels.baselines import BaselinePass, Masks
 
 
 @dataclass
 class Baseline:
-    """What a step needs.
+    """Takes steps without zo_kernels.
 
     Args:
         params: all that are trained.
         apply: the pass.
         fused: whether to restore and update in one pass, which MeZO's code does in two.
         closure: the loss.
-        watch: told of the passes; the closure tells it of the forwards.
+        watch: notes the passes; the closure notes the forwards in it.
         thresholds: for each parameter the h of its magnitude mask, or None.
         blocks: parameters of each transformer block.
         dropped: how many blocks sit out a step.
@@ -40,13 +40,11 @@ class Baseline:
     dropped: int = 0
     seed: int = 0
 
-    def _pass(
-        self, params: Sequence[Tensor], factor: float, step: float, masks: Sequence[Tensor | None] | None
-    ) -> None:
+    def _pass(self, params: Sequence[Tensor], factor: float, step: float, masks: Masks = None, seed: int = 0) -> None:
         with self.watch.part("passes"):
-            self.apply(params, self.seed, factor, step, masks)
+            self.apply(params, seed or self.seed, factor, step, masks)
 
-    def _gradient(self, params: Sequence[Tensor], masks: Sequence[Tensor | None] | None) -> float:
+    def _gradient(self, params: Sequence[Tensor], masks: Masks = None) -> float:
         """The projected gradient; the parameters are left at θ - ε z."""
         self._pass(params, 1.0, self.eps, masks)
         above = self.closure().item()
@@ -54,7 +52,7 @@ class Baseline:
         below = self.closure().item()
         return (above - below) / (2 * self.eps)
 
-    def _update(self, params: Sequence[Tensor], g: float, masks: Sequence[Tensor | None] | None) -> None:
+    def _update(self, params: Sequence[Tensor], g: float, masks: Masks = None) -> None:
         """From θ - ε z to θ - lr g z."""
         if self.fused:
             self._pass(params, 1.0, self.eps - self.lr * g, masks)
@@ -62,22 +60,17 @@ class Baseline:
             self._pass(params, 1.0, self.eps, masks)
             self._pass(params, g, -self.lr, masks)
 
-    def _masks(self, params: Sequence[Tensor]) -> list[Tensor | None] | None:
-        of = {id(p): h for p, h in zip(self.params, self.thresholds, strict=True) if h is not None}
-        if not of:
-            return None
-        with self.watch.part("passes"):
-            return [p.abs() <= of[id(p)] if id(p) in of else None for p in params]
-
     @torch.no_grad()
     def spsa(self) -> None:
         """A step of MeZO, of Sparse-MeZO or of LeZO."""
         self.seed += 1
-        out = {id(p) for block in random.Random(self.seed).sample(self.blocks, self.dropped) for p in block}
-        params = [p for p in self.params if id(p) not in out]
-        masks = self._masks(params)
-        g = self._gradient(params, masks)
-        self._update(params, g, masks)
+        out = {p for block in random.Random(self.seed).sample(self.blocks, self.dropped) for p in block}
+        known = [(p, h) for p, h in zip(self.params, self.thresholds, strict=True) if p not in out]
+        params, masks = [p for p, _ in known], None
+        if any(h is not None for _, h in known):
+            with self.watch.part("passes"):
+                masks = [None if h is None else p.abs() <= h for p, h in known]
+        self._update(params, self._gradient(params, masks), masks)
 
     @torch.no_grad()
     def svrg(self, steps: int) -> None:
@@ -86,18 +79,17 @@ class Baseline:
         anchor_seed = self.seed
         with self.watch.part("passes"):
             anchor = [p.data.clone() for p in self.params]
-        full = self._gradient(self.params, None)
-        self._update(self.params, full, None)
+        full = self._gradient(self.params)
+        self._update(self.params, full)
         for _ in range(steps - 1):
             self.seed += 1
-            here = self._gradient(self.params, None)
+            here = self._gradient(self.params)
             self._swap(anchor)
-            there = self._gradient(self.params, None)
-            self._pass(self.params, 1.0, self.eps, None)
+            there = self._gradient(self.params)
+            self._pass(self.params, 1.0, self.eps)
             self._swap(anchor)
-            self._update(self.params, here - there, None)
-            with self.watch.part("passes"):
-                self.apply(self.params, anchor_seed, full, -self.lr)
+            self._update(self.params, here - there)
+            self._pass(self.params, full, -self.lr, seed=anchor_seed)
 
     def _swap(self, anchor: list[Tensor]) -> None:
         """Exchange the model's weights for the anchor's, without copying either."""

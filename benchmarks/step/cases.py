@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import importlib.util
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -13,30 +14,33 @@ from torch import Tensor, nn
 
 from zo_kernels import backends
 from zo_kernels.backends.native import instruction_sets
+from zo_kernels.weights.blocks import find_blocks
 
 from ..bench.compare import Trial, Versus, compare
 from ..bench.memory import peak_bytes
 from ..bench.registry import Case, Row, Target
 from ..bench.timing import Call, Plan, Watch
+from ..kernels.baselines import EagerPass, published_pass
+from ..kernels.cases import DTYPES, facts_of
+from .baseline_steps import Baseline
 from .graphed import graphed
 from .launches import Ranges, counted
-from .methods import MEZO, Method, Ours, baseline, methods
-from .shapes import SHAPES, Batch, Shape, Task
+from .methods import EPS, LR, MEZO, Method, Ours, methods
+from .shapes import SHAPES, Batch, Shape, Task, device_of
 
-# What is to be reached by MeZO on MiniLM, on a CPU with two threads.
+# Targets of MeZO on MiniLM, on a CPU with two threads.
 _STATED_FOR = ("minilm", "MeZO", "cpu", 2, torch.float32)
-_FORWARDS_SHARE = 0.85
-_AGAINST_PUBLISHED = 2.5
-# And everywhere, each but for a little: LeZO's passes in proportion to the weights that take part, memory as designed.
+_STATED = [Target("ratio", 2.5), Target("forwards_share", 0.85)]  # against the published passes
+# Targets everywhere: LeZO's passes take time in proportion to the weights that take part, and a step in the forward at
+# most a tenth more than one in place.
 _OVER_PROPORTION = 1.1
 _IN_PLACE_AGAINST_IN_FORWARD = 1 / 1.1
 _MIB = 2**20
 NO_TRANSFORMERS = "transformers is not installed"
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def cases(options: Namespace) -> list[Case]:
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_of(options)
     shapes = options.shape or ["opt-1.3b" if device.type == "cuda" else "minilm"]
     return [
         _case(shape, name, method, device, options)
@@ -47,41 +51,25 @@ def cases(options: Namespace) -> list[Case]:
 
 def _case(shape_name: str, method_name: str, method: Method, device: torch.device, options: Namespace) -> Case:
     shape = SHAPES[shape_name]
-    usual = shape.batch if device.type == "cpu" else shape.gpu_batch
-    batch = Batch(options.batch or usual.examples, options.tokens or usual.tokens)
-    dtype = _DTYPES[options.dtype or ("bf16" if shape.large and device.type == "cuda" else "fp32")]
+    batch = shape.batch_of(options, device)
+    dtype = DTYPES[options.dtype or ("bf16" if shape.large and device.type == "cuda" else "fp32")]
     threads = options.threads if device.type == "cpu" else None
-    facts = {
-        "backend": options.backend or _default_backend(device),
-        "device": str(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "threads": threads,
-        "shape": shape_name,
-        "method": method_name.partition("/")[0],
-        "perturb": method.perturb,
-        "batch": batch.examples,
-        "tokens": batch.tokens,
-        "anchor_every": method.anchor_every or None,
-    }
+    stated = (shape_name, method_name, device.type, threads, dtype) == _STATED_FOR
+    facts = {"backend": options.backend or _default_backend(device), **facts_of(device, dtype, threads)}
+    facts |= {"shape": shape_name, "method": method_name.partition("/")[0], "perturb": method.perturb}
+    facts |= {"batch": batch.examples, "tokens": batch.tokens, "anchor_every": method.anchor_every or None}
 
     def measure() -> list[Row]:
         torch.set_num_threads(options.threads)
-        task = shape.build(batch, device, dtype)
-        stated = (shape_name, method_name, device.type, threads, dtype) == _STATED_FOR
-        trial, make = _trial(task, method, device, options, stated)
-        more = {"elements": trial.elements, "active_share": method.active_share(task.model)}
+        make = StepMaker(shape.build(batch, device, dtype), method, device, options)
+        trial = make.trial(make.others(stated))
         rows = compare(trial, Plan(options.rounds, options.seconds), device)
+        more = {"elements": trial.elements, "active_share": method.active_share(make.task.model)}
         more |= make.launches() if rows[0]["correct"] else {}
         return [more | row | _per_forwards(row) for row in rows]
 
-    return Case(
-        f"{shape_name}/{method_name}",
-        facts,
-        measure,
-        unusable(device, options.backend),
-        str(device),
-        partial(_bytes_needed, shape, batch, dtype, method),
-    )
+    needed = partial(_bytes_needed, shape, batch, dtype, method)
+    return Case(f"{shape_name}/{method_name}", facts, measure, unusable(device, options.backend), str(device), needed)
 
 
 def _per_forwards(row: Row) -> Row:
@@ -94,16 +82,15 @@ def _per_forwards(row: Row) -> Row:
 
 
 def _bytes_needed(shape: Shape, batch: Batch, dtype: torch.dtype, method: Method) -> int:
-    """About what a case takes: the model and two copies for what it is compared with, their snapshots, the published
-    pass's temporaries, the logits in the weights' type and twice in float32, and some activations.
+    """Estimate a case's memory: the model and a copy for each of two baselines, their snapshots, the published pass's
+    temporaries, the logits in the weights' dtype and twice in float32, and some activations.
     """
     parameters = shape.parameters()
     sizes = [p.numel() for p in parameters]
     widest = max(p.shape[0] for p in parameters)
     snapshots = 0 if not method.anchor_every else 2 if method.perturb == "in_place" else 3
-    tokens = batch.examples * batch.tokens
     weights = dtype.itemsize * ((3 + snapshots) * sum(sizes) + 4 * max(sizes))
-    return weights + tokens * widest * (dtype.itemsize + 8)
+    return weights + batch.examples * batch.tokens * widest * (dtype.itemsize + 8)
 
 
 def _default_backend(device: torch.device) -> str:
@@ -140,6 +127,10 @@ class StepMaker:
 
         return loss
 
+    def trial(self, versus: Iterator[Versus]) -> Trial:
+        elements = sum(p.numel() for p in self.task.model.parameters())
+        return Trial(self.call(self.first.run), self.first.check, list(versus), elements)
+
     def call(self, run: Callable[[], object], steps: int | None = None) -> Call:
         return Call(run, self.options.threads, self.watch, steps or self.method.steps)
 
@@ -147,85 +138,73 @@ class StepMaker:
         return Ours(method or self.method, model, self._loss_of(model), self.watch, self.options.backend)
 
     def baseline(self, model: nn.Module, published: bool) -> Callable[[], None]:
-        return baseline(self.method, model, self._loss_of(model), self.watch, self.first, published=published)
+        """The same steps by MeZO's published passes, or by the best eager ones; they replace the weights' memory.
 
-    def memory(self, *makers: Callable[[nn.Module], Callable[[], object]]) -> list[Row]:
-        """For each of the makers the columns of a row against it."""
+        The thresholds are those that `first` found: `model` is a copy of its model.
+        """
+        params, thresholds = list(model.parameters()), self.first.optimizer.state_dict()["zo"]["thresholds"]
+        apply = published_pass if published else EagerPass(params)
+        steps = Baseline(params, apply, not published, self._loss_of(model), self.watch, EPS, LR, thresholds)
+        if self.method.drop:
+            steps.blocks = [list(block.parameters()) for block in find_blocks(model)]
+            steps.dropped = self.method.dropped(model)
+        return partial(steps.svrg, self.method.steps) if self.method.anchor_every else steps.spsa
+
+    def others(self, stated: bool) -> Iterator[Versus]:
+        """Yield the baselines: the same step without zo_kernels, and in place for one in the forward.
+
+        Each of ours has a model of its own: an optimizer whose weights another has changed takes fingerprints of all
+        of them. So have the baselines, which replace the memory of the weights.
+        """
+        model, method = self.task.model, self.method
+        memory = Target("extra_memory_mib", at_most=method.extra_bytes(model) / _MIB + 1)
+        if method.perturb == "in_forward":
+            in_place = replace(method, perturb="in_place")
+            facts = self._memory(lambda own: self.ours(own, in_place).run, lambda own: self.baseline(own, True))
+            targets = [memory, Target("ratio", _IN_PLACE_AGAINST_IN_FORWARD)]
+            run = self.ours(copy.deepcopy(model), in_place).run
+            yield Versus("in place", self.call(run), targets=targets, facts=facts[0])
+            yield Versus("published passes", self.call(self.baseline(copy.deepcopy(model), True)), facts=facts[1])
+            return
+        facts = self._memory(lambda own: self.baseline(own, True), lambda own: self.baseline(own, False))
+        other = copy.deepcopy(model)
+        published, eager = (self.call(self.baseline(other, published)) for published in (True, False))
+        targets = [memory, *(_STATED if stated else [])]
+        yield Versus("published passes", published, targets=targets, facts=facts[0])
+        yield Versus("eager passes", eager, facts=facts[1])
+        own = {name: value for name, value in facts[0].items() if not name.startswith("baseline_")}
+        if self.options.graphed and self.device.type == "cuda" and not method.drop and not method.anchor_every:
+            yield Versus("as a graph", self._graphed(copy.deepcopy(model)), facts=own)
+        if method.drop:
+            mezo = self.call(self.ours(copy.deepcopy(model), MEZO).run, 1)
+            bound = Target("ratio", 1 / (_OVER_PROPORTION * method.active_share(model)))
+            yield Versus("MeZO", mezo, "passes", [bound], own)
+
+    def _memory(self, *makers: Callable[[nn.Module], Callable[[], object]]) -> list[Row]:
+        """The memory columns of the row of each baseline, given what makes its step."""
         every = [lambda model: self.ours(model).run, *makers]
-        alone, ours, *others = peak_bytes(self.task.model, partial(_forwards, self.task), every, self.device)
+        alone, ours, *others = peak_bytes(self.task.model, self._forwards, every, self.device)
         own = {"peak_memory_mib": ours / _MIB, "extra_memory_mib": (ours - alone) / _MIB}
         return [
             own | {"baseline_peak_memory_mib": b / _MIB, "baseline_extra_memory_mib": (b - alone) / _MIB}
             for b in others
         ]
 
-    def graphed(self, model: nn.Module) -> Call:
-        """Of the same steps as a CUDA graph."""
+    @torch.no_grad()
+    def _forwards(self, model: nn.Module) -> None:
+        for _ in range(2):
+            self.task.loss(model)
+
+    def _graphed(self, model: nn.Module) -> Call:
+        """The same steps as a CUDA graph."""
         run = graphed(self.method, model, lambda: self.task.loss(model), self.options.backend, self.device)
         return Call(run, self.options.threads)
 
     def launches(self) -> Row:
-        """Of a step on a GPU, apart from the timed ones."""
+        """The columns of launches and waits, from a step apart from the timed ones."""
         ranges = Ranges()
         loss = self._loss_of(self.task.model, ranges)
         return counted(lambda: self.first.run(loss, ranges), self.device, self.method.steps)
-
-
-def _trial(
-    task: Task, method: Method, device: torch.device, options: Namespace, stated: bool
-) -> tuple[Trial, StepMaker]:
-    make = StepMaker(task, method, device, options)
-    versus = _against_in_place(make) if method.perturb == "in_forward" else _against_others(make, stated)
-    elements = sum(p.numel() for p in task.model.parameters())
-    return Trial(make.call(make.first.run), make.first.check, versus, elements), make
-
-
-def _memory_target(make: StepMaker) -> Target:
-    return Target("extra_memory_mib", at_most=make.method.extra_bytes(make.task.model) / _MIB + 1)
-
-
-def _against_others(make: StepMaker, stated: bool) -> list[Versus]:
-    """A step in place against the same step without zo_kernels."""
-    model, method = make.task.model, make.method
-    facts = make.memory(lambda own: make.baseline(own, True), lambda own: make.baseline(own, False))
-    other = copy.deepcopy(model)  # the baselines' own, since they replace the memory of the weights
-    published, eager = (make.call(make.baseline(other, published)) for published in (True, False))
-    targets = [_memory_target(make)]
-    if stated:
-        targets += [Target("ratio", _AGAINST_PUBLISHED), Target("forwards_share", _FORWARDS_SHARE)]
-    versus = [
-        Versus("published passes", published, targets=targets, facts=facts[0]),
-        Versus("eager passes", eager, facts=facts[1]),
-    ]
-    own = {name: value for name, value in facts[0].items() if not name.startswith("baseline_")}
-    if make.options.graphed and make.device.type == "cuda" and not method.drop and not method.anchor_every:
-        versus.append(Versus("as a graph", make.graphed(copy.deepcopy(model)), facts=own))
-    if method.drop:
-        mezo = make.call(make.ours(copy.deepcopy(model), MEZO).run, 1)
-        bound = Target("ratio", 1 / (_OVER_PROPORTION * method.active_share(model)))
-        versus.append(Versus("MeZO", mezo, "passes", [bound], own))
-    return versus
-
-
-def _against_in_place(make: StepMaker) -> list[Versus]:
-    """A step in the forward against the same step in place, and against that without zo_kernels.
-
-    Each has a model of its own: an optimizer whose weights another has changed takes fingerprints of all of them.
-    """
-    model, in_place = make.task.model, make.method.in_place
-    facts = make.memory(lambda own: make.ours(own, in_place).run, lambda own: make.baseline(own, True))
-    published = make.call(make.baseline(copy.deepcopy(model), True))
-    targets = [_memory_target(make), Target("ratio", _IN_PLACE_AGAINST_IN_FORWARD)]
-    return [
-        Versus("in place", make.call(make.ours(copy.deepcopy(model), in_place).run), targets=targets, facts=facts[0]),
-        Versus("published passes", published, facts=facts[1]),
-    ]
-
-
-@torch.no_grad()
-def _forwards(task: Task, model: nn.Module) -> None:
-    for _ in range(2):
-        task.loss(model)
 
 
 def cells(row: Row) -> dict[str, str]:

@@ -1,61 +1,137 @@
-"""A step of SPSA to the last bit: what modules must run on, and what must be left, by the noise's specification."""
+"""Is a step right? What modules run on in every closure call, and the end, are compared with the method's formula.
+
+Steps of SPSA are followed to the last bit, by the noise's specification; those of MeZO-SVRG by their formula in
+float64. The losses are those of the very step that is checked.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import zo_kernels as zo
-from zo_kernels.spec import fma, round_stochastic
+from zo_kernels.estimators.draws import ANCHOR_SLOT, BLOCK_SLOT, SEPARATE_SLOT
+from zo_kernels.spec import direction_seed, fma, normal, round_stochastic, rounding_bits
+from zo_kernels.weights.blocks import dropped_blocks, find_blocks
 
-from .check import Check, Walk, Windows, WrongWeights
+from .check import Windows, WrongWeights
+
+# How far MeZO-SVRG's passes in place may leave its formula, in parts of |θ| + ε|z|. Each rounds by up to 2^-24 in
+# float32, and by the last of 8 or of 11 bits in the others, which round stochastically.
+_TOLERANCE = {torch.float32: 2.0**-21, torch.bfloat16: 3 * 2.0**-7, torch.float16: 3 * 2.0**-10}
+_MOST_Z = 7  # bounds |z|
 
 
 def wrong_step(
     optimizer: zo.ZeroOrderOptimizer,
     model: nn.Module,
     loss: Callable[[], Tensor],
-    mask: Callable[[Windows, Tensor], Callable[[], Tensor]] | None = None,
+    run: Callable[[Callable[[], Tensor]], Any] | None = None,
 ) -> str | None:
-    """Take a step of MeZO, and say where it leaves the specification's bits.
+    """Take a step, and say where it leaves the method's formula, or None.
 
-    `mask`, given the weights before the step, gives what tells after the first closure call which of them take part, as
-    ones and zeros.
+    `run(closure)` takes it, or several steps of MeZO-SVRG from an anchor on; it is `optimizer.step` if not given.
     """
     windows = Windows(optimizer, model)
-    theta = windows.read()
-    walk = exact_spsa(windows, theta, None if mask is None else mask(windows, theta))
+    theta, seen, losses = windows.read(), list[Tensor](), list[float]()
+
+    def closure() -> Tensor:
+        value, at = windows.watched(loss)
+        seen.append(at)
+        losses.append(value.item())
+        return value
+
     try:
-        check = Check(windows, walk, loss, torch.zeros_like(theta))
-        optimizer.step(check.closure)
-        check.finish()
+        if windows.first == 0:  # later the weights differ from those that the thresholds were taken from
+            _check_thresholds(windows)
+        (run or optimizer.step)(closure)
+        # Compare after the step, since an optimizer may watch every operation in it.
+        svrg = isinstance(optimizer, zo.MeZOSVRG)
+        calls = 4 * (optimizer.step_count - windows.first) - 2 if svrg else 2
+        if len(losses) != calls:
+            raise WrongWeights(f"expected {calls} closure calls, got {len(losses)}")
+        expected = _svrg(windows, theta, losses) if svrg else spsa(windows, theta, _gradient(windows, *losses))
+        limit = _TOLERANCE[windows.dtype] * (theta.abs() + _MOST_Z * _group(windows)["eps"]) if svrg else 0.0
+        whens = (*(f"at closure call {call}" for call in range(1, calls + 1)), "after the step")
+        for when, got, wanted in zip(whens, (*seen, windows.read()), expected, strict=True):
+            if off := windows.off(got, wanted, limit):
+                raise WrongWeights(f"{when} {off}")
     except WrongWeights as error:
         return str(error)
     return None
 
 
-def exact_spsa(windows: Windows, theta: Tensor, mask: Callable[[], Tensor] | None = None) -> Walk:
-    """A step with one direction. The mask, told as ones and zeros, is asked for at the first closure call."""
-    opt = windows.optimizer
-    (group,), dtype = opt.param_groups, windows.dtype
-    eps, lr = group["eps"], group["lr"]
-    z = windows.z(0).float()
+def _group(windows: Windows) -> dict[str, Any]:
+    (group,) = windows.optimizer.param_groups
+    return group
+
+
+def _gradient(windows: Windows, above: float, below: float) -> float:
+    return (above - below) / (2 * _group(windows)["eps"])
+
+
+def spsa(windows: Windows, theta: Tensor, gradient: float) -> tuple[Tensor, Tensor, Tensor]:
+    """θ + ε m z, θ - ε m z and θ - lr g m z, rounded as a step with one direction rounds them."""
+    opt, group, dtype = windows.optimizer, _group(windows), windows.dtype
+    eps, update = group["eps"], -group["lr"] * gradient
+    z, kept = windows.drawn(normal, 0), _taking_part(windows, theta)
     stochastic = dtype != torch.float32 and opt.rounding != "nearest"
-    rho = windows.rounding_bits(0) if stochastic else None
+    rho = windows.drawn(rounding_bits, 0) if stochastic else None
 
-    def move(w: Tensor, scale: float) -> Tensor:
-        """round(w + scale z)."""
+    def moved(w: Tensor, scale: float) -> Tensor:
         t = fma(z, scale, w.float())
-        moved = (t.to(dtype) if rho is None else round_stochastic(t, rho, dtype)).double()
-        return moved if kept is None else torch.where(kept != 0, moved, w)
+        return torch.where(kept, (t.to(dtype) if rho is None else round_stochastic(t, rho, dtype)).double(), w)
 
-    kept = None if mask is None else mask()
-    in_place = opt.perturb == "in_place"
-    here = move(theta, eps)
-    above = yield here
-    here = move(here, -2 * eps) if in_place else move(theta, -eps)
-    below = yield here
-    update = -lr * ((above - below) / (2 * eps))
-    return move(here, update + eps) if in_place else move(theta, update)
+    plus = moved(theta, eps)
+    if opt.perturb != "in_place":
+        return plus, moved(theta, -eps), moved(theta, update)
+    minus = moved(plus, -2 * eps)
+    return plus, minus, moved(minus, update + eps)
+
+
+def _svrg(windows: Windows, theta: Tensor, losses: list[float]) -> list[Tensor]:
+    """A full-batch step at the anchor θ̄ = θ, and steps along estimate(θ) - estimate(θ̄) + g."""
+    group, given, points = _group(windows), iter(losses), list[Tensor]()
+
+    def estimate(at: Tensor, z: Tensor) -> Tensor:
+        points.extend((at + group["eps"] * z, at - group["eps"] * z))
+        return _gradient(windows, next(given), next(given)) * z
+
+    anchor, anchor_lr = theta, 2 * group["lr"] if group["anchor_lr"] is None else group["anchor_lr"]
+    full = estimate(anchor, windows.drawn(normal, 0, ANCHOR_SLOT).double())
+    theta = anchor - anchor_lr * full
+    for step in range(1, (len(losses) + 2) // 4):
+        z = windows.drawn(normal, step).double()
+        other = z if windows.optimizer.shared_direction else windows.drawn(normal, step, SEPARATE_SLOT).double()
+        theta = theta - group["lr"] * (estimate(theta, z) - estimate(anchor, other) + full)
+    return [*points, theta]
+
+
+def _taking_part(windows: Windows, theta: Tensor) -> Tensor:
+    """Which elements a step changes: magnitudes up to the threshold, outside of the blocks that it drops."""
+    kept, opt = theta.abs() <= windows.spread(windows.thresholds), windows.optimizer
+    if not opt.drop:
+        return kept
+    blocks = find_blocks(windows.model)
+    dropped = dropped_blocks(len(blocks), opt.drop, direction_seed(opt.seed, windows.first, BLOCK_SLOT))
+    still = {p for i in dropped for p in blocks[i].parameters()}
+    return kept & (windows.spread([float(p in still) for p in windows.params]) == 0)
+
+
+def _check_thresholds(windows: Windows) -> None:
+    """Each must let the right number of weights through; only equal magnitudes excuse one that lets all through."""
+    if not (sparsity := _group(windows)["sparsity"]):
+        return
+    for name, p, h in zip(windows.names, windows.params, windows.thresholds, strict=True):
+        n, sizes = p.numel(), p.detach().abs()
+        wanted = n - int(sparsity * n)
+        at = float(sizes.float().flatten().kthvalue(wanted).values) if h == math.inf else h
+        within, below = int((sizes <= at).sum()), int((sizes < at).sum())
+        if h < math.inf and not below < wanted <= within:
+            raise WrongWeights(f"{name}: {within} of {n} weights are within the threshold {h}, not {wanted}")
+        if h == math.inf and at > 0.0 and within <= 2 * wanted and 2 * (n - within) >= n - wanted:
+            raise WrongWeights(f"{name}: all of it takes part, and {at} would part it well")

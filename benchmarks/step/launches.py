@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,15 +14,10 @@ from ..bench.registry import Row
 from ..bench.timing import Watch
 
 STEP, PART = "benchmark: step", "benchmark: "
-_WAITS = (
-    "cudaStreamSynchronize",
-    "cudaDeviceSynchronize",
-    "cudaEventSynchronize",
-    "cudaMemcpy",
-    "cuStreamSynchronize",
-    "cuCtxSynchronize",
-    "cuEventSynchronize",
-)
+_WAITS = {
+    *(f"cuda{what}" for what in ("StreamSynchronize", "DeviceSynchronize", "EventSynchronize", "Memcpy")),
+    *(f"cu{what}" for what in ("StreamSynchronize", "CtxSynchronize", "EventSynchronize")),
+}
 _LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchCooperativeKernel", "cuLaunchCooperativeKernel")
 _TO_HOST = "Memcpy DtoH"
 Event = Mapping[str, Any]
@@ -48,14 +42,13 @@ def counted(run: Callable[[], object], device: torch.device, steps: int) -> Row:
     run()
     with profiled(device) as seen, record_function(STEP):
         run()
-    found = count(events(seen))
-    return {name: value if isinstance(value, str) else value / steps for name, value in found.items()}
+    return {name: v if isinstance(v, str) else v / steps for name, v in count(events(seen)).items()}
 
 
 def count(trace: Iterable[Event]) -> Row:
-    """Of the events of a trace, those within the step.
+    """Count launches and waits among the events of a trace that lie within the step.
 
-    A forward's own waiting is told apart: it is the model's, or that of the loss. Passes may run within a forward.
+    Waits within a forward are counted apart: they are the model's, or the loss's. Passes may run within a forward.
     """
     trace = [e for e in trace if e.get("ph") == "X"]
     of_cpu = [e for e in trace if e.get("cat") != "gpu_user_annotation"]
@@ -65,23 +58,16 @@ def count(trace: Iterable[Event]) -> Row:
     waits = [e for e in calls if e["name"].partition("_v")[0] in _WAITS]
     ours = [e for e in calls if in_passes(e) or not in_forwards(e)]
     outside = [e for e in waits if e in ours]
-    copies = [e for e in ours if e.get("args", {}).get("correlation") in to_host]
     return {
         "pass_launches_per_step": sum(e["name"].startswith(_LAUNCHES) and in_passes(e) for e in calls),
         "synchronisations_per_step": len(outside),
         "synchronised_by": " ".join(sorted({e["name"] for e in outside})),
-        "copies_to_host_per_step": len(copies),
+        "copies_to_host_per_step": sum(e.get("args", {}).get("correlation") in to_host for e in ours),
         "forward_synchronisations_per_step": len(waits) - len(outside),
     }
 
 
 def _within(events: Sequence[Event], name: str) -> Callable[[Event], bool]:
-    """Whether an event begins inside of a range of that name, on whatever thread."""
-    ranges = sorted((float(e["ts"]), float(e["ts"]) + float(e["dur"])) for e in events if e["name"] == name)
-    starts = [start for start, _ in ranges]
-
-    def inside(e: Event) -> bool:
-        i = bisect_right(starts, float(e["ts"])) - 1
-        return i >= 0 and float(e["ts"]) <= ranges[i][1]
-
-    return inside
+    """Whether an event begins inside a range of that name, on whatever thread."""
+    ranges = [(float(e["ts"]), float(e["ts"]) + float(e["dur"])) for e in events if e["name"] == name]
+    return lambda e: any(start <= float(e["ts"]) <= end for start, end in ranges)

@@ -1,13 +1,12 @@
-"""The methods whose steps are timed: the optimizer, the formula it is checked by, and the memory it may take."""
+"""The methods whose steps are timed: the optimizer, the memory it may take, and the same steps without zo_kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
-import torch
 from torch import Tensor, nn
 
 import zo_kernels as zo
@@ -15,14 +14,9 @@ from zo_kernels import ops
 from zo_kernels.weights.blocks import find_blocks
 
 from ..bench.timing import Watch
-from ..kernels.baselines import EagerPass, published_pass
-from . import check as step_check
-from .baseline_steps import Baseline
-from .check import Walk, Windows
-from .exact import exact_spsa
+from .exact import wrong_step
 
 EPS, LR = 1e-3, 1e-5
-_ANCHOR_LR = 1e-5
 
 
 @dataclass(frozen=True)
@@ -31,9 +25,9 @@ class Method:
 
     Args:
         make: its class.
-        sparsity, drop: what it leaves alone.
+        sparsity, drop: shares of the weights and of the blocks that it leaves alone.
         anchor_every: steps from anchor to anchor, 0 for methods without.
-        perturb: where.
+        perturb: where it perturbs.
     """
 
     make: Callable[..., zo.ZeroOrderOptimizer]
@@ -43,20 +37,14 @@ class Method:
     perturb: str = "in_place"
 
     @property
-    def in_place(self) -> Method:
-        return replace(self, perturb="in_place")
-
-    @property
     def steps(self) -> int:
-        """That make up one timed call: the steps of MeZO-SVRG differ within a round from anchor to anchor."""
+        """How many steps one timed call takes: all from one anchor of MeZO-SVRG to the next, since they differ."""
         return self.anchor_every or 1
 
-    @property
-    def options(self) -> dict[str, Any]:
-        given: dict[str, Any] = {"sparsity": self.sparsity, "drop": self.drop, "perturb": self.perturb}
-        if self.anchor_every:
-            given |= {"anchor_lr": _ANCHOR_LR, "anchor_every": self.anchor_every}
-        return {name: value for name, value in given.items() if value}
+    def optimizer(self, model: nn.Module, backend: str | None) -> zo.ZeroOrderOptimizer:
+        anchored: Any = {"anchor_lr": LR, "anchor_every": self.anchor_every} if self.anchor_every else {}
+        given = {"sparsity": self.sparsity, "drop": self.drop, "perturb": self.perturb, "backend": backend}
+        return self.make(model, lr=LR, eps=EPS, **{name: v for name, v in given.items() if v}, **anchored)
 
     def dropped(self, model: nn.Module) -> int:
         """Blocks that sit out a step."""
@@ -81,124 +69,47 @@ class Method:
             extra += max(sum(p.nbytes for p in m.parameters(recurse=False)) for m in model.modules())
         return extra
 
-    def walk(self, windows: Windows, theta: Tensor, model: nn.Module) -> Walk:
-        """The formula of what one timed call does; to the last bit where weights of 16 bits make a formula say little,
-        except for MeZO-SVRG.
-        """
-        if self.anchor_every:
-            return step_check.svrg(windows, theta, EPS, LR, _ANCHOR_LR, self.steps)
-
-        mask_of_weights = torch.ones_like(theta)
-        if self.sparsity:  # told by the clean weights, so now
-            mask_of_weights = step_check.magnitude_mask(windows, theta, self.sparsity)
-
-        def mask() -> Tensor:
-            if self.drop:  # told by what the first pass has changed
-                return mask_of_weights * step_check.block_mask(windows, theta, find_blocks(model), self.dropped(model))
-            return mask_of_weights
-
-        if self.exact(windows.dtype):
-            return exact_spsa(windows, theta, mask)
-        return step_check.spsa(windows, theta, mask, EPS, LR)
-
-    def exact(self, dtype: torch.dtype) -> bool:
-        """Whether the walk is."""
-        return dtype != torch.float32 and not self.anchor_every
-
 
 MEZO = Method(zo.MeZO)
-# In its first steps, perturbation in the forward gets to know what runs: it looks for weights that are read elsewhere,
-# and builds tables. They are slower than the thousands of others, and are not to be timed.
+# The first steps in the forward look for weights that are read elsewhere and build tables. They are slower than all
+# later ones, so they are not timed.
 _WATCHED = 17
 
 
 def methods(anchor_every: int) -> dict[str, Method]:
-    in_place = {
-        "MeZO": MEZO,
-        "SparseMeZO": Method(zo.SparseMeZO, sparsity=0.75),
-        "LeZO": Method(zo.LeZO, drop=0.75),
-        "MeZOSVRG": Method(zo.MeZOSVRG, anchor_every=anchor_every),
-    }
+    in_place = {"MeZO": MEZO, "SparseMeZO": Method(zo.SparseMeZO, sparsity=0.75), "LeZO": Method(zo.LeZO, drop=0.75)}
+    in_place["MeZOSVRG"] = Method(zo.MeZOSVRG, anchor_every=anchor_every)
     return in_place | {f"{name}/in_forward": replace(m, perturb="in_forward") for name, m in in_place.items()}
 
 
 class Ours:
-    """Steps of one of our optimizers.
+    """Steps of one of our optimizers on a model.
 
-    Args:
-        method: which.
-        model: its weights are changed.
-        loss: of the model; notes its time under "forwards".
-        watch: the passes note theirs under "passes".
-        backend: of zo_kernels.
+    Its passes are noted under "passes" of the watch; the loss notes the forwards.
     """
 
     def __init__(
         self, method: Method, model: nn.Module, loss: Callable[[], Tensor], watch: Watch, backend: str | None = None
     ):
         self._method, self._model, self._loss, self._watch = method, model, loss, watch
-        self.optimizer = method.make(model, lr=LR, eps=EPS, backend=backend, **method.options)
+        self.optimizer = method.optimizer(model, backend)
 
     def run(self, closure: Callable[[], Tensor] | None = None, watch: Watch | None = None) -> None:
-        closure = closure or self._loss
-        closures = (closure, closure) if self._method.anchor_every else (closure,)
-        with _passes_watched(watch or self._watch):
+        """Take a step, or a round of MeZO-SVRG. All passes of the optimizers go through `ops.Table.apply`."""
+        closures = (closure or self._loss,) * (2 if self._method.anchor_every else 1)
+        watch, apply = watch or self._watch, ops.Table.apply
+
+        def watched(*arguments: Any, **options: Any) -> None:
+            with watch.part("passes"):
+                apply(*arguments, **options)
+
+        with mock.patch.object(ops.Table, "apply", watched):
             for _ in range(self._method.steps):
                 self.optimizer.step(*closures)
 
     def check(self) -> str | None:
-        """Run, and say where the weights leave the method's formula. Steps that are taken later are ordinary ones."""
-        windows = Windows(self.optimizer, self._model)
-        theta = windows.read()
-        try:
-            walk = self._method.walk(windows, theta, self._model)
-            limit = step_check.rounding(theta, EPS, windows.dtype)
-            if self._method.exact(windows.dtype):
-                limit = torch.zeros_like(limit)
-            check = step_check.Check(windows, walk, self._loss, limit)
-            self.run(check.closure)
-            check.finish()
-            while self._method.perturb == "in_forward" and self.optimizer.step_count <= _WATCHED:
-                self.run()
-        except step_check.WrongWeights as error:
-            return str(error)
-        return None
-
-
-@contextmanager
-def _passes_watched(watch: Watch) -> Iterator[None]:
-    """All passes of the optimizers go through `ops.Table.apply`; within this context they are watched."""
-    apply = ops.Table.apply
-
-    def watched(*arguments: Any, **options: Any) -> None:
-        with watch.part("passes"):
-            apply(*arguments, **options)
-
-    ops.Table.apply = watched  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        ops.Table.apply = apply  # type: ignore[method-assign]
-
-
-def baseline(
-    method: Method, model: nn.Module, loss: Callable[[], Tensor], watch: Watch, ours: Ours, *, published: bool
-) -> Callable[[], None]:
-    """The same steps by MeZO's published passes, or by the best eager ones; they replace the memory of the parameters.
-
-    The thresholds are those that `ours` found for its model, of which `model` is a copy.
-    """
-    params = list(model.parameters())
-    steps = Baseline(
-        params,
-        published_pass if published else EagerPass(params),
-        not published,
-        loss,
-        watch,
-        EPS,
-        LR,
-        ours.optimizer.state_dict()["zo"]["thresholds"],
-        [list(b.parameters()) for b in find_blocks(model)] if method.drop else [],
-        method.dropped(model),
-    )
-    return (lambda: steps.svrg(method.steps)) if method.anchor_every else steps.spsa
+        """Run, and say where the weights leave the method's formula, or None. Later steps may be timed."""
+        wrong = wrong_step(self.optimizer, self._model, self._loss, self.run)
+        while wrong is None and self._method.perturb == "in_forward" and self.optimizer.step_count <= _WATCHED:
+            self.run()
+        return wrong

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_VOCABULARY_OF_BERT = 30522
 _LABELS = 7
 
 
@@ -29,6 +29,9 @@ class Batch:
     tokens: int
 
 
+Build = Callable[[Batch, torch.device, torch.dtype], Task]
+
+
 @dataclass(frozen=True)
 class Shape:
     """A model's make, and the batch it is stepped on unless the options say otherwise.
@@ -40,7 +43,7 @@ class Shape:
         large: bf16 is its default on a GPU.
     """
 
-    build: Callable[[Batch, torch.device, torch.dtype], Task]
+    build: Build
     batch: Batch
     gpu_batch: Batch
     large: bool = False
@@ -49,13 +52,27 @@ class Shape:
         """Of the model, without memory."""
         return list(self.build(Batch(1, 2), torch.device("meta"), torch.float32).model.parameters())
 
+    def batch_of(self, options: Namespace, device: torch.device) -> Batch:
+        usual = self.batch if device.type == "cpu" else self.gpu_batch
+        return Batch(options.batch or usual.examples, options.tokens or usual.tokens)
+
+
+def device_of(options: Namespace) -> torch.device:
+    return torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
 
 def _tokens(batch: Batch, vocabulary: int, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(vocabulary, (batch.examples, batch.tokens), generator=generator).to(device)
 
 
-def _bert(vocabulary: int, layers: int, hidden: int, intermediate: int) -> Callable[..., Task]:
+def _born_on(device: torch.device) -> Any:
+    """Where weights are made: billions of random numbers take a CPU minutes. On a CPU, nothing changes."""
+    torch.manual_seed(0)
+    return nullcontext() if device.type == "cpu" else device
+
+
+def _bert(vocabulary: int, layers: int, hidden: int, intermediate: int) -> Build:
     """An encoder under the head that zo-finetune trains."""
 
     def build(batch: Batch, device: torch.device, dtype: torch.dtype) -> Task:
@@ -70,10 +87,8 @@ def _bert(vocabulary: int, layers: int, hidden: int, intermediate: int) -> Calla
             intermediate_size=intermediate,
             num_attention_heads=max(1, hidden // 32),
         )
-        torch.manual_seed(0)
         with _born_on(device):
-            encoder = BertModel(config, add_pooling_layer=False)
-            model = Classifier(encoder, hidden, _LABELS)
+            model = Classifier(BertModel(config, add_pooling_layer=False), hidden, _LABELS)
         model.to(device, dtype).eval()
         ids = _tokens(batch, vocabulary, device)
         mask, labels = torch.ones_like(ids), torch.arange(batch.examples, device=device) % _LABELS
@@ -82,16 +97,15 @@ def _bert(vocabulary: int, layers: int, hidden: int, intermediate: int) -> Calla
     return build
 
 
-def _causal(model_name: str, config_name: str, **sizes: Any) -> Callable[..., Task]:
+def _causal(model_type: str, **sizes: int) -> Build:
     """A language model of transformers with the loss of predicting each next token."""
 
     def build(batch: Batch, device: torch.device, dtype: torch.dtype) -> Task:
-        import transformers
+        from transformers import AutoConfig, AutoModelForCausalLM
 
-        config = getattr(transformers, config_name)(**sizes)
-        torch.manual_seed(0)
+        config = AutoConfig.for_model(model_type, **sizes)
         with _born_on(device):
-            model = getattr(transformers, model_name)._from_config(config, dtype=dtype)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         model.to(device).eval()
         ids = _tokens(batch, config.vocab_size, device)
         return Task(model, lambda m: m(input_ids=ids, labels=ids, use_cache=False).loss)
@@ -99,51 +113,29 @@ def _causal(model_name: str, config_name: str, **sizes: Any) -> Callable[..., Ta
     return build
 
 
-def _born_on(device: torch.device) -> AbstractContextManager[Any]:
-    """Where weights are made: billions of random numbers take a CPU minutes. On a CPU, nothing changes."""
-    return nullcontext() if device.type == "cpu" else device
-
-
-def _opt(**sizes: Any) -> Callable[..., Task]:
-    return _causal("OPTForCausalLM", "OPTConfig", **sizes)
+def _opt(hidden: int, ffn: int, layers: int, heads: int, vocabulary: int = 50272) -> Build:
+    return _causal(
+        "opt",
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        word_embed_proj_dim=hidden,
+        ffn_dim=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+    )
 
 
 # Batches of 32 first sentences of docstrings, cut at 48 tokens, are padded to 34 tokens on average.
 _SENTENCES = Batch(32, 34)
-_LONG = Batch(16, 256)
+_SHORT, _LONG = Batch(1, 64), Batch(16, 256)
+_TINY = Batch(4, 8)
 SHAPES = {
-    "tiny": Shape(_bert(128, layers=3, hidden=32, intermediate=64), Batch(4, 8), Batch(4, 8)),
-    "opt-tiny": Shape(
-        _opt(
-            vocab_size=128,
-            hidden_size=32,
-            ffn_dim=64,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            word_embed_proj_dim=32,
-        ),
-        Batch(4, 8),
-        Batch(4, 8),
-    ),
-    "minilm": Shape(_bert(_VOCABULARY_OF_BERT, layers=6, hidden=384, intermediate=1536), _SENTENCES, _SENTENCES),
-    "opt-125m": Shape(_opt(), Batch(8, 64), _LONG),  # the defaults of OPTConfig
-    # From the config.json of facebook/opt-1.3b, facebook/opt-13b and huggyllama/llama-7b.
-    "opt-1.3b": Shape(
-        _opt(hidden_size=2048, ffn_dim=8192, num_hidden_layers=24, num_attention_heads=32, word_embed_proj_dim=2048),
-        Batch(1, 64),
-        _LONG,
-        large=True,
-    ),
-    "opt-13b": Shape(
-        _opt(hidden_size=5120, ffn_dim=20480, num_hidden_layers=40, num_attention_heads=40, word_embed_proj_dim=5120),
-        Batch(1, 64),
-        _LONG,
-        large=True,
-    ),
-    "llama-7b": Shape(
-        _causal("LlamaForCausalLM", "LlamaConfig"),  # the defaults of LlamaConfig
-        Batch(1, 64),
-        _LONG,
-        large=True,
-    ),
+    "tiny": Shape(_bert(128, layers=3, hidden=32, intermediate=64), _TINY, _TINY),
+    "opt-tiny": Shape(_opt(32, 64, layers=3, heads=2, vocabulary=128), _TINY, _TINY),
+    "minilm": Shape(_bert(30522, layers=6, hidden=384, intermediate=1536), _SENTENCES, _SENTENCES),
+    # From the config.json of facebook/opt-125m, opt-1.3b and opt-13b, and of huggyllama/llama-7b.
+    "opt-125m": Shape(_opt(768, 3072, layers=12, heads=12), Batch(8, 64), _LONG),
+    "opt-1.3b": Shape(_opt(2048, 8192, layers=24, heads=32), _SHORT, _LONG, large=True),
+    "opt-13b": Shape(_opt(5120, 20480, layers=40, heads=40), _SHORT, _LONG, large=True),
+    "llama-7b": Shape(_causal("llama"), _SHORT, _LONG, large=True),  # the defaults of LlamaConfig
 }

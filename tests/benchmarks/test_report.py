@@ -1,14 +1,13 @@
-"""What becomes of rows: plain text where rich or matplotlib are missing, and figures."""
+"""What becomes of rows: tables, files and figures; and how a run ends."""
 
-import builtins
-import importlib.util
 import json
+import sys
 
 import pytest
 import torch
 
 from benchmarks.__main__ import main, parser
-from benchmarks.bench import plot, registry, report, room, rows, runner, terminal
+from benchmarks.bench import memory, registry, report, rows, runner
 from benchmarks.static import figure as roofline
 
 STATIC = {
@@ -33,24 +32,6 @@ def written(tmp_path, *rows):
     return str(file)
 
 
-@pytest.fixture
-def without(monkeypatch):
-    """Hides a module, as if it were not installed."""
-
-    def hide(name):
-        find, load = importlib.util.find_spec, builtins.__import__
-        monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == name else find(n, *a))
-
-        def refuse(n, *arguments, **options):
-            if n.partition(".")[0] == name:
-                raise ModuleNotFoundError(n)
-            return load(n, *arguments, **options)
-
-        monkeypatch.setattr(builtins, "__import__", refuse)
-
-    return hide
-
-
 def test_figures_are_drawn(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     from matplotlib.image import imread
@@ -64,13 +45,10 @@ def test_figures_are_drawn(tmp_path, capsys):
         assert 0.01 < (pixels[..., :3].min(axis=-1) < 0.9).mean() < 0.9, f"{name} is blank"
 
 
-def test_without_matplotlib_rows_are_text(tmp_path, without, capsys):
-    without("matplotlib")
-    assert main(["plot", written(tmp_path, STATIC, STEP), "--out", str(tmp_path / "figures")]) == 0
-    out = capsys.readouterr().out
-    assert "roofline: matplotlib is not installed, so this is a table instead of a figure" in out
-    assert "in_place/none/nearest" in out and "tiny/MeZO" in out and "no rows in these files for bandwidth" in out
-    assert not (tmp_path / "figures").exists()
+def test_without_matplotlib_it_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["plot", written(tmp_path, STATIC, STEP), "--out", str(tmp_path / "figures")]) == 2
+    assert "pip install matplotlib" in capsys.readouterr().err and not (tmp_path / "figures").exists()
 
 
 def test_csv_is_read_as_the_json_beside_it(tmp_path):
@@ -79,7 +57,7 @@ def test_csv_is_read_as_the_json_beside_it(tmp_path):
         {**KERNEL, "launch_dominates": False, "correct": True},
     ]
     beside = rows.write(found, tmp_path / "rows.json")
-    assert plot.read(beside) == plot.read(tmp_path / "rows.json")
+    assert rows.read(beside) == rows.read(tmp_path / "rows.json")
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "{", '[{"a": 1}]'])
@@ -112,21 +90,15 @@ def test_a_point_is_measured_where_that_pass_was():
     assert small["is_prediction"] and not large["is_prediction"]
 
 
-def test_without_rich_tables_are_plain(without, capsys):
-    without("rich")
-    assert (
-        main(["kernels", "--elements", "64", "--rounds", "2", "--seconds", "0", "--only", "fp32/native:scalar$"]) == 0
-    )
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "rich is not installed: tables are plain text"
-    assert lines[1] == "benchmarks kernels" and lines[2].split()[:2] == ["case", "elements"]
-    assert lines[3].startswith("fp32/native:scalar") and "eager" in lines[3]
+def test_a_run_prints_a_table(capsys):
+    assert main(["kernels", "--elements", "64", "--rounds", "2", "--seconds", "0", "--only", "native:scalar$"]) == 0
+    title, headings, first, second, *_ = capsys.readouterr().out.splitlines()
+    assert title == "benchmarks kernels" and headings.split()[:2] == ["case", "elements"]
+    assert first.startswith("fp32/native:scalar") and "eager" in first
+    assert second.startswith(" ") and second.index("published MeZO") == headings.index("against")
 
 
-@pytest.mark.parametrize("make", [terminal.Plain, terminal.Rich])
-def test_targets_and_wrong_results_are_told(make, capsys):
-    if make is terminal.Rich:
-        pytest.importorskip("rich")
+def test_targets_and_wrong_results_are_told(capsys):
     run = {"torch_version": "1", "zo_kernels_version": "2", "commit": None, "date_utc": "3", "device_name": "chip"}
     timed = {
         "correct": True, "baseline": "other [x]", "baseline_seconds_median": 1.0, "ratio": 2.0, "ratio_p10": 1.0,
@@ -137,11 +109,11 @@ def test_targets_and_wrong_results_are_told(make, capsys):
         {"case": "bad", "correct": False, "wrong": "off [z]", **run},
         {"case": "other", "skipped": "no [w]", **run},
     ]
-    report.show("kernels", rows, lambda row: {"ms": "1"}, make())
+    report.show("kernels", rows, lambda row: {"ms": "1"})
     out = capsys.readouterr().out
     for text in ("good [y]", "other [x]", "a ≥ 1 met", "b ≤ 2 missed", "WRONG bad: off [z]", "skipped, no [w]: other"):
         assert text in out
-    assert "time is that of launching" in out
+    assert "take longer to launch than to run" in out
 
 
 def case(name, measure=list, **options):
@@ -162,14 +134,14 @@ def run(monkeypatch, tmp_path):
         given = parser().parse_args(["kernels", "--json", str(file)])
         for name, value in options.items():
             setattr(given, name, value)
-        status = runner.run("kernels", given, terminal.Plain())
+        status = runner.run("kernels", given)
         return status, json.loads(file.read_text())
 
     return go
 
 
 def test_what_does_not_fit_is_skipped_with_both_numbers(run, monkeypatch):
-    monkeypatch.setattr(room, "free_bytes", lambda device: 10 * 2**30)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10 * 2**30)
     ran = []
     measure = lambda: [ran.append(1) or {"skipped": "did run"}]  # noqa: E731
     status, (small, large) = run(
@@ -180,10 +152,10 @@ def test_what_does_not_fit_is_skipped_with_both_numbers(run, monkeypatch):
 
 
 def test_this_machine_says_how_much_memory_is_free():
-    free = room.free_bytes("cpu")
+    free = memory.free_bytes("cpu")
     assert free is None or free > 2**20
-    assert room.lacking("cpu", 1) is None
-    assert free is None or "GiB" in room.lacking("cpu", 2**60)
+    assert memory.lacking("cpu", 1) is None
+    assert free is None or "GiB" in memory.lacking("cpu", 2**60)
 
 
 def test_cases_past_the_limit_are_skipped(run):

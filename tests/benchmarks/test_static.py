@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.static import cases as cases_static
-from benchmarks.static import compilers, machine_code, sass
+from benchmarks.static import machine_code, triton
 from benchmarks.static.bound import limits, predict, unit_of
 from benchmarks.static.peaks import GPUS, Gpu
 from zo_kernels.backends.tuning import DEFAULT
@@ -65,10 +65,10 @@ def test_limits_worked_by_hand():
 )
 def test_the_slowest_bounds(opcodes, bytes_per_element, bound, gelem_per_s):
     found = predict(opcodes, 1, bytes_per_element, A100)
-    assert (found.bound, found.gelem_per_s) == (bound, pytest.approx(gelem_per_s))
-    assert found.gb_per_s == pytest.approx(gelem_per_s * bytes_per_element)
-    assert found.share_of_copy == pytest.approx(found.gb_per_s / 92)
-    assert found.compute_gelem_per_s >= found.gelem_per_s and found.compute_bound != "bandwidth"
+    assert (found["bound"], found["predicted_gelem_per_s"]) == (bound, pytest.approx(gelem_per_s))
+    assert found["predicted_gb_per_s"] == pytest.approx(gelem_per_s * bytes_per_element)
+    assert found["predicted_share_of_copy"] == pytest.approx(found["predicted_gb_per_s"] / 92)
+    assert found["compute_gelem_per_s"] >= found["predicted_gelem_per_s"] and found["compute_bound"] != "bandwidth"
 
 
 def counted(**changes):
@@ -93,7 +93,7 @@ class Compiler:
     def unavailable(self):
         return self.reason
 
-    def measure(self, arch, dtype, mask, stochastic):
+    def measure(self, variant):
         if self.error:
             raise RuntimeError(self.error)
         return counted()
@@ -140,9 +140,9 @@ def test_stochastic_rounding_is_for_16_bits(monkeypatch):
 def test_the_interpreter_is_no_compiler(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert "TRITON_INTERPRET" in compilers.Triton().unavailable()
+    assert "TRITON_INTERPRET" in triton.unavailable()
     monkeypatch.delenv("TRITON_INTERPRET")
-    assert compilers.Triton().unavailable() is None
+    assert triton.unavailable() is None
 
 
 def test_peaks_say_where_they_are_from():
@@ -190,8 +190,8 @@ SASS = """
 
 
 def test_instructions_counted_by_hand():
-    ((name, kernel),) = sass.kernels(SASS)
-    static = machine_code.counted(kernel, 4, 10)
+    ((name, code),) = machine_code.kernels(SASS).items()
+    static = machine_code.counted(machine_code.Kernel(*code), 4)
     assert name == "a_kernel"
     # The MOV is run only if there are further directions, the narrow stores only for ragged blocks.
     assert static.first_opcodes == {"LDG.E.128": 1, "BRA": 2, "STG.E.128": 1}
@@ -203,6 +203,6 @@ def test_instructions_counted_by_hand():
 
 
 def test_other_kernels_are_not_counted():
-    ((_, kernel),) = sass.kernels(SASS.replace("@P2  BRA", "@P2  MOV"))
+    (code,) = machine_code.kernels(SASS.replace("@P2  BRA", "@P2  MOV")).values()
     with pytest.raises(RuntimeError, match="expected loops"):
-        machine_code.counted(kernel, 4, 10)
+        machine_code.counted(machine_code.Kernel(*code), 4)

@@ -228,7 +228,7 @@ def test_strict_refuses_the_step_in_which_it_is_known(method: str) -> None:
         step(opt, unheard)
     before, records = snapshot(model), opt.trajectory.steps
     for n in range(2):
-        with pytest.raises(ValueError, match=r"in \d+ steps in a row.*; the step is refused, the weights are restored"):
+        with pytest.raises(ValueError, match=r"in \d+ steps in a row.*; the step is skipped, the weights are restored"):
             step(opt, unheard)
         assert opt.refused_steps == n + 1 and opt.step_count == records + n + 1
     assert_same(before, snapshot(model))

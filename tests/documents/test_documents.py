@@ -1,6 +1,7 @@
 """The documents show what the committed rows say, link to what is there, and hold code that is Python."""
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -8,8 +9,7 @@ import messages
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.evidence.document import ROOT, updated
-from benchmarks.evidence.tables import TABLES
+from benchmarks.bench.document import ROOT, tables, updated
 from benchmarks.gpu.tables import TABLES as GPU_TABLES
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -20,7 +20,7 @@ EVIDENCE = ROOT / "docs" / "evidence.md"
 def test_the_tables_of_the_evidence_are_those_of_the_committed_rows(capsys):
     text = EVIDENCE.read_text()
     assert main(["evidence", "--check", str(EVIDENCE), *map(str, OF_GPUS)]) == 0
-    assert set(re.findall(r"<!-- table (\S+) ", text)) == set(TABLES) - set(GPU_TABLES)
+    assert set(re.findall(r"<!-- table (\S+) ", text)) == set(tables()) - set(GPU_TABLES)
     changed = re.sub(r"(\| zo2 \w+ \| )\d", r"\g<1>9", text)
     assert changed != text and updated(changed) == text
 
@@ -82,6 +82,41 @@ def test_documents_are_in_the_index():
     index = (ROOT / "docs" / "README.md").read_text()
     for path in (ROOT / "docs").glob("*.md"):
         assert path.name == "README.md" or f"]({path.name}" in index, path.name
+
+
+def test_pages_are_in_the_site():
+    nav = re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    pages = [path.name for path in (ROOT / "docs").glob("*.md")]
+    assert sorted(nav) == sorted([*pages, "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+
+
+@pytest.mark.parametrize("module", ["zo_kernels", "zo_kernels.integrations.transformers", "zo_kernels.finetune"])
+def test_public_names_are_in_the_reference(module):
+    told = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    public = {f"{module}.{name}" for name in importlib.import_module(module).__all__}
+    assert {name for name in told if name.rpartition(".")[0] == module} == public
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_files_that_a_newcomer_is_sent_to_are_there(document):
+    for path in re.findall(
+        r"`((?:zo_kernels|csrc|tests|benchmarks|docs|examples)/[\w./]*)`", (ROOT / document).read_text()
+    ):
+        assert (ROOT / path).exists() or path == "docs/gpu/", path
+
+
+def test_the_readme_is_a_screen_and_its_measured_cells_are_those_of_the_evidence():
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) < 120
+    rows = [line.split(" | ") for line in EVIDENCE.read_text().splitlines() if line.startswith("| opt-125m, 1 × 32 | ")]
+    told = {
+        package: (row[4], row[6])
+        for row in rows
+        for package in ("MeZO 5", "zo_kernels, in")
+        if row[1].startswith(package)
+    }
+    assert "{} times ours, {} MiB beside the weights".format(*told["MeZO 5"]) in readme
+    assert "in the forward {}, {} MiB".format(*told["zo_kernels, in"]) in readme
 
 
 def test_figures_and_rows_are_spoken_of():

@@ -233,8 +233,18 @@ def test_wrong_runs_leave_nothing(
     for model, task, change, message in (
         ("roberta", "sst2", {"loss": "tokens"}, "--loss: expected candidates for a masked model"),
         ("roberta", "copa", {}, "--task copa: expected a causal model, got a masked one"),
-        ("opt", "sst2", {"batch_size": 25}, "--batch-size: expected at most 24, the number of training examples, got 25"),
-        ("opt", "sst2", {"max_tokens": 129}, "--max-tokens: expected at most 128, as many as the model can read, got 129"),
+        (
+            "opt",
+            "sst2",
+            {"batch_size": 25},
+            "--batch-size: expected at most 24, the number of training examples, got 25",
+        ),
+        (
+            "opt",
+            "sst2",
+            {"max_tokens": 129},
+            "--max-tokens: expected at most 128, as many as the model can read, got 129",
+        ),
         (
             "opt",
             "sst2",

@@ -89,7 +89,11 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
     ("start/labels.json", {"max_tokens": -1}, "max_tokens: expected a whole number from 1"),
     ("start/labels.json", {"task": "chess", "kind": "causal"}, "task, kind: expected one of"),
     ("start/labels.json", {"weights": {"../x.safetensors": ""}}, "weights: expected names of .safetensors files"),
-    ("start/labels.json", {"weights": {"head.safetensors": "1-00000000"}}, "head.safetensors: the file is damaged: expected size and"),
+    (
+        "start/labels.json",
+        {"weights": {"head.safetensors": "1-00000000"}},
+        "head.safetensors: the file is damaged: expected size and",
+    ),
     ("sweep.json", {"plan": 1}, "plan: expected an object"),
     ("sweep.json", {"settings": {"steps": "2"}}, "settings: steps: expected a whole number"),
     ("sweep.json", {"lr": [[1]]}, "lr: expected a list, each a number or null"),

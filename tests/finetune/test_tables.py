@@ -71,7 +71,9 @@ def test_quotes_of_a_literal_tsv_are_kept(some: list[str], tmp_path: Path) -> No
     found = labelled(path)
     assert found.texts == {"a": some}
     quoted = any('"' in text for text in some)
-    assert [note.split(" (")[0] for note in found.notes] == [f"{path}: quotes are kept as part of the texts, as is usual in a .tsv file"] * quoted
+    assert [note.split(" (")[0] for note in found.notes] == [
+        f"{path}: quotes are kept as part of the texts, as is usual in a .tsv file"
+    ] * quoted
 
 
 WRONG = {

@@ -36,7 +36,7 @@ def forget() -> Any:
 def test_micro_batches_that_never_count_are_told_once() -> None:
     opt, (told,) = epoch(2)
     assert opt.step_count == 4
-    assert "accelerate: expected gradient_accumulation_steps=1, got 2: it calls this optimizer in one of 2" in told
+    assert "accelerate: expected gradient_accumulation_steps=1, got 2: it calls this optimizer for one of 2" in told
     with pytest.raises(ValueError, match="gradient_accumulation_steps=1, got 4"):
         epoch(4, strict=True)
 

@@ -10,7 +10,10 @@ from typing import Any
 
 import models
 import pytest
+import torch
 from tiny_trainer import seeded
+
+import zo_kernels as zo
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 WORDS = ["[PAD]", "[UNK]", "It", "was", "great", "terrible", *"abcdefgh"]
@@ -80,7 +83,26 @@ def test_lora_llama(data: str, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "checkpoint-2" / "adapter_model.safetensors").exists()
 
 
+def test_torch_alone() -> None:
+    main = runpy.run_path(str(EXAMPLES / "torch_alone.py"))["main"]
+    assert main(steps=200) > 0.3  # four classes
+
+
+def test_own_loop_ends_with_the_same_bits_if_it_is_cut_off(data: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    main = runpy.run_path(str(EXAMPLES / "own_loop.py"))["main"]
+    model = saved(tmp_path / "model", models.opt)
+    ends = []
+    for folder, starts in (("whole", [4]), ("cut", [2, 4])):
+        for steps in starts:
+            assert 2 < main(model, data, str(tmp_path / folder), steps) < 5
+            assert zo.Trajectory.load(tmp_path / folder / "trajectory.zo").steps == steps
+        ends.append(load_file(tmp_path / folder / "model" / "model.safetensors"))
+    assert ends[0].keys() == ends[1].keys() and all(torch.equal(end, ends[1][name]) for name, end in ends[0].items())
+
+
 def test_they_are_short() -> None:
     files = sorted(EXAMPLES.glob("*.py"))
-    assert len(files) == 2
-    assert all(len(file.read_text(encoding="utf-8").splitlines()) < 40 for file in files)
+    assert len(files) == 4
+    assert all(len(file.read_text(encoding="utf-8").splitlines()) <= 40 for file in files)

@@ -243,7 +243,7 @@ def test_a_step_half_of_which_was_not_watched_is_refused(monkeypatch: pytest.Mon
         watch_the_next(opt)
         return value
 
-    with pytest.warns(UserWarning, match="up to 1 steps"), pytest.raises(ValueError, match="the step is refused"):
+    with pytest.warns(UserWarning, match="up to 1 steps"), pytest.raises(ValueError, match="the step is skipped"):
         opt.step(first_then_second)
     assert opt.refused_steps == 1
     opt.step(lambda: loss_of(model, 3, unnoticed))

@@ -97,10 +97,10 @@ def test_later_writes_are_seen(method: str, write: Callable) -> None:
     with pytest.raises(ValueError, match=r"closure: it wrote to .* while the weights were perturbed in place") as error:
         take_step(opt, writing(model, write, 1))
     if method == "MeZOSVRG":
-        assert str(error.value).endswith("the step is refused, the weights are restored")
+        assert str(error.value).endswith("the step is skipped, the weights are restored")
         assert_same(snapshot(model), before)
     else:
-        assert str(error.value).endswith("load weights anew, from a checkpoint or the trajectory")
+        assert str(error.value).endswith("load the weights again, from a checkpoint or the trajectory")
         with pytest.raises(RuntimeError, match="weights: expected those of a whole step"):
             take_step(opt, lambda: real_loss(model, 0))
         rebuilt = block_mlp(depth=1)

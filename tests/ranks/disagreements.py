@@ -199,7 +199,7 @@ def crafted(group: Any, messages: int) -> list[str]:
             if i % 4 == 3:
                 message[1] = hash64(agreed_of(opt))
             channel.rows(message, "", 20.0)
-            opt.step_count += i % 4 == 3  # which is refused on the others
+            opt.step_count += i % 4 == 3  # which is skipped on the others
             channel.texts(f"differ/{channel.exchanges}", f"[{'[' * i}")
             continue
         try:

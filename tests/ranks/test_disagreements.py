@@ -51,7 +51,7 @@ def test_from_some_step_on(ranks: Pool, name: str) -> None:
 def test_a_rank_that_writes_to_weights_stops_all(ranks: Pool, step: int) -> None:
     """It is no loss that was not finite, which ZOTrainer passes over."""
     (other, counted), (own, counted_there) = ranks.run(2, disagreements.writes, step=step)
-    assert other.startswith("ValueError: closure: it was refused on rank 1, which says why; ")
+    assert other.startswith("ValueError: closure: its loss was rejected on rank 1, which says why; ")
     assert own.startswith("ValueError: closure: it wr") and "head.weight" in own
     assert counted == counted_there == step + 1
 

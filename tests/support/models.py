@@ -197,7 +197,7 @@ def family_loss(family: str, model: nn.Module) -> Tensor:
 
 
 def four_dimensional(family: str, mask: Tensor) -> dict[str, Tensor]:
-    """As the README says: what a closure makes of a mask (examples, tokens), whatever is in it, so that it can be
+    """As docs/backends.md says: what a closure makes of a mask (examples, tokens), whatever is in it, so that it can be
     captured.
     """
     wide, n = mask[:, None, None, :].bool(), mask.shape[1]

@@ -74,7 +74,7 @@ def test_a_step_that_goes_too_far_is_refused(
             group.update(options if bad else {"lr": 1e-3, "weight_decay": 0.0})
             before = snapshot(model)
             if bad and (not on_device or name in KNOWN_AT_ONCE):
-                with pytest.raises(ValueError, match=message + ".*; the step is refused, the weights are restored"):
+                with pytest.raises(ValueError, match=message + ".*; the step is skipped, the weights are restored"):
                     take_step(opt, closure)
             else:
                 take_step(opt, closure)

@@ -114,7 +114,7 @@ class Step:
             # Take the moves that are left: weights that went another way would be rounded otherwise than the others'.
             for seed, signed in [(s, e) for s in own for e in (self.eps, -self.eps)][probes.moves :]:
                 probes.to({seed: signed})
-            self.ranks.tell(error, len(own), *known)
+            self.ranks.report_error(error, len(own), *known)
             raise
         return Losses(self.ranks.exchange(found.pairs, *known), found.seen)
 

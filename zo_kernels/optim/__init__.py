@@ -1,4 +1,12 @@
-"""Zeroth-order optimizers over the primitive."""
+"""The optimizers that users construct: each file has one method, and the base has what they share.
+
+- `base`: `ZeroOrderOptimizer`, the `torch.optim` layer: arguments, `step`, saving, resuming, graphs
+- `mezo`: MeZO, SPSA along a random direction
+- `lezo`: LeZO, which drops transformer blocks
+- `sparse_mezo`: Sparse-MeZO, which leaves large weights alone
+- `mezo_svrg`: MeZO-SVRG, which reduces the variance by an anchor
+- `blocks`: finds the transformer blocks of a module
+"""
 
 from ..ranks.channel import RankLost
 from ..ranks.parallel import Parallel, RanksDiffer

@@ -35,64 +35,63 @@ from ..weights.trained import Trained, trainable
 
 
 def held_by(part: str, name: str) -> Any:
-    """An attribute of an optimizer that one of its parts holds."""
+    """Return a property that reads and writes the attribute `name` of one of the optimizer's parts."""
     return property(
         lambda self: getattr(getattr(self, part), name), lambda self, v: setattr(getattr(self, part), name, v)
     )
 
 
 class ZeroOrderOptimizer(torch.optim.Optimizer):
-    """SPSA with Gaussian directions that are regenerated from seeds, never stored (MeZO, arXiv 2305.17333).
+    """The base of all methods: SPSA along Gaussian directions that are regenerated from seeds, never stored.
 
-    For each of n directions z_k, with L the closure's loss,
+    Each step draws n directions z_k. With L the closure's loss (MeZO, arXiv 2305.17333),
 
         g_k = (L(θ + ε z_k) - L(θ - ε z_k)) / 2ε
         θ  <- (1 - lr * weight_decay) θ - lr / n * sum_k g_k z_k
 
-    *In place*, 2n + 1 fused passes a step overwrite the weights; the last one restores and updates at once. Every pass
-    rounds, so 16-bit weights drift. *In the forward*, each module runs on a perturbed copy of its weights, in a buffer
-    that the next module reuses, and only the update writes θ. docs/exactness.md has measurements of both.
+    *In place*, a step overwrites the weights by 2n + 1 fused passes; the last one restores and updates at once. Every
+    pass rounds, so 16-bit weights drift. *In the forward*, each module runs on a perturbed copy of its weights, in a
+    buffer that the next module reuses, and only the update writes θ. docs/exactness.md has measurements of both.
 
     Args:
         params: a module (the optimizer then notices parameters that come and go), or what `torch.optim` takes:
-            parameters, named parameters, groups. Parameters that do not require grad are left alone. The noise of a
-            parameter depends on its qualified name, or on its position if it has none.
+            parameters, named parameters, groups. Steps change them in place; parameters that do not require grad are
+            left alone. A parameter's noise depends on its qualified name, or on its position if it has no name.
         lr: learning rate.
         eps: ε, the same for all groups.
         weight_decay: decoupled. Normalisation layers and parameters of fewer than two dimensions have none, unless
             their group has `decay_all=True`.
         seed: 64-bit seed of the run.
-        directions: random directions averaged in each step.
-        sparsity: fraction of each tensor left alone: weights with |θ| <= h take part, where h is the exact percentile
-            at the first step (arXiv 2402.15751). Each step takes the mask from unperturbed weights. A tensor whose
-            percentile does not separate, such as one of zeros, stays dense, with a warning: see `SparseMeZO`.
-        drop: fraction of transformer blocks left alone, drawn anew in each step (arXiv 2410.09823).
+        directions: how many random directions each step averages (n).
+        sparsity: fraction of each tensor that is left alone: weights with |θ| <= h take part, where h is the exact
+            percentile at the first step. See `SparseMeZO`, also for tensors that stay dense.
+        drop: fraction of the transformer blocks that each step leaves alone; each step draws them again. See `LeZO`.
         blocks: the transformer blocks; None to find them (`optim.blocks.find_blocks`).
         perturb: "in_place"; "in_forward", which needs a module that is not compiled; "auto": in the forward for 16-bit
             weights of a module, else in place, with a warning if the weights have 16 bits.
         execution_device: the device that forwards run on, if the weights are elsewhere, such as on a CPU because they
-            do not fit a GPU. Each module's parameters are copied there just before it runs; the update is made where
-            the weights are. Buffers move there for good, and parameters on the CPU to pinned memory. Forwards between
-            steps need `streaming()`.
-        rounding: of 16-bit weights: "nearest", "stochastic", or "auto", which is stochastic.
-        trajectory: a new file; every step is appended to it.
+            do not fit a GPU. Each module's parameters are copied there just before it runs, and updated where they are.
+            Buffers move there for good, and parameters on the CPU move to pinned memory. Forwards between steps need
+            `streaming()`.
+        rounding: how 16-bit weights are rounded: "nearest", "stochastic", or "auto", which is stochastic.
+        trajectory: path of a new file; every step is appended to it.
         sync: when the file is forced to the disk, so that it survives a power cut: "step" (costs milliseconds a step),
             "checkpoint" (by `state_dict()` and at the end), "never". It survives a killed process in any case.
         parallel: how ranks of a torch.distributed process group share a step: "batch" (each evaluates its part of the
             batch), "directions" (each evaluates its part of the directions), "off", "auto" ("batch" if there are
-            several ranks), or a `zo_kernels.Parallel`. All ranks make equal optimizers of equal weights.
+            several ranks), or a `zo_kernels.Parallel`. All ranks must make equal optimizers of equal weights.
         backend: see `zo_kernels.add_noise_`.
         strict: raise ValueError where the optimizer would warn that the run is going wrong.
-        estimator: which losses a step asks for; None for SPSA. Methods choose it.
+        estimator: which losses a step evaluates, and what it makes of them; None for SPSA. Methods choose it.
 
-    A group may have its own `lr`, `eps`, `weight_decay`, `decay_all` and `sparsity`; other keys are refused.
+    A group may have its own `lr`, `eps`, `weight_decay`, `decay_all` and `sparsity`; any other key is an error.
 
     Attributes:
         step_count: steps taken, skipped ones included.
-        refused_steps: steps skipped (see `step`). Asking for this or the next two waits for a GPU.
+        refused_steps: steps skipped (see `step`). Reading this or one of the next two waits for a GPU.
         projected_gradients: g_k of the last step; zeros if it was skipped.
         trajectory: the record of the run, a `zo_kernels.Trajectory`; `zo_kernels.replay` rebuilds weights from it.
-        trajectory_path: the file it is written to; None if there is none, or if another rank writes it.
+        trajectory_path: the file that the record is written to; None if there is none, or if another rank writes it.
         bytes_sent: bytes that this rank sent to each of the others: 32 a step, 16 a direction of its own, and 64 or
             more whenever options change.
 
@@ -166,27 +165,29 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
 
         Args:
             closure: returns the loss, a scalar tensor or a number. It is called 2 * directions times, without
-                gradients, and should be deterministic within a step (same batch, same dropout). It may not write to
-                trained weights. In the forward, a weight that another module reads is noticed and perturbed there, for
-                which the closure is called once more; a weight that no module reads is an error (docs/exactness.md).
+                gradients. All calls of a step must compute the same function (same batch, same dropout), and may not
+                write to trained weights. In the forward, a weight may also be read by a module that does not own it:
+                the step notices, perturbs it there too, and calls the closure once more. A weight that is read where
+                no module runs is an error (docs/exactness.md).
 
         Returns:
             The mean of the losses: a tensor if the closure returns tensors, else a float.
 
-        Warns (once for each reason; a ValueError if `strict`):
-            Losses are too coarse for ε: they have 16 bits, L+ and L- are equal in 20 steps in a row, or differ by a few
-            representable numbers in 10. Dropout draws other numbers for L+ than for L-; batch normalisation is in
-            training mode; the closure draws its batch anew in each call (it is called once more in steps 1, 2, 3, 5, 9,
-            ... to find out). A weight has a `.grad`, which means nothing here. Losses on a GPU are looked at later.
+        Warns:
+            UserWarning: once for each reason; a ValueError if `strict`. The losses are too coarse for ε: they have 16
+                bits, or L+ and L- are equal in 20 steps in a row, or differ by a few representable numbers in 10.
+                Dropout draws other numbers for L+ than for L-. Batch normalisation is in training mode. The closure
+                draws another batch in each call (steps 1, 2, 3, 5, 9, ... call it once more to find out). A weight has
+                a `.grad`, which the optimizer does not read. Losses on a GPU are checked a few steps later.
 
         Raises:
             TypeError, ValueError: the closure returned no finite scalar, its losses are too far apart, or the update
                 might make a weight infinite (lr |g| above 1e30, for float16 1024; lr * weight_decay above 2). The step
-                is skipped and counted in `refused_steps`; the weights are restored. Nobody waits for losses on a GPU:
-                such a step is skipped on the device, and nothing is raised.
+                is skipped and counted in `refused_steps`; the weights are restored. If losses are on a GPU, the device
+                skips such a step, and nothing is raised.
             ValueError: a weight is read where it cannot be perturbed; the closure writes to a weight that is perturbed
-                in place (in the first step before it does; later by PyTorch's version counters, and then the weights
-                must be loaded anew); or the module lost or gained trained parameters. The message names the weight.
+                in place (the first step stops the write; later steps find it afterwards, and you must load the weights
+                again); or the module lost or gained trained parameters. The message names the weight.
             RuntimeError: another thread is in a step of this optimizer, or the closure calls `step`.
             OSError: the trajectory's file cannot be written. The step was taken; the next one writes what is missing.
 
@@ -196,10 +197,10 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         return self._take(closure=closure)
 
     def _take(self, **closures: Closure | None) -> Any:
-        """A step of any estimator."""
+        """Take a step with any number of closures, as the estimator wants them."""
         run, progress = self._run, self._run.progress
         assert progress is not None
-        with nullcontext() if self._ranks is None else self._ranks.telling(run.steps):
+        with nullcontext() if self._ranks is None else self._ranks.reporting_errors(run.steps):
             step = self._begin(progress, *(check_closure(name, closure) for name, closure in closures.items()))
         estimate = self._estimator.estimate(step)  # losses at θ ± ε z_k, and g_k
         estimate.update(run.taking(progress, estimate, step.eps))  # θ <- decay θ - lr / n sum_k g_k z_k, and the record
@@ -207,7 +208,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         return estimate.losses.mean(self._ranks is not None)
 
     def _begin(self, progress: Progress, *closures: Closure) -> Step:
-        """Check and prepare what a step needs, before anything moves."""
+        """Check and prepare all that a step needs, before anything moves."""
         run, groups = self._run, self.param_groups
         eps, rates, weight_decays = eps_of(groups), rates_of(groups), weight_decays_of(groups)
         weights = self._prepare()
@@ -219,16 +220,16 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         place = self._perturbation.place
         assert place is not None
         return Step(
-            weights,
-            closures,
-            eps,
-            rates,
-            weight_decays,
-            groups,
-            run.draws(),
-            place,
-            self._closures,
-            self._ranks,
+            weights=weights,
+            closures=closures,
+            eps=eps,
+            rates=rates,
+            weight_decays=weight_decays,
+            groups=groups,
+            draws=run.draws(),
+            place=place,
+            watched=self._closures,
+            ranks=self._ranks,
             agreed=[] if self._ranks is None else run.agreed(groups),
             note_probes=partial(setattr, progress, "probes"),
             note_writes=partial(run.note_writes, weights, eps, groups),
@@ -259,14 +260,13 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         return self._run.recording.path
 
     def record_to(self, path: str | Path) -> None:
-        """Write the trajectory to a new file: the steps so far, and every later step as it is taken. Of several ranks
-        that take steps together the first one writes it.
+        """Write the trajectory to a new file: the steps so far, and every later step as it is taken.
 
-        One write appends a step, so the file holds it even if the process is killed right after. Whether it survives a
-        power cut depends on the option `sync`. No other process can write the file meanwhile.
+        One write appends a step, so the file holds it even if the process is killed right after; `sync` says when it
+        also survives a power cut. No other process can write the file. The first of several ranks writes it.
 
         Raises:
-            TypeError: it is no path.
+            TypeError: `path` is no path.
             ValueError: the file exists, or its folder does not.
         """
         if self._ranks is None or self._ranks.is_first:
@@ -280,30 +280,31 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
 
         The next step is the one that the run would have taken. Seed, directions, drop, thresholds (and MeZO-SVRG's
         shared_direction) come from the file; eps, weight decay, perturb and rounding are this optimizer's, with a
-        warning if they differ. Set the scheduler and the data to `step_count`. Of several ranks the first reads and
-        writes the file; their number may change. An incomplete last record, which a killed process leaves, is cut off.
+        warning if they differ. Set the scheduler and the data to `step_count` yourself. The first of several ranks
+        reads and writes the file; their number may change. An incomplete last record, from a killed process, is cut.
 
         Args:
             path: the file.
             weights: which weights the parameters hold. "first": those the run started with; the file is replayed onto
                 them. "last": those after its last step, from a checkpoint; load the optimizer's `state_dict` first.
-            missing_ok: begin the file (`record_to`) if there is none. A program that always does this goes on with its
+            missing_ok: begin the file (`record_to`) if there is none. A program that always does this continues its
                 run however often it is started.
             recover: if the file is damaged, go on after its longest sound beginning. The rest is moved to a file beside
-                it (run.zo.damaged-1), and a warning says where it is and how many steps are gone.
+                it (run.zo.damaged-1), and a warning says where it is and how many steps are lost.
 
         Raises:
             OSError: the file cannot be read or written, or another process writes it (BlockingIOError).
-            ValueError: this optimizer has taken steps, writes another file, or is of another method; the parameters are
-                not those that the run started with; the file is damaged, newer, or no trajectory. Nothing is changed,
-                unless the replay arrives at other weights than the run had: then the parameters hold these.
+            ValueError: this optimizer has taken steps, writes another file, or is of another method; the parameters do
+                not hold the weights that the run started with; the file is damaged, newer, or no trajectory. Nothing
+                is changed, unless the replay arrives at other weights than the run: then the parameters hold them.
         """
         Resume(self._run, self.param_groups, self.state)(path, weights, missing_ok, recover)
 
     @contextmanager
     def streaming(self) -> Iterator[None]:
-        """For forwards between steps, such as evaluations: with `execution_device` modules run there, on copies of
-        their weights. Without it nothing happens. No gradients are computed within.
+        """Run forwards between steps, such as evaluations, on `execution_device`, without gradients.
+
+        Modules within the block run on copies of their weights there. Without `execution_device` they run as usual.
 
             with opt.streaming():
                 logits = model(**batch_on_the_device).logits
@@ -323,21 +324,21 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     def graphed(self, closure: Closure, *, warmup: int = 3, same_bits: bool = True) -> GraphedStep:
         """Capture the launches of a step in a CUDA graph, for models whose time goes into launches.
 
-        Calling the result takes a step as `step(closure)` would, bit for bit: counted, recorded, with the learning
-        rates, weight decay and seeds of the moment. The closure itself runs in the first `warmup` steps and for the
-        capture; later steps repeat what the device did then, so it must read its batch from the same tensors
-        (`batch.copy_(next_batch)`). When ε, directions or trained weights change, an ordinary step and another capture
-        follow. Before a capture the closure runs twice more, once captured, and its operations and losses are
-        compared: a model may take another path when it is captured, as transformers does by an attention mask.
+        Calling the result takes a step as `step(closure)` would, bit for bit: counted, recorded, with the current
+        learning rates, weight decay and seeds. The closure itself runs in the first `warmup` steps and for the
+        capture. Later steps repeat what the device did then, so the closure must always read its batch from the same
+        tensors (`batch.copy_(next_batch)`). If ε, directions or trained weights change, an ordinary step and another
+        capture follow. A model may take another path while it is captured, as transformers does by an attention mask:
+        so before a capture the closure runs twice more, once captured, and its operations and losses are compared.
 
         Args:
             closure: as for `step`; its losses are tensors on the device.
             warmup: ordinary steps before the capture, at least 1.
-            same_bits: raise if the captured closure does something else than the ordinary one. False: compare nothing;
+            same_bits: raise if the captured closure does not do what the ordinary one does. False: compare nothing;
                 the captured path's losses are used and recorded, so the trajectory still gives the weights.
 
         Raises:
-            TypeError, ValueError: an argument is wrong, or steps of this optimizer are not alike (`drop`, MeZO-SVRG).
+            TypeError, ValueError: an argument is wrong, or steps launch different kernels (`drop`, MeZO-SVRG).
         """
         check_closure("closure", closure)
         checks.integer("warmup", warmup, 1)
@@ -348,7 +349,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         return GraphedStep(self, closure, warmup, same_bits)
 
     def _why_steps_differ(self) -> str | None:
-        """Why not all steps launch the same kernels; None if they do."""
+        """Say why steps launch different kernels; None if all launch the same ones."""
         if self._ranks is not None:
             return "ranks exchange their losses in every step"
         if self._perturbation.execution_device is not None:
@@ -358,8 +359,9 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As `torch.optim.Optimizer.add_param_group`; the new parameters take part from the next step on. Parameters of
-        the module that the optimizer was given need no names: they have those that they have there.
+        """Train more parameters from the next step on, as `torch.optim.Optimizer.add_param_group` does.
+
+        If the optimizer was given a module, the module's parameters keep their names there.
 
         Raises:
             ValueError: a key is no option of a group.
@@ -377,20 +379,20 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             self._trained.derive(self.param_groups)
 
     def state_dict(self) -> dict[str, Any]:
-        """As `torch.optim.Optimizer.state_dict`, and under "zo" what the run needs to go on bit for bit."""
+        """Return `torch.optim.Optimizer.state_dict`, and under "zo" all that the run needs to go on bit for bit."""
         self._run.recording.sync()
         return {**super().state_dict(), "zo": state.saved(self._run, self.param_groups, self.state)}
 
     @alone("load_state_dict")
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a run: the next step draws what it would have drawn. The state's options replace those that this
-        optimizer was made with: lr, eps, weight_decay, sparsity, seed, directions, drop, and MeZO-SVRG's. How a step is
-        computed stays this optimizer's choice: perturb, rounding, backend, parallel.
+        """Restore a run: the next step draws the directions that the run's next step would have drawn.
+
+        The state's lr, eps, weight_decay, sparsity, seed, directions, drop and MeZO-SVRG's options replace those of
+        this optimizer. Its own perturb, rounding, backend and parallel stay: they say how a step is computed.
 
         Raises:
             TypeError, ValueError: the state is of another kind of optimizer or of a newer zo_kernels, its parameters
-                have other ids (names), or a value in it cannot be, which the message names. Nothing is changed, nor is
-                anything if a hook raises.
+                have other ids (names), or a value in it is invalid; the message names it. Nothing is changed.
         """
         state.load(self._run, self, state_dict, super().load_state_dict, self._prepare)
 

@@ -1,4 +1,4 @@
-"""Transformer blocks, to be given as `blocks=`."""
+"""Finds the transformer blocks of a module, for an optimizer's `blocks=`."""
 
 from ..weights.blocks import find_blocks
 

@@ -14,33 +14,35 @@ from .base import ZeroOrderOptimizer, held_by
 
 
 class MeZOSVRG(ZeroOrderOptimizer):
-    """SPSA with a control variate from a snapshot (the anchor θ̄).
+    """MeZO whose minibatch estimates are corrected by an estimate from a full batch at a snapshot, the anchor θ̄.
 
-    Every `anchor_every` steps, from a full (or large) batch,
+    With estimate(B, θ) = mean_k (L_B(θ + ε z_k) - L_B(θ - ε z_k)) / 2ε * z_k, every `anchor_every`-th step takes an
+    anchor, from a full (or large) batch:
 
         θ̄ <- θ,   g = estimate(full, θ̄),   θ <- (1 - anchor_lr * weight_decay) θ - anchor_lr * g
 
-    and in the steps between, from a minibatch I,
+    The steps between anchors use a minibatch I:
 
         θ <- (1 - lr * weight_decay) θ - lr * [estimate(I, θ) - estimate(I, θ̄) + g]
 
-    where estimate(B, θ) = mean_k (L_B(θ + ε z_k) - L_B(θ - ε z_k)) / 2ε * z_k. The anchor is a copy that no update
-    changes; between anchors θ is always written as anchor + sum of directions, so passes in place leave no drift.
-    Masks and dropped blocks are drawn with the anchor and kept until the next: the three estimates must live in one
-    subspace.
+    No update changes the anchor. Between anchors θ is always written as the anchor plus a sum of directions, so passes
+    in place leave no drift. Masks and dropped blocks are drawn with the anchor and stay until the next one, because
+    the three estimates must lie in one subspace.
+
+    Use it when the noise of minibatches limits MeZO. A step between anchors calls the closure twice as often as MeZO's,
+    and the anchor takes the memory of one copy of the trained weights.
 
     Source: Gautam et al., "Variance-reduced Zeroth-Order Methods for Fine-Tuning Language Models", arXiv 2404.08080.
 
     Args:
-        lr: η₂, the rate of the steps between anchors.
-        anchor_lr: η₁, the rate of the full-batch steps. None is twice the `lr` of the group, also while a scheduler
-            changes that.
-        anchor_every: steps from one anchor to the next (q).
-        shared_direction: use the same z for the two minibatch estimates. False draws them apart, as the published code
-            does; their difference then keeps the variance of both.
+        lr: learning rate of the steps between anchors (η₂ in the paper).
+        anchor_lr: learning rate of the full-batch steps (η₁). None: twice the group's `lr`, also while a scheduler
+            changes `lr`. A number stays as it is. A group may have its own.
+        anchor_every: steps from one anchor to the next (q), at least 1.
+        shared_direction: use the same z for the two minibatch estimates. False: draw them separately, as the published
+            code does; their difference then keeps the variance of both.
 
-    `anchor_lr` may be given for each group; where it is a number, schedulers change `lr` alone. One copy of the
-    weights is kept. Other arguments, attributes, errors: `ZeroOrderOptimizer`.
+    Other arguments, attributes, errors: `ZeroOrderOptimizer`.
     """
 
     anchor_lr: float | None = held_by("_estimator", "anchor_lr")
@@ -61,12 +63,13 @@ class MeZOSVRG(ZeroOrderOptimizer):
 
     @attempted
     def step(self, closure: Closure | None = None, full_closure: Closure | None = None) -> Any:
-        """Take one step; every `anchor_every`-th is a full-batch step.
+        """Take one step; every `anchor_every`-th one is a full-batch step, which takes an anchor.
 
         Args:
-            closure: the loss on the step's minibatch; see `ZeroOrderOptimizer.step`. Called 4 * directions times
-                between anchors, not at all in an anchor's step.
-            full_closure: the loss on the whole (or a large) batch. Called 2 * directions times in an anchor's step.
+            closure: returns the loss on the step's minibatch; see `ZeroOrderOptimizer.step`. A step between anchors
+                calls it 4 * directions times, a full-batch step does not call it.
+            full_closure: returns the loss on the full (or a large) batch. A full-batch step calls it 2 * directions
+                times, the others do not call it.
 
         Returns, Raises:
             As `ZeroOrderOptimizer.step`. Weights are restored exactly, from the anchor.

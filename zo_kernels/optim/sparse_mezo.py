@@ -1,4 +1,4 @@
-"""Sparse-MeZO (Liu et al., arXiv 2402.15751)."""
+"""Sparse-MeZO: MeZO on the small weights (Liu et al., arXiv 2402.15751)."""
 
 from __future__ import annotations
 
@@ -11,30 +11,36 @@ from .base import ZeroOrderOptimizer
 
 
 class SparseMeZO(ZeroOrderOptimizer):
-    """MeZO on the small weights: m = (|θ| <= h), with θ <- θ - lr * g (m . z) and probes at θ ± ε (m . z).
+    """MeZO on the weights of small magnitude: large weights are neither perturbed nor updated.
 
-    h is a percentile of each tensor's magnitudes, taken of the weights as they are at the first step, and fixed from
-    then on; m is taken from the current, unperturbed weights in every step and kept as one bit a weight until the
-    step's update.
+        m_i = 1 where |θ_i| <= h, else 0
+        g = (L(θ + ε (m . z)) - L(θ - ε (m . z))) / 2ε
+        θ_i <- (1 - lr * weight_decay) θ_i - lr * g z_i   where m_i = 1;   θ_i stays where m_i = 0
 
-    *Ties.* A tensor is left dense, and a warning names it, if its percentile does not separate: if h = 0, or ties at h
-    bring in more than twice as many weights as are to take part, or leave out fewer than half of those that are to be
-    left out. So it is with LoRA's B and new biases (zeros), new norms (ones), pruned and very coarsely quantised
-    weights. A mask that is taken anew in every step means nothing there: what takes part in the first step has another
-    magnitude from then on, and zeros would never move again. A draw of which ties take part would have to be kept, a
-    bit a weight for as long as the run lasts. Where only a hundredth of the weights is concerned, as with the bias of a
-    new classifier, this is no error with strict=True. A group with sparsity=0 is dense without a word.
+    Each tensor has its own h: the exact percentile of its magnitudes at the first step, fixed for the run. Each step
+    takes m from the unperturbed weights of that moment. In place, m is kept as one bit a weight until the update.
 
-    *Other weights.* Weights that are loaded before the first step have thresholds of their own. Later the thresholds
-    stay, those of a state or a trajectory that a run goes on from, too; but if weights are changed by others, and after
-    100 steps and every 1000, the weights below them are counted, and it is said once if tensors with more than a tenth
-    of those that are to take part have less than half or more than twice of their share.
+    Fewer coordinates give less variance, so the learning rate may be higher. Use it when MeZO diverges at the learning
+    rate that you want. It does not save time: a pass costs somewhat more than MeZO's.
+
+    *Tensors that are left dense.* All weights of a tensor take part if no threshold separates its small weights from
+    its large ones: if h = 0, or if many weights have the magnitude h, so that more than twice as many as intended would
+    take part, or fewer than half as many as intended would be left alone. LoRA's B and new biases (zeros), new norms
+    (ones), pruned and very coarsely quantised weights are such tensors. A mask would harm them: the weights that take
+    part in the first step have another magnitude afterwards, so zeros, for example, would never move again. A warning
+    names these tensors; with `strict=True` it is an error if they hold more than a hundredth of the masked weights. Put
+    them into a group with `sparsity=0` to say that you mean it: such a group is dense without a warning.
+
+    *Weights that change.* If you load other weights before the first step, the thresholds are computed again. After it
+    they are fixed, also across `load_state_dict` and `resume`. The optimizer counts the weights below them at step
+    100, every 1000 steps, and after something else changed weights. It warns once if less than half or more than twice
+    as many as intended take part, in tensors that hold more than a tenth of the weights that should.
 
     Source: Liu et al., "Sparse MeZO: Less Parameters for Better Performance in Zeroth-Order LLM Fine-Tuning",
     arXiv 2402.15751.
 
     Args:
-        sparsity: the fraction of each tensor left alone.
+        sparsity: the fraction of each tensor's weights that is left alone, in [0, 1). A group may have its own.
 
     Other arguments, attributes, errors: `ZeroOrderOptimizer`.
     """

@@ -126,8 +126,9 @@ class Attempt:
             torch._C._set_grad_enabled(self._gradients)
         if isinstance(error, Refused):
             known = not self._run.lost
-            now = ", the weights are restored" if known else "; load weights anew, from a checkpoint or the trajectory"
-            raise error.error(f"{error.of}{error}; the step is refused{now}") from None
+            lost = "; load the weights again, from a checkpoint or the trajectory"
+            now = ", the weights are restored" if known else lost
+            raise error.error(f"{error.of}{error}; the step is skipped{now}") from None
 
     def end(self, error: BaseException) -> None:
         """After whatever exception, and whenever it came: restore the weights and record that, unless the step was

@@ -75,8 +75,9 @@ def differs_when_captured(closure: Closure, where: device) -> str | None:
         return (
             f"its operations are others: where it has {first}, captured it has {second}. A graph repeats one path, "
             "while an ordinary call may choose by the batch: transformers does by a two-dimensional attention_mask, "
-            "and without one by position_ids if use_cache=False. Give a four-dimensional one (README, On a GPU), or "
-            "none where padding is on the right and attention is causal (transformers 5.18 or later)"
+            "and without one by position_ids if use_cache=False. Give a four-dimensional one (docs/backends.md, A step "
+            "as one CUDA graph), or none where padding is on the right and attention is causal (transformers 5.18 or "
+            "later)"
         )
     if not torch.equal(ordinary.view(torch.int64), loss.view(torch.int64)):  # NaN has bits, too
         return (

@@ -198,7 +198,7 @@ class Run:
         if not self.recording.changed_by_others(weights):
             raise RuntimeError(
                 "weights: expected those of a whole step, but in one the backend failed, the closure wrote to them, or "
-                "exceptions came at once; load them anew, from a checkpoint or by resuming the trajectory"
+                "exceptions came at once; load them again, from a checkpoint or by resuming the trajectory"
             )
         self.lost = weights.torn = weights.overwritten = False
 

@@ -45,7 +45,7 @@ class Kind(IntEnum):
     STEP = 1  # SPSA
     ANCHOR = 2  # MeZO-SVRG: a full-batch step at a new anchor
     BETWEEN = 3  # MeZO-SVRG: a step between anchors
-    REFUSED = 4  # a step that was refused: it counts, and the weights were restored
+    REFUSED = 4  # a step that was skipped: it counts, and the weights were restored
     INTERRUPTED = 5  # a step whose closure raised: it does not count, and the weights were restored
     CHECK = 6  # no step, but a fingerprint of the weights
 
@@ -55,7 +55,7 @@ _KINDS = tuple(Kind)
 
 @dataclass(frozen=True, slots=True)
 class RefusedSteps:
-    """Counts refused steps over the records of a run. After a refused anchor, all steps until the next one count, too:
+    """Counts skipped steps over the records of a run. After a skipped anchor, all steps until the next one count, too:
     they change nothing either.
     """
 
@@ -76,7 +76,7 @@ class Record:
     Attributes:
         step: steps taken before it.
         kind: the kind of step.
-        rates: the learning rate of each parameter group; empty if the step was refused or interrupted.
+        rates: the learning rate of each parameter group; empty if the step was skipped or interrupted.
         losses: (L+, L-) of each direction.
         anchor_losses: BETWEEN only: (L+, L-) of each direction at the anchor.
         probes: REFUSED and INTERRUPTED only: how many times the weights had been perturbed by then.

@@ -37,13 +37,13 @@ from .record import (
 class Trajectory(Sequence[Record]):
     """The steps of a run, in a few bytes each; `zo_kernels.replay` turns it and the starting weights into weights.
 
-    A sequence of `Record`. Refused steps, and steps that the closure interrupted, have records too, since in-place
+    A sequence of `Record`. Skipped steps, and steps that the closure interrupted, have records too, since in-place
     perturbation leaves rounding errors in them. `record` describes the bytes.
 
     Attributes:
         setups: for each setup, in order: the number of records before it, and the setup.
         checks: fingerprints of all weights, one every 1000 steps, by the number of records before each.
-        steps: the step count at the end; refused steps count, interrupted ones do not.
+        steps: the step count at the end; skipped steps count, interrupted ones do not.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Trajectory(Sequence[Record]):
 
     @property
     def refused_steps(self) -> int:
-        """How many steps were refused, and changed nothing."""
+        """How many steps were skipped, and changed nothing."""
         refused = RefusedSteps()
         for record in self:
             refused = refused.after(record)

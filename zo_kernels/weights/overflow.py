@@ -1,4 +1,4 @@
-"""Refuses updates that might make weights infinite, judged by eps, lr and g alone: no weight is read.
+"""Rejects updates that might make weights infinite, judged by eps, lr and g alone: no weight is read.
 
 No |z| is above 6.56 (docs/noise.md, 3), so a step of SPSA moves a weight w by at most |decay - 1| |w| + 6.56 lr max|g|,
 and a step of MeZO-SVRG by three times the last term. With |decay| <= 1, and lr |g| and eps within the limits below, a
@@ -45,7 +45,7 @@ class Reach:
         return min(MAX_GRADIENT, self.limit / rate) if rate > 0.0 else MAX_GRADIENT
 
     def too_far(self, rates: Sequence[float], gradients: Iterable[float]) -> str:
-        """The message for a step that is refused because lr |g| is above the limit."""
+        """The message for a step that is skipped because lr |g| is above the limit."""
         g = max(map(abs, gradients))
         return f"lr: expected lr * |g| of at most {self.limit:g} for {self.what}, got lr {max(rates)} and |g| {g:g}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,20 +10,24 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector
+
+import zo_kernels as zo
+from zo_kernels.names import param_ids
+from zo_kernels.spec import direction_seed
 
 BATCH = 32
 _HIDDEN = 16
 _DIGITS = 512  # the size of the training sets of the paper's language-model runs
-_DATA_SEED = 0
-_SPREAD = 0.03  # of a start near the optimum: a tenth of the loss there is excess
+_NEAR = 0.03  # from the optimum, each weight: a tenth of the loss there is excess
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Problem:
     """A training set and a model.
 
     Args:
-        x: (n, features); formulas are computed in its dtype.
+        x: (n, features); losses are told in its dtype; the model's is float32.
         y: (n, 1) targets, or (n,) labels.
         make: the module, with any weights.
         measure: (outputs, targets) -> the loss of each example.
@@ -38,22 +42,20 @@ class Problem:
     floor: float = 0.0
     near: Tensor | None = None
 
-    @property
-    def examples(self) -> int:
-        return len(self.x)
+    def __post_init__(self) -> None:
+        self._template = self.make().to(self.x)
 
     @cached_property
     def shapes(self) -> dict[str, torch.Size]:
-        return {name: p.shape for name, p in self.make().named_parameters()}
-
-    @cached_property
-    def _single(self) -> tuple[Tensor, Tensor]:
-        """As the model, which is in float32, takes them."""
-        return self.x.float(), self.y if self.y.dtype == torch.int64 else self.y.float()
+        return {name: p.shape for name, p in self._template.named_parameters()}
 
     @property
     def dimension(self) -> int:
         return sum(shape.numel() for shape in self.shapes.values())
+
+    @cached_property
+    def _single(self) -> tuple[Tensor, Tensor]:
+        return self.x.float(), self.y.float() if self.y.is_floating_point() else self.y
 
     def model(self, seed: int) -> nn.Module:
         """In float32, with the weights that a run of this seed starts from."""
@@ -61,58 +63,49 @@ class Problem:
             torch.manual_seed(seed)
             model = self.make()
             if self.near is not None:
-                put(model, self.near + _SPREAD * torch.randn(self.dimension, dtype=torch.float64))
+                put(model, self.near + _NEAR * torch.randn(self.dimension, dtype=torch.float64))
         return model.to(self.x.device)
 
-    def loss(self, model: nn.Module, index: Tensor | None = None) -> Tensor:
-        """Mean over the examples of the index, over all without one."""
+    def batch(self, seed: int, step: int) -> Tensor:
+        """Indices of a run's minibatch, drawn without replacement and anew in every step."""
+        generator = torch.Generator().manual_seed(2**20 * seed + step)
+        return torch.randperm(len(self.x), generator=generator)[:BATCH].to(self.x.device)
+
+    def z(self, seed: int, step: int, slot: int) -> Tensor:
+        """The direction that an optimizer with this seed draws, (dimension,) in the dtype of x."""
+        chosen, ids, where = direction_seed(seed, step, slot), param_ids(self.shapes), self.x.device
+        drawn = (zo.noise(s, seed=chosen, param_id=ids[n], device=where).flatten() for n, s in self.shapes.items())
+        return torch.cat(list(drawn)).to(self.x.dtype)
+
+    def loss(self, model: nn.Module, index: Tensor | slice) -> Tensor:
+        """Mean over the examples of the index."""
         x, y = self._single
-        if index is not None:
-            x, y = x[index], y[index]
-        return self.measure(model(x), y).mean()
+        return self.measure(model(x[index]), y[index]).mean()
 
-    def losses(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """Of many weights at once, each on a batch of its own.
+    def excess(self, model: nn.Module) -> float:
+        """The loss on the whole training set above the floor, in the precision of x."""
+        return self._loss_at(flat(model).to(self.x), self.x, self.y).item() - self.floor
 
-        Args:
-            theta: (..., dimension).
-            x, y: (..., examples, features), (..., examples, 1) or (..., examples); leading sizes of 1 are shared.
+    def example_gradients(self, theta: Tensor) -> Tensor:
+        """∇ of each example's loss at θ (dimension,) by autograd, float64 (n, dimension)."""
+        x, y = (t.double() if t.is_floating_point() else t for t in (self.x, self.y))
+        return vmap(grad(self._loss_at), in_dims=(None, 0, 0))(theta.double(), x.unsqueeze(1), y.unsqueeze(1))
 
-        Returns:
-            (...).
-        """
-        parts = theta.split([shape.numel() for shape in self.shapes.values()], -1)
-        weights = [part.unflatten(-1, shape) for part, shape in zip(parts, self.shapes.values(), strict=True)]
-        h = x @ weights[0].mT
-        for bias, weight in zip(weights[1::2], weights[2::2], strict=False):
-            h = (h + bias.unsqueeze(-2)).relu() @ weight.mT
-        if len(weights) == 1:
-            return (h - y).square().mean((-2, -1))
-        h = h + weights[-1].unsqueeze(-2)
-        chosen = h.gather(-1, y.expand(h.shape[:-1]).unsqueeze(-1)).squeeze(-1)
-        return (h.logsumexp(-1) - chosen).mean(-1)
-
-    def example_gradients(self, model: nn.Module) -> Tensor:
-        """∇ of each example's loss at the model's weights by autograd, float64 (n, dimension)."""
-        weights = {name: p.detach().double() for name, p in model.named_parameters()}
-
-        def one(w: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            return self.measure(functional_call(model, dict(w), (x.unsqueeze(0),)), y.unsqueeze(0)).mean()
-
-        found = vmap(grad(one), in_dims=(None, 0, 0))(weights, self.x.double(), self.y)
-        return torch.cat([g.flatten(1) for g in found.values()], 1)
+    def _loss_at(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        parts = zip(self.shapes.items(), theta.split([s.numel() for s in self.shapes.values()]), strict=True)
+        weights = {name: part.view(shape) for (name, shape), part in parts}
+        return self.measure(functional_call(self._template, weights, (x,)), y).mean()
 
 
 def flat(model: nn.Module) -> Tensor:
     """The weights, float64 (dimension,)."""
-    return torch.cat([p.detach().double().flatten() for p in model.parameters()])
+    return parameters_to_vector(model.parameters()).detach().double()
 
 
 @torch.no_grad()
 def put(model: nn.Module, theta: Tensor) -> None:
-    """Give the model flat weights."""
-    parts = theta.split([p.numel() for p in model.parameters()])
-    for p, part in zip(model.parameters(), parts, strict=True):
+    """Give the model flat weights, in the memory that it has."""
+    for p, part in zip(model.parameters(), theta.split([p.numel() for p in model.parameters()]), strict=True):
         p.copy_(part.view_as(p))
 
 
@@ -120,26 +113,20 @@ def least_squares(device: str, label_noise: float = 1e-3, near: bool = False, n:
     """y = Xw + noise with standard normal X and w. The published script has this n, d and label noise.
 
     Args:
-        near: start near the optimum, which is where noise of minibatches outweighs the gradient.
+        near: start near the optimum, where the noise of minibatches outweighs the gradient.
     """
-    generator = torch.Generator().manual_seed(_DATA_SEED)
-    x = torch.randn(n, d, dtype=torch.float64, generator=generator)
-    w = torch.randn(d, 1, dtype=torch.float64, generator=generator)
-    y = x @ w + label_noise * torch.randn(n, 1, dtype=torch.float64, generator=generator)
+    generator = torch.Generator().manual_seed(0)
+    x, w, noise = (torch.randn(*s, dtype=torch.float64, generator=generator) for s in ((n, d), (d, 1), (n, 1)))
+    y = x @ w + label_noise * noise
     best = torch.linalg.lstsq(x, y).solution
-    floor = (x @ best - y).square().mean().item()
     return Problem(
         x.to(device),
         y.to(device),
         lambda: nn.Sequential(nn.Linear(d, 1, bias=False)),
-        _squared,
-        floor,
-        best.flatten() if near else None,
+        lambda outputs, targets: (outputs - targets).square().mean(-1),
+        floor=(x @ best - y).square().mean().item(),
+        near=best.flatten() if near else None,
     )
-
-
-def _squared(outputs: Tensor, targets: Tensor) -> Tensor:
-    return (outputs - targets).square().mean(-1)
 
 
 def digits(device: str) -> Problem:

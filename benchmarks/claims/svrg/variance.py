@@ -1,30 +1,49 @@
-"""`svrg-variance`: the variance of MeZO-SVRG's estimate beside MeZO's at the same weights, and where it comes from."""
+"""`svrg-variance`: the variance of MeZO-SVRG's estimate beside MeZO's at the same weights, and where it comes from.
+
+The law of total variance says what to expect, from the gradients of the examples by autograd. With z ~ N(0, I_d),
+E[z zᵀ] = I and E|z zᵀ a|² = (d + 2) |a|². Up to O(ε²) an estimate on a batch I is z zᵀ a_I, with a_I the batch's
+gradient, a = E a_I, and S = E|a_I - a|². Split into what is left if the batch is full, and the rest,
+
+    E|z zᵀ a_I - a|² = (d + 1) |a|²  [direction]  +  (d + 2) S  [minibatch]
+
+MeZO has a_I = ∇f_I(θ). The correction of MeZO-SVRG with a shared z has a_I = ∇f_I(θ) - ∇f_I(θ̄), which is small near the
+anchor θ̄; to it comes the anchor's own estimate, drawn once a period, with (d + 1) |∇f(θ̄)|². With separate z and z' the
+correction is z zᵀ a_I - z' z'ᵀ b_I, b_I = ∇f_I(θ̄), and the two terms are independent given I:
+
+    (d + 1) (|a|² + |b|²)  [direction]  +  (d + 2) (S_a + S_b) - 2 tr Cov(a_I, b_I)  [minibatch]
+
+What a step is worth: with the best learning rate, SPSA lowers a loss of curvature L by |∇f|⁴ / (2 L E|estimate|²), and
+E|estimate|² = (d + 2) (|∇f|² + S), so a step with the full batch is worth 1 + S / |∇f|² of MeZO's (`worth`). The
+anchor's estimate has one z for the whole period, and the steps between anchors go along it again: near the anchor, a
+period of MeZO-SVRG is one step with the full batch.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import math
-import statistics
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
+from zo_kernels.estimators.draws import FIRST_SLOT, SEPARATE_SLOT
+from zo_kernels.trajectory.record import projected_gradients
+
 from ...bench.registry import Case, Row
-from ..interval import ratio, spread
-from . import estimates, theory
-from .estimates import Measured
-from .methods import Method
-from .problems import BATCH, Problem, digits, flat, least_squares
-from .runs import Stepper
-from .theory import Split
+from ..intervals import over_seeds, ratio
+from .methods import EPS, MEZO, Method, Stepper
+from .problems import BATCH, Problem, digits, flat, least_squares, put
+from .training import NO_SKLEARN
 
 _THREADS = 1
 _DRAWS = 40
-_AGES = {2: 1, 5: 4, 10: 9}  # q -> steps from the anchor to the last step of its period
+_Q = 5  # steps from anchor to anchor; the last one of a period is looked at
+_NEVER = 2**30
 _MOST_ERRORS = 5.0
 _MOST_OFF = 0.02  # of the whole variance: theory is for ε -> 0, and ε z reaches over kinks that gradients jump at
 
@@ -34,6 +53,7 @@ class Place:
     """Where variances are measured.
 
     Args:
+        make: the problem, on a device.
         walked: steps of MeZO-SVRG (q = 2) from the start of a run to the anchor.
         rate: both learning rates, on the walk and from the anchor on.
     """
@@ -42,140 +62,154 @@ class Place:
     make: Callable[[str], Problem]
     walked: int
     rate: float
-    needs: str | None = None
 
 
 _PLACES = (
     Place("least-squares/start", least_squares, 0, 2**-10),
     Place("least-squares/late", least_squares, 300, 2**-10),
     Place("near-optimum/start", partial(least_squares, label_noise=1.0, near=True), 0, 2**-10),
-    Place("mlp/start", digits, 0, 2**-7, "sklearn"),
-    Place("mlp/late", digits, 200, 2**-7, "sklearn"),
+    Place("mlp/start", digits, 0, 2**-7),
+    Place("mlp/late", digits, 200, 2**-7),
 )
 
 
 def cases(options: Namespace) -> Iterator[Case]:
     for place in _PLACES:
         facts = {"claim": "svrg-variance", "device": options.device or "cpu", "dtype": "float32", "threads": _THREADS}
-        facts |= {"place": place.name, "batch": BATCH}
-        skipped = None
-        if place.needs is not None and importlib.util.find_spec(place.needs) is None:
-            skipped = "scikit-learn is not installed"
+        facts |= {"place": place.name, "batch": BATCH, "anchor_every": _Q, "age": _Q - 1}
+        skipped = NO_SKLEARN if place.make is digits and importlib.util.find_spec("sklearn") is None else None
         yield Case(f"svrg-variance/{place.name}", facts, partial(_measure, options, place), skipped)
+
+
+def covariance(a: Tensor, b: Tensor) -> float:
+    """tr Cov of the means of a and b, (n, d), over a minibatch drawn without replacement."""
+    n = len(a)
+    return (n - BATCH) / (BATCH * (n - 1)) * ((a - a.mean(0)) * (b - b.mean(0))).sum(1).mean().item()
+
+
+def square(gradients: Tensor) -> float:
+    """|mean|²."""
+    return gradients.mean(0).square().sum().item()
+
+
+def mezo(here: Tensor) -> tuple[float, float]:
+    """The variance of MeZO's estimate from direction and minibatch; `here` is each example's gradient at θ, (n, d)."""
+    d = here.shape[1]
+    return (d + 1) * square(here), (d + 2) * covariance(here, here)
+
+
+def svrg(here: Tensor, there: Tensor, directions: str) -> tuple[float, float, float]:
+    """The same of MeZO-SVRG's estimate, and from the anchor's; `there` are the gradients at the anchor, (n, d)."""
+    (of_here, _), (of_there, _), d = mezo(here), mezo(there), here.shape[1]
+    if directions == "shared":
+        return *mezo(here - there), of_there
+    minibatch = (d + 2) * (covariance(here, here) + covariance(there, there)) - 2 * covariance(here, there)
+    return of_here + of_there, minibatch, of_there
+
+
+def worth(here: Tensor) -> float:
+    """How many steps of MeZO one with the full batch is worth."""
+    return 1 + covariance(here, here) / square(here)
 
 
 def _measure(options: Namespace, place: Place) -> list[Row]:
     torch.set_num_threads(_THREADS)
     problem = place.make(options.device or "cpu")
-    draws, walked = (8, min(place.walked, 4)) if options.fast else (_DRAWS, place.walked)
-    anchors = {seed: _walk(problem, seed, walked, place.rate) for seed in options.seeds}
-    alone = {seed: estimates.mezo(problem, anchor, seed, draws) for seed, anchor in anchors.items()}
+    draws, walked = (20, min(place.walked, 4)) if options.fast else (_DRAWS, place.walked)
     rows = []
-    for q, age in _AGES.items():
-        for directions in ("shared", "separate"):
-            found = []
-            for seed, anchor in anchors.items():
-                correction = estimates.correction(problem, anchor, age, directions, place.rate, seed, draws)
-                mezo = estimates.mezo(problem, correction.theta, seed, draws)
-                found.append(Seed(seed, correction, mezo, alone[seed], anchor, directions))
-            known = {"anchor_every": q, "age": age, "directions": directions, "draws": draws, "walked": walked}
-            rows += _rows(known | {"elements": problem.dimension, "examples": problem.examples}, found)
+    for directions in ("shared", "separate"):
+        found = [_seed(problem, seed, walked, place.rate, draws, directions) for seed in options.seeds]
+        known = {"directions": directions, "draws": draws, "walked": walked}
+        rows += _rows(known | {"elements": problem.dimension, "examples": len(problem.x)}, options.seeds, found)
     return rows
 
 
-def _walk(problem: Problem, seed: int, steps: int, rate: float) -> Tensor:
-    stepper = Stepper(problem, Method("walk", 2), seed, rate, rate)
-    stepper.steps(steps)
-    return flat(stepper.model)
+def _seed(
+    problem: Problem, seed: int, walked: int, rate: float, draws: int, directions: str
+) -> tuple[Row, dict[str, tuple[float, float]]]:
+    """The row of a seed, variances in units of |∇f(θ)|²; and what `_wrong` asks."""
+    walk = Stepper(problem, Method("walk", 2), seed, rate, rate)
+    walk.steps(walked)
+    anchor = flat(walk.model)
+    pair = _pair(problem, Method("svrg", _NEVER, directions), seed, anchor, rate)
+    for stepper in pair:
+        stepper.steps(_Q)  # the anchor's own step, and those up to the last one of the period
+        for group in stepper.optimizer.param_groups:
+            group["lr"] = 0.0
+    pair[1].full = True
+    theta = flat(pair[0].model)
+    here, there = problem.example_gradients(theta), problem.example_gradients(anchor)
+    parts = ("mezo_direction", "mezo_minibatch", "direction", "minibatch", "anchor")
+    measured = [
+        *_variance(_pair(problem, MEZO, seed, theta), here.mean(0), draws),
+        *_variance(pair, here.mean(0) - there.mean(0), draws, directions),
+        _variance(_pair(problem, MEZO, seed, anchor), there.mean(0), draws)[0],
+    ]
+    expected = *mezo(here), *svrg(here, there, directions)
+    own, its = sum(expected[:2]), sum(expected[2:])
+    off = {
+        part: ((value - wanted) / whole, error / whole)
+        for part, (value, error), wanted, whole in zip(
+            parts, measured, expected, (own, own, its, its, its), strict=True
+        )
+    }
+    unit = square(here)
+    row: Row = {part: value / unit for part, (value, _) in zip(parts, measured, strict=True)}
+    row |= {"mezo_variance": row["mezo_direction"] + row["mezo_minibatch"], "mezo_expected": own / unit}
+    row |= {"variance": row["direction"] + row["minibatch"] + row["anchor"], "expected": its / unit}
+    row |= {"expected_ratio": its / own, "full_batch_worth": worth(here), "noise_to_signal": worth(here) - 1}
+    return {"distance": (theta - anchor).norm().item(), **row}, off
 
 
-@dataclass(frozen=True)
-class Seed:
-    """What was measured with one seed: the correction and MeZO at θ, and MeZO at the anchor."""
-
-    seed: int
-    correction: Measured
-    mezo: Measured
-    at_anchor: Measured
-    anchor: Tensor
-    directions: str
-
-    def row(self) -> Row:
-        """Variances in units of |∇f(θ)|²; the estimate's own and what theory expects of it."""
-        unit = self.mezo.here.mean(0).square().sum().item()
-        svrg = Split(self.correction.split.direction, self.correction.split.minibatch, self.at_anchor.split.direction)
-        expected = theory.svrg(self.correction.here, self.at_anchor.here, self.directions)
-        mezo, mezo_expected = self.mezo.split, theory.mezo(self.mezo.here)
-        return {
-            "run_seed": self.seed,
-            "distance": (self.correction.theta - self.anchor).norm().item(),
-            "noise_to_signal": theory.covariance(self.mezo.here, self.mezo.here) / unit,
-            "mezo_direction": mezo.direction / unit,
-            "mezo_minibatch": mezo.minibatch / unit,
-            "mezo_variance": mezo.total / unit,
-            "mezo_expected": mezo_expected.total / unit,
-            "direction": svrg.direction / unit,
-            "minibatch": svrg.minibatch / unit,
-            "anchor": svrg.anchor / unit,
-            "variance": svrg.total / unit,
-            "expected": expected.total / unit,
-            "expected_ratio": expected.total / mezo_expected.total,
-            "full_batch_worth": theory.worth(self.mezo.here),
-        }
-
-    def checks(self) -> dict[str, tuple[float, float]]:
-        """Each part's distance from what theory expects, and its standard error, as shares of the whole variance."""
-        expected = theory.svrg(self.correction.here, self.at_anchor.here, self.directions)
-        mezo = theory.mezo(self.mezo.here)
-        return {
-            "mezo_direction": _off(self.mezo, "direction", mezo.direction, mezo),
-            "mezo_minibatch": _off(self.mezo, "minibatch", mezo.minibatch, mezo),
-            "direction": _off(self.correction, "direction", expected.direction, expected),
-            "minibatch": _off(self.correction, "minibatch", expected.minibatch, expected),
-            "anchor": _off(self.at_anchor, "direction", expected.anchor, expected),
-        }
+def _pair(problem: Problem, method: Method, seed: int, theta: Tensor, rate: float = 0.0) -> list[Stepper]:
+    """Two optimizers at θ that draw the same directions; of MeZO's, the second has the training set as its batch."""
+    pair = [Stepper(problem, method, seed, rate, rate) for _ in range(2)]
+    for stepper in pair:
+        put(stepper.model, theta)
+    pair[1].full = method == MEZO
+    return pair
 
 
-def _off(measured: Measured, part: str, expected: float, whole: Split) -> tuple[float, float]:
-    return (getattr(measured.split, part) - expected) / whole.total, getattr(measured.errors, part) / whole.total
+def _variance(
+    pair: list[Stepper], mean: Tensor, draws: int, directions: str = "shared"
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """From the direction and from the minibatch, each with its standard error.
+
+    What the one with the whole training set estimates has the direction's part; in what differs is the minibatch's.
+    """
+    both = zip(*(estimates(stepper, draws, directions) for stepper in pair), strict=True)
+    parts = [(((full - mean) ** 2).sum(), ((batch - full) ** 2).sum()) for batch, full in both]
+    squares = torch.tensor(parts, dtype=torch.float64)
+    direction, minibatch = zip(squares.mean(0).tolist(), (squares.std(0) / draws**0.5).tolist(), strict=True)
+    return direction, minibatch
 
 
-def _rows(known: Row, found: list[Seed]) -> list[Row]:
-    rows = [seed.row() for seed in found]
-    worst = 0.0
-    for part in found[0].checks():
-        off, errors = zip(*(seed.checks()[part] for seed in found), strict=True)
-        mean_off, error = abs(statistics.fmean(off)), math.hypot(*errors) / len(off)
+def estimates(stepper: Stepper, draws: int, directions: str) -> Iterator[Tensor]:
+    """What so many steps estimate, without the anchor's own estimate, float64 (dimension,)."""
+    optimizer, problem = stepper.optimizer, stepper.problem
+    for _ in range(draws):
+        step = optimizer.step_count
+        stepper.steps(1)
+        record = optimizer.trajectory[-1]
+        (g,) = record.projected_gradients
+        estimate = g * problem.z(optimizer.seed, step, FIRST_SLOT).double()
+        if record.anchor_losses:
+            (g,) = projected_gradients(record.anchor_losses, EPS)
+            slot = FIRST_SLOT if directions == "shared" else SEPARATE_SLOT
+            estimate = estimate - g * problem.z(optimizer.seed, step, slot).double()
+        yield estimate
+
+
+def _rows(known: Row, seeds: Sequence[int], found: list[tuple[Row, dict[str, tuple[float, float]]]]) -> list[Row]:
+    rows, worst = [row for row, _ in found], 0.0
+    for part in found[0][1]:
+        off, errors = zip(*(of[part] for _, of in found), strict=True)
+        mean_off, error = abs(fmean(off)), math.hypot(*errors) / len(off)
         worst = max(worst, mean_off)
         if not mean_off <= max(_MOST_ERRORS * error, _MOST_OFF):
-            off_by = f"{known['directions']}, q={known['anchor_every']}: {part} is {mean_off:.0%} of the variance off"
+            off_by = f"{known['directions']}: {part} is {mean_off:.0%} of the variance off"
             return [{**known, "correct": False, "wrong": f"{off_by}, {mean_off / error:.1f} standard errors"}]
-    known = {**known, "correct": True}
-    mean: Row = {**known, "run_seed": None, "runs": len(rows), "off_theory": worst}
-    for key in rows[0]:
-        if key != "run_seed":
-            mean = spread(mean, [row[key] for row in rows], key)
-    period, cost = known["anchor_every"], theory.cost(known["examples"], known["anchor_every"])
-    mean |= {"period_steps": period, "period_cost": cost}
-    mean |= {"pays_in_steps": mean["full_batch_worth"] > period, "pays_in_queries": mean["full_batch_worth"] > cost}
-    mean |= ratio([row["variance"] for row in rows], [row["mezo_variance"] for row in rows], "to_mezo")
-    return [*({**known, **row} for row in rows), mean]
-
-
-def cells(row: Row) -> dict[str, str]:
-    low = row.get("to_mezo_ratio_low")
-    interval = "" if low is None else f" ({low:.3g} to {row['to_mezo_ratio_high']:.3g}) {row['to_mezo_verdict']}"
-    return {
-        "q": str(row["anchor_every"]),
-        "directions": row["directions"],
-        "seed": str(row["run_seed"]) if row["run_seed"] is not None else f"mean of {row['runs']}",
-        "|θ - θ̄|": f"{row['distance']:.2g}",
-        "full batch's worth": f"{row['full_batch_worth']:.3g}",
-        "MeZO: direction + minibatch": f"{row['mezo_direction']:.3g} + {row['mezo_minibatch']:.3g}",
-        "SVRG: direction + minibatch + anchor": " + ".join(
-            f"{row[part]:.3g}" for part in ("direction", "minibatch", "anchor")
-        ),
-        "÷ MeZO's": "" if row.get("to_mezo_ratio") is None else f"{row['to_mezo_ratio']:.3g}{interval}",
-        "expected": f"{row['expected_ratio']:.3g}",
-        "period's cost": f"{row['period_cost']:.3g}" if "period_cost" in row else "",
-    }
+    means = over_seeds({**known, "correct": True}, seeds, rows)
+    means[-1] |= {"off_theory": worst}
+    means[-1] |= ratio([row["variance"] for row in rows], [row["mezo_variance"] for row in rows], "to_mezo")
+    return means

@@ -1,1 +1,0 @@
-"""Tables of committed rows, as the documents show them."""
