@@ -237,13 +237,13 @@ def test_wrong_runs_leave_nothing(
             "opt",
             "sst2",
             {"batch_size": 25},
-            "--batch-size: expected at most 24, the number of training examples, got 25",
+            "--batch-size: expected at most 24, the number of .*, got 25",
         ),
         (
             "opt",
             "sst2",
             {"max_tokens": 129},
-            "--max-tokens: expected at most 128, as many as the model can read, got 129",
+            "--max-tokens: expected at most 128, .* model can read, got 129",
         ),
         (
             "opt",

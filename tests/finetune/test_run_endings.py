@@ -174,7 +174,8 @@ def test_a_signal_ends_with_one_line_and_the_run_goes_on(
     run = out / "lr-8e-05-eps-0.001" if sweep else out
     before = ", and the runs before it" if sweep else ""
     resume = " ".join(["zo-finetune", *command, "--resume"])
-    line = f"zo-finetune: {word}; safe: everything up to step 3, in {run / 'trajectory.zo'}{before}; continue with: {resume} {out}"
+    safe = f"everything up to step 3, in {run / 'trajectory.zo'}{before}"
+    line = f"zo-finetune: {word}; safe: {safe}; continue with: {resume} {out}"
     assert capsys.readouterr().err == line + "\n"
     assert cli.main([*command, "--resume", str(out)]) == 0
     assert outcome(run)["weights"] == outcome(left_alone)["weights"]

@@ -58,7 +58,7 @@ def test_what_does_not_fit_the_model_or_the_data_is_refused(tiny: dict[str, Any]
         ({"max_tokens": 17}, "--max-tokens: expected at most 16, as many as the model can read, got 17"),
         (
             {"test_examples": 1000},
-            "--test-examples: expected all, or at most 16, the number of held-out examples, got 1000",
+            "--test-examples: expected all, or at most 16, .*, got 1000",
         ),
         ({"method": "mezo-svrg", "anchor_examples": 57}, "--anchor-examples: expected at most 56, .* got 57"),
     ):

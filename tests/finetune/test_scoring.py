@@ -211,9 +211,7 @@ def test_a_prompt_is_never_longer_than_the_model_can_read(folders: dict[str, Pat
     for name, folder in folders.items():
         model, tokenizer, _ = load_language_model(str(folder), "auto", "auto")
         assert tokens_allowed(model, tokenizer, None) == most[name]
-        with pytest.raises(
-            ValueError, match=f"--max-tokens: expected at most {most[name]}, as many as the model can read"
-        ):
+        with pytest.raises(ValueError, match=f"--max-tokens: expected at most {most[name]}, as many as the model can"):
             tokens_allowed(model, tokenizer, most[name] + 1)
         ids = torch.full((1, most[name]), 5)
         assert torch.isfinite(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits).all()
