@@ -270,7 +270,7 @@ WRONG_RESUMES = {
         lambda run: (run / "config.json").write_text('{"lr": 1, "colour": 2}'),
         r"config.json: 'colour': unknown field; was the file written by another version",
     ),
-    "other data": (lambda run: write_table(run.with_name("words.tsv"), seed=1), r"--resume: .*started with: .*texts"),
+    "other data": (lambda run: write_table(run.with_name("words.tsv"), seed=1), r"--resume: .*start of the run: .*texts"),
     "another trajectory": (
         lambda run: (run / "trajectory.zo").write_bytes(b"something else"), r"expected a trajectory, which begins with"
     ),
@@ -331,7 +331,7 @@ def test_a_finished_run_cannot_be_resumed_nor_one_with_other_settings(
         (["--method", "sgd"], "--method"),
         (["--dtype", "int8"], "--dtype"),
         (["--anchor-lr", "1e-3"], "--anchor-lr belongs to --method mezo-svrg"),
-        (["--test-data", "x.tsv"], "--test-data needs --data"),
+        (["--test-data", "x.tsv"], "--test-data: expected together with --data"),
         (["--data", "missing.tsv"], "missing.tsv: no such file"),
         (["--device", "abacus"], "--device"),
         (["--nonsense"], "--nonsense"),

@@ -198,7 +198,7 @@ def test_other_data_are_no_resumption(
     write_rows(Path(options["task_data"]), "sst2", train=33)
     with pytest.raises(SystemExit):
         cli.main(["--resume", str(out)])
-    assert re.search("--resume: expected what the run was started with: .*texts", capsys.readouterr().err)
+    assert re.search("--resume: expected the same data.*: .*texts", capsys.readouterr().err)
 
 
 WRONG = {
@@ -251,7 +251,7 @@ def test_wrong_runs_leave_nothing(
             {"model_kind": "masked"},
             "--model: expected .* masked language model .*opt models can be causal$",
         ),
-        ("opt", "sst2", {"dev_examples": 32}, "--train-examples: expected from 1 to 0"),
+        ("opt", "sst2", {"dev_examples": 32}, "--train-examples: expected 1 to 0"),
     ):
         options = options_of(model, task) | change
         with pytest.raises(SystemExit) as exit:

@@ -77,7 +77,7 @@ def test_a_run_says_what_must_be_known_of_its_data(
     assert cli.main([f"--{name.replace('_', '-')}={value}" for name, value in options.items()]) == 0
     said = capsys.readouterr().out
     notes = records_of(tmp_path / "run")[0]["notes"]
-    assert f"1 row repeats another and is left out (the first: line {len(lines) + 1}, as line 2)" in notes[0]
+    assert f"1 row repeats another and is left out (the first: line {len(lines) + 1}, like line 2)" in notes[0]
     assert "9 of the 16 held-out texts are used as the test (--test-examples changes this)" in notes
     assert "the tokenizer knows no word of 2 texts (the first: '[b]pomme')" in notes
     assert len(notes) == 3 and all(note in said for note in notes)

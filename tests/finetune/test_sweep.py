@@ -95,7 +95,7 @@ def test_the_best_on_the_development_examples_is_tested_and_saved(swept: tuple[P
         tested = [r["step"] for r in records_of(out / row["folder"]) if r.get("split") == "test"]
         assert tested == ([0, 6] if place == 0 else []) and run_folder.finished(out / row["folder"]) == (place == 0)
         assert (row["steps"], row["stopped"]) == ("6", "")
-    assert f"testing the best run: {rows[0]['folder']}" in said and "sweep, the best first" in said
+    assert f"testing the best run: {rows[0]['folder']}" in said and "sweep, best run first" in said
     command = shlex.split(said.splitlines()[-1])
     parsed = vars(cli.parser().parse_args(command[1:]))
     parsed.pop("resume"), parsed.pop("recover")
