@@ -270,7 +270,7 @@ WRONG_RESUMES = {
         lambda run: (run / "config.json").write_text('{"lr": 1, "colour": 2}'),
         r"config.json: 'colour': unknown field; was the file written by another version",
     ),
-    "other data": (lambda run: write_table(run.with_name("words.tsv"), seed=1), r"--resume: .*start of the run: .*texts"),
+    "other data": (lambda run: write_table(run.with_name("words.tsv"), seed=1), r"--resume: .*the run: .*texts"),
     "another trajectory": (
         lambda run: (run / "trajectory.zo").write_bytes(b"something else"), r"expected a trajectory, which begins with"
     ),
