@@ -14,11 +14,11 @@ from matrix import BACKENDS, DTYPES, a_pass, assert_same_bits, bits, resolved, t
 
 import zo_kernels as zo
 from zo_kernels.backends.types import MaskKind
-from zo_kernels.finetune.batches import Texts
-from zo_kernels.finetune.causal import CausalTexts
-from zo_kernels.finetune.masked import MaskedTexts
-from zo_kernels.finetune.prompts import CausalPrompt, MaskedPrompt
-from zo_kernels.finetune.task_data import Example
+from zo_kernels.finetune.classifier.batches import Texts
+from zo_kernels.finetune.prompts.causal import CausalTexts
+from zo_kernels.finetune.prompts.masked import MaskedTexts
+from zo_kernels.finetune.prompts.render import CausalPrompt, MaskedPrompt
+from zo_kernels.finetune.prompts.task_data import Example
 
 CPU = torch.device("cpu")
 PACKAGE = Path(zo.__file__).parent

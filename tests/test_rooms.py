@@ -42,8 +42,9 @@ def imports(name: str, path: Path, known: dict[str, Path]) -> set[str]:
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = package[: len(package) - node.level + 1] + (node.module.split(".") if node.module else [])
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith(f"{ROOT.name}.")):
+            path_of = node.module.split(".") if node.module else []
+            base = package[: len(package) - node.level + 1] + path_of if node.level else path_of[1:]
             for alias in node.names:
                 full = ".".join([*base, alias.name])
                 found.add(full if full in known else ".".join(base))

@@ -58,7 +58,7 @@ class DocstringsTask:
 
     def __init__(self, threads: int):
         from zo_kernels.finetune.config import Config
-        from zo_kernels.finetune.train import evaluate
+        from zo_kernels.finetune.runs.train import evaluate
 
         from ..exactness.demo_task import demo_task
 

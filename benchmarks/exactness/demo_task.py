@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import zo_kernels as zo
-from zo_kernels.finetune.batches import Batch, Texts
+from zo_kernels.finetune.classifier.batches import Batch, Texts
+from zo_kernels.finetune.classifier.model import Classifier, load_encoder, start_head
 from zo_kernels.finetune.config import Config
-from zo_kernels.finetune.data import from_tables
+from zo_kernels.finetune.data.splits import from_tables
 from zo_kernels.finetune.docstrings import stdlib_docstrings
-from zo_kernels.finetune.minilm import minilm_folder
-from zo_kernels.finetune.model import Classifier, load_encoder, start_head
+from zo_kernels.finetune.pretrained import minilm_folder
 from zo_kernels.weights.blocks import find_blocks
 
 from ..kernels.cases import DTYPES

@@ -6,7 +6,7 @@ import statistics
 from argparse import Namespace
 
 from zo_kernels.finetune.config import Config
-from zo_kernels.finetune.train import evaluate
+from zo_kernels.finetune.runs.train import evaluate
 
 from ..bench.registry import Row
 from .demo_task import DemoTask, demo_task

@@ -78,7 +78,7 @@ def _bert(vocabulary: int, layers: int, hidden: int, intermediate: int) -> Build
     def build(batch: Batch, device: torch.device, dtype: torch.dtype) -> Task:
         from transformers import BertConfig, BertModel
 
-        from zo_kernels.finetune.model import Classifier
+        from zo_kernels.finetune.classifier.model import Classifier
 
         config = BertConfig(
             vocab_size=vocabulary,

@@ -170,7 +170,8 @@ def _do(what: str, out: Path, name: str) -> None:
     if what == "trainer":
         run_kills.train(out, name)
         return
-    from zo_kernels.finetune import cli, report
+    from zo_kernels.finetune import cli
+    from zo_kernels.finetune.runs import report
 
     report.draw_curves = lambda records, path: None  # takes longer than all the rest
     known = run_kills.options(name)

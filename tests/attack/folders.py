@@ -45,7 +45,7 @@ def _folder(state: str) -> Path:
             _do("sweep", out, "mezo")
             return
         if state == "cut off":
-            from zo_kernels.finetune import train
+            from zo_kernels.finetune.runs import train
 
             step = train.Stepper.step
 
@@ -107,7 +107,8 @@ def attempt(case: Case) -> Result:
     }[state]
 
     def command() -> None:
-        from zo_kernels.finetune import cli, report
+        from zo_kernels.finetune import cli
+        from zo_kernels.finetune.runs import report
 
         report.draw_curves = lambda records, path: None
         warnings.simplefilter("ignore")

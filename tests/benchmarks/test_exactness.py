@@ -19,7 +19,7 @@ def tiny(tmp_path_factory):
     """The folder of a tiny encoder; its task has a few dozen texts."""
     pytest.importorskip("transformers")
     from benchmarks.exactness import demo_task
-    from zo_kernels.finetune.data import read_table, split
+    from zo_kernels.finetune.data.splits import read_table, split
 
     folder = tmp_path_factory.mktemp("tiny")
     texts = read_table(write_table(folder / "texts.tsv"))

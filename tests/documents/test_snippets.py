@@ -19,7 +19,8 @@ pytest.importorskip("rich")
 import zo_kernels as zo
 from benchmarks.__main__ import parser as benchmarks_parser
 from benchmarks.bench.registry import select, suite
-from zo_kernels.finetune import cli, report, train
+from zo_kernels.finetune import cli
+from zo_kernels.finetune.runs import report, train
 
 ROOT = Path(__file__).parents[2]
 READING_ORDER = ["README.md", *re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs" / "README.md").read_text())]
@@ -158,7 +159,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tiny_hub.fill(tmp_path_factory.mktemp("reader"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        patch.setattr("zo_kernels.finetune.classification.minilm_folder", lambda: path / "MODEL_FOLDER_OR_HUB_ID")
+        patch.setattr("zo_kernels.finetune.classifier.learner.minilm_folder", lambda: path / "MODEL_FOLDER_OR_HUB_ID")
         patch.setattr(report, "draw_curves", lambda records, path: None)  # takes longer than all the rest
         if not torch.cuda.is_available():  # a step has the bits of its graph
             patch.setattr(zo.ZeroOrderOptimizer, "graphed", lambda opt, closure: lambda: opt.step(closure))

@@ -20,7 +20,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take longer than all the rest of a run."""
-    from zo_kernels.finetune import report
+    from zo_kernels.finetune.runs import report
 
     monkeypatch.setattr(report, "draw_curves", lambda records, path: None)
 

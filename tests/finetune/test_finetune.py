@@ -16,11 +16,13 @@ for module in ("rich", "matplotlib", "safetensors"):
 from rich.console import Console  # noqa: E402
 from tiny_run import cut_off, tiny_encoder, tiny_options, write_table  # noqa: E402
 
-from zo_kernels.finetune import Config, cli, finetune, load_classifier, minilm, train  # noqa: E402
-from zo_kernels.finetune.batches import Texts  # noqa: E402
-from zo_kernels.finetune.data import from_tables, read_table  # noqa: E402
+from zo_kernels.finetune import Config, cli, finetune, load_classifier  # noqa: E402
+from zo_kernels.finetune import pretrained as minilm  # noqa: E402
+from zo_kernels.finetune.classifier.batches import Texts  # noqa: E402
+from zo_kernels.finetune.data.splits import from_tables, read_table  # noqa: E402
 from zo_kernels.finetune.docstrings import AREAS, collect, first_sentence, stdlib_docstrings  # noqa: E402
-from zo_kernels.finetune.job import prepare  # noqa: E402
+from zo_kernels.finetune.runs import train  # noqa: E402
+from zo_kernels.finetune.runs.job import prepare  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -169,13 +171,13 @@ def test_what_a_run_says_first(options: dict[str, object], capsys: pytest.Captur
     (start,) = records(Path(str(options["out"])), "start")
     said = capsys.readouterr().out
     assert f"{start['train']} texts to train on, {start['dev']} for development, {start['test']} for the" in said
-    assert start["cut"] and f"{start['cut']} texts are longer than 4 tokens and were cut (--max-tokens)" in said
+    assert start["cut"] and f"{start['cut']} texts are longer than 4 tokens (--max-tokens) and were cut" in said
     assert f"{start['weights_trained']:,} of {start['weights']:,} weights trained, bf16" in said
     assert "they drift" in said
 
 
 def test_texts_without_tokens_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"--model: .*got none of 'a'"):
+    with pytest.raises(ValueError, match=r"--model: .*got none for 'a'"):
         Texts.tokenize(lambda texts, **_: {"input_ids": [[] for _ in texts]}, ["a"], [0], 8, torch.device("cpu"))
 
 
@@ -266,9 +268,9 @@ WRONG_RESUMES = {
     ),
     "settings of another version": (
         lambda run: (run / "config.json").write_text('{"lr": 1, "colour": 2}'),
-        r"config.json: 'colour': expected no such field: it is of another version",
+        r"config.json: 'colour': unknown field; was the file written by another version",
     ),
-    "other data": (lambda run: write_table(run.with_name("words.tsv"), seed=1), r"--resume: .*started with: .*texts"),
+    "other data": (lambda run: write_table(run.with_name("words.tsv"), seed=1), r"--resume: .*the run: .*texts"),
     "another trajectory": (
         lambda run: (run / "trajectory.zo").write_bytes(b"something else"), r"expected a trajectory, which begins with"
     ),
@@ -298,7 +300,7 @@ def test_a_finished_run_cannot_be_resumed_nor_one_with_other_settings(
         (["--resume", str(options["out"])], "has finished"),
         (["--resume", str(options["out"]), "--lr", "1"], "expected no other option"),
         (["replay", str(options["out"]), "--step", "7", "--out", str(tmp_path / "x")], "upto: .*between 0 and 6"),
-        (["replay", str(options["out"]), "--out", str(tmp_path)], "--out: .* apart from what is read.*RUN"),
+        (["replay", str(options["out"]), "--out", str(tmp_path)], "--out: .* apart from the data and the model.*RUN"),
         (["replay", str(options["out"]), "--out", str(used)], "--out: .* empty or new folder.*in it$"),
     ):
         with pytest.raises(SystemExit) as exit:
@@ -329,7 +331,7 @@ def test_a_finished_run_cannot_be_resumed_nor_one_with_other_settings(
         (["--method", "sgd"], "--method"),
         (["--dtype", "int8"], "--dtype"),
         (["--anchor-lr", "1e-3"], "--anchor-lr belongs to --method mezo-svrg"),
-        (["--test-data", "x.tsv"], "--test-data needs --data"),
+        (["--test-data", "x.tsv"], "--test-data: expected together with --data"),
         (["--data", "missing.tsv"], "missing.tsv: no such file"),
         (["--device", "abacus"], "--device"),
         (["--nonsense"], "--nonsense"),

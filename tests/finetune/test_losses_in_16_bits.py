@@ -14,7 +14,7 @@ from tiny_run import tiny_encoder, tiny_options, write_table  # noqa: E402
 from tiny_tasks import MODELS, prompted_options, write_rows  # noqa: E402
 
 from zo_kernels.finetune import Config  # noqa: E402
-from zo_kernels.finetune.job import prepare  # noqa: E402
+from zo_kernels.finetune.runs.job import prepare  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

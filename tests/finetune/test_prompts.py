@@ -16,9 +16,10 @@ for module in ("transformers", "datasets"):
 
 from tiny_tasks import byte_tokenizer, row_of, tiny_bert, write_rows  # noqa: E402
 
-from zo_kernels.finetune import answers, tasks  # noqa: E402
-from zo_kernels.finetune.prompts import CausalPrompts, MaskedPrompts, single_tokens  # noqa: E402
-from zo_kernels.finetune.task_data import TaskData, load_task  # noqa: E402
+from zo_kernels.finetune import tasks  # noqa: E402
+from zo_kernels.finetune.prompts import answers  # noqa: E402
+from zo_kernels.finetune.prompts.render import CausalPrompts, MaskedPrompts, single_tokens  # noqa: E402
+from zo_kernels.finetune.prompts.task_data import TaskData, load_task  # noqa: E402
 from zo_kernels.finetune.tasks import TASKS  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -283,9 +284,9 @@ def test_bad_data(bad: str, tmp_path: Path) -> None:
 def test_more_examples_than_there_are(tmp_path: Path) -> None:
     folder = write_rows(tmp_path / "rows", "sst2")
     for counts, message in (
-        ({"dev": 33}, "--dev-examples: expected from 1 to 32, the rows that are left, got 33"),
-        ({"dev": 8, "train": 25}, "--train-examples: expected from 1 to 24, the rows that are left, got 25"),
-        ({"test": 13}, "--test-examples: expected from 1 to 12, the rows that are left, got 13"),
+        ({"dev": 33}, "--dev-examples: expected 1 to 32, the number of rows that are left, got 33"),
+        ({"dev": 8, "train": 25}, "--train-examples: expected 1 to 24, the number of rows that are left, got 25"),
+        ({"test": 13}, "--test-examples: expected 1 to 12, the number of rows that are left, got 13"),
     ):
         with pytest.raises(ValueError, match=message):
             load("sst2", folder, **counts)
@@ -316,7 +317,9 @@ def test_the_hub_is_asked_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"expected the package datasets, which `pip install 'zo_kernels\[tasks\]'`"):
+    with pytest.raises(
+        ValueError, match=r"expected the package datasets to be installed: pip install 'zo_kernels\[tasks\]'"
+    ):
         load("rte", None)
 
 

@@ -22,8 +22,9 @@ for module in ("rich", "matplotlib", "safetensors"):
 from tiny_run import tiny_encoder, tiny_options, write_table  # noqa: E402
 
 import zo_kernels as zo  # noqa: E402
-from zo_kernels.finetune import cli, report, train  # noqa: E402
-from zo_kernels.finetune.metrics import records_of  # noqa: E402
+from zo_kernels.finetune import cli  # noqa: E402
+from zo_kernels.finetune.folders.metrics import records_of  # noqa: E402
+from zo_kernels.finetune.runs import report, train  # noqa: E402
 
 Options = dict[str, Any]
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
@@ -126,7 +127,7 @@ def full_at(options: Options, out: Path, operation: int, said: Callable[[], str]
         assert not (out / "config.json").exists()
         assert cli.main(arguments(options, out)) == 0
     elif "the run has finished" not in line:
-        assert f"go on with: zo-finetune --resume {out}" in line, line
+        assert f"continue with: zo-finetune --resume {out}" in line, line
         assert cli.main(["--resume", str(out)]) == 0
     return True
 
@@ -173,9 +174,8 @@ def test_a_signal_ends_with_one_line_and_the_run_goes_on(
     run = out / "lr-8e-05-eps-0.001" if sweep else out
     before = ", and the runs before it" if sweep else ""
     resume = " ".join(["zo-finetune", *command, "--resume"])
-    line = (
-        f"zo-finetune: {word}; safe: all up to step 3, in {run / 'trajectory.zo'}{before}; go on with: {resume} {out}"
-    )
+    safe = f"everything up to step 3, in {run / 'trajectory.zo'}{before}"
+    line = f"zo-finetune: {word}; safe: {safe}; continue with: {resume} {out}"
     assert capsys.readouterr().err == line + "\n"
     assert cli.main([*command, "--resume", str(out)]) == 0
     assert outcome(run)["weights"] == outcome(left_alone)["weights"]
@@ -190,7 +190,7 @@ def test_before_and_after_the_steps(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("zo_kernels.finetune.job.prepare_learner", interrupted)
+        patched.setattr("zo_kernels.finetune.runs.job.prepare_learner", interrupted)
         assert cli.main(arguments(options, out)) == 130
     assert capsys.readouterr().err == "zo-finetune: interrupted; nothing was written\n" and not out.exists()
 
@@ -201,8 +201,8 @@ def test_before_and_after_the_steps(
         patched.setattr(train.Stepper, "step", broken)
         cli.main(arguments(options, out))
     assert capsys.readouterr().err == (
-        f"zo-finetune: RuntimeError, whose traceback follows; safe: the settings, in {out}; "
-        f"go on with: zo-finetune --resume {out}\n"
+        f"zo-finetune: stopped by RuntimeError (traceback below); safe: the settings, in {out}; "
+        f"continue with: zo-finetune --resume {out}\n"
     )
 
 
@@ -280,7 +280,7 @@ def test_recover_needs_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments_ in (["--recover"], ["sweep", "--recover"]):
         with pytest.raises(SystemExit):
             cli.main(arguments_)
-        assert "--recover: expected --resume RUN beside it" in capsys.readouterr().err
+        assert "--recover: expected together with --resume" in capsys.readouterr().err
 
 
 def test_metrics_that_are_behind_are_filled_in(

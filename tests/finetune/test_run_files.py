@@ -14,9 +14,10 @@ for module in ("transformers", "rich", "matplotlib", "safetensors"):
 
 from tiny_run import rewrite, tree  # noqa: E402
 
-from zo_kernels.finetune import job, run_folder  # noqa: E402
-from zo_kernels.finetune.metrics import Metrics, records_of  # noqa: E402
-from zo_kernels.finetune.sweep_plan import plan_of  # noqa: E402
+from zo_kernels.finetune.folders import run_folder  # noqa: E402
+from zo_kernels.finetune.folders.metrics import Metrics, records_of  # noqa: E402
+from zo_kernels.finetune.runs import job  # noqa: E402
+from zo_kernels.finetune.sweeps.plan import plan_of  # noqa: E402
 
 Options = dict[str, Any]
 
@@ -78,17 +79,21 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
     ("config.json", {"model": ["a"]}, "model: expected a text or null, got"),
     ("config.json", {"overwrite": 1}, "overwrite: expected true or false, got 1"),
     ("config.json", {"method": "sgd"}, "--method: expected one of"),
-    ("config.json", {"colour": 1}, "'colour': expected no such field: it is of another version"),
-    ("config.json", {"seed": None}, "seed: expected a whole number, got no such field"),
+    ("config.json", {"colour": 1}, "'colour': unknown field; was the file written by another version"),
+    ("config.json", {"seed": None}, "seed: expected a whole number, but the field is missing"),
     ("config.json", {"anchor_examples": 2**40, "method": "mezo-svrg"}, "--anchor-examples: expected .* at most"),
     ("start/labels.json", {"names": "ab"}, "names: expected a list, each a text"),
     ("start/labels.json", {"names": [1]}, "names: expected a list, each a text"),
-    ("start/labels.json", {"names": []}, "names: expected the names of labels, got none"),
+    ("start/labels.json", {"names": []}, "names: expected at least one label, got none"),
     ("start/labels.json", {"names": ["a", "b", "c"]}, r"head.safetensors: weight: expected the shape \(3, 16\)"),
     ("start/labels.json", {"max_tokens": -1}, "max_tokens: expected a whole number from 1"),
     ("start/labels.json", {"task": "chess", "kind": "causal"}, "task, kind: expected one of"),
-    ("start/labels.json", {"weights": {"../x.safetensors": ""}}, "weights: expected names of files"),
-    ("start/labels.json", {"weights": {"head.safetensors": "1-00000000"}}, "head.safetensors: expected size and"),
+    ("start/labels.json", {"weights": {"../x.safetensors": ""}}, "weights: expected names of .safetensors files"),
+    (
+        "start/labels.json",
+        {"weights": {"head.safetensors": "1-00000000"}},
+        "head.safetensors: the file is damaged",
+    ),
     ("sweep.json", {"plan": 1}, "plan: expected an object"),
     ("sweep.json", {"settings": {"steps": "2"}}, "settings: steps: expected a whole number"),
     ("sweep.json", {"lr": [[1]]}, "lr: expected a list, each a number or null"),
@@ -97,7 +102,7 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
     ("sweep.json", {"stop_margin": float("inf")}, "--stop-margin: expected a finite number"),
     ("metrics.jsonl", {"event": "steps"}, "event: expected one of start"),
     ("metrics.jsonl", {**STEP, "batch_seconds": "1"}, "batch_seconds: expected a number, got '1'"),
-    ("metrics.jsonl", STEP, "batch_seconds: expected a number, got no such field"),
+    ("metrics.jsonl", STEP, "batch_seconds: expected a number, but the field is missing"),
     ("metrics.jsonl", {**STEP, "batch_seconds": 0, "step": -1}, "step: expected a whole number of at least 0"),
     ("metrics.jsonl", {"event": "evaluation", "split": 3}, "evaluation|step|split"),
 ]

@@ -22,8 +22,11 @@ from tiny_run import rewrite, tree, whole_run  # noqa: E402
 
 import zo_kernels as zo  # noqa: E402
 from zo_kernels import files  # noqa: E402
-from zo_kernels.finetune import Config, claims, cli, job, load_classifier, run_folder, sweep, train  # noqa: E402
-from zo_kernels.finetune.sweep_plan import SWEEP  # noqa: E402
+from zo_kernels.finetune import Config, cli, load_classifier  # noqa: E402
+from zo_kernels.finetune.folders import claims, run_folder  # noqa: E402
+from zo_kernels.finetune.runs import job, train  # noqa: E402
+from zo_kernels.finetune.sweeps import sweep  # noqa: E402
+from zo_kernels.finetune.sweeps.plan import SWEEP  # noqa: E402
 
 Options = dict[str, Any]
 
@@ -46,7 +49,7 @@ OURS: dict[str, Callable[[Path], object]] = {
     "with a link to elsewhere in its model": lambda run: (run / "model" / "x").symlink_to(run.parent / "elsewhere"),
 }
 FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no settings": (lambda run: (run / "config.json").unlink(), "no config.json of one"),
+    "no settings": (lambda run: (run / "config.json").unlink(), "it has no config.json"),
     "those of a model": (lambda run: (run / "config.json").write_text('{"model_type": "bert"}'), "other files"),
     "of a later version": (lambda run: rewrite(run / "config.json", format=2), "format: expected 1, got 2"),
     "a mark that is none": (lambda run: rewrite(run / "config.json", format=[1]), r"expected a version and a number"),
@@ -60,7 +63,7 @@ FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
             lambda run, name=name: (
                 run_folder.discard(run / name), (run / name).symlink_to(run.parent / "elsewhere" / Path(name).name)
             ),
-            "expected a file or folder of its own, got .*, a link to .*elsewhere",
+            "expected a real file or folder, got .*, a link to .*elsewhere",
         )
         for name in ("config.json", "trajectory.zo", "metrics.jsonl", "curves.png", "start", "model", "run.lock",
                      "start/labels.json")
@@ -164,7 +167,7 @@ def test_out_is_apart_from_what_is_read(two_steps: Options, option: str, where: 
     out = {"equal": source, "inside": source / "a" / "b", "around": source.parent, "through a link": tmp_path / "link"}
     given = {**two_steps, option: str(source), "out": str(out[where]), "overwrite": True}
     before = tree(tmp_path)
-    with pytest.raises(ValueError, match=f"--out: expected a folder apart from what is read.*--{option[:4]}"):
+    with pytest.raises(ValueError, match=f"--out: expected a folder apart from the data and the model.*--{option[:4]}"):
         claims.claim(Config(**given))
     assert tree(tmp_path) == before
 
@@ -204,7 +207,7 @@ def test_the_second_process_is_refused(run: Path, two_steps: Options, capsys: py
             with pytest.raises(SystemExit) as exit:
                 cli.main(arguments)
             assert exit.value.code == 2
-            assert f"expected a run that nobody else writes, but it is held: process {other.pid}" in (
+            assert f"expected a run that no other process writes, but it is held: process {other.pid}" in (
                 capsys.readouterr().err
             )
         other.kill()

@@ -17,10 +17,10 @@ for module in ("transformers", "datasets", "rich", "matplotlib", "safetensors"):
 from rich.console import Console  # noqa: E402
 from tiny_run import cut_off, rewrite, tiny_encoder, tiny_options, write_table  # noqa: E402
 
-from zo_kernels.finetune import Config, cli, finetune, train  # noqa: E402
-from zo_kernels.finetune.metrics import records_of  # noqa: E402
-from zo_kernels.finetune.results import Evaluation  # noqa: E402
-from zo_kernels.finetune.task_data import TaskData, load_task  # noqa: E402
+from zo_kernels.finetune import Config, cli, finetune  # noqa: E402
+from zo_kernels.finetune.folders.metrics import Evaluation, records_of  # noqa: E402
+from zo_kernels.finetune.prompts.task_data import TaskData, load_task  # noqa: E402
+from zo_kernels.finetune.runs import train  # noqa: E402
 from zo_kernels.finetune.tasks import TASKS  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("own_cache", "without_curves")
@@ -36,10 +36,10 @@ WITHOUT_EFFECT: dict[str, tuple[dict[str, Any], str]] = {
     "shots": ({"shots": 3, "head_start": "names"}, "--shots belongs to --head-start few-shot, got 3 with .* names"),
     "new tokens": ({"max_new_tokens": 9}, "--max-new-tokens belongs to --task, got 9 without a task"),
     "new tokens of a choice": (
-        {"task": "sst2", "model": "m", "max_new_tokens": 9}, "--max-new-tokens belongs to .* generating, .* --task sst2"
+        {"task": "sst2", "model": "m", "max_new_tokens": 9}, "--max-new-tokens belongs to .* generated, .* --task sst2"
     ),
     "rounding": ({"rounding": "nearest"}, "--rounding belongs to 16-bit weights, got nearest with --dtype fp32"),
-    "drop": ({"method": "lezo", "freeze": "encoder"}, "--drop leaves blocks of the encoder alone, got 0.5"),
+    "drop": ({"method": "lezo", "freeze": "encoder"}, "--drop leaves some blocks of the encoder unchanged, got 0.5"),
     "anchor": ({"anchor_every": 3}, "--anchor-every belongs to --method mezo-svrg, got --method mezo"),
     "test examples": ({"test_examples": "some"}, "--test-examples: expected a whole number of at least 1, or all, got"),
     "no test examples": ({"test_examples": 0}, "--test-examples: expected a whole number of at least 1, got 0"),
@@ -55,8 +55,11 @@ def test_options_without_effect_are_refused(option: str) -> None:
 
 def test_what_does_not_fit_the_model_or_the_data_is_refused(tiny: dict[str, Any], tmp_path: Path) -> None:
     for change, message in (
-        ({"max_tokens": 17}, "--max-tokens: expected at most 16, which the model can read, got 17"),
-        ({"test_examples": 1000}, "--test-examples: expected at most 16, those that are held out, or all, got 1000"),
+        ({"max_tokens": 17}, "--max-tokens: expected at most 16, as many as the model can read, got 17"),
+        (
+            {"test_examples": 1000},
+            "--test-examples: expected all, or at most 16, .*, got 1000",
+        ),
         ({"method": "mezo-svrg", "anchor_examples": 57}, "--anchor-examples: expected at most 56, .* got 57"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -74,9 +77,9 @@ def test_a_run_says_what_must_be_known_of_its_data(
     assert cli.main([f"--{name.replace('_', '-')}={value}" for name, value in options.items()]) == 0
     said = capsys.readouterr().out
     notes = records_of(tmp_path / "run")[0]["notes"]
-    assert f"1 row repeats another and is left out (the first: line {len(lines) + 1}, as line 2)" in notes[0]
-    assert "9 of 16 held-out texts are the test (--test-examples, or all)" in notes
-    assert "2 texts have no word that the tokenizer knows (the first: '[b]pomme')" in notes
+    assert f"1 row repeats another and is left out (the first: line {len(lines) + 1}, like line 2)" in notes[0]
+    assert "9 of the 16 held-out texts are used as the test (--test-examples changes this)" in notes
+    assert "the tokenizer knows no word of 2 texts (the first: '[b]pomme')" in notes
     assert len(notes) == 3 and all(note in said for note in notes)
 
 
@@ -95,7 +98,7 @@ def test_settings_that_were_changed_are_named(
     before = (run / "config.json").read_bytes()
     rewrite(run / "config.json", lr=1.0, steps=9)
     with pytest.raises(
-        ValueError, match=r"config.json: .* started with: lr 8e-05 \(now 1.0\), steps 2 \(now 9\): put them back"
+        ValueError, match=r"config.json: .* started with, got lr 8e-05 \(now 1.0\), steps 2 \(now 9\): restore them"
     ):
         train.resume(run, Console(quiet=True))
     (run / "config.json").write_bytes(before)
@@ -145,13 +148,13 @@ def test_what_must_be_known_of_a_task(tmp_path: Path) -> None:
     data = load(folder, test="all")
     shared = sum(f"film {at}" in {example.fields["sentence"] for example in data.train} for at in (0, 1))
     said = "\n".join(data.notes)
-    assert f"{folder / 'train.jsonl'}: 1 blank line was passed over (the first: line 9)" in said
+    assert f"{folder / 'train.jsonl'}: 1 blank line was skipped (the first: line 9)" in said
     assert f"1 example has an empty text (the first: {folder / 'train.jsonl'}, line 10, sentence)" in said
-    assert shared and f"{shared} of the 3 test examples stand among the training examples, too" in said
+    assert shared and f"{shared} of the 3 test examples are also among the training examples" in said
     data = load(rows(folder, [row(f"{at}", 1) for at in range(8)], GOOD))
     assert data.notes == (
-        "all 6 training examples have one label, great: their score says little",
-        "all 2 development examples have one label, great: their score says little",
+        "all 6 training examples have the same label, great: their score says little",
+        "all 2 development examples have the same label, great: their score says little",
     )
     assert load(rows(folder, [row(f"a {at}", at % 2) for at in range(40)], GOOD), dev=20).notes == ()
 

@@ -13,11 +13,11 @@ for module in ("transformers", "datasets"):
 
 from tiny_tasks import MODELS, row_of  # noqa: E402
 
-from zo_kernels.finetune import causal  # noqa: E402
-from zo_kernels.finetune.language_model import load_language_model, tokens_allowed  # noqa: E402
-from zo_kernels.finetune.prompt_learner import PromptLearner  # noqa: E402
-from zo_kernels.finetune.prompted import Prompted  # noqa: E402
-from zo_kernels.finetune.task_data import Example  # noqa: E402
+from zo_kernels.finetune.prompts import causal  # noqa: E402
+from zo_kernels.finetune.prompts.language_model import load_language_model, tokens_allowed  # noqa: E402
+from zo_kernels.finetune.prompts.learner import PromptLearner  # noqa: E402
+from zo_kernels.finetune.prompts.predictor import Prompted  # noqa: E402
+from zo_kernels.finetune.prompts.task_data import Example  # noqa: E402
 from zo_kernels.finetune.tasks import TASKS  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -211,7 +211,7 @@ def test_a_prompt_is_never_longer_than_the_model_can_read(folders: dict[str, Pat
     for name, folder in folders.items():
         model, tokenizer, _ = load_language_model(str(folder), "auto", "auto")
         assert tokens_allowed(model, tokenizer, None) == most[name]
-        with pytest.raises(ValueError, match=f"--max-tokens: expected at most {most[name]}, which the model can read"):
+        with pytest.raises(ValueError, match=f"--max-tokens: expected at most {most[name]}, as many as the model can"):
             tokens_allowed(model, tokenizer, most[name] + 1)
         ids = torch.full((1, most[name]), 5)
         assert torch.isfinite(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits).all()

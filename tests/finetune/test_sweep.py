@@ -21,9 +21,11 @@ from tiny_run import tiny_encoder, tiny_options, write_table  # noqa: E402
 from tiny_tasks import prompted_options, tiny_roberta, write_rows  # noqa: E402
 
 import zo_kernels as zo  # noqa: E402
-from zo_kernels.finetune import Config, cli, finetune, report, run_folder, train  # noqa: E402
-from zo_kernels.finetune.metrics import records_of  # noqa: E402
-from zo_kernels.finetune.stopping import StopRule  # noqa: E402
+from zo_kernels.finetune import Config, cli, finetune  # noqa: E402
+from zo_kernels.finetune.folders import run_folder  # noqa: E402
+from zo_kernels.finetune.folders.metrics import records_of  # noqa: E402
+from zo_kernels.finetune.runs import report, train  # noqa: E402
+from zo_kernels.finetune.runs.stopping import StopRule  # noqa: E402
 
 Options = dict[str, Any]
 RATES, SCALES = (1e-4, 1e-3), (1e-3, 1e-2)
@@ -93,7 +95,7 @@ def test_the_best_on_the_development_examples_is_tested_and_saved(swept: tuple[P
         tested = [r["step"] for r in records_of(out / row["folder"]) if r.get("split") == "test"]
         assert tested == ([0, 6] if place == 0 else []) and run_folder.finished(out / row["folder"]) == (place == 0)
         assert (row["steps"], row["stopped"]) == ("6", "")
-    assert f"the best run, on the test: {rows[0]['folder']}" in said and "sweep, the best first" in said
+    assert f"testing the best run: {rows[0]['folder']}" in said and "sweep, best run first" in said
     command = shlex.split(said.splitlines()[-1])
     parsed = vars(cli.parser().parse_args(command[1:]))
     parsed.pop("resume"), parsed.pop("recover")
@@ -141,7 +143,7 @@ def test_prompts_are_swept_and_runs_that_diverge_stopped(tmp_path: Path, capsys:
     said = capsys.readouterr().out
     assert re.search(r"3\.0 .*(dev loss|steps refused|not finite)", said)
     assert cli.main([*arguments(options, tmp_path / "hopeless", (3.0,)), "--stop-margin=0.25"]) == 1
-    assert "every run was stopped: lower --lr or --eps" in capsys.readouterr().err
+    assert "every run was stopped early: lower --lr or --eps" in capsys.readouterr().err
     assert not list((tmp_path / "hopeless").glob("*/model"))
     # The same folder again: what is there of the old runs is not taken for the new ones'.
     assert cli.main([*arguments(options, tmp_path / "hopeless", (1e-4,)), "--overwrite", "--steps=2"]) == 0
@@ -190,11 +192,11 @@ def test_when_a_run_is_stopped(losses: list[float | None], before: float, dev: f
     ("more", "message"),
     [
         (["--lr=1e-3,nan"], "--lr: expected a finite number above 0, got nan"),
-        (["--lr=1e-3,fast"], "argument --lr: expected different numbers with commas between them, got '1e-3,fast'"),
-        (["--eps=1e-3,0.001"], "argument --eps: expected different numbers with commas between them, got '1e-3,0.001'"),
+        (["--lr=1e-3,fast"], "argument --lr: expected different numbers, separated by commas, got '1e-3,fast'"),
+        (["--eps=1e-3,0.001"], "argument --eps: expected different numbers, separated by commas, got '1e-3,0.001'"),
         (["--stop-margin=0"], "--stop-margin: expected a finite number above 0, got 0.0"),
         (["--batch-size=1000"], "--batch-size: expected at most"),
-        (["--resume=x"], "--resume: the settings are those of the run; expected no other option"),
+        (["--resume=x"], "--resume: expected no other option but --recover"),
     ],
 )
 def test_wrong_sweeps_leave_nothing(

@@ -13,7 +13,7 @@ _IMPORTED = [
     "torch.distributed.tensor.parallel",
     "transformers.models.bert.modeling_bert",
     "transformers.models.opt.modeling_opt",
-    "zo_kernels.finetune.train",
+    "zo_kernels.finetune.runs.train",
     "zo_kernels.integrations.transformers",
 ]
 

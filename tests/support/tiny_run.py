@@ -54,7 +54,8 @@ def whole_run(options: dict[str, object], resume: bool) -> None:
     """Run or resume, without a picture."""
     from rich.console import Console
 
-    from zo_kernels.finetune import Config, report, train
+    from zo_kernels.finetune import Config
+    from zo_kernels.finetune.runs import report, train
 
     report.draw_curves = lambda records, path: None  # takes longer than all the rest
     with open(os.devnull, "w") as nowhere:
@@ -66,7 +67,8 @@ def cut_off(options: dict[str, object], monkeypatch: pytest.MonkeyPatch, after: 
     """A run that dies after so many steps; its folder."""
     from rich.console import Console
 
-    from zo_kernels.finetune import Config, train
+    from zo_kernels.finetune import Config
+    from zo_kernels.finetune.runs import train
 
     step = train.Stepper.step
 

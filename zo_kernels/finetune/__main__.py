@@ -1,4 +1,4 @@
-"""`python -m zo_kernels.finetune` is `zo-finetune`."""
+"""`python -m zo_kernels.finetune` runs `zo-finetune`."""
 
 import sys
 

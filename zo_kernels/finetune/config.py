@@ -1,4 +1,4 @@
-"""Every setting of a run, checked; a run folder keeps it as `config.json`."""
+"""The settings of a run, checked. The run folder keeps them as `config.json`."""
 
 from __future__ import annotations
 
@@ -23,17 +23,20 @@ DEFAULT_LR = {"mezo": 8e-5, "sparse-mezo": 3e-4, "lezo": 1.2e-4, "mezo-svrg": 6e
 TASK_LR = {"mezo": 1e-6, "sparse-mezo": 2e-6, "lezo": 1e-6, "mezo-svrg": 1e-6}
 CLASSIFIER_TOKENS = 32
 _MOST_THREADS = 4096
-_MOST_ANCHOR_EXAMPLES = 2**24  # their batches are all held at once
+_MOST_ANCHOR_EXAMPLES = 2**24  # all their batches are in memory at once
 _DEFAULT_SPARSITY = {"sparse-mezo": 0.75}
 _DEFAULT_DROP = {"lezo": 0.5}
-# What says nothing where it has this value, and belongs to one kind of run alone where it has another.
+# Settings that belong to one kind of run only. With these values they count as not set.
 _OF_TASK: dict[str, Any] = {"model_kind": "auto", "objective": "loss", "max_new_tokens": 50}
 _OF_CLASSIFIER: dict[str, Any] = {"head_start": "few-shot", "shots": 1}
 ALL = "all"
 
 
 class Anchor(NamedTuple):
-    """What MeZO-SVRG needs beside the rest. Without `lr` it takes twice the other steps'."""
+    """Settings of MeZO-SVRG's anchor.
+
+    If `lr` is None, steps at an anchor use twice the learning rate of other steps.
+    """
 
     lr: float | None
     every: int
@@ -45,10 +48,13 @@ DEFAULT_ANCHOR = Anchor(lr=None, every=5, examples=128)
 
 @dataclass
 class Config:
-    """The settings of one run. None asks for the default of the method or the task, and is replaced by it at once; but
-    for how many examples and tokens of a task there are, which data and model decide, and for `anchor_lr`, twice lr.
+    """The settings of one run; the fields are the options of `zo-finetune`.
 
-    Raises ValueError naming the option, what was expected and what came; also for an option that would have no effect.
+    None stands for the default of the method or the task, which replaces it at once. Three defaults are found later:
+    the numbers of examples (from the data), `max_tokens` of a task (from the model), and `anchor_lr` (twice the current
+    lr).
+
+    Raises ValueError that names the option, what was expected and what came, also if an option would have no effect.
     """
 
     model: str | None = None
@@ -129,11 +135,11 @@ class Config:
         self._check_whole("max_tokens", 4)
         self._check_whole("seed", 0, 2**63 - 1)
         if self.test_data is not None and self.data is None:
-            raise ValueError(f"--test-data needs --data, got --test-data {self.test_data} alone")
+            raise ValueError(f"--test-data: expected together with --data, got --test-data {self.test_data} alone")
 
     @property
     def anchor(self) -> Anchor | None:
-        """The settings of the anchor, None for methods without one."""
+        """The settings of the anchor. None for methods that have none."""
         if self.anchor_every is None or self.anchor_examples is None:
             return None
         return Anchor(self.anchor_lr, self.anchor_every, self.anchor_examples)
@@ -151,21 +157,28 @@ class Config:
             if getattr(self, name) != _OF_CLASSIFIER.get(name):
                 raise ValueError(f"{_option(name)} belongs to a classifier, got {getattr(self, name)!r} with --task")
         if self.model is None:
-            raise ValueError("--task needs --model, a causal or masked language model, got none")
+            raise ValueError(
+                "--task: expected together with --model, a causal or masked language model, got no --model"
+            )
         if self.freeze == "encoder":
-            raise _wrong("freeze", "nothing or embeddings with --task, whose models have no other head", self.freeze)
+            raise _wrong(
+                "freeze",
+                "nothing or embeddings with --task, since these models have no separate head to train",
+                self.freeze,
+            )
         task = TASKS[self.task]
         self.loss = task.loss if self.loss is None else self.loss
         generates = task.references is not None
         if generates and (self.loss == "candidates" or self.objective == "accuracy"):
             raise ValueError(
-                f"--task {self.task} is learned by generating: expected --loss tokens, --objective loss or f1"
+                f"--task {self.task} is learned by generating answers: expected --loss tokens and --objective loss or "
+                f"f1, got --loss {self.loss} and --objective {self.objective}"
             )
         if not generates and self.objective == "f1":
             raise ValueError(f"--objective: expected loss or accuracy for --task {self.task}, got f1")
 
     def _check_effect(self) -> None:
-        """Options that would be read by nobody."""
+        """Raise ValueError for an option that would have no effect."""
         if self.shots != _OF_CLASSIFIER["shots"] and self.head_start != "few-shot":
             raise ValueError(
                 f"--shots belongs to --head-start few-shot, got {self.shots} with --head-start {self.head_start}"
@@ -173,12 +186,13 @@ class Config:
         generates = self.task is not None and TASKS[self.task].references is not None
         if self.max_new_tokens != _OF_TASK["max_new_tokens"] and not generates:
             raise ValueError(
-                f"--max-new-tokens belongs to a task that is learned by generating, got {self.max_new_tokens} with "
+                f"--max-new-tokens belongs to a task whose answers are generated, got {self.max_new_tokens} with "
                 f"--task {self.task}"
             )
         if self.freeze == "encoder" and self.drop:
             raise ValueError(
-                f"--drop leaves blocks of the encoder alone, got {self.drop} with --freeze encoder, which trains none"
+                f"--drop leaves some blocks of the encoder unchanged, got {self.drop} with --freeze encoder, which "
+                "trains none of them"
             )
         if self.rounding != "auto" and self.dtype == "fp32":
             raise ValueError(f"--rounding belongs to 16-bit weights, got {self.rounding} with --dtype fp32")

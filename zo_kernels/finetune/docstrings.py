@@ -1,7 +1,7 @@
-"""A labelled data set that every machine with Python has: docstrings of the standard library, by area.
+"""The default data set, on every machine that has Python: docstrings of the standard library, labelled by area.
 
-The sources are parsed, never imported, so nothing of the library is run and modules that this platform
-cannot import still count. Texts differ a little between Python versions and not between runs of one.
+The sources are parsed, never imported: no code of the library runs, and modules that this platform cannot import count,
+too. The texts differ a little between Python versions, but not between runs with the same version.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from zo_kernels.finetune.data import TextData, split
+from zo_kernels.finetune.data.splits import TextData, split
 
-# Areas that distributors of Python do not split off into packages of their own (as they do with tkinter).
-# Modules that a version lacks are passed over.
+# Only modules that distributors do not move to packages of their own (as they do with tkinter). Modules that a Python
+# version lacks are skipped.
 AREAS: Mapping[str, Sequence[str]] = {
     "concurrency": (
         "asyncio", "concurrent", "multiprocessing", "threading", "queue", "sched", "subprocess", "selectors",
@@ -33,11 +33,14 @@ _SHORTEST, _LONGEST = 25, 300
 
 
 def stdlib_docstrings(*, seed: int, root: str | Path | None = None) -> TextData:
-    """The first sentences of docstrings under `AREAS`: as many of each area, 100 for the test, 50 for development.
+    """The first sentences of docstrings, labelled by `AREAS`.
+
+    Every area has the same number of training texts, 100 test texts and 50 development texts.
 
     Args:
         seed: decides which sentences are held out.
-        root: the folder of the library's sources; by default that of the running Python.
+        root: the folder with the sources of the library; None for the running Python's.
+
     Raises ValueError if the sources are missing or hold too few docstrings.
     """
     texts = collect(root)
@@ -51,7 +54,7 @@ def stdlib_docstrings(*, seed: int, root: str | Path | None = None) -> TextData:
 
 
 def collect(root: str | Path | None = None) -> dict[str, list[str]]:
-    """First sentences of 25 to 300 characters, by area; one that stands in several areas is left out of all."""
+    """Area -> first sentences of 25 to 300 characters. A sentence that appears in several areas is left out."""
     folder = Path(root if root is not None else sysconfig.get_path("stdlib"))
     found = {area: _area_sentences(folder, modules) for area, modules in AREAS.items()}
     areas_of = Counter(key for sentences in found.values() for key in sentences)
@@ -85,7 +88,7 @@ def _docstrings(path: Path) -> Iterator[str]:
 
 
 def first_sentence(docstring: str) -> str:
-    """The first sentence of the first paragraph, its white space collapsed."""
+    """The first sentence of the first paragraph, on one line."""
     paragraph = " ".join(re.split(r"\n\s*\n", docstring.strip(), maxsplit=1)[0].split())
     sentence = re.match(r".+?[.!?](?=\s|$)", paragraph)
     return sentence.group() if sentence else paragraph

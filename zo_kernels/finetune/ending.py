@@ -1,4 +1,4 @@
-"""How `zo-finetune` ends when it is stopped: with a line that says what is safe, and how to go on."""
+"""When `zo-finetune` is stopped, its last line says what is safe and how to continue."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 from zo_kernels.trajectory.trajectory import read
 
 _OF_THE_DISK = {errno.ENOSPC, errno.EIO, errno.EROFS, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_CODE_IN_TEXT = re.compile(r"\(os error (\d+)\)|Os \{ code: (\d+)")  # of what is written in Rust
+_CODE_IN_TEXT = re.compile(r"\(os error (\d+)\)|Os \{ code: (\d+)")  # in the messages of libraries written in Rust
 _TRAJECTORY = "trajectory.zo"
 
 
@@ -27,10 +27,10 @@ class Terminated(BaseException):
 
 
 class _Stage:
-    """How far a command has come."""
+    """How far a command has got."""
 
     def __init__(self) -> None:
-        self.folder: Path | None = None  # that is written: of the run, or the sweep
+        self.folder: Path | None = None  # being written: the run's, or the sweep's
         self.run: Path | None = None
         self.in_steps = False
 
@@ -39,25 +39,26 @@ _stage: ContextVar[_Stage | None] = ContextVar("stage", default=None)
 
 
 def began(folder: Path) -> None:
-    """Note that files are written into a folder from now on."""
+    """Note that from now on files are written into a folder."""
     if (stage := _stage.get()) is not None:
         stage.folder = stage.folder or folder
         stage.run = folder
 
 
 def steps_begin() -> None:
-    """Note that from now on nothing is said of what a user gave, since it has been checked."""
+    """Note that all input has been checked: later errors are not blamed on what the user gave."""
     if (stage := _stage.get()) is not None:
         stage.in_steps = True
 
 
 def told(do: Callable[[], int], command: str, wrong: Callable[[str], Any]) -> int:
-    """Do it, and return its exit code, or that of the signal or the error that ended it.
+    """Run a command and return its exit code. If a signal or an error ends it, print what is safe.
 
     Args:
-        do: all of a command.
-        command: that goes on with a folder, but for the folder's name.
-        wrong: is told what is wrong with what a user gave: ValueError, TypeError or OSError before the first step.
+        do: the whole command.
+        command: the command line that continues a folder, without the name of the folder.
+        wrong: called with the message of a ValueError, TypeError or OSError before the first step: the user's input
+            cannot be used.
     """
     stage = _Stage()
     token = _stage.set(stage)
@@ -76,7 +77,7 @@ def told(do: Callable[[], int], command: str, wrong: Callable[[str], Any]) -> in
             return 1
         if not stage.in_steps and isinstance(error, ValueError | TypeError | OSError):
             wrong(str(error))
-        _say(f"{type(error).__name__}, whose traceback follows", stage, command)
+        _say(f"stopped by {type(error).__name__} (traceback below)", stage, command)
         raise
     finally:
         _stage.reset(token)
@@ -84,7 +85,7 @@ def told(do: Callable[[], int], command: str, wrong: Callable[[str], Any]) -> in
 
 @contextmanager
 def _terminated() -> Iterator[None]:
-    """SIGTERM raises `Terminated`, once. In the main thread, where alone handlers can be set."""
+    """Let the first SIGTERM raise `Terminated`. Does nothing outside the main thread, where Python sets no handlers."""
 
     def handler(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -101,7 +102,7 @@ def _terminated() -> Iterator[None]:
 
 
 def of_the_disk(error: BaseException | None) -> str | None:
-    """What the disk could not do, if that is the reason of an error."""
+    """The reason, if an error was caused by the disk (full, read-only, damaged); else None."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -123,16 +124,16 @@ def _safe(stage: _Stage, command: str) -> str:
         return "nothing was written"
     on = f"{command} {shlex.quote(str(stage.folder))}"
     if not any((stage.folder / name).is_file() for name in ("config.json", "sweep.json")):
-        return f"nothing of a run was written to {stage.folder}; start it again"
+        return f"no run was written to {stage.folder}; start it again"
     if (stage.folder / "model" / "labels.json").is_file():
         return f"the run has finished: its model is in {stage.folder / 'model'}"
     try:
         path = stage.run / _TRAJECTORY
         trajectory, _, fault = read(path.read_bytes())
     except OSError:
-        return f"safe: the settings, in {stage.folder}; go on with: {on}"
+        return f"safe: the settings, in {stage.folder}; continue with: {on}"
     kept = f"step {trajectory.steps}, in {path}"
     if fault is not None and fault.kind != "incomplete":
-        return f"safe: all up to {kept}, which is damaged; go on with: {on} --recover"
+        return f"safe: everything up to {kept}, which is damaged after it; continue with: {on} --recover"
     before = "" if stage.run == stage.folder else ", and the runs before it"
-    return f"safe: all up to {kept}{before}; go on with: {on}"
+    return f"safe: everything up to {kept}{before}; continue with: {on}"

@@ -1,4 +1,4 @@
-"""What a run trains, as the machinery of runs sees it: nothing here knows of classifiers or prompts."""
+"""The protocol of what a run trains. `classifier/` and `prompts/` implement it; `runs/` uses it."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zo_kernels.finetune import run_folder
-from zo_kernels.finetune.examples import Examples
-from zo_kernels.finetune.results import Evaluation
+from zo_kernels.finetune.data.examples import Examples
+from zo_kernels.finetune.folders import run_folder
+from zo_kernels.finetune.folders.metrics import Evaluation
 
 
 class Predictor(ABC):
-    """A model with everything that is needed to use it on text."""
+    """A model with its tokenizer and labels, ready for texts."""
 
     model: nn.Module
     tokenizer: Any
-    names: tuple[str, ...]  # of the labels, as a person reads them
+    names: tuple[str, ...]  # of the labels, as users read them
     max_tokens: int
 
     @abstractmethod
     def save_start(self, folder: Path) -> None:
-        """Write what a run starts with and the pretrained model does not hold to `folder/start`."""
+        """Write to `folder/start` what a run starts with beyond the pretrained model: head and labels."""
 
     def save(self, folder: Path) -> None:
-        """Write all of it to `folder/model`, all or nothing; weights as safetensors in their own dtype."""
+        """Write the model, its tokenizer and labels to `folder/model`, all or nothing. Weights keep their dtype."""
         with run_folder.whole_folder(folder / run_folder.MODEL) as target:
             self._write(target)
 
     @abstractmethod
     def _write(self, target: Path) -> None:
-        """All of it to a folder."""
+        """Write model, tokenizer and labels to a folder."""
 
 
 def no_bar(count: int) -> None:
-    """For an evaluation that nobody watches."""
+    """Show no progress bar."""
 
 
 def checked_rows(rows: Iterable[Any], each: str) -> list[Any]:
-    """What a predictor is asked for, as a list.
+    """The rows to predict, as a list.
 
-    Raises TypeError for one row alone, which is taken for many by Python, and for what has no order or cannot be gone
-    through.
+    Raises TypeError for a single row, which Python could iterate over by mistake, for a set, which has no order, and
+    for anything that is not iterable.
     """
     if isinstance(rows, str | bytes | Mapping):
         raise TypeError(
-            f"predict: expected a list of {each}, got {reprlib.repr(rows)}: for one of them, predict([it])[0]"
+            f"predict: expected a list of {each}, got {reprlib.repr(rows)}: for a single one, use predict([it])[0]"
         )
     if isinstance(rows, set | frozenset) or not isinstance(rows, Iterable):
         raise TypeError(f"predict: expected a list of {each}, got a {type(rows).__name__}")
@@ -59,37 +59,38 @@ def checked_rows(rows: Iterable[Any], each: str) -> list[Any]:
 
 
 def warn_of_cut(cut: int, of: int, max_tokens: int) -> None:
-    """That texts to be predicted were longer than the model was trained on."""
+    """Warn that texts were longer than those the model was trained on."""
     if cut:
         warnings.warn(
-            f"predict: {cut} of {of} texts are longer than {max_tokens} tokens and were cut (--max-tokens of the run)",
+            f"predict: {cut} of {of} texts are longer than {max_tokens} tokens, the --max-tokens of the run, and were "
+            "cut",
             stacklevel=4,  # predict, and torch.no_grad around it
         )
 
 
 class Learner(ABC):
-    """A predictor that is trained, the examples that it learns from, and what is measured on them."""
+    """A predictor in training: its examples, its loss, its evaluation."""
 
     predictor: Predictor
     train: Examples[Any]
     dev: Examples[Any]
     test: Examples[Any]
     device: torch.device
-    notes: tuple[str, ...]  # what a person must know of the data
+    notes: tuple[str, ...]  # on the data, for the user
 
     @property
     def splits(self) -> dict[str, Examples[Any]]:
-        """By name."""
+        """Name -> split."""
         return {"train": self.train, "dev": self.dev, "test": self.test}
 
     def facts(self) -> dict[str, Any]:
-        """What a run that is resumed must have in common with its start, beside what every run has."""
+        """Facts recorded at the start of a run, beyond those of every run. A resumed run must have the same."""
         return {}
 
     @abstractmethod
     def loss(self, batch: Any) -> Tensor:
-        """What training makes smaller: a scalar."""
+        """The scalar that training minimises."""
 
     @abstractmethod
     def evaluate(self, examples: Examples[Any], done: Callable[[int], object] = no_bar) -> Evaluation:
-        """On all examples of a split, without gradients; `done` is called with how many more have been evaluated."""
+        """Evaluate all examples of a split. After each batch `done` is called with the number of its examples."""

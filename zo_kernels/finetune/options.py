@@ -1,4 +1,4 @@
-"""The options of a run: each is a field of `Config`, whose default it shows."""
+"""The options of a run. Each is a field of `Config` and shows that field's default."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zo_kernels.finetune.tasks import TASKS
 
 
 def add_options(parser: argparse.ArgumentParser, several: Collection[str] = ()) -> None:
-    """Add all of them in groups; those named in `several` take a comma-separated list of numbers."""
+    """Add all options of a run, in groups. Those named in `several` take a comma-separated list of numbers."""
     defaults = {field.name: field.default for field in fields(settings.Config)}
 
     def add(group: argparse._ArgumentGroup, option: str, help: str, **kwargs: Any) -> None:
@@ -22,73 +22,82 @@ def add_options(parser: argparse.ArgumentParser, several: Collection[str] = ()) 
         if name in several:
             kwargs |= {"type": numbers, "metavar": "X,X,..."}
             default = None
+        elif kwargs.get("type") in (int, float):
+            kwargs["metavar"] = "N" if kwargs["type"] is int else "X"
         group.add_argument(option, default=default, help=help + shown, **kwargs)
 
     model = parser.add_argument_group("model and run folder")
-    add(model, "--model", "folder or hub id of an encoder; by default all-MiniLM-L6-v2; with --task, of a causal or "
-        "masked language model", metavar="PATH|ID")  # fmt: skip
-    add(model, "--max-tokens", f"longer texts are cut (default {settings.CLASSIFIER_TOKENS}; with --task what the "
-        "model can read, at most 2048)", type=int)  # fmt: skip
-    add(model, "--freeze", "what is not trained", choices=settings.FROZEN)
-    add(model, "--out", "run folder; by default runs/METHOD-DATE-TIME", metavar="DIR")
-    add(model, "--overwrite", "replace the files of an earlier run in --out; other files stay, and a folder that "
-        "is not a run's is refused", action="store_true")  # fmt: skip
+    add(model, "--model", "folder or hub id of the pretrained model: an encoder (default all-MiniLM-L6-v2) or, with "
+        "--task, a causal or masked language model", metavar="PATH|ID")  # fmt: skip
+    add(model, "--max-tokens", f"cut texts that are longer than N tokens (default {settings.CLASSIFIER_TOKENS}; with "
+        "--task as many as the model can read, at most 2048)", type=int)  # fmt: skip
+    add(model, "--freeze", "part of the model that is not trained", choices=settings.FROZEN)
+    add(model, "--out", "folder for everything the run writes (default runs/METHOD-DATE-TIME)", metavar="DIR")
+    add(model, "--overwrite", "if --out holds an earlier run, replace its files; other files in it stay, and a folder "
+        "that holds no run is refused", action="store_true")  # fmt: skip
 
     classifier = parser.add_argument_group("to train a classifier")
-    add(classifier, "--data", "training examples: a .tsv or .csv with a header label,text, or a .jsonl with these keys "
-        "(docs/tasks.md, Tables)", metavar="FILE")  # fmt: skip
-    add(classifier, "--test-data", "test examples; by default a fifth of --data is held out", metavar="FILE")
-    add(classifier, "--head-start", "the head before training: from the embeddings of the labels' names, of --shots "
-        "examples a label, or at random", choices=settings.HEAD_STARTS)  # fmt: skip
-    add(classifier, "--shots", "examples a label of a few-shot start", type=int)
+    add(classifier, "--data", "training examples: a .tsv or .csv file with the columns label and text, or a .jsonl "
+        "file with these keys (see docs/tasks.md, Tables)", metavar="FILE")  # fmt: skip
+    add(classifier, "--test-data", "test examples, in the same form (default: a fifth of --data is held out)",
+        metavar="FILE")  # fmt: skip
+    add(classifier, "--head-start", "how to initialise the head: from the embeddings of the labels' names, from those "
+        "of a few examples of each label (--shots), or at random", choices=settings.HEAD_STARTS)  # fmt: skip
+    add(classifier, "--shots", "examples of each label for --head-start few-shot", type=int)
 
     data = parser.add_argument_group("to do either")
-    add(data, "--test-examples", "held-out examples that are evaluated, from the validation split if there is a task, "
-        "the same for every --seed; or all (default 1000, or all if there are fewer)",
+    add(data, "--test-examples", "number of held-out examples to test on, or all; with --task they come from the "
+        "validation split. They are the same for every --seed (default 1000, or all if there are fewer)",
         type=_count_or_all, metavar="N|all")  # fmt: skip
 
-    task = parser.add_argument_group("to learn a task with prompts (docs/tasks.md)")
-    add(task, "--task", "which one; its data set is loaded from the hub", choices=tuple(TASKS))
-    add(task, "--task-data", "folder with train and validation (.parquet, .json, .jsonl or .csv) instead of the hub, "
-        "with the same columns", metavar="DIR")  # fmt: skip
-    add(task, "--model-kind", "auto: by the model's configuration", choices=settings.MODEL_KINDS)
-    add(task, "--loss", "cross-entropy over the candidates, or of the answer's tokens; by default candidates, and "
-        "tokens for copa and squad", choices=settings.LOSSES)  # fmt: skip
-    add(task, "--objective", "what training makes smaller: the loss, 1 - accuracy or 1 - F1 of each batch",
+    task = parser.add_argument_group("to learn a task with prompts (see docs/tasks.md)")
+    add(task, "--task", "task to learn; its data set is loaded from the hub", choices=tuple(TASKS))
+    add(task, "--task-data", "read the data set from this folder and not from the hub: files train and validation "
+        "(.parquet, .json, .jsonl or .csv) with the columns of the data set on the hub", metavar="DIR")  # fmt: skip
+    add(task, "--model-kind", "kind of language model; auto reads it from the model's configuration",
+        choices=settings.MODEL_KINDS)  # fmt: skip
+    add(task, "--loss", "cross-entropy over the candidate answers, or over the tokens of the right answer (default "
+        "candidates; tokens for copa and squad)", choices=settings.LOSSES)  # fmt: skip
+    add(task, "--objective", "what training minimises on each batch: the loss, 1 - accuracy, or 1 - F1",
         choices=settings.OBJECTIVES)  # fmt: skip
-    add(task, "--train-examples", "from the training split (default 1000, or all that are left)", type=int)
-    add(task, "--dev-examples", "from the training split (default 500, 100 for cb and copa; at most half of it)",
-        type=int)  # fmt: skip
-    add(task, "--max-new-tokens", "of a generated answer", type=int)
+    add(task, "--train-examples", "number of training examples, from the training split (default 1000, or all that "
+        "are left)", type=int)  # fmt: skip
+    add(task, "--dev-examples", "number of development examples, from the training split (default 500, 100 for cb and "
+        "copa; at most half of the split)", type=int)  # fmt: skip
+    add(task, "--max-new-tokens", "longest answer to generate, in tokens", type=int)
 
     method = parser.add_argument_group("method")
-    add(method, "--method", "see the README", choices=settings.METHODS)
+    add(method, "--method", "zeroth-order method (see docs/methods.md)", choices=settings.METHODS)
     add(method, "--lr", f"learning rate (default {_listed(settings.DEFAULT_LR)}; with --task "
         f"{_listed(settings.TASK_LR)})", type=float)  # fmt: skip
-    add(method, "--schedule", "of the learning rates", choices=settings.SCHEDULES)
+    add(method, "--schedule", "how the learning rate changes over the run", choices=settings.SCHEDULES)
     add(method, "--eps", "scale of the perturbation", type=float)
-    add(method, "--perturb", "where: the weights in place, or copies of them in the forward; auto: in place for fp32, "
-        "in the forward for 16 bits", choices=settings.PERTURB)  # fmt: skip
-    add(method, "--rounding", "of 16-bit weights; auto: stochastic", choices=settings.ROUNDINGS)
-    add(method, "--weight-decay", "decoupled; not on biases and normalisation", type=float)
-    add(method, "--directions", "a step", type=int)
-    add(method, "--sparsity", "fraction of each tensor left alone (default 0.75 for sparse-mezo, else 0)", type=float)
-    add(method, "--drop", "fraction of transformer blocks left alone (default 0.5 for lezo, else 0)", type=float)
+    add(method, "--perturb", "where to perturb: the weights in place, or copies of them in the forward; auto chooses "
+        "in_place for fp32 and in_forward for 16-bit weights", choices=settings.PERTURB)  # fmt: skip
+    add(method, "--rounding", "how updates of 16-bit weights are rounded; auto chooses stochastic",
+        choices=settings.ROUNDINGS)  # fmt: skip
+    add(method, "--weight-decay", "decoupled weight decay; biases and normalisation layers are not decayed",
+        type=float)  # fmt: skip
+    add(method, "--directions", "random directions averaged in each step; each costs two forwards", type=int)
+    add(method, "--sparsity", "fraction of each tensor that is neither perturbed nor updated (default 0.75 for "
+        "sparse-mezo, else 0)", type=float)  # fmt: skip
+    add(method, "--drop", "fraction of transformer blocks that a step leaves unchanged (default 0.5 for lezo, else 0)",
+        type=float)  # fmt: skip
     anchor = settings.DEFAULT_ANCHOR
     add(method, "--anchor-every", f"mezo-svrg: steps from one anchor to the next (default {anchor.every})", type=int)
-    add(method, "--anchor-lr", "mezo-svrg: of the steps at an anchor (default twice --lr)", type=float)
-    add(method, "--anchor-examples", "mezo-svrg: training examples that stand for all at an anchor, in "
-        f"whole batches (default {anchor.examples}; where there are fewer, some stand for two)", type=int)  # fmt: skip
+    add(method, "--anchor-lr", "mezo-svrg: learning rate of the steps at an anchor (default twice --lr)", type=float)
+    add(method, "--anchor-examples", "mezo-svrg: training examples that estimate the full loss at an anchor, in whole "
+        f"batches (default {anchor.examples}; a smaller training set repeats examples)", type=int)  # fmt: skip
 
     run = parser.add_argument_group("run")
-    add(run, "--steps", "of the optimizer", type=int)
-    add(run, "--batch-size", "examples a step", type=int)
+    add(run, "--steps", "number of optimizer steps", type=int)
+    add(run, "--batch-size", "examples in each step", type=int)
     add(run, "--eval-every", "steps between evaluations on the development examples", type=int)
-    add(run, "--seed", "of the split, the batches and the noise", type=int)
-    add(run, "--threads", "of PyTorch and of our passes", type=int)
-    add(run, "--dtype", "of the weights", choices=settings.DTYPES)
-    add(run, "--device", "any that PyTorch knows")
-    add(run, "--backend", "of our passes; by default by the device", metavar="NAME")
+    add(run, "--seed", "seed of the split, the batches and the noise", type=int)
+    add(run, "--threads", "CPU threads for PyTorch and for the kernels", type=int)
+    add(run, "--dtype", "dtype of the weights", choices=settings.DTYPES)
+    add(run, "--device", "any device that PyTorch knows, such as cuda")
+    add(run, "--backend", "kernels to use (default: chosen by the device)", metavar="NAME")
 
 
 def _count_or_all(text: str) -> int | str:
@@ -98,28 +107,30 @@ def _count_or_all(text: str) -> int | str:
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """Of a comma-separated list. Raises argparse.ArgumentTypeError if it is none, or one stands in it twice."""
+    """Parse a comma-separated list. Raises argparse.ArgumentTypeError for anything else, and for repeated numbers."""
     try:
         found = tuple(float(part) for part in text.split(","))
     except ValueError:
         found = ()
     if not found or len(set(found)) < len(found):
-        raise argparse.ArgumentTypeError(f"expected different numbers with commas between them, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected different numbers, separated by commas, got {text!r}")
     return found
 
 
 def add_resume(parser: argparse.ArgumentParser, help: str) -> None:
-    """`--resume`, which stands alone but for `--recover`."""
-    parser.add_argument("--resume", help=f"{help}; takes no other option but --recover", metavar="RUN")
+    """Add `--resume` and `--recover`. No other option may be given beside them."""
+    parser.add_argument(
+        "--resume", help=f"{help}; its settings are kept, so the only other option allowed is --recover", metavar="DIR"
+    )
     parser.add_argument(
         "--recover",
         action="store_true",
-        help="with --resume: of files that are damaged keep what is sound, and the rest beside them, and go on",
+        help="with --resume: if files are damaged, go on from the last sound record and keep a copy of the rest",
     )
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """As wide as the descriptions are."""
+    """Help as wide as the descriptions."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32, width=110)

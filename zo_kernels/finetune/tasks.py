@@ -1,7 +1,7 @@
-"""The tasks that are learned with prompts, as data: adding one is adding an entry to `TASKS`.
+"""The tasks that are learned with prompts, as data. To add a task, add an entry to `TASKS`.
 
-A template names fields in braces; `{mask}` is the model's mask token. Of a causal model each label's words are appended
-to the prompt and scored; of a masked model each label's word is scored at the mask.
+A template names fields in braces; `{mask}` stands for the mask token of the model. With a causal model, the words of
+each label are appended to the prompt and scored. With a masked model, the word of each label is scored at the mask.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
-# Where the templates come from, by arXiv number.
+# The papers that the templates come from, by arXiv number.
 MEZO, LM_BFF, PET = "2305.17333", "2012.15723", "2009.07118"
 
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt, the words that stand for each label, the field that is cut if it is too long, and where it is from.
+    """A prompt for one kind of model.
 
-    Words may name fields, too: the candidates of a multiple choice, or the answer that is to be generated.
+    `words` has the text that stands for each label. It may name fields, too: the candidates of a multiple choice, or
+    the answer to be generated. `cut` names the field that is shortened if a prompt is too long. `source` is its paper.
     """
 
     prompt: str
@@ -30,30 +31,30 @@ class Template:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the labels, as a person reads them."""
+        """The labels, as users read them."""
         return tuple(word.strip(" {}\n") for word in self.words)
 
 
 def _label(row: Row) -> int:
     label = row["label"]
-    if (number := int(label)) != label and not isinstance(label, str):  # 0.7 is no label
+    if (number := int(label)) != label and not isinstance(label, str):  # 0.7 is not a label
         raise ValueError(f"label: expected a whole number, got {label!r}")
     return number
 
 
 @dataclass(frozen=True)
 class Task:
-    """What distinguishes one task from another.
+    """Everything that distinguishes one task from another.
 
     Args:
-        hub: name and configuration of the data set on the hub, with splits train and validation.
-        columns: that its rows have; of these `fields` makes what the templates name.
-        causal, masked: the templates, None where there is none for that kind of model.
-        fields: of a row that need not have a label.
-        label: index into the words.
-        dev_examples: by default, where the training split has twice as many.
-        loss: of training by default: over the "candidates", or on the answer's "tokens".
-        references: the answers of a row any of which is right, for a task that is learned by generating; else None.
+        hub: name and configuration of the data set on the hub. It has the splits train and validation.
+        columns: the columns that its rows must have.
+        causal, masked: the templates; None if there is none for that kind of model.
+        fields: makes the fields that the templates name from a row, which need not have a label.
+        label: the index of a row's label in the words of the template.
+        dev_examples: default number of development examples, if the training split has at least twice as many.
+        loss: default loss: over the "candidates", or over the "tokens" of the right answer.
+        references: the right answers of a row, if the task is learned by generating answers; else None.
     """
 
     hub: tuple[str, str | None]
@@ -68,12 +69,12 @@ class Task:
 
 
 def _named(*columns: str) -> Callable[[Row], dict[str, str]]:
-    """Columns as they are, but for white space around them."""
+    """Take columns as fields, without white space around them."""
     return lambda row: {column: row[column].strip() for column in columns}
 
 
 def _inference(row: Row) -> dict[str, str]:
-    """`claim` and `lowered` are the premise and hypothesis of a masked template, in which the premise is a question."""
+    """Masked templates make the premise a question: they use `claim` and `lowered` for premise and hypothesis."""
     premise, hypothesis = row["premise"].strip(), row["hypothesis"].strip()
     return {
         "premise": premise,
@@ -89,7 +90,7 @@ def _boolq(row: Row) -> dict[str, str]:
 
 
 def _copa(row: Row) -> dict[str, str]:
-    """A choice goes on with the premise's sentence, so it begins with a small letter."""
+    """Each choice continues the sentence of the premise, so it begins with a small letter."""
     connective = {"cause": "because", "effect": "so"}
     if row["question"] not in connective:
         raise ValueError(f"question: expected cause or effect, got {row['question']!r}")

@@ -1,1 +1,1 @@
-"""The optimizers inside other libraries; each module needs the library that it is named after."""
+"""The optimizers inside other libraries. Each module needs the library that it is named after."""

@@ -1,4 +1,4 @@
-"""The batches that stand for all training examples in the steps of MeZO-SVRG at an anchor."""
+"""The batches that estimate the full loss in MeZO-SVRG's steps at an anchor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SLOT = 2**19  # of `direction_seed`: no direction has this number
 
 
 def anchor_batches(loader: DataLoader, examples: int, *, seed: int, step: int, rank: int, processes: int) -> list[Any]:
-    """Batches of examples that depend on the seed and the step alone, so that a run that is resumed sees the same.
+    """Batches that depend only on the seed and the step, so that a resumed run sees the same.
 
     Args:
         loader: of the training examples; its batch size, collator and dataset are used.

@@ -1,4 +1,4 @@
-"""`TrainingArguments` with the options of zeroth-order training, and without those that need a backward pass."""
+"""`TrainingArguments` with the options of zeroth-order training. Options that need a backward pass are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ONE_COPY = (
     "every process of torchrun holds the whole model, at the memory of inference; leave it out, and for a model larger "
     "than the GPU set offload=True, or shard it with fully_shard in a loop of your own"
 )
-# What has no meaning without gradients: field -> what to do instead.
+# Options without meaning where there are no gradients: field -> the reason and what to do instead.
 _WITHOUT_MEANING = {
     "optim": _ADAM,
     "optim_args": _ADAM,
@@ -48,21 +48,23 @@ _WITHOUT_MEANING = {
 }
 
 
-@dataclass(repr=False)  # that of TrainingArguments leaves tokens out
+@dataclass(repr=False)  # the repr of TrainingArguments hides tokens
 class ZOTrainingArguments(TrainingArguments):
-    """The settings of a `ZOTrainer`: those of `TrainingArguments`, and those of the optimizers of zo_kernels.
+    """The settings of a `ZOTrainer`: `TrainingArguments` and the options of the optimizers of zo_kernels.
 
-    Four defaults are others: `learning_rate` is 1e-6, `max_grad_norm` 0, `optim` "sgd", which is what the update along
-    the estimated gradient is, and `logging_nan_inf_filter` False, because a refused step's loss is left out of the logs
-    without it, and without waiting for a GPU. docs/trainer.md says what each option means.
+    Four defaults differ from `TrainingArguments`: `learning_rate` is 1e-6; `max_grad_norm` is 0; `optim` is "sgd",
+    since the update is plain SGD along the estimated gradient; `logging_nan_inf_filter` is False, since the loss of a
+    refused step never reaches the logs. docs/trainer.md explains every option.
 
     Raises:
         TypeError, ValueError: an option is out of range, belongs to another method, or has no meaning without
             gradients; the message names it and says what to do instead.
     """
 
-    learning_rate: float = field(default=1e-6, metadata={"help": "Of the update along the estimated gradient."})
-    optim: str = field(default="sgd", metadata={"help": "Always sgd; choose by --method."})
+    learning_rate: float = field(
+        default=1e-6, metadata={"help": "Learning rate of the update along the estimated gradient."}
+    )
+    optim: str = field(default="sgd", metadata={"help": "Always sgd; choose the optimizer by --method."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Always 0: there is no gradient to clip."})
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Not needed: the loss of a refused step is left out of the logs without it."}
@@ -72,48 +74,54 @@ class ZOTrainingArguments(TrainingArguments):
         default="mezo", metadata={"help": "The zeroth-order method."}
     )
     eps: float = field(default=1e-3, metadata={"help": "Scale of the perturbation."})
-    directions: int = field(default=1, metadata={"help": "Directions a step; each costs two evaluations."})
+    directions: int = field(
+        default=1, metadata={"help": "Random directions averaged in each step; each costs two evaluations of the loss."}
+    )
     sparsity: float | None = field(
         default=None,
-        metadata={"help": "Fraction of each tensor left alone, by magnitude (default 0.75 for sparse-mezo, else 0)."},
+        metadata={"help": "Fraction of each tensor that stays unchanged (default 0.75 for sparse-mezo, else 0)."},
     )
     drop: float | None = field(
         default=None,
-        metadata={"help": "Fraction of transformer blocks left alone in a step (default 0.75 for lezo, else 0)."},
+        metadata={
+            "help": "Fraction of transformer blocks that a step leaves unchanged (default 0.75 for lezo, else 0)."
+        },
     )
     anchor_every: int | None = field(
         default=None, metadata={"help": "mezo-svrg: steps from one anchor to the next (default 5)."}
     )
     anchor_lr: float | None = field(
         default=None,
-        metadata={"help": "mezo-svrg: learning rate at an anchor, scheduled as the other (default twice that)."},
+        metadata={"help": "mezo-svrg: learning rate of the steps at an anchor (default twice learning_rate)."},
     )
     anchor_examples: int | None = field(
         default=None,
-        metadata={"help": "mezo-svrg: training examples that stand for all at an anchor (default 128)."},
+        metadata={"help": "mezo-svrg: training examples that estimate the full loss at an anchor (default 128)."},
     )
     perturb: Literal["auto", "in_place", "in_forward"] = field(
         default="auto",
-        metadata={"help": "Where: the weights in place, or copies of them in the forward (auto: for 16-bit weights)."},
+        metadata={
+            "help": "Where to perturb: the weights in place, or copies in the forward (auto: in_forward for 16 bits)."
+        },
     )
     rounding: Literal["auto", "nearest", "stochastic"] = field(
-        default="auto", metadata={"help": "Of updates of 16-bit weights (auto: stochastic)."}
+        default="auto", metadata={"help": "How updates of 16-bit weights are rounded (auto: stochastic)."}
     )
     offload: bool = field(
         default=False,
-        metadata={"help": "Keep the weights in the CPU's memory; each module's are copied to the GPU when it runs."},
+        metadata={"help": "Keep the weights in CPU memory, and copy those of each module to the GPU when it runs."},
     )
-    zo_seed: int | None = field(default=None, metadata={"help": "Of the noise (default: that of --seed)."})
+    zo_seed: int | None = field(default=None, metadata={"help": "Seed of the noise (default: --seed)."})
     objective: Literal["loss", "accuracy"] = field(
-        default="loss", metadata={"help": "What is minimised: the loss, or 1 - accuracy, which has no gradient."}
+        default="loss", metadata={"help": "What to minimise: the loss, or 1 - accuracy, which has no gradient."}
     )
-    backend: str | None = field(default=None, metadata={"help": "Of the passes over the weights (default: by device)."})
+    backend: str | None = field(default=None, metadata={"help": "Kernels to use (default: chosen by the device)."})
     parallel: Literal["auto", "batch", "directions", "off"] = field(
-        default="auto", metadata={"help": "What the processes of torchrun share out (auto: the batch)."}
+        default="auto", metadata={"help": "What the processes of torchrun divide among themselves (auto: the batch)."}
     )
     parallel_check_every: int | None = field(
         default=None,
-        metadata={"help": "Steps after which the processes compare their weights, 0 for never (default 100)."},
+        metadata={"help": "Steps between comparisons of the processes' weights, 0 for never (default 100)."},
     )
 
     def __post_init__(self) -> None:
@@ -138,34 +146,35 @@ class ZOTrainingArguments(TrainingArguments):
         for name in _ANCHOR:
             if self.method != "mezo-svrg" and getattr(self, name) is not None:
                 raise ValueError(f"{name}: expected method='mezo-svrg', which alone has anchors, got {self.method!r}")
-        if self.parallel == "directions":  # a process compares losses of its own batch alone
+        if self.parallel == "directions":  # every process evaluates its own batch
             self.average_tokens_across_devices = False
         super().__post_init__()
 
     @property
     def device(self) -> torch.device:
-        """As `TrainingArguments`; a CPU without the number that accelerate gives it where there are several processes.
+        """As `TrainingArguments`, but a CPU has no index.
 
-        To one with a number `torch.load` restores nothing, and Trainers of earlier versions ask it to.
+        accelerate gives it one with several processes. Trainers of earlier versions then cannot load checkpoints, since
+        `torch.load` does not restore to a CPU with an index.
         """
         device = super().device
         return torch.device("cpu") if device.type == "cpu" else device
 
     @property
     def place_model_on_device(self) -> bool | None:
-        """As `TrainingArguments`; not if the weights are to stay in the CPU's memory."""
+        """As `TrainingArguments`, but False with `offload`, which keeps the weights in CPU memory."""
         return False if self.offload else super().place_model_on_device
 
     def _refuse_what_has_no_meaning(self) -> None:
         for known in fields(self):
             value = getattr(self, known.name)
-            # What is off may be said: many scripts do.
+            # Switching an option off is fine; many scripts do.
             if known.name in _WITHOUT_MEANING and value != known.default and value not in (None, False, "", []):
                 raise ValueError(
                     f"{known.name}: expected {known.default!r}, got {value!r}: {_WITHOUT_MEANING[known.name]}"
                 )
 
     def _check(self, name: str, check: Any, *bounds: float, **open_ends: bool) -> None:
-        """What was left to its default is None."""
+        """Check a field unless it is None, its default."""
         if getattr(self, name) is not None:
             check(name, getattr(self, name), *bounds, **open_ends)

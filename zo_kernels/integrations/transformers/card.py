@@ -1,4 +1,4 @@
-"""What a model card says of the optimizer."""
+"""The optimizer's entry in a model card."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def tell_of(optimizer: ZeroOrderOptimizer, objective: str, path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     told = described(optimizer)
     text, named = _OPTIMIZER.subn(lambda _: f"- optimizer: {told}", text)
-    if not named and _HEADING not in text:  # as TRL's
+    if not named and _HEADING not in text:  # such as cards of TRL
         text = f"{text.rstrip()}\n\n{_HEADING}\n\n- optimizer: {told}\n"
     if objective != "loss" and "- objective: " not in text:
         text = text.replace(f"- optimizer: {told}", f"- optimizer: {told}\n- objective: {objective}")

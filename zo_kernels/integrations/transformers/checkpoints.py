@@ -1,4 +1,4 @@
-"""The trajectory among the files of a run, and which checkpoints can be gone on from."""
+"""The trajectory file of a run, and which checkpoints a run can be resumed from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.get_logger(__name__)
 
 
 def last_whole(output_dir: Path) -> str | None:
-    """The checkpoint after the most steps, without those that a run was killed in the middle of writing."""
+    """The checkpoint with the most steps, except those that a killed run left incomplete."""
     found = {}
     for folder in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         step = folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
@@ -41,7 +41,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def check_resumable(checkpoint: str) -> None:
-    """Raise ValueError unless it has all that a run goes on from."""
+    """Raise ValueError unless the checkpoint has everything needed to resume."""
     missing = [n for n in (OPTIMIZER_NAME, SCHEDULER_NAME, TRAJECTORY) if not (Path(checkpoint) / n).is_file()]
     if missing:
         raise ValueError(
@@ -52,11 +52,12 @@ def check_resumable(checkpoint: str) -> None:
 
 
 def take_back(checkpoint: str, output_dir: Path) -> None:
-    """Put the checkpoint's trajectory in the place of the run's, whose further steps are taken again. One that has
-    steps of another run, or of later checkpoints, is kept beside.
+    """Replace the run's trajectory by that of the checkpoint, since later steps are taken again.
 
-    Raises ValueError if the checkpoint's is damaged, BlockingIOError if another process writes the run's; then nothing
-    has changed.
+    If the replaced file has steps of another run or of later checkpoints, it is kept under another name.
+
+    Raises ValueError if the checkpoint's trajectory is damaged, BlockingIOError if another process writes the run's;
+    then nothing has changed.
     """
     source, target = Path(checkpoint) / TRAJECTORY, output_dir / TRAJECTORY
     data = Trajectory.load(source).to_bytes()
@@ -81,7 +82,7 @@ def _bytes_of(trajectory: Path) -> bytes:
 
 
 def set_aside(trajectory: Path) -> None:
-    """Give a file that another is to replace another name, and say so. Raises BlockingIOError as `_bytes_of`."""
+    """Rename a file that is about to be replaced, and say so. Raises BlockingIOError as `_bytes_of` does."""
     _bytes_of(trajectory)
     kept = files.unused(trajectory, "replaced")
     os.replace(trajectory, kept)

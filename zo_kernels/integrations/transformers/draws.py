@@ -1,4 +1,4 @@
-"""Random numbers that reading the training examples draws, apart from everybody else's."""
+"""Random numbers for reading the training examples, separate from all others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MANY = 16  # parts of a list that is looked through
 
 
 class Draws:
-    """PyTorch's generator of the CPU, NumPy's and Python's, as they are while examples are read."""
+    """States of the generators of PyTorch (CPU), NumPy and Python that are used while examples are read."""
 
     def __init__(self, seed: int):
         """seed: below 2⁶³."""
@@ -32,7 +32,7 @@ class Draws:
 
     @contextmanager
     def drawn_from(self) -> Iterator[None]:
-        """They stand in for the process's own."""
+        """Use these states in place of the process's own."""
         outside = torch.default_generator.get_state(), random.getstate(), _numpy.get_bit_generator()
         torch.default_generator.set_state(self._torch)
         random.setstate(self._python)
@@ -47,7 +47,7 @@ class Draws:
 
     @property
     def used(self) -> bool:
-        """Whether anything was drawn of them."""
+        """Whether any number was drawn."""
         begun, python, numpy = self._unused
         same = any(torch.equal(self._torch, state) for state in begun)
         return not (same and self._python == python and _position(self._numpy) == numpy)
@@ -59,14 +59,12 @@ def _position(generator: np.random.MT19937) -> tuple[int, bytes]:
 
 
 def own_generators(roots: Mapping[str, Any]) -> dict[str, Any]:
-    """The states of generators that datasets, samplers and collators keep in their attributes, by where they are, as
-    JSON has them.
-    """
+    """The states of generators in the attributes of datasets, samplers and collators: path -> state, fit for JSON."""
     return {name: _state_of(generator) for name, generator in _found(roots).items()}
 
 
 def set_own_generators(roots: Mapping[str, Any], states: Mapping[str, Any]) -> None:
-    """Bring those that are still there to the states that `own_generators` returned."""
+    """Set the generators that still exist to the states that `own_generators` returned."""
     for collator_name, collator in _found(roots, _makes_its_generator).items():
         if (f"{collator_name}.generator" in states) != (collator.generator is not None):
             collator.generator = None  # it makes it when it is called, so perhaps not yet, or only since
@@ -83,7 +81,7 @@ def _is_generator(value: Any) -> bool:
 
 
 def _makes_its_generator(value: Any) -> bool:
-    """As transformers' collators that have a seed."""
+    """Whether this makes its generator when it is called, as transformers' collators with a seed do."""
     own = getattr(value, "__dict__", {})
     return own.get("seed") is not None and "generator" in own and hasattr(value, "create_rng")
 

@@ -1,4 +1,4 @@
-"""How the losses of a step are evaluated: without dropout, and summed in float64."""
+"""Evaluate the losses of a step: modules in evaluation mode, tokens counted once, sums in float64."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 @contextmanager
 def evaluation_mode(model: nn.Module, asked: nn.Module | None = None) -> Iterator[None]:
-    """Dropout off, so that all losses of a step see one network; afterwards every module is as it was.
+    """Switch dropout off, so that all losses of a step see the same network. Afterwards every module is as before.
 
-    Code around the forward that asks `training`, of the model that it calls or of the Trainer's own, is told that this
-    is training, as it is: by that, metrics are filed. The forward of either is told that it is not.
+    Forwards see `training` False. Code around them, such as a `compute_loss` that files metrics by `model.training`,
+    still sees True.
 
     Args:
-        model: as `compute_loss` gets it.
-        asked: the Trainer's own, of which `model` may be what torch.compile made.
+        model: the model that `compute_loss` gets.
+        asked: the Trainer's own model, if `model` was made from it by torch.compile.
     """
     outermost = {id(m): m for m in (model, asked) if m is not None}
     training = [m for m in model.modules() if m.training]
@@ -46,23 +46,24 @@ def evaluation_mode(model: nn.Module, asked: nn.Module | None = None) -> Iterato
 
 
 def _set(module: nn.Module, training: bool) -> None:
-    """As `module.training = training`, which takes a module ten times as long."""
+    """`module.training = training`, ten times as fast as through the module's own `__setattr__`."""
     own = vars(module)
     if "training" in own:
         own["training"] = training
-    else:  # of what torch.compile made it is a property
+    else:  # a property of compiled modules
         module.training = training
 
 
 def is_compiled_in_place(module: nn.Module) -> bool:
-    """By `module.compile()`: all around its forward is compiled, too."""
+    """Whether `module.compile()` was called, which also compiles what is around the forward."""
     return getattr(module, "_compiled_call_impl", None) is not None
 
 
 @contextmanager
 def _told_apart(module: nn.Module, outermost: list[nn.Module]) -> Iterator[None]:
-    """While the module's forward runs, or another of its methods that asks, those are not training. Not by hooks, which
-    `module.forward(...)` passes by.
+    """While the module's forward, or another of its methods that reads `training`, runs, `outermost` are not training.
+
+    Hooks would not do: `module.forward(...)` bypasses them.
     """
     own: dict[str, Any] = vars(module)
     kind: Any = type(module)
@@ -81,7 +82,7 @@ def _told_apart(module: nn.Module, outermost: list[nn.Module]) -> Iterator[None]
 
 @functools.cache
 def _asking(kind: Any) -> list[str]:
-    """Methods besides its forward that ask whether the module is training, and are the model's own."""
+    """Methods of the model's own code, besides its forward, that read `training`."""
     every = {name: f for c in reversed(kind.__mro__) for name, f in vars(c).items() if isinstance(f, FunctionType)}
     ours = [name for name, f in every.items() if not name.startswith("__") and name != "forward"]
     libraries = ("torch", "transformers", "peft")
@@ -90,7 +91,7 @@ def _asking(kind: Any) -> list[str]:
 
 
 def _evaluated(method: Any, module: nn.Module, outermost: list[nn.Module]) -> Any:
-    """What stands in for a method."""
+    """A method that runs with `outermost` in evaluation mode."""
     plain = getattr(method, "__func__", None)
 
     @functools.wraps(method if plain is None else plain)
@@ -110,7 +111,7 @@ def _evaluated(method: Any, module: nn.Module, outermost: list[nn.Module]) -> An
 
 
 def counted_once(trainer: Any, closures: Sequence[Callable[[], Tensor]]) -> list[Callable[[], Tensor]]:
-    """The closures of a step, which count the tokens of its batches, as the trainers of TRL do, once between them."""
+    """Let the closures of a step count the tokens of its batches only once, for trainers of TRL, which count them."""
     first, *others = closures
     if not hasattr(trainer, "_total_train_tokens"):
         return [first, *others]
@@ -131,7 +132,7 @@ def counted_once(trainer: Any, closures: Sequence[Callable[[], Tensor]]) -> list
 
 
 def float64(value: Any, device: torch.device) -> Tensor:
-    """A number or a tensor of one element as a scalar on the device; whether it is finite is for the optimizer to see.
+    """A number or a tensor of one element as a float64 scalar on the device. The optimizer checks if it is finite.
 
     Raises ValueError if it has more elements.
     """

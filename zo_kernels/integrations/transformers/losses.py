@@ -1,4 +1,4 @@
-"""What a step minimises: the mean over all items of its micro-batches, of this process and the others.
+"""The loss of a step: the mean over all items of its micro-batches, in all processes.
 
 transformers' Trainer adds up the losses of micro-batches that were told the number of a step's items, and trusts that
 each was divided by it. Heads that leave it alone return a mean, and their sum is as many times too large as there are
@@ -27,7 +27,7 @@ Term = Callable[[], Any]
 
 
 def closure_of(trainer: Any, model: nn.Module, batches: Sequence[Any], num_items: Any) -> Callable[[], Tensor]:
-    """What is minimised, over all micro-batches of a step: a float64 scalar on the device.
+    """The closure of a step. It returns the loss over all micro-batches, a float64 scalar on the device.
 
     In float64 sums of float32 losses are exact, or nearly so: they do not depend on how many of the micro-batches
     are another process's.
@@ -63,7 +63,7 @@ def _checked(trainer: Any, value: Any) -> Tensor:
 def _terms(
     trainer: Any, model: nn.Module, batches: Sequence[Any], num_items: Any, scaled: bool
 ) -> tuple[list[Term], Tensor | float]:
-    """What each micro-batch gives, and the weights of that in the sum: of each, or one for all."""
+    """A function for the loss of each micro-batch, and the weights of these losses: one each, or one for all."""
 
     def loss_of(batch: Any, items: Any) -> Any:
         # A copy, because compute_loss may take the labels out.
@@ -98,7 +98,7 @@ def _terms(
 
 
 def _shares(trainer: Any, batches: Sequence[Any], num_items: Any) -> tuple[Sequence[Any], Tensor | float]:
-    """The number of items that each micro-batch is told, and its weight."""
+    """The number of items that each micro-batch is told, and the weight of its loss."""
     # Those over which the optimizer will take a mean that all items have an equal part in.
     processes = trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1
     if _adds_up(trainer):
@@ -119,7 +119,7 @@ def _shares(trainer: Any, batches: Sequence[Any], num_items: Any) -> tuple[Seque
 
 
 def items(batch: Any, trainer: Any) -> Tensor | int:
-    """How many the loss of a batch is a mean over, if it is one: labels that are not to be ignored, else examples."""
+    """The number of items that the loss of a batch is a mean over: labels that count, or else examples."""
     model, named = objectives.unwrapped(trainer.model), batch if hasattr(batch, "get") else {}
     if isinstance(made := named.get("shift_labels"), Tensor):  # by a collator
         return objectives.count(made)
@@ -152,7 +152,7 @@ def _adds_up(trainer: Any) -> bool:
 
 @contextmanager
 def alone(trainer: Any) -> Iterator[None]:
-    """Meanwhile `compute_loss` finds one micro-batch a step and one process: it multiplies and divides by neither."""
+    """Let `compute_loss` see one micro-batch a step and one process, so that it scales the loss by neither."""
     changed = (
         (trainer.args, "average_tokens_across_devices", False),
         (trainer.args, "gradient_accumulation_steps", 1),

@@ -1,4 +1,4 @@
-"""What may be minimised in place of the loss, since nothing is differentiated."""
+"""Objectives to minimise instead of the loss. They need no gradient, since nothing is differentiated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IGNORED = -100
 
 
 def unwrapped(model: Any) -> Any:
-    """What torch.compile and peft have put something around."""
+    """The model inside the wrappers of torch.compile and peft."""
     base = getattr(model, "_orig_mod", model)
     return base.get_base_model() if hasattr(base, "get_base_model") else base
 
@@ -37,12 +37,12 @@ def labels_of(inputs: Mapping[str, Any], shifted: bool) -> Tensor:
 
 
 def count(labels: Tensor) -> Tensor:
-    """How many are not to be ignored."""
+    """The number of labels that are not to be ignored."""
     return (labels != IGNORED).sum()
 
 
 def errors(outputs: Any, labels: Tensor, shifted: bool) -> Tensor:
-    """How many of the labels are not those of the largest logit.
+    """The number of labels that differ from the class of the largest logit.
 
     Args:
         outputs: of the model: a mapping with "logits", or a tuple of the loss and the logits; [..., classes].

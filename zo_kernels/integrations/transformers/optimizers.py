@@ -1,4 +1,4 @@
-"""Our optimizers as the Trainer makes, holds and schedules them."""
+"""Make the optimizer of a ZOTrainer, wrap it for the Trainer, and schedule its learning rates."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ DEFAULT_ANCHOR_EXAMPLES = 128
 
 
 def make_optimizer(model: nn.Module, args: ZOTrainingArguments) -> zo.ZeroOrderOptimizer:
-    """The optimizer that the arguments describe, of the model's parameters that require grad.
+    """Make the optimizer that the arguments describe, for the model's parameters that require grad.
 
-    Raises TypeError or ValueError as the optimizers do, and if what was asked for needs modules that run one by one.
+    Raises TypeError or ValueError as the optimizers do, and if torch_compile is combined with in-forward perturbation.
     """
     options: dict[str, Any] = {
         "lr": args.learning_rate,
@@ -40,31 +40,31 @@ def make_optimizer(model: nn.Module, args: ZOTrainingArguments) -> zo.ZeroOrderO
     optimizer = methods[args.method](model, **options)
     if args.torch_compile and optimizer.perturb == "in_forward":
         raise ValueError(
-            "torch_compile: expected False, since weights are perturbed in the forward, module by module, and a "
-            "compiled model runs no module by itself; set perturb='in_place' (with float32 weights), or leave "
-            "torch_compile out"
+            "torch_compile: expected False, since weights are perturbed in the forward, module by module, but a "
+            "compiled model does not run its modules one by one; set perturb='in_place' (with float32 weights), or "
+            "leave torch_compile out"
         )
     return optimizer
 
 
 class SteppedInTrainingStep(AcceleratedOptimizer):
-    """An optimizer as the Trainer holds it: the Trainer's own `step()`, after each training step, does nothing.
+    """The wrapper through which the Trainer holds the optimizer. Its `step()` does nothing.
 
-    `ZOTrainer.training_step` has taken the step by then, since the step is what evaluates the loss.
+    `ZOTrainer.training_step` has already taken the step, since the step itself evaluates the loss.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer):
         super().__init__(optimizer, device_placement=False)
 
     def step(self, closure: Any = None) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def schedule_anchor_rates(optimizer: zo.ZeroOrderOptimizer) -> None:
-    """Have MeZO-SVRG's `anchor_lr`, if it is a number, follow the schedule of `lr`, all that a scheduler changes."""
+    """Let MeZO-SVRG's `anchor_lr`, if set, follow the schedule of `lr`, since schedulers change only `lr`."""
     for group in optimizer.param_groups:
         if group.get("anchor_lr") is not None:
-            # In the group, so that a checkpoint holds it.
+            # Kept in the group, so that a checkpoint holds it.
             lr, anchor_lr = group.setdefault(
                 "unscheduled_rates", (group.get("initial_lr", group["lr"]), group["anchor_lr"])
             )

@@ -1,4 +1,4 @@
-"""Losses in float32 where a model in 16 bits would compute them in its own type.
+"""Compute the losses of 16-bit models in float32.
 
 A loss near 0.7 in bfloat16 is a multiple of 2^-8, and (L+ - L-) / 2 eps with eps = 1e-3 therefore a multiple of 2.
 """
@@ -51,8 +51,9 @@ _LOSSES: tuple[str, ...] = tuple(
 
 
 class _Replaced:
-    """The loss functions of PyTorch while somebody needs them in float32: a mode of PyTorch's would take 8 % of a
-    forward of MiniLM, since it sees every call.
+    """Replaces the loss functions of PyTorch while float32 losses are needed.
+
+    A torch function mode would do the same, but it sees every call and takes 8 % of a forward of MiniLM.
     """
 
     def __init__(self) -> None:
@@ -83,7 +84,7 @@ _replaced = _Replaced()
 def _of_float32(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def loss(*args: Any, **named: Any) -> Any:
-        if named.get("reduction") == "none":  # it may be no loss, but what a model computes with
+        if named.get("reduction") == "none":  # perhaps part of the model, not its loss
             return function(*args, **named)
         return function(*map(_raised, args), **{name: _raised(value) for name, value in named.items()})
 
@@ -91,12 +92,12 @@ def _of_float32(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _raised(value: Any) -> Any:
-    """In float32, if it has 16 bits."""
+    """A 16-bit tensor in float32; anything else as it is."""
     return value.float() if isinstance(value, Tensor) and value.dtype in _SIXTEEN_BITS else value
 
 
 class _OnLogits:
-    """A function of a model's outputs that is given their logits in float32; in all else that function."""
+    """Wraps a function of a model's outputs, so that it gets 16-bit logits in float32."""
 
     def __init__(self, function: Callable[..., Any]):
         self._function = function
@@ -109,7 +110,7 @@ class _OnLogits:
 
 
 def _with_raised_logits(outputs: Any) -> Any:
-    """A copy, if there are logits in 16 bits: others use the outputs, too."""
+    """The outputs with float32 logits. A copy if anything changes, since others use the outputs, too."""
     if isinstance(outputs, Mapping):
         logits = outputs.get("logits")
         if _raised(logits) is logits:
@@ -123,8 +124,9 @@ def _with_raised_logits(outputs: Any) -> Any:
 
 @contextmanager
 def float32_losses(trainer: Any) -> Iterator[None]:
-    """Meanwhile the losses of torch.nn, label smoothing and `compute_loss_func` compute in float32 from logits in 16
-    bits. The model's forward is as it was.
+    """Let losses of torch.nn, label smoothing and `compute_loss_func` compute in float32 from 16-bit logits.
+
+    The rest of the forward does not change.
     """
     own = trainer.label_smoother, trainer.compute_loss_func
     trainer.label_smoother, trainer.compute_loss_func = (f if f is None else _OnLogits(f) for f in own)
@@ -136,9 +138,9 @@ def float32_losses(trainer: Any) -> Iterator[None]:
 
 
 def doubt_16_bits(optimizer: ZeroOrderOptimizer, loss: Any) -> None:
-    """Say once, in numbers, what a loss that is in 16 bits all the same makes of a projected gradient.
+    """Warn once if a loss is still in 16 bits, with the resolution that this leaves to the projected gradient.
 
-    Raises ValueError in place of that if the optimizer is strict.
+    A strict optimizer raises ValueError instead.
     """
     if not isinstance(loss, Tensor) or loss.dtype not in _SIXTEEN_BITS:
         return

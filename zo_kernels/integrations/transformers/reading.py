@@ -1,8 +1,8 @@
-"""The training examples, read so that a run that is resumed reads those that it would have read.
+"""Read the training examples so that a resumed run reads the same batches as a run that was not cut off.
 
-All that a dataset, its sampler and its collator draw comes from a stream of the epoch's own, which nothing else that
-draws moves, such as an evaluation. A run that is resumed within an epoch begins the epoch anew and reads once more what
-was read before; if nothing was drawn, it passes over it.
+Datasets, samplers and collators draw random numbers from a stream of the epoch, which nothing else, such as an
+evaluation, can move. A run that is resumed within an epoch begins the epoch again and reads the batches before its
+place once more. If no random numbers were drawn, it skips these batches.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Reading:
         self._ended = False
 
     def roots(self) -> dict[str, Any]:
-        """What may have generators of its own."""
+        """The objects that may have generators of their own."""
         return {name: getattr(self._whole, name, None) for name in ("collate_fn", "dataset", _SAMPLER)}
 
     def __iter__(self) -> Reading:
@@ -65,7 +65,7 @@ class Reading:
             raise
 
     def go_on(self, at: Mapping[str, Any]) -> bool | None:
-        """Begin where another one was.
+        """Continue at the place of another reading.
 
         Returns:
             Whether the last batch before that place is the other's; None if it is not known.
@@ -88,7 +88,7 @@ class Reading:
 
     @property
     def _can_pass_over(self) -> bool:
-        """Whether a batch can be read without those before it, if nobody draws."""
+        """Whether a batch can be read without the batches before it, if no random numbers are drawn."""
         workers, dataset = (getattr(self._whole, name, None) for name in ("num_workers", "dataset"))
         sampled = getattr(self._whole, _SAMPLER, None) is not None
         return workers == 0 and sampled and not isinstance(dataset, IterableDataset)
@@ -98,7 +98,7 @@ class Reading:
         return self._ended and not self._ahead
 
     def place(self) -> dict[str, Any]:
-        """Where it is, as JSON has it: what `go_on` of another process needs."""
+        """The place in the data, fit for JSON, which `go_on` takes in another process."""
         now = own_generators(self.roots())
         if self._is_whole():
             return {"epoch": self.epoch + 1, "batches": 0, "drawn": False, "generators": now, "last": None}
@@ -127,7 +127,7 @@ class Reading:
 
 
 class TrainingData:
-    """What is read of the training examples by one call of `train`."""
+    """The training examples as one call of `train` reads them."""
 
     def __init__(self, seed: int, begin_at: Mapping[str, Any] | None = None):
         """begin_at: as `place` returned it, of the run that is resumed."""
@@ -137,7 +137,7 @@ class TrainingData:
         self.is_as_it_was = True  # so far as can be seen, what was read before the run was cut off
 
     def reading(self, given: Any, loader: Any) -> Reading:
-        """The batches of the epoch that the Trainer's iterator is for."""
+        """The batches of the epoch that the Trainer's iterator belongs to."""
         if self._reading is None or given is not self._iterator_given:
             self._reading = self._next(loader)
             self._iterator_given = given
@@ -154,7 +154,7 @@ class TrainingData:
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """While others use the same collator, as evaluations do, whose generators then come back."""
+        """Restore the generators of collators and datasets after others, such as an evaluation, have used them."""
         roots = {} if self._reading is None else self._reading.roots()
         before = own_generators(roots)
         try:
@@ -167,7 +167,7 @@ class TrainingData:
 
 
 def _set_epoch(loader: Any, epoch: int) -> None:
-    """As the Trainer does."""
+    """Set the epoch of a loader and its sampler, as the Trainer does."""
     sampler: Any = getattr(getattr(loader, _SAMPLER, None), _SAMPLER, None)
     for part in (loader, sampler):
         if hasattr(part, "set_epoch"):

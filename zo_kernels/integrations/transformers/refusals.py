@@ -1,4 +1,4 @@
-"""Steps that were refused, and when to give up."""
+"""Give up when too many steps in a row were refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MOST_IN_A_ROW = 10
 
 
 class Diverged(RuntimeError):
-    """So many steps in a row were refused that going on is pointless."""
+    """Too many steps in a row were refused: the run has diverged."""
 
 
 class Refusals:
@@ -16,12 +16,12 @@ class Refusals:
 
     def __init__(self, optimizer: ZeroOrderOptimizer):
         self.optimizer = optimizer
-        self._steps = self._refused = 0  # when not all steps since the call before had been refused
+        self._steps = self._refused = 0  # at the last check that saw a step which was not refused
 
     def check(self) -> None:
-        """To be called after every step, or after every few; waits for those of a GPU.
+        """Check after every step or every few steps. Waits for a GPU.
 
-        Raises Diverged if all steps since an earlier call were refused, and they are at least 10.
+        Raises Diverged if at least 10 steps in a row were refused.
         """
         steps, refused = self.optimizer.step_count, self.optimizer.refused_steps
         in_a_row = steps - self._steps

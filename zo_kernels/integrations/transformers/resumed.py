@@ -1,6 +1,4 @@
-"""What a checkpoint tells of the run that is gone on with: its options, where they differ from those given now, and the
-place in its data.
-"""
+"""What a checkpoint stores of a run: its options, to warn of those that have changed, and the place in its data."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ OTHER_DATA = (
 
 
 def kept_by_state(optimizer: ZeroOrderOptimizer) -> dict[str, Any]:
-    """The options that come back with `load_state_dict`, under the names that they have in the arguments."""
+    """The options that `load_state_dict` restores, under their names in the arguments."""
     groups = optimizer.param_groups
     of_groups = {
         "learning_rate": [group.get("initial_lr", group["lr"]) for group in groups],
@@ -49,7 +47,7 @@ def kept_by_state(optimizer: ZeroOrderOptimizer) -> dict[str, Any]:
 
 
 def given(args: ZOTrainingArguments, optimizer: ZeroOrderOptimizer, objective: Any) -> dict[str, Any]:
-    """The options that do not, as JSON has them."""
+    """The options that `load_state_dict` does not restore, fit for JSON."""
     told = {name: getattr(args, name) for name in _OF_ARGUMENTS if hasattr(args, name)}
     if args.max_steps > 0:
         told.pop("num_train_epochs", None)
@@ -59,7 +57,7 @@ def given(args: ZOTrainingArguments, optimizer: ZeroOrderOptimizer, objective: A
 
 
 def check_method(saved: Mapping[str, Any], args: ZOTrainingArguments) -> None:
-    """Raise ValueError if the run is of another method."""
+    """Raise ValueError if the run used another method."""
     if saved["method"] != args.method:
         raise ValueError(
             f"method: expected {saved['method']!r}, with which the run to be resumed began, got {args.method!r}; "
@@ -73,7 +71,7 @@ def tell_of_changes(
     taken: Mapping[str, Any],
     saved: Mapping[str, Any] | None,
 ) -> None:
-    """Warn of options that the run did not begin with.
+    """Warn of options that differ from those of the run.
 
     Args:
         optimizer: with the state of the run.
@@ -91,7 +89,7 @@ def tell_of_changes(
         if differ:
             told.append(f"{what}: " + ", ".join(f"{name} {run[name]!r} (now {now[name]!r})" for name in differ))
     if told:
-        optimizer._warner.note(  # going on for longer is no mistake
+        optimizer._warner.note(  # a note only: training for longer is no mistake
             "resumed options",
             f"resume_from_checkpoint: the run had other options than were given now; {'; '.join(told)}. To train with "
             f"all that was given now, {_ANEW}",
@@ -107,7 +105,7 @@ def tell_of_changes(
 
 @contextmanager
 def without_being_told_twice(saved: Mapping[str, Any] | None) -> Iterator[None]:
-    """`resume` warns of some options, too."""
+    """Silence the warning of `resume` about options that `tell_of_changes` has already named."""
     with warnings.catch_warnings():
         if saved is not None:
             warnings.filterwarnings("ignore", message="resume: the run had ")
@@ -115,12 +113,12 @@ def without_being_told_twice(saved: Mapping[str, Any] | None) -> Iterator[None]:
 
 
 def seed_of_data(args: ZOTrainingArguments) -> int:
-    """Of what is drawn while examples are read."""
+    """The seed of the numbers drawn while examples are read."""
     return args.seed if args.data_seed is None else args.data_seed
 
 
 def place_in_data(saved: Mapping[str, Any] | None, args: ZOTrainingArguments) -> dict[str, Any] | None:
-    """Where to begin to read, in batches of the size that they have now."""
+    """Where to begin to read, in batches of the current size. None if it is not known."""
     if saved is None or saved["data"] is None:
         return None
     place = dict(saved["data"])
@@ -140,7 +138,7 @@ def _path(checkpoint: str | Path, args: ZOTrainingArguments) -> Path:
 
 
 def save(checkpoint: str | Path, args: ZOTrainingArguments, options: Mapping[str, Any], place: Any) -> None:
-    """Write what `saved` reads."""
+    """Write the method, the options and the place in the data into a checkpoint; `saved` reads them."""
     told = {"version": 1, "method": args.method, "options": options, "data": place}
     files.replace(_path(checkpoint, args), json.dumps(told).encode())
 
@@ -173,6 +171,6 @@ def saved(checkpoint: str | Path, args: ZOTrainingArguments) -> dict[str, Any] |
 
 
 def _wrong(told: Any, fields: Mapping[str, Any]) -> str | None:
-    """A field that lacks, or is of another type."""
+    """The first field that is missing or of another type, else None."""
     values = told if isinstance(told, dict) else {}
     return next((name for name, kinds in fields.items() if type(values.get(name, ...)) not in kinds), None)

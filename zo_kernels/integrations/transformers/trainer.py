@@ -1,4 +1,4 @@
-"""`transformers.Trainer` with a training step of forward passes only."""
+"""`transformers.Trainer` with training steps that need forward passes only."""
 
 from __future__ import annotations
 
@@ -36,22 +36,30 @@ logger = logging.get_logger(__name__)
 
 
 class ZOTrainer(Trainer):
-    """`transformers.Trainer` whose steps are those of a `zo_kernels` optimizer: two evaluations a direction, no graph.
+    """A `transformers.Trainer` that trains with forward passes only, by an optimizer of `zo_kernels`.
 
-    All that has no part in a step is the Trainer's own: data, schedules, logging, callbacks, evaluation, checkpoints.
-    A step is taken at the end of the `training_step` of its last micro-batch; `on_pre_optimizer_step` comes after it.
-    Its micro-batches share the directions. The modules are in evaluation mode while it is evaluated.
+        args = ZOTrainingArguments(output_dir="runs/mine", method="mezo", learning_rate=1e-6, max_steps=2000)
+        trainer = ZOTrainer(model=model, args=args, train_dataset=train, eval_dataset=dev)
+        trainer.train()
+
+    `model` is a transformers model, and `train` and `dev` are tokenised datasets with labels, just as for
+    `transformers.Trainer`. Pass `processing_class=tokenizer` as well, so that batches of different lengths are padded.
+    Everything outside a step is the Trainer's own: data, schedules, logging, callbacks, evaluation, checkpoints.
+
+    A step evaluates the loss twice for each direction and builds no graph. All micro-batches of a step share its
+    directions, and modules are in evaluation mode during a step. The step is taken inside the `training_step` of the
+    last micro-batch, so the callback `on_pre_optimizer_step` comes after the step.
 
     Args:
-        model, args, ...: as for `transformers.Trainer`; `args` are `ZOTrainingArguments`. An optimizer that is passed
-            in `optimizers` is one of `zo_kernels`.
-        objective: minimised in place of the loss: a function of the model, a batch's inputs and the model's outputs
-            that returns a scalar, whose mean over a step's micro-batches counts; or a name as in `args.objective`,
-            which it overrides.
+        model, args, ...: as for `transformers.Trainer`, but `args` must be `ZOTrainingArguments`, and an optimizer
+            passed in `optimizers` must be one of `zo_kernels`.
+        objective: what to minimise instead of the loss. Either a function of the model, the inputs of a batch and the
+            outputs of the model that returns a scalar, which is averaged over the micro-batches of a step; or a name
+            as in `args.objective`. It overrides `args.objective`.
 
     Raises:
-        TypeError, ValueError: what was asked for needs gradients, or cannot be trained without them; the message says
-            what to do instead.
+        TypeError, ValueError: an option needs gradients, or cannot work without them; the message says what to do
+            instead.
         Diverged: by `train`, if 10 steps in a row were refused.
     """
 
@@ -82,7 +90,7 @@ class ZOTrainer(Trainer):
 
     @property
     def zo_optimizer(self) -> zo.ZeroOrderOptimizer:
-        """The optimizer without what accelerate puts around it; there is none before `train`."""
+        """The optimizer without accelerate's wrapper. None before `train`, unless one was passed."""
         held: Any = self.optimizer
         return getattr(held, "optimizer", held)
 
@@ -94,7 +102,7 @@ class ZOTrainer(Trainer):
             )
 
     def _check_devices(self) -> None:
-        """What a launcher or the machine chose, and `args` therefore do not tell."""
+        """Check what the launcher or the machine chose, which `args` do not show."""
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"n_gpu: expected one GPU a process, got {self.args.n_gpu}, to which torch.nn.DataParallel would copy "
@@ -113,16 +121,16 @@ class ZOTrainer(Trainer):
             )
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As `Trainer`; neither model nor optimizer will be prepared for a backward pass."""
+        """As `Trainer`, but model and optimizer are not prepared for a backward pass."""
         super().create_accelerator_and_postprocess()
-        # Autocast and torch.compile, but no DistributedDataParallel.
+        # Keeps autocast and torch.compile, leaves out DistributedDataParallel.
         placed = False if self.args.offload else None
         prepare = functools.partial(self.accelerator.prepare_model, evaluation_mode=True, device_placement=placed)
         self.accelerator.prepare_model = prepare
         self.accelerator.prepare_optimizer = _prepared
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer that `args` describe, unless there is one. All processes get the weights of the first."""
+        """Make the optimizer that `args` describe, unless there is one. All processes get the weights of the first."""
         trained: Any = self.model if model is None else model
         self._share_weights(trained)
         if self.optimizer is None:
@@ -131,9 +139,9 @@ class ZOTrainer(Trainer):
         return self.optimizer
 
     def prediction_step(self, model: nn.Module, *more: Any, **options: Any) -> Any:
-        """As `Trainer`; weights that are offloaded are copied to where they are needed.
+        """As `Trainer`. Offloaded weights are streamed to the device.
 
-        The loss is that of the batch by itself, which the Trainer weights by its examples.
+        The loss is the mean over this batch alone, since the Trainer weights it by the number of examples.
         """
         with ExitStack() as within:
             within.enter_context(losses.alone(self))
@@ -145,23 +153,23 @@ class ZOTrainer(Trainer):
             return super().prediction_step(model, *more, **options)
 
     def evaluation_loop(self, *args: Any, **options: Any) -> Any:
-        """As `Trainer`; what is drawn in it changes nothing of what is read in training."""
+        """As `Trainer`. Random numbers drawn in an evaluation do not change the training batches."""
         with nullcontext() if self._data is None else self._data.undisturbed():
             return super().evaluation_loop(*args, **options)
 
     def _share_weights(self, model: nn.Module) -> None:
-        """A head that is not pretrained starts at random, in every process by itself."""
+        """Give all processes the weights of the first, since each initialises a new head at random."""
         if self.accelerator.num_processes > 1:
             for tensor in (*model.parameters(), *model.buffers()):
                 torch.distributed.broadcast(tensor.data, src=0)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *more: Any, **options: Any) -> Any:
-        """As `Trainer.train`. A run that is resumed goes on bit for bit from its last whole checkpoint."""
+        """As `Trainer.train`. A resumed run continues bit for bit from its last complete checkpoint."""
         if resume_from_checkpoint:
             if resume_from_checkpoint is True:
                 resume_from_checkpoint = checkpoints.last_whole(self._folder()) or True  # True: Trainer complains
             if self._made_optimizer:
-                self.optimizer = None  # of an earlier call; it writes to a trajectory that is now taken back
+                self.optimizer = None  # from an earlier call; its trajectory is about to be replaced
         self._data = None
         try:
             return super().train(resume_from_checkpoint, *more, **options)
@@ -169,16 +177,16 @@ class ZOTrainer(Trainer):
             self._data = None  # it holds what cannot be copied
 
     def get_batch_samples(self, epoch_iterator: Any, *more: Any, **options: Any) -> Any:
-        """As `Trainer`. Micro-batches of a step that an epoch's end has cut off are dropped. What is drawn while they
-        are read depends on the seed and the epoch alone.
+        """As `Trainer`, but the random numbers drawn while reading depend only on the seed and the epoch.
 
-        None once all steps are taken: a run that is resumed from its end would take one more.
+        Micro-batches of a step that the end of an epoch cut off are dropped. Returns no batches once all steps are
+        taken: otherwise a run resumed at its end would take one more.
         """
         self._microbatches = []
         if self.is_in_train and self.state.global_step >= self.state.max_steps:
             return [], None
         loader = self.callback_handler.train_dataloader
-        if loader is None:  # in a loop of a subclass's own
+        if loader is None:  # in the loop of a subclass
             return super().get_batch_samples(epoch_iterator, *more, **options)
         if self._data is None:
             self._data = TrainingData(resumed.seed_of_data(self.args))
@@ -189,11 +197,11 @@ class ZOTrainer(Trainer):
         return super().get_batch_samples(batches, *more, **options)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Keep a micro-batch; with the last one of a step, take the step.
+        """Keep a micro-batch. With the last one of a step, take the step.
 
         Returns:
-            The mean of the losses seen, a scalar on the device, or that of the step before if the step was refused; 0
-            before the last micro-batch.
+            A scalar on the device: the mean of the step's losses, or that of the step before if the step was refused.
+            0 for all but the last micro-batch.
         """
         self._microbatches.append(self._prepare_inputs(inputs))
         if not self.accelerator.sync_gradients:
@@ -207,13 +215,13 @@ class ZOTrainer(Trainer):
         if isinstance(optimizer, zo.MeZOSVRG):
             closures.append(self._full_closure(model, optimizer))
         asked: Any = self.model
-        asked.training = True  # after the step, too, as Trainer leaves it: logs are filed by it
+        asked.training = True  # also after the step, as Trainer leaves it: logs depend on it
         with evaluation_mode(model, asked):
             loss = self._take_step(optimizer, counted_once(self, closures))
         if (every := self.args.torch_empty_cache_steps) and self.state.global_step % every == 0:
             clear_device_cache()
         seen = torch.as_tensor(loss, dtype=torch.float32, device=self.args.device)
-        # One nan would stay in the Trainer's sum of losses for good.
+        # A single nan would stay in the Trainer's sum of losses.
         self._last_loss = torch.where(seen.isfinite(), seen, self._last_loss)
         return self._last_loss
 
@@ -222,7 +230,7 @@ class ZOTrainer(Trainer):
             loss = optimizer.step(*closures)
         except OutOfRange:
             loss = math.nan
-        # Asking waits for a GPU, so there it is asked less often.
+        # The check waits for a GPU, so it is made less often there.
         if self.args.device.type == "cpu" or optimizer.step_count % MOST_IN_A_ROW == 0:
             self._refusals_of(optimizer).check()
         return loss
@@ -238,7 +246,7 @@ class ZOTrainer(Trainer):
     def _full_closure(self, model: nn.Module, optimizer: zo.MeZOSVRG) -> Callable[[], Tensor]:
         loader: Any = self.callback_handler.train_dataloader
 
-        @functools.cache  # most steps never ask for it
+        @functools.cache  # most steps never call it
         def closure_of_step() -> Callable[[], Tensor]:
             drawn = anchor_batches(
                 loader,
@@ -254,11 +262,13 @@ class ZOTrainer(Trainer):
         return lambda: closure_of_step()()
 
     def _get_grad_norm(self, *args: Any, **options: Any) -> None:
-        """None: there are no gradients whose norm could be logged."""
+        """Return None, since there is no gradient whose norm could be logged."""
 
     def log(self, logs: dict[str, float], *more: Any, **options: Any) -> None:
-        """As `Trainer`, with more beside a training loss: `projected_gradient` (the last step's, root mean square over
-        its directions), `refused_steps` (of the run) and, with several processes, `bytes_sent` (from one to another).
+        """As `Trainer`, with more values beside a training loss.
+
+        `projected_gradient` is the root mean square over the directions of the last step, `refused_steps` counts those
+        of the run, and `bytes_sent`, with several processes, the bytes that they sent each other.
         """
         if "loss" in logs and isinstance(self.zo_optimizer, zo.ZeroOrderOptimizer):
             gradients = self.zo_optimizer.projected_gradients
@@ -269,7 +279,7 @@ class ZOTrainer(Trainer):
         super().log(logs, *more, **options)
 
     def create_model_card(self, *args: Any, **options: Any) -> None:
-        """As `Trainer`; the card names the zeroth-order method and its options."""
+        """As `Trainer`. The card names the zeroth-order method and its options."""
         super().create_model_card(*args, **options)
         if self.is_world_process_zero():
             trained: Any = self.model
@@ -314,7 +324,7 @@ class ZOTrainer(Trainer):
         if self.is_world_process_zero():
             checkpoints.take_back(checkpoint, self._folder())
         with resumed.without_being_told_twice(saved):
-            # By all processes: those that take steps together read it together.
+            # All processes resume, since processes that step together must read the trajectory together.
             optimizer.resume(self._folder() / checkpoints.TRAJECTORY, weights="last")
 
 
@@ -325,5 +335,5 @@ def _checked_objective(objective: Any) -> Objective | str:
 
 
 def _prepared(optimizer: torch.optim.Optimizer, device_placement: bool | None = None) -> SteppedInTrainingStep:
-    """In place of `Accelerator.prepare_optimizer`."""
+    """Replaces `Accelerator.prepare_optimizer`."""
     return optimizer if isinstance(optimizer, SteppedInTrainingStep) else SteppedInTrainingStep(optimizer)
