@@ -20,10 +20,6 @@ from zo_kernels.ops import Table, noise
 from ..bench.registry import Case, Row
 from ..kernels.cases import DTYPES, unusable
 
-COLUMNS = (
-    "case", "backend", "compared_with", "device", "dtype", "elements", "correct", "wrong", "skipped",
-    "device_name", "torch_version", "zo_kernels_version", "commit", "date_utc",
-)  # fmt: skip
 _COMPARED = ("native:avx512", "triton", "cuda")
 _TRUSTED = ("native:avx2", "native:scalar", "reference")  # the first one available
 _SEED, _PARAM_ID = 2**63 + 5, 7

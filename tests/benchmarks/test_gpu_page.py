@@ -15,8 +15,7 @@ import torch
 from benchmarks.__main__ import main, parser
 from benchmarks.bench import plot, registry
 from benchmarks.bench.document import ROOT
-from benchmarks.gpu import bits, machine, packed, page, plan
-from benchmarks.gpu.options import SECONDS
+from benchmarks.gpu import SECONDS, bits, machine, packed, page, plan
 from zo_kernels import backends
 
 # Without either, a matrix has no backend of a GPU.

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.bench.registry import Unavailable
 from benchmarks.static import cases as cases_static
 from benchmarks.static import machine_code, triton
 from benchmarks.static.bound import limits, predict, unit_of
@@ -95,7 +96,7 @@ class Compiler:
 
     def measure(self, variant):
         if self.error:
-            raise RuntimeError(self.error)
+            raise Unavailable(self.error)
         return counted()
 
 
@@ -204,5 +205,5 @@ def test_instructions_counted_by_hand():
 
 def test_other_kernels_are_not_counted():
     (code,) = machine_code.kernels(SASS.replace("@P2  BRA", "@P2  MOV")).values()
-    with pytest.raises(RuntimeError, match="expected loops"):
+    with pytest.raises(Unavailable, match="expected loops"):
         machine_code.counted(machine_code.Kernel(*code), 4)
