@@ -123,6 +123,7 @@ def test_the_outside_check_agrees_with_the_exact_one_on_our_steps():
         ("-2 * eps, seed", "-2 * eps, seed + 1", "standard deviation|not evaluated at"),
         ("-self.config.lr", "self.config.lr", "the step is"),
         ("-self.config.lr", "-2 * self.config.lr", "the step is"),
+        ("-self.config.lr", "float('nan')", "become NaN"),
         ("torch.randn(p.shape, generator=generator)", "torch.rand(p.shape, generator=generator)", "has a mean of"),
         ("for p in self.params:", "for p in self.params[1:]:", "is not perturbed"),
         ("below = self.inner_zo_forward().item()", "below = 0.0", "evaluates the loss 1 times"),
