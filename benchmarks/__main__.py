@@ -32,8 +32,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = top.add_subparsers(dest="suite", required=True)
     for name, text in _HELP.items():
-        folder = "bench" if name in ("plot", "evidence") else SUITES.get(name, name).partition(".")[0]
-        add = getattr(importlib.import_module(f"benchmarks.{folder}.options"), name)
+        folder = "bench.options" if name in ("plot", "evidence") else SUITES.get(name, name).partition(".")[0]
+        add = getattr(importlib.import_module(f"benchmarks.{folder}"), f"{name}_options")
         add(commands.add_parser(name, help=text, description=text))
     return top
 

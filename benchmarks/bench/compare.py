@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .registry import Row, Target, judge
+from .registry import Row, Target, Wrong, judge
 from .timing import Call, Plan, Sample, Timer, alternate, median, quantile
 
 _COPY = "copy"
@@ -62,9 +62,9 @@ class Trial:
 
 
 def compare(trial: Trial, plan: Plan, device: torch.device) -> list[Row]:
-    """A row for each baseline; or, if the result is wrong, one row that says so and has no time."""
+    """A row for each baseline; raises Wrong if the result is."""
     if wrong := trial.check():
-        return [{"correct": False, "wrong": wrong}]
+        raise Wrong(wrong)
     others = {v.name: v.call for v in trial.versus}
     if trial.copy is not None:
         others[_COPY] = trial.copy.call

@@ -101,11 +101,11 @@ def timed(parser: argparse.ArgumentParser, *, rounds: int, seconds: float) -> No
     )
 
 
-def plot(parser: argparse.ArgumentParser) -> None:
+def plot_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="rows that suites wrote with --json, or their CSV")
     parser.add_argument("--out", metavar="FOLDER", required=True, help="where the figures go")
 
 
-def evidence(parser: argparse.ArgumentParser) -> None:
+def evidence_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("documents", nargs="+", metavar="DOCUMENT", help="Markdown with marks where tables belong")
     parser.add_argument("--check", action="store_true", help="only say whether the tables are up to date")

@@ -28,6 +28,14 @@ SUITES = {
 }
 
 
+class Wrong(Exception):
+    """What a case measures is not what it should be: its row has `correct: False`, and no figures."""
+
+
+class Unavailable(Exception):
+    """Why a case cannot run here."""
+
+
 @dataclass(frozen=True)
 class Target:
     """A bound on one column of a row."""
@@ -70,7 +78,8 @@ class Case:
     Args:
         name: unique in its suite; `--only` matches it.
         facts: columns known before anything is measured (backend, device, dtype, elements, ...).
-        measure: makes what it needs, checks, measures, and returns rows. Whatever it times goes through `compare`.
+        measure: makes what it needs, checks, measures, and returns rows; raises Wrong or Unavailable. Whatever it
+            times goes through `compare`.
         skipped: why the case cannot run here, or None.
         device: whose memory the case needs.
         bytes_needed: tells how much memory the case needs, without allocating it; None: not worth asking.
@@ -95,8 +104,7 @@ class Case:
 class Suite(Protocol):
     """A module of cases.
 
-    It may also have `COLUMNS`, if its rows do not have those of a timed suite, and `notes()`, lines to print below its
-    table.
+    It may also have `notes()`, lines to print below its table.
     """
 
     def cases(self, options: Namespace) -> list[Case]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from .registry import Row
 
-# The first columns of every row of a timed suite; a suite's own follow. A row without a value has null there.
+# The columns that come first, as far as a run has them; a suite's own follow. A row without a value has null there.
 COLUMNS = (
     "case", "backend", "device", "dtype", "elements", "threads",
     "correct", "wrong", "skipped", "samples",
@@ -77,27 +77,28 @@ def stamped(rows: Sequence[Row]) -> list[Row]:
     return [row | ({"device_name": names[row["device"]]} if row.get("device") in names else {}) | run for row in rows]
 
 
-def write(rows: Sequence[Row], path: Path, columns: Sequence[str] = COLUMNS) -> Path:
+def write(rows: Sequence[Row], path: Path) -> Path:
     """Write rows as JSON (a list of flat objects) to `path`, and as CSV beside it; returns the CSV's path."""
-    rows = complete(rows, columns)
+    rows = complete(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n")
-    return write_csv(rows, path.with_suffix(".csv"), columns)
+    return write_csv(rows, path.with_suffix(".csv"))
 
 
-def write_csv(rows: Sequence[Row], path: Path, columns: Sequence[str] = ()) -> Path:
-    """Write rows as CSV with these columns first; returns the path."""
-    rows = complete(rows, columns)
+def write_csv(rows: Sequence[Row], path: Path) -> Path:
+    """Write rows as CSV; returns the path."""
+    rows = complete(rows)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else list(columns))
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
         writer.writeheader()
         writer.writerows(rows)
     return path
 
 
-def complete(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> list[Row]:
-    """The rows with the same keys in the same order."""
-    keys = dict.fromkeys((*columns, *(key for row in rows for key in row)))
+def complete(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the same keys in the same order; each says whether it is correct, or why it was skipped."""
+    found = dict.fromkeys(("correct", "wrong", "skipped", *(key for row in rows for key in row)))
+    keys = [*(key for key in COLUMNS if key in found), *(key for key in found if key not in COLUMNS)]
     return [{key: row.get(key) for key in keys} for row in rows]
 
 

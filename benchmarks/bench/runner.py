@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from . import registry, report, rows
-from .registry import Case, Row
+from .registry import Case, Row, Unavailable, Wrong
 
 
 def run(name: str, options: Namespace) -> int:
@@ -49,7 +49,7 @@ def run(name: str, options: Namespace) -> int:
         found = rows.stamped(found)
         beside = None
         if options.json:
-            beside = rows.write(found, Path(options.json), getattr(suite, "COLUMNS", rows.COLUMNS))
+            beside = rows.write(found, Path(options.json))
         report.show(name, found, suite.cells)
         for note in getattr(suite, "notes", list)():
             print(note)
@@ -66,6 +66,10 @@ def _measured(case: Case) -> list[Row]:
     try:
         reason = case.reason_to_skip()
         found = case.measure() if reason is None else [{"skipped": reason}]
+    except Wrong as error:
+        found = [{"correct": False, "wrong": str(error)}]
+    except Unavailable as error:
+        found = [{"skipped": str(error)}]
     except torch.OutOfMemoryError as error:
         found = [{"skipped": f"out of memory: {str(error).partition('.')[0]}"}]
     except ModuleNotFoundError as error:

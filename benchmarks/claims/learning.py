@@ -14,17 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..bench.registry import Row
+from ..bench.registry import Row, Wrong
 from .intervals import difference, over_seeds, ratio
 
 POINTS = 10  # of a curve, evenly in steps
 TUNING_SEEDS = (1000, 1001)
 _MOST_TRIED = 12
 _HOPELESS = 1.0  # nats above the start
-
-
-class WrongStep(Exception):
-    """The step of a method is not what it should be."""
 
 
 class Task(Protocol):
@@ -133,7 +129,7 @@ class Study:
         """Check the arm, choose its rate, run it.
 
         Raises:
-            WrongStep: and nothing was run with that arm.
+            Wrong: and nothing was run with that arm.
         """
         if arm.name not in self._results:
             torch.set_num_threads(self.threads)
@@ -148,7 +144,7 @@ class Study:
         seed = self.seeds[0]
         model = self.task.model(seed, arm.dtype)
         if wrong := arm.wrong(arm.make(model, self.guess, seed), model, next(self.task.closures(model, seed))):
-            raise WrongStep(f"{arm.name}: {wrong}")
+            raise Wrong(f"{arm.name}: {wrong}")
 
     def tuning_loss(self, arm: Arm, lr: float) -> float:
         """The dev loss at the end, the mean of the tuning seeds; inf as soon as one of them diverges."""

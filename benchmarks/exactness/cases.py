@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from ..bench.registry import Case, Row
 from ..step.cases import NO_TRANSFORMERS
-from ..step.check import WrongWeights
 from . import drift, four, replayed, shared_z, survival
 
 
@@ -19,7 +18,7 @@ class Experiment(Protocol):
     VARIANTS: list[dict[str, str]]  # a case each: its columns, whose values also name it
 
     def measure(self, options: Namespace, **variant: str) -> list[Row]:
-        """Check, measure and return rows; raise WrongWeights if a check fails."""
+        """Check, measure and return rows; raise Wrong if a check fails."""
 
     def cells(self, row: Row) -> dict[str, str]: ...
 
@@ -48,10 +47,7 @@ def cases(options: Namespace) -> list[Case]:
 
 
 def _measured(experiment: Experiment, options: Namespace, variant: dict[str, str]) -> list[Row]:
-    try:
-        return [{"correct": True, **row} for row in experiment.measure(options, **variant)]
-    except WrongWeights as error:
-        return [{"correct": False, "wrong": str(error)}]
+    return [{"correct": True, **row} for row in experiment.measure(options, **variant)]
 
 
 def cells(row: Row) -> dict[str, str]:

@@ -20,8 +20,8 @@ from zo_kernels.finetune.docstrings import stdlib_docstrings
 from zo_kernels.finetune.pretrained import minilm_folder
 from zo_kernels.weights.blocks import find_blocks
 
+from ..bench.registry import Wrong
 from ..kernels.cases import DTYPES
-from ..step.check import WrongWeights
 from ..step.exact import wrong_step
 from .upcast import upcast
 
@@ -43,13 +43,13 @@ class DemoTask:
         """The demo's optimizer. A first step is checked and undone before.
 
         Raises:
-            WrongWeights: that step leaves the method's formula.
+            Wrong: that step leaves the method's formula.
         """
         start, batch = self.weights(), next(self.batches())
         wrong = wrong_step(self._optimizer(perturb, rounding), self.classifier, partial(self.loss, batch))
         self.set_weights(start)
         if wrong:
-            raise WrongWeights(wrong)
+            raise Wrong(wrong)
         return self._optimizer(perturb, rounding)
 
     def _optimizer(self, perturb: str, rounding: str) -> zo.ZeroOrderOptimizer:

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 import zo_kernels as zo
 
-from ..bench.registry import Row
+from ..bench.registry import Row, Wrong
 from ..kernels.cases import DTYPES
 from ..kernels.check import differing
-from ..step.check import WrongWeights
 from ..step.exact import wrong_step
 from .demo_task import largest_matrix
 
@@ -43,14 +42,14 @@ def measure(options: Namespace, dtype: str, perturb: str, rounding: str) -> list
     model = Held(start.clone())
     optimizer = zo.MeZO(model, lr=0.0, eps=1e-3, perturb=perturb, rounding=rounding)
     if wrong := wrong_step(optimizer, model, model):
-        raise WrongWeights(wrong)
+        raise Wrong(wrong)
     rows = []
     for step in sorted({s for s in _REPORTED if s < options.steps} | {options.steps}):
         while optimizer.step_count < step:
             optimizer.step(model)
         rows.append({"elements": start.numel(), "steps": step, **_distance(model.weight, start)})
     if perturb == "in_forward" and (changed := rows[-1]["share_changed"]):
-        raise WrongWeights(f"{changed:.2%} of the weights have other bits")
+        raise Wrong(f"{changed:.2%} of the weights have other bits")
     return rows
 
 

@@ -19,10 +19,9 @@ from torch import Tensor
 import zo_kernels as zo
 from zo_kernels.finetune.config import Config
 
-from ..bench.registry import Row
+from ..bench.registry import Row, Wrong
 from ..bench.timing import Call, Timer, median, quantile
 from ..kernels.check import differing
-from ..step.check import WrongWeights
 from .demo_task import DemoTask, demo_task
 
 VARIANTS = [
@@ -103,7 +102,7 @@ def _check(task: DemoTask, file: Path, start: list[Tensor], reached: list[Tensor
     """Replay the real steps, and more, with one thread and with two; the weights are left moved.
 
     Raises:
-        WrongWeights: they are not those of the run, or not the same with both.
+        Wrong: they are not those of the run, or not the same with both.
     """
     further: list[Tensor] | None = None
     for threads in (1, 2):
@@ -113,7 +112,7 @@ def _check(task: DemoTask, file: Path, start: list[Tensor], reached: list[Tensor
             zo.replay(task.classifier, file, upto)
             end = task.weights()
             if expected is not None and (off := sum(map(differing, end, expected))):
-                raise WrongWeights(f"{off} of the weights replayed with {threads} threads have other bits than {whose}")
+                raise Wrong(f"{off} of the weights replayed with {threads} threads have other bits than {whose}")
         further = end
     torch.set_num_threads(task.config.threads)
 

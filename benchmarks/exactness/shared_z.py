@@ -43,9 +43,8 @@ def measure(options: Namespace, dtype: str) -> list[Row]:
     versus = [Versus(name, Call(run, options.threads), facts=facts) for name, run in others.items()]
     trial = Trial(Call(written, options.threads), partial(wrong_pass, entries, write, written), versus, elements)
     rows = compare(trial, Plan(options.rounds, options.seconds), torch.device("cpu"))
-    if len(rows) == 2:
-        of_copy, of_step = rows[0]["ratio"], rows[1]["ratio"]
-        rows[1]["saved_share_at_most"] = max(0.0, 1.0 - of_copy) / of_step
+    of_copy, of_step = (row["ratio"] for row in rows)
+    rows[1]["saved_share_at_most"] = max(0.0, 1.0 - of_copy) / of_step
     return rows
 
 

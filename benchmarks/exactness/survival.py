@@ -12,10 +12,9 @@ from torch import Tensor
 import zo_kernels as zo
 from zo_kernels.backends.types import Entry, Pass
 
-from ..bench.registry import Row
+from ..bench.registry import Row, Wrong
 from ..kernels.cases import DTYPES
 from ..kernels.check import wrong_pass
-from ..step.check import WrongWeights
 from .demo_task import largest_matrix
 
 VARIANTS = [
@@ -34,7 +33,7 @@ def measure(options: Namespace, dtype: str, rounding: str) -> list[Row]:
         shares = [_share(w, seed, size, rounding) for seed in range(options.draws)]
         mean, error = statistics.mean(shares), statistics.stdev(shares) / math.sqrt(len(shares))
         if rounding == "stochastic" and not abs(mean - 1.0) <= _MOST_ERRORS * error:
-            raise WrongWeights(f"of an update of {size:g} z {mean} ± {error} is left, not all of it")
+            raise Wrong(f"of an update of {size:g} z {mean} ± {error} is left, not all of it")
         row = {"update": size, "draws": options.draws, "left": mean, "left_standard_error": error}
         rows.append({"elements": w.numel(), **row})
     return rows
@@ -52,7 +51,7 @@ def _share(w: Tensor, seed: int, size: float, rounding: str) -> float:
     elif wrong := wrong_pass(
         [Entry(after, after, _PARAM_ID)], Pass([seed], [[size]], [1.0], rounding == "stochastic"), update
     ):
-        raise WrongWeights(wrong)
+        raise Wrong(wrong)
     z = zo.noise(w.shape, seed=seed, param_id=_PARAM_ID).double()
     return ((after.double() - w.double()) * z).sum().item() / (size * z.square().sum().item())
 

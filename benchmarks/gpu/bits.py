@@ -7,7 +7,7 @@ with the slow reference; this suite compares many with kernels that the tests ho
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -17,13 +17,9 @@ from zo_kernels import backends
 from zo_kernels.backends.types import Entry, MaskKind, Pass
 from zo_kernels.ops import Table, noise
 
-from ..bench.registry import Case, Row
-from ..kernels.cases import DTYPES, unusable
+from ..bench.registry import Case, Row, Wrong
+from ..kernels.cases import DTYPES, facts_of, unusable
 
-COLUMNS = (
-    "case", "backend", "compared_with", "device", "dtype", "elements", "correct", "wrong", "skipped",
-    "device_name", "torch_version", "zo_kernels_version", "commit", "date_utc",
-)  # fmt: skip
 _COMPARED = ("native:avx512", "triton", "cuda")
 _TRUSTED = ("native:avx2", "native:scalar", "reference")  # the first one available
 _SEED, _PARAM_ID = 2**63 + 5, 7
@@ -34,81 +30,57 @@ _STD, _THRESHOLD = 0.02, 0.01
 _BITS = {4: torch.int32, 2: torch.int16, 1: torch.uint8}
 _CPU = torch.device("cpu")
 
-# (backend, trusted backend, device, dtype, elements) -> what differs, or None
-_Compare = Callable[[str, str, torch.device, torch.dtype, int], str | None]
-
 
 def cases(options: Namespace) -> list[Case]:
     trusted = next(name for name in _TRUSTED if name in backends.available(_CPU))
-    made = []
+    of_noise, of_passes = (min(most, options.elements) for most in (_NOISE, _PASSES))
+    asked: list[tuple[str, Callable[..., None], str, int]] = [
+        *((f"noise/{dtype}", partial(_noise, _OFFSETS), dtype, of_noise) for dtype in DTYPES),
+        *((f"passes/{dtype}", _passes, dtype, of_passes) for dtype in DTYPES),
+        ("long", partial(_noise, (0,)), "fp32", options.elements),
+    ]
+    found = []
     for backend in _COMPARED:
         device = _CPU if backend.startswith("native") else torch.device(options.device)
         reason = unusable(backend, device)
-        for kind, compare, most in (("noise", _noise, _NOISE), ("passes", _passes, _PASSES)):
-            n = min(most, options.elements)
-            made += [_case(f"{kind}/{d}", compare, backend, trusted, device, d, n, options, reason) for d in DTYPES]
-        reason = "the reference would take minutes" if trusted == "reference" else reason
-        made.append(_case("long", _long, backend, trusted, device, "fp32", options.elements, options, reason))
-    return made
+        for name, compare, dtype, n in asked:
+            facts = {"backend": backend, "compared_with": trusted, "elements": n, **facts_of(device, DTYPES[dtype])}
+            slow = "the reference would take minutes" if (name, trusted) == ("long", "reference") else reason
+            measure = partial(_measure, options.threads, compare, backend, trusted, device, DTYPES[dtype], n)
+            found.append(Case(f"{backend}/{name}", facts, measure, slow))
+    return found
 
 
-def _case(
-    name: str,
-    compare: _Compare,
-    backend: str,
-    trusted: str,
-    device: torch.device,
-    dtype: str,
-    elements: int,
-    options: Namespace,
-    skipped: str | None,
-) -> Case:
-    def measure() -> list[Row]:
-        torch.set_num_threads(options.threads)
-        wrong = compare(backend, trusted, device, DTYPES[dtype], elements)
-        return [{"correct": not wrong, "wrong": wrong}]
-
-    facts = {"backend": backend, "compared_with": trusted, "device": str(device), "elements": elements}
-    facts["dtype"] = str(DTYPES[dtype]).removeprefix("torch.")
-    return Case(f"{backend}/{name}", facts, measure, skipped)
+def _measure(threads: int, compare: Callable[..., None], *what: object) -> list[Row]:
+    torch.set_num_threads(threads)
+    compare(*what)
+    return [{"correct": True}]
 
 
-def _noise(backend: str, trusted: str, device: torch.device, dtype: torch.dtype, n: int) -> str | None:
+def _noise(
+    offsets: Sequence[int], backend: str, trusted: str, device: torch.device, dtype: torch.dtype, n: int
+) -> None:
     """Ranges of the noise that begin at different indices."""
-    for offset in _OFFSETS:
+    for offset in offsets:
         make = partial(noise, n, seed=_SEED, param_id=_PARAM_ID, offset=offset, dtype=dtype)
-        if wrong := _differing(make(device=device, backend=backend), make(backend=trusted)):
-            return f"{wrong}, of the noise from {offset} on"
-    return None
+        _same(make(device=device, backend=backend), make(backend=trusted), f"the noise from {offset} on")
 
 
-def _long(backend: str, trusted: str, device: torch.device, dtype: torch.dtype, n: int) -> str | None:
-    """One long range."""
-    make = partial(noise, n, seed=1, dtype=dtype)
-    return _differing(make(device=device, backend=backend), make(backend=trusted))
-
-
-def _passes(backend: str, trusted: str, device: torch.device, dtype: torch.dtype, n: int) -> str | None:
+def _passes(backend: str, trusted: str, device: torch.device, dtype: torch.dtype, n: int) -> None:
     """Passes of two directions with decay, of every mask and rounding, one after the other on the same weights."""
-    here, there = _tensors(dtype, n, device), _tensors(dtype, n, _CPU)
-    for rounding in ("nearest", "stochastic"):
-        for kind in MaskKind:
-            for (weights, masks), name in ((here, backend), (there, trusted)):
-                _pass(weights, masks, kind, rounding, name)
-            for what, got, want in zip(("weights", "masks"), here, there, strict=True):
-                for i, (a, b) in enumerate(zip(got, want, strict=True)):
-                    if wrong := _differing(a, b):
-                        return f"{wrong}, of the {what} of tensor {i} after {kind.name.lower()}, {rounding}"
-    return None
-
-
-def _tensors(dtype: torch.dtype, n: int, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights, and random bytes for each of them: bools use the lowest bit of a byte, other masks all bits."""
     generator = torch.Generator().manual_seed(0)
     lengths = (n, *_SHORT)
     weights = [torch.randn(length, generator=generator).mul(_STD).to(dtype) for length in lengths]
+    # Random bytes: bools use the lowest bit of a byte, other masks all bits.
     masks = [torch.randint(0, 256, (length,), dtype=torch.uint8, generator=generator) for length in lengths]
-    return [w.to(device) for w in weights], [mask.to(device) for mask in masks]
+    here, there = ([[t.to(where, copy=True) for t in ts] for ts in (weights, masks)] for where in (device, _CPU))
+    for rounding in ("nearest", "stochastic"):
+        for kind in MaskKind:
+            for (w, m), name in ((here, backend), (there, trusted)):
+                _pass(w, m, kind, rounding, name)
+            for what, got, want in zip(("weights", "masks"), here, there, strict=True):
+                for i, (a, b) in enumerate(zip(got, want, strict=True)):
+                    _same(a, b, f"the {what} of tensor {i} after {kind.name.lower()}, {rounding}")
 
 
 def _pass(weights: list[Tensor], masks: list[Tensor], kind: MaskKind, rounding: str, backend: str) -> None:
@@ -124,10 +96,11 @@ def _pass(weights: list[Tensor], masks: list[Tensor], kind: MaskKind, rounding: 
     Table(entries, [str(i) for i in range(len(entries))], backend).apply(do)
 
 
-def _differing(got: Tensor, want: Tensor) -> str | None:
+def _same(got: Tensor, want: Tensor, of: str) -> None:
     bits = _BITS[want.element_size()]
     off = (got.cpu().view(bits) != want.view(bits)).nonzero().flatten()
-    return f"{off.numel()} of {want.numel()} elements differ, first {int(off[0])}" if off.numel() else None
+    if off.numel():
+        raise Wrong(f"{off.numel()} of {want.numel()} elements differ, first {int(off[0])}, of {of}")
 
 
 def cells(row: Row) -> dict[str, str]:

@@ -16,12 +16,6 @@ from zo_kernels.backends.native import instruction_sets
 from ..bench.registry import Case, Row
 from ..bench.rows import cpu_model
 
-COLUMNS = (
-    "case", "device", "correct", "wrong", "skipped", "driver", "compute_capability", "multiprocessors",
-    "memory_gib", "clock_mhz", "memory_clock_mhz", "power_limit_w", "processor", "cores", "instruction_sets",
-    "python_version", "triton_version", "transformers_version", "cuda_version", "nvcc_version", "ncu_version",
-    "device_name", "torch_version", "zo_kernels_version", "commit", "date_utc",
-)  # fmt: skip
 # nvidia-smi's names; the clocks and the power are the highest that are allowed.
 _ASKED = {
     "driver": "driver_version",

@@ -29,6 +29,7 @@ from ..bench.timing import Call, Plan
 from ..step.cases import NO_TRANSFORMERS, unusable
 from ..step.exact import wrong_step
 from ..step.methods import EPS, LR
+from ..step.shapes import Batch, opt_model
 from .stand_ins import Launches, standing_in
 
 # With OPT's vocabulary the embedding is larger than a block, so a block is perturbed at once; with a small one each
@@ -86,37 +87,21 @@ def _measure(
     options: Namespace, device: torch.device, backend: str, where: str, size: str, stands_in: bool
 ) -> list[Row]:
     torch.set_num_threads(1)
-    model, loss = _model(VOCABULARIES[size], options.layers, device)
+    build = opt_model(_WIDTH, 4 * _WIDTH, options.layers, heads=2, vocabulary=VOCABULARIES[size], positions=64)
+    task = build(Batch(1, _TOKENS), device, torch.bfloat16)
+    model, loss = task.model, partial(task.loss, task.model)
     around: AbstractContextManager[Any] = standing_in(backend) if stands_in else nullcontext()
     with around as launched:
-        opt = zo.MeZO(model, lr=LR, eps=EPS, perturb=where, backend=None if backend == "nothing" else backend)
-        _settle(opt, loss, stands_in)
-        check = partial(_wrong_launches, opt, model, loss, launched)
+        optimizer = zo.MeZO(model, lr=LR, eps=EPS, perturb=where, backend=None if backend == "nothing" else backend)
+        _settle(optimizer, loss, stands_in)
+        check = partial(_wrong_launches, optimizer, model, loss, launched)
         if not stands_in:
-            check = partial(wrong_step, opt, model, loss)
+            check = partial(wrong_step, optimizer, model, loss)
         versus = Versus("two forwards", Call(partial(_two, loss)))
-        trial = Trial(Call(lambda: opt.step(loss)), check, [versus], sum(p.numel() for p in model.parameters()))
+        trial = Trial(Call(lambda: optimizer.step(loss)), check, [versus], sum(p.numel() for p in model.parameters()))
         # The host is timed, also if there is a GPU.
         rows = compare(trial, Plan(options.rounds, options.seconds), torch.device("cpu"))
-        return [row | _told(row, opt, model, loss) if row["correct"] else row for row in rows]
-
-
-def _model(vocabulary: int, layers: int, device: torch.device) -> tuple[nn.Module, Callable[[], Tensor]]:
-    from transformers import OPTConfig, OPTForCausalLM
-
-    config = OPTConfig(
-        vocab_size=vocabulary,
-        hidden_size=_WIDTH,
-        word_embed_proj_dim=_WIDTH,
-        ffn_dim=4 * _WIDTH,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-    )
-    torch.manual_seed(0)
-    model = OPTForCausalLM(config).to(device, torch.bfloat16).eval()
-    ids = torch.arange(_TOKENS, device=device).view(1, -1)
-    return model, lambda: model(input_ids=ids, labels=ids, use_cache=False).loss
+        return [row | _told(row, optimizer, model, loss) for row in rows]
 
 
 @torch.no_grad()

@@ -7,8 +7,6 @@ from typing import Any
 
 from ..bench.registry import Row
 
-HEADINGS = ("case", "elements", "gb_per_s", "copy_gb_per_s", "share_of_copy")
-
 
 def choose(rows: Sequence[Row]) -> list[Row]:
     """Plain passes, once each."""

@@ -85,7 +85,7 @@ def _measure(shape: Shape, batch: Batch, device: torch.device, options: Namespac
         "weights_on_device_told_gb": bytes_on_device(away) / _GB,
         **peaks,
     }
-    return [row | more if row["correct"] else row for row in rows]
+    return [row | more for row in rows]
 
 
 def _peak(call: Call, device: torch.device) -> float:

@@ -13,10 +13,10 @@ from ..bench.document import milliseconds, number
 from ..bench.registry import Case, Row
 from ..bench.timing import Plan
 from ..step.shapes import SHAPES, Batch
+from . import CHECKOUTS
 from .adapters import PEERS
 from .check import Settings
 from .measure import EXPERIMENTS, Spec, apart
-from .options import CHECKOUTS
 
 _EPS = 1e-3
 _SEED = 1  # of the steps that are timed and checked

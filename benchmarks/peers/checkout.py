@@ -11,9 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-
-class Unavailable(Exception):
-    """Why a peer cannot run here."""
+from ..bench.registry import Unavailable
 
 
 def commit(path: Path) -> str | None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..bench.registry import Row
 
-HEADINGS = ("peer", "shape", "ms", "forwards_ms", "ratio", "extra_mib")
 _SHAPE = "opt-125m"
 _OURS = "zo_kernels"
 _INK, _GREY, _FAINT = "#1f2933", "#9aa5b1", "#e4e7eb"

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from ..bench.compare import Trial, Versus, compare
 from ..bench.memory import peak_bytes
-from ..bench.registry import Row, Target, judge
+from ..bench.registry import Row, Target, Unavailable, Wrong, judge
 from ..bench.timing import Call, Plan, Watch
 from ..step.shapes import SHAPES, Batch, Task
 from .adapters import PEERS, Peer, ours
 from .check import Loss, Settings, Step, noise_repeats
-from .checkout import Unavailable
 
 CPU = torch.device("cpu")
 _MIB = 2**20
@@ -92,12 +91,9 @@ def _quietly(spec: Spec) -> list[Row]:
 
 
 def measure(spec: Spec) -> list[Row]:
-    """The rows of an experiment, or one that says why the peer cannot run here."""
-    try:
-        peer = spec.load()
-        _try(spec, peer)
-    except Unavailable as error:
-        return [{"skipped": str(error)}]
+    """The rows of an experiment."""
+    peer = spec.load()
+    _try(spec, peer)
     torch.set_num_threads(spec.threads)
     task = SHAPES[spec.shape].build(spec.batch, CPU, torch.float32)
     known = {
@@ -107,7 +103,7 @@ def measure(spec: Spec) -> list[Row]:
         "peer_seeded_by": peer.seeded_by or "none: it counts steps",
     }
     if spec.experiment != "time" and (wrong := Side(peer, task, spec.settings).wrong()):
-        return [known | {"correct": False, "wrong": wrong}]
+        raise Wrong(wrong)
     return [known | row for row in EXPERIMENTS[spec.experiment](spec, peer, task)]
 
 
@@ -183,7 +179,7 @@ def _exact(spec: Spec, peer: Peer, task: Task) -> list[Row]:
     promised = ("noise_differs", "other_seed_other_bits", "same_seed_same_bits", "seed_0_works")
     promised += ("restored_bits",) if spec.peer == "ours-in-forward" else ()
     if spec.ours and (broken := [name for name in promised if not row[name]]):
-        return [{"correct": False, "wrong": f"{peer.title}: {', '.join(broken)} does not hold"}]
+        raise Wrong(f"{peer.title}: {', '.join(broken)} does not hold")
     return [{"correct": True, **row, **judge(row, [])}]
 
 

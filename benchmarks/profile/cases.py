@@ -15,7 +15,7 @@ import torch
 from torch.profiler import profile, record_function
 
 from ..bench.profiled import profiled
-from ..bench.registry import Case, Row
+from ..bench.registry import Case, Row, Unavailable, Wrong
 from ..kernels import cases as cases_kernels
 from ..kernels.cases import DTYPES
 from ..step import cases as cases_step
@@ -23,11 +23,6 @@ from ..step import launches
 from ..step.methods import MEZO, Ours
 from ..step.shapes import SHAPES, device_of
 
-COLUMNS = (
-    "case", "device", "dtype", "elements", "skipped", "correct", "wrong", "operation", "calls", "self_cpu_seconds",
-    "cpu_seconds", "self_device_seconds", "device_seconds", "saved", "device_name", "torch_version",
-    "zo_kernels_version", "commit", "date_utc",
-)  # fmt: skip
 _LISTED = 30  # operations that take longest
 _ROOT = Path(__file__).parents[2]
 _NCU_SECTIONS = (
@@ -74,7 +69,7 @@ def _step(options: Namespace, device: torch.device) -> list[Row]:
 
     ours = Ours(MEZO, task.model, loss, ranges, options.backend)
     if wrong := ours.check():
-        return [{"correct": False, "wrong": wrong}]
+        raise Wrong(wrong)
     ours.run()
     with profiled(device) as seen, record_function(launches.STEP):
         ours.run()
@@ -115,11 +110,11 @@ def _ncu(options: Namespace) -> list[Row]:
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=_ROOT)
     printed = done.stdout.splitlines()
     if wrong := [line for line in printed if line.startswith("WRONG")]:
-        return [{"correct": False, "wrong": wrong[0]}]
+        raise Wrong(wrong[0])
     lines = [line for line in printed if line.startswith('"')]
     if done.returncode or not lines:
         said = [line for line in (*printed, *done.stderr.splitlines()) if "ERR" in line or "==" in line]
-        return [{"skipped": f"ncu ended with {done.returncode}: {said[-1] if said else 'it said nothing'}"}]
+        raise Unavailable(f"ncu ended with {done.returncode}: {said[-1] if said else 'it said nothing'}")
     table = Path(options.out, f"ncu_{backend.replace(':', '_')}_table.csv")
     table.parent.mkdir(parents=True, exist_ok=True)
     table.write_text("\n".join(lines) + "\n")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zo_kernels import spec
 
-from ..bench.registry import Case, Row, Target, judge
+from ..bench.registry import Case, Row, Target, Unavailable, Wrong, judge
 from .sources import SOURCES, TENSORS, Source, ids, tensors
 
 BITS = 16  # of a normal's uniform; float32 holds no more of them without bias (`population` says how many)
@@ -96,7 +96,7 @@ def _measure(
     """The words go on from one test to the next."""
     torch.set_num_threads(threads)
     if wrong := source.wrong():
-        return [{"correct": False, "wrong": wrong}]
+        raise Wrong(wrong)
     found, sent = run(words, *arguments)
     results += found
     known = {"correct": True if source.generator == "zo.noise" else None, "values": sent}
@@ -106,7 +106,7 @@ def _measure(
 def _together(results: list[Row]) -> list[Row]:
     """Whether the first p-values of all tests are themselves uniform, and how many of the last ones are not passed."""
     if not results:
-        return [{"skipped": "none of the stream's tests was run"}]
+        raise Unavailable("none of the stream's tests was run")
     from scipy.stats import kstest
 
     first, words = [row["first_p_value"] for row in results], [row["assessment"] for row in results]

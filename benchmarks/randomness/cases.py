@@ -9,17 +9,10 @@ from functools import partial
 
 import torch
 
-from ..bench.registry import Case, Row, Target, judge
+from ..bench.registry import Case, Row, Target, Wrong, judge
 from . import battery
 from .sources import SOURCES, Source
 
-COLUMNS = (
-    "case", "experiment", "generator", "device", "stream", "values", "statistic", "tests", "pairs", "at",
-    "measured", "expected", "standard_error", "z", "p_value",
-    "largest_possible", "values_to_notice", "first_p_value", "assessment",
-    "correct", "wrong", "skipped", "target", "target_met", "target_missed",
-    "device_name", "torch_version", "zo_kernels_version", "commit", "date_utc",
-)  # fmt: skip
 _SHOWN = {
     "population": ("statistic", "measured", "expected", "values_to_notice"),
     "moments": ("values", "statistic", "measured", "expected", "z", "p_value", "largest_possible"),
@@ -57,7 +50,7 @@ def _population(threads: int) -> list[Row]:
 
 def _sampled(experiment: str, source: Source, values: int, threads: int) -> list[Row]:
     if wrong := source.wrong():
-        return [{"correct": False, "wrong": wrong}]
+        raise Wrong(wrong)
     rows = judged(_statistics(experiment, threads, source, values))
     return [{"correct": True if source.generator == "zo.noise" else None, **row} for row in rows]
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..bench.registry import Row
 
-HEADINGS = ("generator", "device", "values", "sigma", "measured", "expected", "p_value")
 _LEAST_EXPECTED = 5
 _TAIL = "|z| > "
 _COLOURS = {"zo.noise": "#d64545", "torch.randn": "#1f2933", "tl.randn": "#9aa5b1"}
@@ -17,7 +16,7 @@ _COLOURS = {"zo.noise": "#d64545", "torch.randn": "#1f2933", "tl.randn": "#9aa5b
 def choose(rows: Sequence[Row]) -> list[Row]:
     """Tail counts of every generator, where enough are expected to tell something."""
     return [
-        {key: row[key] for key in HEADINGS if key != "sigma"} | {"sigma": float(row["statistic"].removeprefix(_TAIL))}
+        row | {"sigma": float(row["statistic"].removeprefix(_TAIL))}
         for row in rows
         if row.get("experiment") == "moments"
         and (row.get("statistic") or "").startswith(_TAIL)

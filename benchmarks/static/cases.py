@@ -15,14 +15,6 @@ from .bound import predict
 from .machine_code import Static, Variant
 from .peaks import COPY_FRACTION, GPUS, PIPES
 
-COLUMNS = (
-    "case", "arch", "gpu", "compiler", "kernel", "dtype", "mask", "rounding", "skipped", "correct", "wrong",
-    "instructions_per_element", "further_instructions_per_element", "registers", "spill_bytes", "load_bits",
-    "store_bits", "bytes_per_element", "bound", "predicted_gelem_per_s", "predicted_gb_per_s",
-    "predicted_share_of_copy", "compute_bound", "compute_gelem_per_s", "copy_fraction_of_peak", "peak_gb_per_s",
-    "clock_ghz", "source", "is_prediction",
-    "zo_kernels_version", "commit", "date_utc",
-)  # fmt: skip
 COMPILERS: dict[str, Any] = {"triton": triton, "nvcc": cuda}  # each has `unavailable` and `measure`
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 # Beside reading and writing the weights, an element. A recorded mask is written, the others are read.
@@ -48,10 +40,7 @@ def _case(compiler: str, variant: Variant) -> Case:
     facts = {"arch": arch, "compiler": compiler, "kernel": kernel, "dtype": dtype, "mask": mask, "rounding": rounding}
 
     def measure() -> list[Row]:
-        try:
-            counted = COMPILERS[compiler].measure(variant)
-        except RuntimeError as error:
-            return [{"skipped": str(error)}]
+        counted = COMPILERS[compiler].measure(variant)
         moved = 2 * _BYTES[dtype] + _MASK_BYTES.get(variant.mask, 0.0)
         run, gpus = _run_for_a_block(counted), [gpu for gpu in GPUS if gpu.arch == variant.arch]
         return [_counts(counted, moved) | predict(run, counted.elements, moved, gpu) for gpu in gpus]

@@ -11,6 +11,7 @@ from pathlib import Path
 from zo_kernels.backends.gpu_table import BLOCK
 from zo_kernels.backends.types import MaskKind
 
+from ..bench.registry import Unavailable
 from .machine_code import Static, Variant, counted, disassembled, run
 
 SOURCES = Path(__file__).parents[2] / "csrc"
@@ -31,7 +32,7 @@ def unavailable() -> str | None:
 
 
 def measure(variant: Variant) -> Static:
-    """The kernel of a pass; a RuntimeError as of `measure_all`."""
+    """The kernel of a pass; a Unavailable as of `measure_all`."""
     return measure_all(variant.arch, [(variant.dtype, variant.mask, variant.stochastic, variant.decay)])[0]
 
 
@@ -39,10 +40,10 @@ def measure_all(arch: int | str, variants: Sequence[tuple[str, MaskKind, bool, b
     """The kernels of several variants (dtype, mask, stochastic, decay), compiled together.
 
     Raises:
-        RuntimeError: a tool is missing or fails, or a kernel does not keep all in registers.
+        Unavailable: a tool is missing or fails, or a kernel does not keep all in registers.
     """
     if (compiler := nvcc()) is None:
-        raise RuntimeError("nvcc: expected it on the PATH or in $CUDA_HOME/bin, found none")
+        raise Unavailable("nvcc: expected it on the PATH or in $CUDA_HOME/bin, found none")
     codes = [
         (_DTYPES.index(dtype), int(mask), int(stochastic), int(decay)) for dtype, mask, stochastic, decay in variants
     ]
@@ -53,7 +54,7 @@ def measure_all(arch: int | str, variants: Sequence[tuple[str, MaskKind, bool, b
         found = disassembled(cubin, compiler)
     kernels = [found[_mangled(code)] for code in codes]
     if spilled := [(v, kernel.stack_bytes) for v, kernel in zip(variants, kernels, strict=True) if kernel.stack_bytes]:
-        raise RuntimeError(f"nvcc: expected all in registers, got bytes of stack: {spilled}")
+        raise Unavailable(f"nvcc: expected all in registers, got bytes of stack: {spilled}")
     return [counted(kernel, ELEMENTS) for kernel in kernels]
 
 

@@ -8,10 +8,6 @@ from typing import Any
 from ..bench.registry import Row
 from .peaks import COPY_FRACTION, GPUS, ISSUED_PER_CLOCK
 
-HEADINGS = (
-    "gpu", "compiler", "kernel", "dtype", "bound", "instructions_per_byte", "tera_instructions_per_s", "gelem_per_s",
-    "is_prediction",
-)  # fmt: skip
 _COMPILER_OF = {"triton": "triton", "cuda": "nvcc"}  # of a backend
 _SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -26,11 +22,10 @@ def choose(rows: Sequence[Row]) -> list[Row]:
         rate = max(measured) if measured else static["predicted_gelem_per_s"]
         instructions = static["instructions_per_element"]
         points.append(
-            {name: static[name] for name in HEADINGS[:5]}
-            | {
+            {
+                "gpu": static["gpu"],
                 "instructions_per_byte": instructions / static["bytes_per_element"],
                 "tera_instructions_per_s": rate * instructions / 1e3,
-                "gelem_per_s": rate,
                 "is_prediction": not measured,
             }
         )

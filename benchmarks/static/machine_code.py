@@ -22,6 +22,8 @@ import networkx  # a dependency of torch
 from zo_kernels.backends.tuning import DEFAULT, Tuning
 from zo_kernels.backends.types import MaskKind
 
+from ..bench.registry import Unavailable
+
 SEARCH_STEPS = 10  # for a table of 1024 tensors
 _LABEL = re.compile(r"\s*(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?P<when>@!?U?P\w+\s+)?(?P<opcode>[\w.]+)(?P<operands>.*?);")
@@ -77,10 +79,10 @@ class Static:
 
 
 def run(*command: str) -> str:
-    """What a command prints; RuntimeError if it fails."""
+    """What a command prints; Unavailable if it fails."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{Path(command[0]).name}: {done.stderr}")
+        raise Unavailable(f"{Path(command[0]).name}: {done.stderr}")
     return done.stdout
 
 
@@ -98,7 +100,7 @@ def _tool(name: str, nvcc: str | None) -> str:
     try:
         from triton import knobs
     except ImportError:
-        raise RuntimeError(f"{name}: expected it beside nvcc, on the PATH or in triton, found none") from None
+        raise Unavailable(f"{name}: expected it beside nvcc, on the PATH or in triton, found none") from None
     return getattr(knobs.nvidia, name).path
 
 
@@ -138,7 +140,7 @@ def counted(kernel: Kernel, elements: int, float_operations: Sequence[str] = ())
         elements: that a thread works on in a block.
 
     Raises:
-        RuntimeError: its loops are not those of such a kernel.
+        Unavailable: its loops are not those of such a kernel.
     """
     graph = kernel.graph
 
@@ -158,7 +160,7 @@ def counted(kernel: Kernel, elements: int, float_operations: Sequence[str] = ())
     heads = {i for i in block_loop if set(graph.predecessors(i)) - block_loop}
     further = set().union(*loops(block_loop - heads))
     if len(searches) != 1 or not further:
-        raise RuntimeError(f"SASS: expected loops to search, over blocks and in it over directions, got {len(parts)}")
+        raise Unavailable(f"SASS: expected loops to search, over blocks and in it over directions, got {len(parts)}")
     rest = graph.subgraph(block_loop - further)
     first = heads.union(*(networkx.ancestors(rest, head) for head in heads))
     outside = opcodes(set(graph).difference(*parts))

@@ -12,6 +12,7 @@ from typing import Any
 
 from zo_kernels.backends.triton.launch import COUNTERS, options, target
 
+from ..bench.registry import Unavailable
 from .machine_code import Static, Variant, counted, disassembled
 
 _TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -35,10 +36,10 @@ def compile_kernel(variant: Variant) -> Mapping[str, Any]:
     """The kernel as it would be launched: "ptx" (text) and "cubin" (bytes), or for ROCm "amdgcn" and "hsaco".
 
     Raises:
-        RuntimeError: this process runs the kernels in Triton's interpreter.
+        Unavailable: this process runs the kernels in Triton's interpreter.
     """
     if target() == "interpreter":
-        raise RuntimeError("expected compiled kernels, got Triton's interpreter: unset TRITON_INTERPRET")
+        raise Unavailable("expected compiled kernels, got Triton's interpreter: unset TRITON_INTERPRET")
     import triton
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
@@ -69,7 +70,7 @@ def measure(variant: Variant) -> Static:
     """Compile a variant for a compute capability and count its instructions.
 
     Raises:
-        RuntimeError: this process runs the kernels in Triton's interpreter.
+        Unavailable: this process runs the kernels in Triton's interpreter.
     """
     asm = compile_kernel(variant)
     with tempfile.TemporaryDirectory() as folder:

@@ -65,7 +65,7 @@ def _case(shape_name: str, method_name: str, method: Method, device: torch.devic
         trial = make.trial(make.others(stated))
         rows = compare(trial, Plan(options.rounds, options.seconds), device)
         more = {"elements": trial.elements, "active_share": method.active_share(make.task.model)}
-        more |= make.launches() if rows[0]["correct"] else {}
+        more |= make.launches()
         return [more | row | _per_forwards(row) for row in rows]
 
     needed = partial(_bytes_needed, shape, batch, dtype, method)

@@ -15,11 +15,9 @@ from torch import Tensor, nn
 import zo_kernels as zo
 from zo_kernels.spec import direction_seed
 
+from ..bench.registry import Wrong
+
 _WINDOW = 256
-
-
-class WrongWeights(Exception):
-    """The weights are not where the method's formula puts them."""
 
 
 class Windows:
@@ -61,7 +59,7 @@ class Windows:
             for i in [index[p] for p in module._parameters.values() if p in index]:
                 now = self._cut(i)
                 if not torch.equal(seen.setdefault(i, now), now):
-                    raise WrongWeights(f"modules run on different values of {self.names[i]}")
+                    raise Wrong(f"modules run on different values of {self.names[i]}")
 
         hooks = [m.register_forward_pre_hook(look) for m in self.model.modules()]
         try:
@@ -70,7 +68,7 @@ class Windows:
             for hook in hooks:
                 hook.remove()
         if unseen := [name for i, name in enumerate(self.names) if i not in seen]:
-            raise WrongWeights(f"no module ran that owns {', '.join(unseen)}")
+            raise Wrong(f"no module ran that owns {', '.join(unseen)}")
         return value, torch.cat([seen[i] for i in range(len(self.params))])
 
     def drawn(self, draw: Callable[[Tensor, int, int], Tensor], step: int, slot: int = 0) -> Tensor:

@@ -18,7 +18,8 @@ from zo_kernels.estimators.draws import ANCHOR_SLOT, BLOCK_SLOT, SEPARATE_SLOT
 from zo_kernels.spec import direction_seed, fma, normal, round_stochastic, rounding_bits
 from zo_kernels.weights.blocks import dropped_blocks, find_blocks
 
-from .check import Windows, WrongWeights
+from ..bench.registry import Wrong
+from .check import Windows
 
 # How far MeZO-SVRG's passes in place may leave its formula, in parts of |θ| + ε|z|. Each rounds by up to 2^-24 in
 # float32, and by the last of 8 or of 11 bits in the others, which round stochastically.
@@ -53,14 +54,14 @@ def wrong_step(
         svrg = isinstance(optimizer, zo.MeZOSVRG)
         calls = 4 * (optimizer.step_count - windows.first) - 2 if svrg else 2
         if len(losses) != calls:
-            raise WrongWeights(f"expected {calls} closure calls, got {len(losses)}")
+            raise Wrong(f"expected {calls} closure calls, got {len(losses)}")
         expected = _svrg(windows, theta, losses) if svrg else spsa(windows, theta, _gradient(windows, *losses))
         limit = _TOLERANCE[windows.dtype] * (theta.abs() + _MOST_Z * _group(windows)["eps"]) if svrg else 0.0
         whens = (*(f"at closure call {call}" for call in range(1, calls + 1)), "after the step")
         for when, got, wanted in zip(whens, (*seen, windows.read()), expected, strict=True):
             if off := windows.off(got, wanted, limit):
-                raise WrongWeights(f"{when} {off}")
-    except WrongWeights as error:
+                raise Wrong(f"{when} {off}")
+    except Wrong as error:
         return str(error)
     return None
 
@@ -132,6 +133,6 @@ def _check_thresholds(windows: Windows) -> None:
         at = float(sizes.float().flatten().kthvalue(wanted).values) if h == math.inf else h
         within, below = int((sizes <= at).sum()), int((sizes < at).sum())
         if h < math.inf and not below < wanted <= within:
-            raise WrongWeights(f"{name}: {within} of {n} weights are within the threshold {h}, not {wanted}")
+            raise Wrong(f"{name}: {within} of {n} weights are within the threshold {h}, not {wanted}")
         if h == math.inf and at > 0.0 and within <= 2 * wanted and 2 * (n - within) >= n - wanted:
-            raise WrongWeights(f"{name}: all of it takes part, and {at} would part it well")
+            raise Wrong(f"{name}: all of it takes part, and {at} would part it well")

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..bench.registry import Wrong
 from ..bench.timing import Watch
-from .check import Windows, WrongWeights
+from .check import Windows
 from .exact import spsa
 from .methods import Method, Ours
 
@@ -24,7 +25,7 @@ def graphed(
         loss: of the model; a watch in it would be captured too.
 
     Raises:
-        WrongWeights: a repeated step leaves other weights than the method's formula.
+        Wrong: a repeated step leaves other weights than the method's formula.
     """
     optimizer = Ours(method, model, loss, Watch(device), backend).optimizer
     # transformers may take another path when it is captured: the step is checked with the gradient that it gives there.
@@ -37,5 +38,5 @@ def graphed(
     (gradient,) = optimizer.projected_gradients
     *_, end = spsa(windows, theta, gradient)
     if off := windows.off(windows.read(), end):
-        raise WrongWeights(f"after a step repeated by its graph {off}")
+        raise Wrong(f"after a step repeated by its graph {off}")
     return step

@@ -113,7 +113,7 @@ def _causal(model_type: str, **sizes: int) -> Build:
     return build
 
 
-def _opt(hidden: int, ffn: int, layers: int, heads: int, vocabulary: int = 50272) -> Build:
+def opt_model(hidden: int, ffn: int, layers: int, heads: int, vocabulary: int = 50272, positions: int = 2048) -> Build:
     return _causal(
         "opt",
         vocab_size=vocabulary,
@@ -122,6 +122,7 @@ def _opt(hidden: int, ffn: int, layers: int, heads: int, vocabulary: int = 50272
         ffn_dim=ffn,
         num_hidden_layers=layers,
         num_attention_heads=heads,
+        max_position_embeddings=positions,
     )
 
 
@@ -131,11 +132,11 @@ _SHORT, _LONG = Batch(1, 64), Batch(16, 256)
 _TINY = Batch(4, 8)
 SHAPES = {
     "tiny": Shape(_bert(128, layers=3, hidden=32, intermediate=64), _TINY, _TINY),
-    "opt-tiny": Shape(_opt(32, 64, layers=3, heads=2, vocabulary=128), _TINY, _TINY),
+    "opt-tiny": Shape(opt_model(32, 64, layers=3, heads=2, vocabulary=128), _TINY, _TINY),
     "minilm": Shape(_bert(30522, layers=6, hidden=384, intermediate=1536), _SENTENCES, _SENTENCES),
     # From the config.json of facebook/opt-125m, opt-1.3b and opt-13b, and of huggyllama/llama-7b.
-    "opt-125m": Shape(_opt(768, 3072, layers=12, heads=12), Batch(8, 64), _LONG),
-    "opt-1.3b": Shape(_opt(2048, 8192, layers=24, heads=32), _SHORT, _LONG, large=True),
-    "opt-13b": Shape(_opt(5120, 20480, layers=40, heads=40), _SHORT, _LONG, large=True),
+    "opt-125m": Shape(opt_model(768, 3072, layers=12, heads=12), Batch(8, 64), _LONG),
+    "opt-1.3b": Shape(opt_model(2048, 8192, layers=24, heads=32), _SHORT, _LONG, large=True),
+    "opt-13b": Shape(opt_model(5120, 20480, layers=40, heads=40), _SHORT, _LONG, large=True),
     "llama-7b": Shape(_causal("llama"), _SHORT, _LONG, large=True),  # the defaults of LlamaConfig
 }

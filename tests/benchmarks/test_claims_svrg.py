@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import zo_kernels as zo
+from benchmarks.bench.registry import Wrong
 from benchmarks.claims.cases import cells
 from benchmarks.claims.intervals import VERDICTS, ratio
-from benchmarks.claims.learning import WrongStep
 from benchmarks.claims.svrg import figure, methods, training, variance
 from benchmarks.claims.svrg.methods import EVERY, METHODS, MEZO, Method, Stepper, wrong
 from benchmarks.claims.svrg.problems import BATCH, Problem, flat, least_squares
@@ -136,13 +136,13 @@ def test_an_optimizer_that_does_something_else_is_noticed(small, monkeypatch):
 
     monkeypatch.setattr(zo.MeZOSVRG, "step", off)
     assert "weights looked at are off" in wrong(small, BY_NAME["svrg-q2"])
-    rows = training.Comparison(OPTIONS, lambda: small, 20).rows(BY_NAME["svrg-q2"])
-    assert [row["correct"] for row in rows] == [False] and rows[0]["wrong"].startswith("svrg-q2: ")
+    with pytest.raises(Wrong, match=r"^svrg-q2: "):
+        training.Comparison(OPTIONS, lambda: small, 20).rows(BY_NAME["svrg-q2"])
 
 
 def test_a_run_that_asks_for_other_losses_is_noticed(small, monkeypatch):
     monkeypatch.setattr(methods.Method, "queries", lambda *_: 1)
-    with pytest.raises(WrongStep, match="example-forwards, not 1"):
+    with pytest.raises(Wrong, match="example-forwards, not 1"):
         run(small, MEZO, 0, 1e-3, None, 12)
 
 
@@ -232,8 +232,8 @@ def test_rows_of_a_comparison(monkeypatch):
 
 def test_rates_at_the_edge_of_their_grid_are_wrong(small, monkeypatch):
     monkeypatch.setattr(training, "tune", given(at_edge=True))
-    (row,) = training.Comparison(OPTIONS, lambda: small, 20).rows(FULL)
-    assert row["correct"] is False and "at the edge" in row["wrong"]
+    with pytest.raises(Wrong, match="at the edge"):
+        training.Comparison(OPTIONS, lambda: small, 20).rows(FULL)
 
 
 def test_rows_of_variances_agree_with_theory_and_are_refused_if_not(monkeypatch):
@@ -249,8 +249,8 @@ def test_rows_of_variances_agree_with_theory_and_are_refused_if_not(monkeypatch)
     assert "reproduced" in cells(means["shared"])["verdict"]
     assert len(figure.choose(rows)) == 2
     monkeypatch.setattr(variance, "mezo", lambda here: (2 * mezo(here)[0], mezo(here)[1]))
-    wrong_rows = case.measure()
-    assert all(row["correct"] is False and "standard errors" in row["wrong"] for row in wrong_rows)
+    with pytest.raises(Wrong, match="standard errors"):
+        case.measure()
 
 
 def test_the_figure_is_drawn_of_what_there_is():

@@ -41,7 +41,7 @@ def test_drift_in_place_and_none_in_the_forward(exactness):
     status, found, _ = exactness("^drift")
     assert status == 0 and len(found) == 10 * 2 and {row["steps"] for row in found} == {1, 40}
     for row in found:
-        assert row["correct"] is True and row["seconds_median"] is None and row["elements"] == 16 * 32
+        assert row["correct"] is True and row.get("seconds_median") is None and row["elements"] == 16 * 32
         drifted = row["perturb"] == "in_place"
         assert (row["share_changed"] > 0.2) == drifted == (row["relative_rms"] > 0) == (row["largest"] > 0)
         assert row["relative_rms"] < (1e-6 if row["dtype"] == "fp32" else 0.1)

@@ -15,8 +15,7 @@ import torch
 from benchmarks.__main__ import main, parser
 from benchmarks.bench import plot, registry
 from benchmarks.bench.document import ROOT
-from benchmarks.gpu import bits, machine, packed, page, plan
-from benchmarks.gpu.options import SECONDS
+from benchmarks.gpu import SECONDS, bits, machine, packed, page, plan
 from zo_kernels import backends
 
 # Without either, a matrix has no backend of a GPU.
@@ -285,10 +284,11 @@ def test_bits_that_differ_are_told(monkeypatch, what):
     cases = registry.select(bits.cases(options), options.only)
     assert [case.measure()[0]["correct"] for case in cases] == [True, True]
     monkeypatch.setattr(bits, what, off if what == "noise" else table)
-    found = {case.name.split("/")[1]: case.measure()[0] for case in cases}
     wrong, fine = ("noise", "passes") if what == "noise" else ("passes", "noise")
-    assert found[fine]["correct"] and not found[wrong]["correct"]
-    assert found[wrong]["wrong"].startswith("1 of 64 elements differ, first 5")
+    found = {case.name.split("/")[1]: case.measure for case in cases}
+    assert found[fine]() == [{"correct": True}]
+    with pytest.raises(registry.Wrong, match=r"^1 of 64 elements differ, first 5, of "):
+        found[wrong]()
 
 
 def test_a_gpu_is_described(monkeypatch):

@@ -13,12 +13,12 @@ from torch import nn
 
 import zo_kernels as zo
 from benchmarks.__main__ import main
+from benchmarks.bench.registry import Unavailable, Wrong
 from benchmarks.bench.timing import Call, Timer
 from benchmarks.kernels.kernel_call import KernelCall
 from benchmarks.profile import cases as cases_profile
 from benchmarks.profile import ncu_target
 from benchmarks.step import launches
-from benchmarks.step.check import WrongWeights
 from benchmarks.step.graphed import graphed
 from benchmarks.step.methods import Method
 
@@ -140,7 +140,7 @@ def test_repeated_steps_are_checked(model, monkeypatch, dtype, sparsity, wrong):
     monkeypatch.setattr(zo.ZeroOrderOptimizer, "graphed", repeat, raising=False)
     make = partial(graphed, Method(made, sparsity=sparsity), model, lambda: model(x).float().square().mean(), None, CPU)
     if wrong:
-        with pytest.raises(WrongWeights, match=r"1 of \d+ weights looked at are off, first in 2\.bias"):
+        with pytest.raises(Wrong, match=r"1 of \d+ weights looked at are off, first in 2\.bias"):
             make()
     else:
         make()()
@@ -167,7 +167,7 @@ def test_profile_saves_a_trace_and_a_table(tmp_path):
 
 def test_wrong_passes_are_not_profiled(tmp_path, wrong_passes):
     status, (row, _) = profiled(tmp_path)
-    assert status == 1 and row["correct"] is False and row["operation"] is None and not (tmp_path / "out").exists()
+    assert status == 1 and row["correct"] is False and row.get("operation") is None and not (tmp_path / "out").exists()
 
 
 NCU = """"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
@@ -192,21 +192,20 @@ def test_ncu_s_table_is_read():
 REFUSED = "==ERROR== ERR_NVGPUCTRPERM - no permission"
 
 
-@pytest.mark.parametrize(
-    ("status", "out", "expected"),
-    [
-        (0, "==PROF== Connected\n" + NCU, {"correct": True}),
-        (1, REFUSED, {"skipped": f"ncu ended with 1: {REFUSED}"}),
-        (1, "WRONG 1 of the elements\n", {"correct": False, "wrong": "WRONG 1 of the elements"}),
-    ],
-)
-def test_ncu_is_run_and_its_refusal_is_a_reason(tmp_path, monkeypatch, status, out, expected):
-    done = Namespace(returncode=status, stdout=out, stderr="")
-    monkeypatch.setattr(cases_profile.subprocess, "run", lambda *a, **k: done)
+def test_ncu_is_run_and_its_refusal_is_a_reason(tmp_path, monkeypatch):
     options = Namespace(out=str(tmp_path), elements=64, dtype="bf16", backend=None, kinds="")
-    rows = cases_profile._ncu(options)
-    assert {name: rows[0][name] for name in expected} == expected
-    assert (tmp_path / "ncu_triton_table.csv").exists() == (status == 0)
+    for status, out, raised, told in (
+        (1, REFUSED, Unavailable, f"ncu ended with 1: {REFUSED}"),
+        (1, "WRONG 1 of the elements\n", Wrong, "WRONG 1 of the elements"),
+        (0, "==PROF== Connected\n" + NCU, None, None),
+    ):
+        done = Namespace(returncode=status, stdout=out, stderr="")
+        monkeypatch.setattr(cases_profile.subprocess, "run", lambda *a, done=done, **k: done)
+        if raised:
+            with pytest.raises(raised) as error:
+                cases_profile._ncu(options)
+            assert str(error.value) == told and not list(tmp_path.iterdir())
+    assert cases_profile._ncu(options)[0]["correct"] and (tmp_path / "ncu_triton_table.csv").exists()
 
 
 STAND_IN = f"""#!{sys.executable} -IS

@@ -3,13 +3,14 @@
 import csv
 import math
 import shutil
+from argparse import ArgumentTypeError
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.randomness import battery, cases, figure, options, sources
+from benchmarks.randomness import battery, cases, figure, sources, values
 from zo_kernels import spec
 
 pytest.importorskip("scipy.stats")
@@ -259,10 +260,10 @@ def test_torch_is_drawn_as_the_published_code_does():
 
 
 def test_counts_of_values():
-    assert [options.values(text) for text in ("1e10", "64M", "4096")] == [10**10, 2**26, 4096]
+    assert [values(text) for text in ("1e10", "64M", "4096")] == [10**10, 2**26, 4096]
     for text in ("0", "1.5", "nan", "-3", "many"):
-        with pytest.raises((ValueError, options.argparse.ArgumentTypeError)):
-            options.values(text)
+        with pytest.raises((ValueError, ArgumentTypeError)):
+            values(text)
 
 
 def test_the_suite_writes_its_rows(tmp_path, capsys):
@@ -301,7 +302,6 @@ def test_tails_are_drawn():
     )
     # Of N values 28 are expected beyond 4.5 and 2.4 beyond 5: too few to draw.
     assert [row["sigma"] for row in chosen] == [1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5]
-    assert all(set(figure.HEADINGS) == set(row) for row in chosen)
     drawing = pytest.importorskip("matplotlib.figure").Figure()
     figure.draw(drawing, chosen)
     assert len(drawing.axes[0].containers) == 1

@@ -95,7 +95,7 @@ def test_a_wrong_step_has_no_time_and_the_run_fails(small, wrong_passes, case):
     status, found, _ = small("step", "--only", f"tiny/{case}$")
     assert status == 1
     assert found[0]["correct"] is False and "at closure call 1 " in found[0]["wrong"]
-    assert found[0]["seconds_median"] is None and found[0]["ratio"] is None
+    assert found[0].get("seconds_median") is None and found[0].get("ratio") is None
 
 
 @pytest.mark.parametrize("case", ["MeZO", "SparseMeZO", "LeZO/in_forward"])
@@ -110,7 +110,7 @@ def test_a_step_in_16_bits_is_checked_to_the_last_bit(small, monkeypatch, case):
 
     monkeypatch.setattr(ops.Table, "apply", nearest)
     status, found, _ = small("step", *arguments)
-    assert status == 1 and found[0]["wrong"] and found[0]["seconds_median"] is None
+    assert status == 1 and found[0]["wrong"] and found[0].get("seconds_median") is None
 
 
 def test_steps_whose_modules_run_on_clean_weights_are_wrong(small, monkeypatch):
@@ -214,4 +214,4 @@ def test_weights_that_are_copied_to_where_they_run(small):
 
 def test_copied_weights_with_wrong_bits_have_no_time(small, wrong_passes):
     status, (row,), _ = small("offload", "--device", "cpu")
-    assert status == 1 and row["wrong"] and row["seconds_median"] is None
+    assert status == 1 and row["wrong"] and row.get("seconds_median") is None

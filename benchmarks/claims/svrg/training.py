@@ -12,10 +12,10 @@ from statistics import fmean
 
 import torch
 
-from ...bench.registry import Case, Row
+from ...bench.registry import Case, Row, Wrong
 from ...bench.timing import Call, Plan, Timer, alternate, median
 from ..intervals import over_seeds, ratio
-from ..learning import POINTS, TUNING_SEEDS, WrongStep, noted
+from ..learning import POINTS, TUNING_SEEDS, noted
 from .methods import METHODS, MEZO, Method, Stepper, wrong
 from .problems import BATCH, Problem, digits, least_squares
 
@@ -71,19 +71,16 @@ class Comparison:
 
     def rows(self, method: Method) -> list[Row]:
         torch.set_num_threads(_THREADS)
-        try:
-            return [row for budget in ("steps", "queries", "time") for row in self._rows(method, budget)]
-        except WrongStep as error:
-            return [{"correct": False, "wrong": str(error)}]
+        return [row for budget in ("steps", "queries", "time") for row in self._rows(method, budget)]
 
     def _train(self, method: Method, steps: int) -> Trained:
-        """Raises WrongStep: a run leaves the formula, or better rates may lie beyond those that were tried."""
+        """Raises Wrong: a run leaves the formula, or better rates may lie beyond those that were tried."""
         tuned = tune(method, self.problem, self._tuning_seeds, steps)
         if off := wrong(self.problem, method):
-            raise WrongStep(f"{method.name}: {off}")
+            raise Wrong(f"{method.name}: {off}")
         if tuned["at_edge"]:
             rates = f"{tuned['lr']:g} and {tuned['anchor_lr']}"
-            raise WrongStep(f"the best rates of {method.name}, {rates}, are at the edge of their grid")
+            raise Wrong(f"the best rates of {method.name}, {rates}, are at the edge of their grid")
         rates = tuned["lr"], tuned["anchor_lr"]
         return Trained(steps, tuned, [run(self.problem, method, s, *rates, steps) for s in self._options.seeds])
 
@@ -139,7 +136,7 @@ def run(problem: Problem, method: Method, seed: int, lr: float, anchor_lr: float
     """The losses at the noted steps, above the floor; inf from where the run diverged.
 
     Raises:
-        WrongStep: the run has asked for other losses than the method takes.
+        Wrong: the run has asked for other losses than the method takes.
     """
     stepper, losses, points = Stepper(problem, method, seed, lr, anchor_lr), list[float](), noted(steps)
     try:
@@ -149,7 +146,7 @@ def run(problem: Problem, method: Method, seed: int, lr: float, anchor_lr: float
     except ValueError:  # a loss that is not finite
         return losses + [math.inf] * (POINTS - len(losses))
     if stepper.queries != (wanted := method.queries(steps, problem)):
-        raise WrongStep(f"{method.name}, seed {seed}: {stepper.queries} example-forwards, not {wanted}")
+        raise Wrong(f"{method.name}, seed {seed}: {stepper.queries} example-forwards, not {wanted}")
     return losses
 
 

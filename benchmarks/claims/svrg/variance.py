@@ -34,7 +34,7 @@ from torch import Tensor
 from zo_kernels.estimators.draws import FIRST_SLOT, SEPARATE_SLOT
 from zo_kernels.trajectory.record import projected_gradients
 
-from ...bench.registry import Case, Row
+from ...bench.registry import Case, Row, Wrong
 from ..intervals import over_seeds, ratio
 from .methods import EPS, MEZO, Method, Stepper
 from .problems import BATCH, Problem, digits, flat, least_squares, put
@@ -208,7 +208,7 @@ def _rows(known: Row, seeds: Sequence[int], found: list[tuple[Row, dict[str, tup
         worst = max(worst, mean_off)
         if not mean_off <= max(_MOST_ERRORS * error, _MOST_OFF):
             off_by = f"{known['directions']}: {part} is {mean_off:.0%} of the variance off"
-            return [{**known, "correct": False, "wrong": f"{off_by}, {mean_off / error:.1f} standard errors"}]
+            raise Wrong(f"{off_by}, {mean_off / error:.1f} standard errors")
     means = over_seeds({**known, "correct": True}, seeds, rows)
     means[-1] |= {"off_theory": worst}
     means[-1] |= ratio([row["variance"] for row in rows], [row["mezo_variance"] for row in rows], "to_mezo")
