@@ -126,7 +126,8 @@ class Attempt:
             torch._C._set_grad_enabled(self._gradients)
         if isinstance(error, Refused):
             known = not self._run.lost
-            now = ", the weights are restored" if known else "; load the weights again, from a checkpoint or the trajectory"
+            lost = "; load the weights again, from a checkpoint or the trajectory"
+            now = ", the weights are restored" if known else lost
             raise error.error(f"{error.of}{error}; the step is skipped{now}") from None
 
     def end(self, error: BaseException) -> None:
