@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -127,3 +128,10 @@ if (pid := os.fork()) == 0:
 print(os.waitpid(pid, 0)[1])
 """
     assert run(code) == "0\n"
+
+
+@pytest.mark.parametrize("name", ["blocks.find_blocks", "pinned.bytes_pinned", "streamed.bytes_on_device"])
+def test_documented_names_are_found_where_they_were(name: str) -> None:
+    """The documents of earlier versions import them from `zo_kernels.optim`."""
+    module, function = name.split(".")
+    assert callable(getattr(importlib.import_module(f"zo_kernels.optim.{module}"), function))
