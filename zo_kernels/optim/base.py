@@ -106,6 +106,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     rounding: str = held_by("_trained", "rounding")
     backend: str | None = held_by("_trained", "backend")
     step_count: int = held_by("_run", "steps")
+    refused_steps: int = held_by("_run", "refused_steps")
 
     def __init__(
         self,
@@ -238,10 +239,6 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
 
     def _prepare(self) -> Weights:
         return self._run.prepare(self.param_groups, self.state)
-
-    @property
-    def refused_steps(self) -> int:
-        return self._run.refused + self._run.recording.refused_unseen
 
     @property
     def projected_gradients(self) -> list[float]:

@@ -55,7 +55,7 @@ class Run:
     Attributes:
         seed, directions: of the run.
         steps: taken so far, skipped ones included.
-        refused: skipped so far, as far as that was known without waiting for a device.
+        refused_here: skipped so far, as far as that was known without waiting for a device.
         gradients: projected gradients of the last step.
         lost: whether nobody knows what the weights are, since a pass did not end.
         progress: of the step that is being taken; None between steps.
@@ -77,10 +77,19 @@ class Run:
         self.method, self.seed, self.directions, self.warner = method, seed, directions, warner
         self.trained, self.perturbation, self.estimator, self.ranks = trained, perturbation, estimator, ranks
         self.recording = Recording(sync, warner)
-        self.steps = self.refused = self.attempts = 0
+        self.steps = self.refused_here = self.attempts = 0
         self.gradients: list[Value] = []
         self.lost = False
         self.progress: Progress | None = None
+
+    @property
+    def refused_steps(self) -> int:
+        """Steps that were skipped so far; this waits for a device."""
+        return self.refused_here + self.recording.refused_unseen
+
+    @refused_steps.setter
+    def refused_steps(self, n: int) -> None:
+        self.refused_here = n - self.recording.refused_unseen
 
     def draws(self) -> Draws:
         """What the next step draws."""
@@ -144,7 +153,7 @@ class Run:
             *noted,
             partial(setattr, self, "gradients", [0.0] * self.directions),
             partial(setattr, self, "steps", self.steps + 1),
-            partial(setattr, self, "refused", self.refused + 1),
+            partial(setattr, self, "refused_here", self.refused_here + 1),
         ]
 
     def taken(self, progress: Progress, weights: Weights) -> None:

@@ -134,7 +134,7 @@ def saved(run: Run, groups: Groups, kept: Kept) -> dict[str, Any]:
         "noise": spec.VERSION,
         "seed": run.seed,
         "step_count": run.steps,
-        "refused_steps": run.refused + run.recording.refused_unseen,
+        "refused_steps": run.refused_steps,
         "directions": run.directions,
         "drop": run.trained.drop,
         "param_ids": [run.trained.ids[p] for p in parameters],
@@ -159,10 +159,10 @@ def checked(run: Run, zo: Any, groups: Groups, kept: Kept) -> dict[str, Any]:
 
 def take(run: Run, found: Mapping[str, Any], groups: Groups, kept: Kept) -> bool:
     """Take what was checked. Whether θ must be written from it before the next step."""
-    unseen, trained = run.recording.refused_unseen, run.trained
+    trained = run.trained
     run.seed, run.steps, run.directions = found["seed"], found["step_count"], found["directions"]
     trained.drop = found["drop"]
-    run.refused = found["refused_steps"] - unseen
+    run.refused_steps = found["refused_steps"]
     trained.thresholds = Thresholds.of_state(run.warner, every_parameter(groups), found)
     trained.weights = run.progress = None
     return run.estimator.take_state(found, groups, kept)
