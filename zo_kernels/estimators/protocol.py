@@ -51,7 +51,6 @@ class Step:
         closures: what the user gave `step()`.
         eps: ε.
         rates, weight_decays: of each row of scales: two rows a parameter group, the second exempt from weight decay.
-        groups: the optimizer's parameter groups.
         place: where losses are evaluated.
         guarded: refuse writes of the closure to weights before they happen, in place.
         ranks: those that take the step together; None if this process is alone.
@@ -65,7 +64,6 @@ class Step:
     eps: float
     rates: list[float]
     weight_decays: list[float]
-    groups: Sequence[Mapping[str, Any]]
     draws: Draws
     place: Place
     watched: Closures
@@ -174,12 +172,15 @@ class Estimator:
         """Evaluate the losses of a step. θ is the same afterwards, or is where `Estimate.update` starts from."""
         raise NotImplementedError
 
-    def begin(self, groups: Sequence[Mapping[str, Any]], changed: bool) -> None:
-        """Before a step: check its options in the groups. `changed`: something else than the optimizer changed weights.
+    def check_options(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Before a step, and before anything is prepared for it: check and note its options in the groups.
 
         Raises:
             TypeError, ValueError: an option cannot be.
         """
+
+    def begin(self, changed: bool) -> None:
+        """Before a step. `changed`: something else than the optimizer changed weights."""
 
     def fill_group(self, group: dict[str, Any]) -> None:
         """Give a new parameter group the options that it lacks, and check them."""

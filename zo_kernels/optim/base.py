@@ -212,10 +212,11 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         """Check and prepare all that a step needs, before anything moves."""
         run, groups = self._run, self.param_groups
         eps, rates, weight_decays = eps_of(groups), rates_of(groups), weight_decays_of(groups)
+        self._estimator.check_options(groups)
         weights = self._prepare()
         run.check_whole(weights)
         weights.reach.check_eps(eps)
-        self._estimator.begin(groups, run.recording.changed_by_others(weights))
+        self._estimator.begin(run.recording.changed_by_others(weights))
         self._closures.begin(weights, self._trained.steps)
         run.begin(weights, eps, groups)
         place = self._perturbation.place
@@ -226,7 +227,6 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             eps=eps,
             rates=rates,
             weight_decays=weight_decays,
-            groups=groups,
             draws=run.draws(),
             place=place,
             watched=self._closures,
