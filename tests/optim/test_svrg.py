@@ -190,6 +190,19 @@ def test_a_bad_anchor_lr_is_found_before_anything_is_prepared() -> None:
         opt.step(lambda: 0.0, lambda: 0.0)
 
 
+def test_a_loaded_state_has_the_anchors_of_all_that_is_trained() -> None:
+    """So torch.distributed.checkpoint finds their keys in `state_dict()`; and what cannot be trained is told now."""
+    model = Holder(w=torch.ones(40))
+    opt = zo.MeZOSVRG(model, lr=LR)
+    state = {**opt.state_dict(), "state": {}}
+    opt.load_state_dict(state)
+    assert opt.state_dict()["state"][0]["anchor"].shape == (40,)
+    model.v = nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match="the module now has v"):
+        opt.load_state_dict(state)
+    assert opt.state_dict()["state"][0]["anchor"].shape == (40,)
+
+
 def test_a_shared_direction_has_the_lower_variance() -> None:
     """On least squares, a tenth of the way from anchor to solution.
 

@@ -196,14 +196,16 @@ def load(
         optimizer._optimizer_load_state_dict_pre_hooks = type(hooks)()
         load_torch(given)
         optimizer._optimizer_load_state_dict_pre_hooks = hooks
-        if take(run, found, optimizer.param_groups, optimizer.state):
-            _write_theta(optimizer, prepare)
+        writes_theta = take(run, found, optimizer.param_groups, optimizer.state)
+        if run.estimator.keeps_theta:  # the anchors of all that is trained are there after this, as before
+            _prepare(optimizer, prepare, writes_theta)
         run.recording.forget_versions()  # the model may be loaded after its optimizer
 
 
-def _write_theta(optimizer: torch.optim.Optimizer, prepare: Callable[[], Any]) -> None:
-    """Let the estimator write θ as a loaded state has it."""
-    theta = [(t, t.detach().clone()) for t in map(local, trainable(optimizer.param_groups))]
+def _prepare(optimizer: torch.optim.Optimizer, prepare: Callable[[], Any], writes_theta: bool) -> None:
+    """Make tables, and with them let the estimator write θ as a loaded state has it, or not at all."""
+    written = trainable(optimizer.param_groups) if writes_theta else []
+    theta = [(t, t.detach().clone()) for t in map(local, written)]
     try:
         prepare()
     except BaseException:
