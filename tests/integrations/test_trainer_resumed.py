@@ -14,8 +14,7 @@ import models
 import numpy as np
 import pytest
 import torch
-from test_trainer_steps import at_least_five
-from tiny_trainer import assert_same, losses, made, seeded, tokens, trained, weights
+from tiny_trainer import BY_LENGTH, assert_same, losses, made, seeded, tokens, trained, weights
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import nn
@@ -99,7 +98,7 @@ DATA: dict[str, Any] = {
     ),
     "a sampler that draws": lambda: (
         [{**row, "length": 3 + i % 5} for i, row in enumerate(tokens(8))],
-        {"train_sampling_strategy": "group_by_length"} if at_least_five() else {"group_by_length": True},
+        BY_LENGTH,
     ),
     **{
         f"a generator of {kind}": lambda make=make: (tokens(8), {"data_collator": partial(noisy, generator=make())})

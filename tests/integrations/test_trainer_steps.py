@@ -13,7 +13,21 @@ import pytest
 import torch
 from default_device import with_and_without
 from inside import in_forward_of
-from tiny_trainer import METHODS, Kept, Noted, arguments, assert_same, losses, made, seeded, tokens, trained, weights
+from tiny_trainer import (
+    BY_LENGTH,
+    METHODS,
+    Kept,
+    Noted,
+    arguments,
+    assert_same,
+    losses,
+    made,
+    points,
+    seeded,
+    tokens,
+    trained,
+    weights,
+)
 from torch import nn
 from transformers import DataCollatorWithFlattening, EarlyStoppingCallback, Trainer, default_data_collator
 
@@ -89,11 +103,6 @@ class NormalisedByItself(nn.Module):
     def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         logits = self.net(x)
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
-
-
-def points(count: int = 12) -> list[dict[str, torch.Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    return [{"x": torch.randn(5, generator=generator), "labels": torch.tensor(i % 3)} for i in range(count)]
 
 
 @pytest.mark.parametrize("per_token", [True, False])
@@ -186,13 +195,12 @@ def test_kinds_of_data(tmp_path: Path) -> None:
     lists = [{name: value.tolist() for name, value in row.items()} for row in rows]
     uneven = [{"input_ids": r["input_ids"][: 3 + i % 5].tolist()} for i, r in enumerate(rows)]
     lengths = [{**row, "length": 3 + i % 5} for i, row in enumerate(lists)]
-    by_length = {"train_sampling_strategy": "group_by_length"} if at_least_five() else {"group_by_length": True}
     cases: dict[str, tuple[Any, dict[str, Any]]] = {
         "a list": (rows, {}),
         "datasets": (datasets.Dataset.from_list(lists), {}),
         "a stream": (datasets.Dataset.from_list(lists).to_iterable_dataset(), {}),
         "without padding": (uneven, {"data_collator": DataCollatorWithFlattening()}),
-        "by length": (datasets.Dataset.from_list(lengths), by_length),
+        "by length": (datasets.Dataset.from_list(lengths), BY_LENGTH),
     }
     for name, (data, options) in cases.items():
         model = seeded(models.llama if name == "without padding" else models.opt, 2)
@@ -201,12 +209,6 @@ def test_kinds_of_data(tmp_path: Path) -> None:
         assert trainer.zo_optimizer.step_count == trainer.state.global_step == 4, name
         assert any(not torch.equal(before[k], v) for k, v in weights(model).items()), name
         assert trainer.zo_optimizer.refused_steps == 0, name
-
-
-def at_least_five() -> bool:
-    import transformers
-
-    return int(transformers.__version__.split(".")[0]) >= 5
 
 
 def test_a_stream_that_ends_within_a_step(tmp_path: Path) -> None:

@@ -1,10 +1,9 @@
-"""A worker of torchrun: a run of which one rank is killed once, and that goes on from its trajectory."""
+"""A rank that torchrun starts: it is killed once, and its run goes on from the trajectory."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import scenarios
@@ -28,7 +27,3 @@ def main(folder: Path, steps: int, killed_at: int) -> None:
         scenarios.take_step(opt, model, None, "batch")
     torch.save(scenarios.weights_of(model), folder / f"rank-{distributed.get_rank()}.pt")
     (folder / f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}").touch()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

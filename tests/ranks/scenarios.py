@@ -56,6 +56,11 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Whether all weights have equal bits."""
+    return a.keys() == b.keys() and all(torch.equal(a[name].view(torch.uint8), b[name].view(torch.uint8)) for name in a)
+
+
 def train(
     group: Any, method: str, split: str, steps: int, dtype: torch.dtype = torch.float32, **options: Any
 ) -> dict[str, Any]:

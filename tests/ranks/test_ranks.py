@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
+import signal
 from pathlib import Path
 from typing import Any
 
+import children
+import elastic
 import pytest
 import scenarios
 import torch
 from models import block_mlp
 from pool import Pool
-from scenarios import METHODS, SHAPE
-from torch import Tensor
+from scenarios import METHODS, SHAPE, same
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import zo_kernels as zo
-
-Weights = dict[str, Tensor]
-
-
-def same(a: Weights, b: Weights) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name].view(torch.uint8), b[name].view(torch.uint8)) for name in a)
-
 
 OPTIONS: dict[str, dict[str, Any]] = {"batch": {}, "directions": {"directions": 4}}
 
@@ -158,18 +151,21 @@ def test_a_file_that_the_first_rank_cannot_read_is_told_to_all(ranks: Pool, path
     assert ranks.run(2, scenarios.resumed_in_vain, path=path) == [error, error]
 
 
-def test_torchrun_restarts_a_rank_that_was_killed(ranks: Pool, tmp_path: Path) -> None:
-    """And with it all others; they go on from what the first rank had written, and end with the bits of one rank."""
-    command = "-m torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 1 --monitor-interval 0.1"
-    here = Path(__file__).parent
+def test_torchrun_restarts_a_rank_that_was_killed(ranks: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And all others. They go on from what the first rank had written, and end with the bits of one rank."""
     # Or else gloo may find the addresses of those that died in the store that torchrun hands on.
-    own = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    own["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent / "support"), *sys.path])
-    worker = [str(here / "elastic.py"), str(tmp_path), "12", "7"]
-    done = subprocess.run(
-        [sys.executable, *command.split(), *worker], env=os.environ | own, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    children.context()  # has imported PyTorch, which ranks of the command would import anew
+    how = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=2, run_id="restarted", rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", max_restarts=1, monitor_interval=0.1, start_method="forkserver",
+    )  # fmt: skip
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        elastic_launch(how, elastic.main)(tmp_path, 12, 7)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     assert (tmp_path / "attempt-1").exists() and not (tmp_path / "attempt-0").exists()
     assert zo.Trajectory.load(tmp_path / "run.zo").steps == 12
     (alone,) = ranks.run(1, scenarios.train, method="MeZO", split="batch", steps=12)

@@ -10,8 +10,8 @@ import sharded
 import torch
 from models import block_mlp
 from pool import Pool
+from scenarios import same
 from sharded import SHAPE
-from test_ranks import same
 from tolerances import reordered
 
 import zo_kernels as zo

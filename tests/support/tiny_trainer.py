@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ METHODS: dict[str, tuple[type[zo.ZeroOrderOptimizer], dict[str, Any]]] = {
     "lezo": (zo.LeZO, {"drop": 0.5}),
     "mezo-svrg": (zo.MeZOSVRG, {"anchor_every": 2, "anchor_lr": 1e-3}),
 }
+# Batches of examples of about one length, as transformers 5 and those before call it.
+BY_LENGTH: dict[str, Any] = (
+    {"train_sampling_strategy": "group_by_length"} if int(version("transformers").split(".")[0]) >= 5
+    else {"group_by_length": True}
+)  # fmt: skip
 
 
 def arguments(out: Path, **options: Any) -> ZOTrainingArguments:
@@ -50,6 +56,12 @@ def tokens(count: int = 12, length: int = 8, ignored: bool = False) -> list[dict
             labels[: i % (length - 1)] = -100
         result.append({"input_ids": ids, "labels": labels})
     return result
+
+
+def points(count: int = 12) -> list[dict[str, Tensor]]:
+    """Random inputs of a block MLP, of three classes."""
+    generator = torch.Generator().manual_seed(1)
+    return [{"x": torch.randn(5, generator=generator), "labels": torch.tensor(i % 3)} for i in range(count)]
 
 
 def classified(count: int = 12, length: int = 8) -> list[dict[str, Any]]:
