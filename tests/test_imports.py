@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -149,3 +150,10 @@ print(hex(native.philox4x32([0] * 4, [0] * 2)[0]))
 def test_passes_run_in_a_forked_child(said: list[str]) -> None:
     """PyTorch's own threads do not: GNU's OpenMP waits for the parent's."""
     assert said[2] == "0"
+
+
+@pytest.mark.parametrize("name", ["blocks.find_blocks", "pinned.bytes_pinned", "streamed.bytes_on_device"])
+def test_documented_names_are_found_where_they_were(name: str) -> None:
+    """The documents of earlier versions import them from `zo_kernels.optim`."""
+    module, function = name.split(".")
+    assert callable(getattr(importlib.import_module(f"zo_kernels.optim.{module}"), function))

@@ -163,6 +163,46 @@ def difference_of_estimates(shared: bool, draw: int) -> Tensor:
     return (theta - model.w.detach().double()) - full_gradient
 
 
+def test_an_anchors_rate_is_that_of_the_moment_when_its_step_begins() -> None:
+    """As every other rate: what a closure sets counts from the next step on."""
+    ends = []
+    for sets in (False, True):
+        model = Holder(w=torch.ones(40))
+        opt = zo.MeZOSVRG(model, lr=LR, anchor_lr=0.1, eps=EPS, seed=SEED)
+
+        def closure(model: Holder = model, opt: zo.MeZOSVRG = opt, sets: bool = sets) -> Tensor:
+            opt.param_groups[0]["anchor_lr"] = -1.0 if sets else 0.1
+            return model.w.square().sum()
+
+        opt.step(closure, closure)
+        ends.append(snapshot(model))
+    assert_same(*ends)
+    with pytest.raises(ValueError, match="anchor_lr"):
+        opt.step(closure, closure)
+
+
+def test_a_bad_anchor_lr_is_found_before_anything_is_prepared() -> None:
+    model = Holder(w=torch.ones(40))
+    opt = zo.MeZOSVRG(model, lr=LR)
+    model.w.requires_grad_(False)
+    opt.param_groups[0]["anchor_lr"] = -1.0
+    with pytest.raises(ValueError, match="anchor_lr"):  # not that nothing is left to train
+        opt.step(lambda: 0.0, lambda: 0.0)
+
+
+def test_a_loaded_state_has_the_anchors_of_all_that_is_trained() -> None:
+    """So torch.distributed.checkpoint finds their keys in `state_dict()`; and what cannot be trained is told now."""
+    model = Holder(w=torch.ones(40))
+    opt = zo.MeZOSVRG(model, lr=LR)
+    state = {**opt.state_dict(), "state": {}}
+    opt.load_state_dict(state)
+    assert opt.state_dict()["state"][0]["anchor"].shape == (40,)
+    model.v = nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match="the module now has v"):
+        opt.load_state_dict(state)
+    assert opt.state_dict()["state"][0]["anchor"].shape == (40,)
+
+
 def test_a_shared_direction_has_the_lower_variance() -> None:
     """On least squares, a tenth of the way from anchor to solution.
 

@@ -185,6 +185,14 @@ def test_backend_reaches_the_passes_and_makes_no_difference(
     assert_same(*results)
 
 
+def test_the_count_of_skipped_steps_can_be_set() -> None:
+    opt = zo.MeZO(Holder(w=torch.ones(3)), lr=LR)
+    with pytest.raises(ValueError, match="finite"):
+        opt.step(lambda: float("nan"))
+    opt.refused_steps = 0
+    assert opt.refused_steps == opt.state_dict()["zo"]["refused_steps"] == 0
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_lowers_the_loss(method: str) -> None:
     """Nothing subtle: eight points, the same in every step."""

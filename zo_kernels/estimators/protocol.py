@@ -52,7 +52,6 @@ class Step:
         closures: what the user gave `step()`.
         eps: ε.
         rates, weight_decays: of each row of a pass: each parameter group has two rows, the second without weight decay.
-        groups: the optimizer's parameter groups.
         draws: the step's seeds and dropped blocks.
         place: where losses are evaluated.
         watch: checks what closures do and return.
@@ -68,7 +67,6 @@ class Step:
     eps: float
     rates: list[float]
     weight_decays: list[float]
-    groups: Sequence[Mapping[str, Any]]
     draws: Draws
     place: Place
     watch: Closures
@@ -183,15 +181,15 @@ class Estimator:
         """Evaluate the losses of a step. It may leave the weights moved: `Estimate.update` accounts for that."""
         raise NotImplementedError
 
-    def begin(self, groups: Sequence[Mapping[str, Any]], changed: bool) -> None:
-        """Check its options in the groups, before a step.
-
-        Args:
-            changed: whether something other than the optimizer has changed weights since the last step.
+    def check_options(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Check its options in the groups, and remember them, before anything of a step is prepared.
 
         Raises:
             TypeError, ValueError: an option is invalid.
         """
+
+    def begin(self, changed: bool) -> None:
+        """Begin a step. `changed`: something other than the optimizer has changed weights since the last one."""
 
     def fill_group(self, group: dict[str, Any]) -> None:
         """Add its options to a new parameter group where they are missing, and check them."""

@@ -43,6 +43,7 @@ class SVRG(Estimator):
         if not isinstance(shared_direction, bool):
             raise TypeError(f"shared_direction: expected a bool, got {type(shared_direction).__name__}")
         self.shared_direction = shared_direction
+        self._anchor_rates: list[float | None] = []  # of each row, as the step that is being taken found them
         self.forget()
 
     def forget(self) -> None:
@@ -54,9 +55,10 @@ class SVRG(Estimator):
     def fill_group(self, group: dict[str, Any]) -> None:
         _checked(group.setdefault("anchor_lr", self.anchor_lr))
 
-    def begin(self, groups: Sequence[Mapping[str, Any]], changed: bool) -> None:
-        for group in groups:
-            _checked(group["anchor_lr"])
+    def check_options(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        self._anchor_rates = [_checked(group["anchor_lr"]) for group in groups for _ in range(2)]
+
+    def begin(self, changed: bool) -> None:
         if self._age is None or self._age >= self.anchor_every or changed:
             self.forget()
 
@@ -72,7 +74,8 @@ class SVRG(Estimator):
         self._dropped = step.draws.dropped()
         self._path = Path(weights.rows)
         losses = step.losses(self._probes(step, from_anchor=True), full_closure, seeds)
-        rates = self._anchor_rates(step)
+        given = zip(step.rates, self._anchor_rates, strict=True)
+        rates = [2 * lr if anchor_lr is None else anchor_lr for lr, anchor_lr in given]
         decays = decay_factors(rates, step.weight_decays)
         numbers = Numbers.of([losses.pairs], step.eps, rates, decays, reach=weights.reach)
         update = partial(self._advance, weights, Path.started(weights.rows, seeds, numbers), 1, True)
@@ -92,11 +95,6 @@ class SVRG(Estimator):
         estimate = path.estimate(seeds, numbers.gradients[0], anchor_seeds, numbers.gradients[1])
         update = partial(self._advance, step.weights, path.advanced(estimate, numbers), age + 1, False)
         return Estimate(Kind.BETWEEN, here, numbers, update, step.rates, there.pairs)
-
-    def _anchor_rates(self, step: Step) -> list[float]:
-        """Return the rate of each row in a full-batch step: the group's `anchor_lr`, or twice its `lr`."""
-        given = [_checked(group["anchor_lr"]) for group in step.groups for _ in range(2)]
-        return [2 * lr if rate is None else rate for lr, rate in zip(step.rates, given, strict=True)]
 
     def _probes(self, step: Step, *, from_anchor: bool = False) -> Any:
         active = step.weights.active(self._dropped)

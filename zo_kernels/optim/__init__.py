@@ -6,6 +6,7 @@
 - `sparse_mezo`: Sparse-MeZO, which leaves large weights alone
 - `mezo_svrg`: MeZO-SVRG, which reduces the variance by an anchor
 - `blocks`: finds the transformer blocks of a module
+- `streamed`, `pinned`: names that documents of earlier versions import from here
 """
 
 from ..ranks.channel import RankLost

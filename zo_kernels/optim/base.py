@@ -106,6 +106,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     rounding: str = held_by("_trained", "rounding")
     backend: str | None = held_by("_trained", "backend")
     step_count: int = held_by("_run", "steps")
+    refused_steps: int = held_by("_run", "refused_steps")
 
     def __init__(
         self,
@@ -211,10 +212,11 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         """Check and prepare all that a step needs, before anything moves."""
         run, groups = self._run, self.param_groups
         eps, rates, weight_decays = eps_of(groups), rates_of(groups), weight_decays_of(groups)
+        self._estimator.check_options(groups)
         weights = self._prepare()
         run.check_whole(weights)
         weights.reach.check_eps(eps)
-        self._estimator.begin(groups, run.recording.changed_by_others(weights))
+        self._estimator.begin(run.recording.changed_by_others(weights))
         self._closures.begin(weights, self._trained.steps)
         run.begin(weights, eps, groups)
         place = self._perturbation.place
@@ -225,7 +227,6 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             eps=eps,
             rates=rates,
             weight_decays=weight_decays,
-            groups=groups,
             draws=run.draws(),
             place=place,
             watch=self._closures,
@@ -238,10 +239,6 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
 
     def _prepare(self) -> Weights:
         return self._run.prepare(self.param_groups, self.state)
-
-    @property
-    def refused_steps(self) -> int:
-        return self._run.refused + self._run.recording.refused_unseen
 
     @property
     def projected_gradients(self) -> list[float]:

@@ -106,10 +106,11 @@ class Resume:
         pairs = [(w.parameter, a) for w, a in zip(tables.weights if tables else (), anchors, strict=False)]
         begun = trajectory.setups[-1][0] < len(trajectory)
         end = ReplayedEnd(replay.path, replay.dropped, replay.age, pairs, begun)
-        ours = {name for name, p in by_name.items() if p in set(trainable(self._groups))}
+        now = set(trainable(self._groups))
+        ours = {name for name, p in by_name.items() if p in now}
         run.estimator.continue_from(end, setup, ours, self._kept)
         run.steps = trajectory.steps
-        run.refused = trajectory.refused_steps - run.recording.refused_unseen
+        run.refused_steps = trajectory.refused_steps
         run.seed, run.directions, trained.drop = setup.seed, setup.directions, setup.drop
         trained.thresholds = Thresholds.of_trajectory(run.warner, by_name, trajectory)
         trained.weights = None

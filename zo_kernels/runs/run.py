@@ -56,7 +56,7 @@ class Run:
 
     Attributes:
         steps: how many steps were taken, skipped ones included.
-        refused: how many of them were skipped; steps that a device skipped are counted in `recording`.
+        refused_here: how many of them were skipped; steps that a device skipped are counted in `recording`.
         gradients: the projected gradients of the last step.
         recording: the trajectory and its file.
         lost: whether the values of the weights are unknown, because a pass did not end.
@@ -79,10 +79,19 @@ class Run:
         self.method, self.seed, self.directions, self.warner = method, seed, directions, warner
         self.trained, self.perturbation, self.estimator, self.ranks = trained, perturbation, estimator, ranks
         self.recording = Recording(sync, warner)
-        self.steps = self.refused = self.attempts = 0
+        self.steps = self.refused_here = self.attempts = 0
         self.gradients: list[Value] = []
         self.lost = False
         self.progress: Progress | None = None
+
+    @property
+    def refused_steps(self) -> int:
+        """Steps that were skipped so far; this waits for a device."""
+        return self.refused_here + self.recording.refused_unseen
+
+    @refused_steps.setter
+    def refused_steps(self, n: int) -> None:
+        self.refused_here = n - self.recording.refused_unseen
 
     def draws(self) -> Draws:
         """Return what the next step draws."""
@@ -146,7 +155,7 @@ class Run:
             *noted,
             partial(setattr, self, "gradients", [0.0] * self.directions),
             partial(setattr, self, "steps", self.steps + 1),
-            partial(setattr, self, "refused", self.refused + 1),
+            partial(setattr, self, "refused_here", self.refused_here + 1),
         ]
 
     def taken(self, progress: Progress, weights: Weights) -> None:

@@ -138,7 +138,7 @@ def saved(run: Run, groups: Groups, kept: Kept) -> dict[str, Any]:
         "noise": spec.VERSION,
         "seed": run.seed,
         "step_count": run.steps,
-        "refused_steps": run.refused + run.recording.refused_unseen,
+        "refused_steps": run.refused_steps,
         "directions": run.directions,
         "drop": run.trained.drop,
         "param_ids": [run.trained.ids[p] for p in parameters],
@@ -163,10 +163,10 @@ def checked(run: Run, zo: Any, groups: Groups, kept: Kept) -> dict[str, Any]:
 
 def take(run: Run, found: Mapping[str, Any], groups: Groups, kept: Kept) -> bool:
     """Take a checked state; return whether θ must be rewritten from it before the next step."""
-    unseen, trained = run.recording.refused_unseen, run.trained
+    trained = run.trained
     run.seed, run.steps, run.directions = found["seed"], found["step_count"], found["directions"]
     trained.drop = found["drop"]
-    run.refused = found["refused_steps"] - unseen
+    run.refused_steps = found["refused_steps"]
     trained.thresholds = Thresholds.of_state(run.warner, every_parameter(groups), found)
     trained.weights = run.progress = None
     return run.estimator.load_state(found, groups, kept)
@@ -202,14 +202,16 @@ def load(
         optimizer._optimizer_load_state_dict_pre_hooks = type(hooks)()
         load_torch(given)
         optimizer._optimizer_load_state_dict_pre_hooks = hooks
-        if take(run, found, optimizer.param_groups, optimizer.state):
-            _write_theta(optimizer, prepare)
+        writes_theta = take(run, found, optimizer.param_groups, optimizer.state)
+        if run.estimator.can_rewrite_theta:  # from here on the state has the anchors of all that is trained
+            _prepare(optimizer, prepare, writes_theta)
         run.recording.forget_versions()  # the model's weights may be loaded after this
 
 
-def _write_theta(optimizer: torch.optim.Optimizer, prepare: Callable[[], Any]) -> None:
-    """Let the estimator write θ from the loaded state. If that fails, put θ back."""
-    theta = [(t, t.detach().clone()) for t in map(local, trainable(optimizer.param_groups))]
+def _prepare(optimizer: torch.optim.Optimizer, prepare: Callable[[], Any], writes_theta: bool) -> None:
+    """Build tables, and let the estimator write θ from the loaded state. If that fails, put θ back."""
+    written = trainable(optimizer.param_groups) if writes_theta else []
+    theta = [(t, t.detach().clone()) for t in map(local, written)]
     try:
         prepare()
     except BaseException:
