@@ -233,3 +233,16 @@ def test_the_default_device_is_not_a_gpu_tables(active: list[int] | None) -> Non
         assert work is not None
         ends.append((group.rows.tolist(), work.ids.tolist(), work.first_chunk.tolist(), work.programs))
     assert ends[0] == ends[1]
+
+
+def test_a_subclass_finds_the_run_while_groups_are_added() -> None:
+    """PyTorch adds the first groups within `__init__`."""
+    seen = []
+
+    class Logged(zo.MeZO):
+        def add_param_group(self, param_group: dict[str, Any]) -> None:
+            seen.append((self.seed, self.directions, self.step_count, self.drop))
+            super().add_param_group(param_group)
+
+    Logged(block_mlp(depth=2, width=4), lr=1e-3, seed=5, directions=2)
+    assert seen == [(5, 2, 0, 0.0)]

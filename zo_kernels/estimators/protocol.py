@@ -162,8 +162,8 @@ class Estimator:
     A new estimator must write `estimate`. All other methods have defaults, for one that remembers nothing between
     steps. One that does (MeZO-SVRG remembers its anchor) overrides them:
 
-    - `begin`, `fill_group`: its options in parameter groups
-    - `forget`, `anchors`, `after_rebuild`, `rewrite_theta`: weights that change, and what it keeps of them
+    - `fill_group`, `check_options`: its options in parameter groups
+    - `begin`, `forget`, `anchors`, `after_rebuild`, `rewrite_theta`: weights that change, and what it keeps of them
     - `setup_fields`, `agreed`, `options`: what a trajectory records and ranks compare
     - `state`, `check_state`, `check_group`, `check_kept`, `load_state`, `continue_from`: saving and resuming
 

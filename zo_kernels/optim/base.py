@@ -82,7 +82,6 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             several ranks), or a `zo_kernels.Parallel`. All ranks must make equal optimizers of equal weights.
         backend: see `zo_kernels.add_noise_`.
         strict: raise ValueError where the optimizer would warn that the run is going wrong.
-        estimator: which losses a step evaluates, and what it makes of them; None for SPSA. Methods choose it.
 
     A group may have its own `lr`, `eps`, `weight_decay`, `decay_all` and `sparsity`; any other key is an error.
 
@@ -128,7 +127,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         parallel: str | Parallel = "auto",
         backend: str | None = None,
         strict: bool = False,
-        estimator: Estimator | None = None,
+        _estimator: Estimator | None = None,
     ):
         seed = checks.integer("seed", seed, 0, checks.MAX_SEED)
         directions = checks.integer("directions", directions, 1, MAX_DIRECTIONS)
@@ -142,20 +141,20 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         self._ranks = ranks_of(parallel)
         if self._ranks is not None:
             self._ranks.check_directions(directions)
-        self._estimator = TwoSided() if estimator is None else estimator
+        self._estimator = TwoSided() if _estimator is None else _estimator
         self._trained = Trained(params, blocks, drop, rounding, backend, warner)
 
         defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "decay_all": False, "sparsity": sparsity}
         check_group(defaults, "")
-        super().__init__(self._trained.parameters(params), defaults)
-
-        self._trained.start(self.param_groups)
         splits = self._ranks is not None and self._ranks.how.split == "directions"
         self._perturbation = Perturbation(self._trained.module, perturb, execution_device, splits, warner)
-        self._perturbation.choose(trainable(self.param_groups))
         self._closures = Closures(warner, self._trained.module)
         parts = self._trained, self._perturbation, self._estimator, self._ranks
         self._run = Run(type(self).__name__, seed, directions, sync, warner, *parts)
+        super().__init__(self._trained.parameters(params), defaults)  # all parts are there when it adds the groups
+
+        self._trained.start(self.param_groups)
+        self._perturbation.choose(trainable(self.param_groups))
         if trajectory is not None:
             self.record_to(trajectory)
         self._prepare()
@@ -363,7 +362,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: a key is no option of a group.
         """
-        made = hasattr(self, "_run")  # if not, the base class is adding the first groups
+        made = self._trained.started  # if not, the base class is adding the first groups
         if isinstance(param_group, dict):  # torch refuses anything else, and says so
             where = f"param_groups[{len(self.param_groups)}]: "
             self._estimator.fill_group(param_group)
@@ -391,7 +390,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             TypeError, ValueError: the state is of another kind of optimizer or of a newer zo_kernels, its parameters
                 have other ids (names), or a value in it is invalid; the message names it. Nothing is changed.
         """
-        state.load(self._run, self, state_dict, super().load_state_dict, self._prepare)
+        state.load(self._run, self, state_dict, super().load_state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "step"}  # a scheduler's wrapper is bound to the original

@@ -59,7 +59,7 @@ class MeZOSVRG(ZeroOrderOptimizer):
         shared_direction: bool = True,
         **options: Any,
     ):
-        super().__init__(params, lr=lr, estimator=SVRG(anchor_lr, anchor_every, shared_direction), **options)
+        super().__init__(params, lr=lr, _estimator=SVRG(anchor_lr, anchor_every, shared_direction), **options)
 
     @attempted
     def step(self, closure: Closure | None = None, full_closure: Closure | None = None) -> Any:

@@ -27,6 +27,7 @@ from ..weights.tables import Weights
 from ..weights.trained import Trained, trainable
 from .recording import Recording, weight_setups
 
+VISIT = "_inside"  # name of the attribute that holds the last visit of `attempt.alone`; copies do not have it
 Groups = Sequence[Mapping[str, Any]]
 Kept = Mapping[Tensor, dict[str, Any]]  # torch.optim.Optimizer.state
 
@@ -288,6 +289,3 @@ class Run:
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != VISIT} | {"progress": None}
-
-
-VISIT = "_inside"  # name of the attribute that holds the last visit of `attempt.alone`; copies do not have it

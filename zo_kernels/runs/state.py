@@ -177,7 +177,6 @@ def load(
     optimizer: torch.optim.Optimizer,
     given: Any,
     load_torch: Callable[[Any], None],
-    prepare: Callable[[], Any],
 ) -> None:
     """Load a state; see `ZeroOrderOptimizer.load_state_dict`.
 
@@ -185,7 +184,6 @@ def load(
         run, optimizer: what the state is loaded into.
         given: the state.
         load_torch: PyTorch's own `load_state_dict`.
-        prepare: builds tables, and thereby lets the estimator write θ.
     """
     if "zo" not in checks.mapping("state_dict", given):
         raise ValueError("state_dict: expected the state of a zeroth-order optimizer, got one without 'zo'")
@@ -204,16 +202,16 @@ def load(
         optimizer._optimizer_load_state_dict_pre_hooks = hooks
         writes_theta = take(run, found, optimizer.param_groups, optimizer.state)
         if run.estimator.can_rewrite_theta:  # from here on the state has the anchors of all that is trained
-            _prepare(optimizer, prepare, writes_theta)
+            _prepare(run, optimizer, writes_theta)
         run.recording.forget_versions()  # the model's weights may be loaded after this
 
 
-def _prepare(optimizer: torch.optim.Optimizer, prepare: Callable[[], Any], writes_theta: bool) -> None:
+def _prepare(run: Run, optimizer: torch.optim.Optimizer, writes_theta: bool) -> None:
     """Build tables, and let the estimator write θ from the loaded state. If that fails, put θ back."""
     written = trainable(optimizer.param_groups) if writes_theta else []
     theta = [(t, t.detach().clone()) for t in map(local, written)]
     try:
-        prepare()
+        run.prepare(optimizer.param_groups, optimizer.state)
     except BaseException:
         with torch.no_grad(), signals_held():
             for t, values in theta:

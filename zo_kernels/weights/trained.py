@@ -50,7 +50,10 @@ class Trained:
         n_blocks: how many transformer blocks there are.
         block_of: the index of the block that a parameter lies in.
         thresholds: of magnitude masks.
+        started: whether the first parameter groups are known.
     """
+
+    started = False
 
     def __init__(
         self,
@@ -85,6 +88,7 @@ class Trained:
         """
         self._structure = None if self.module is None else Structure(self.module, every_parameter(groups))
         self.derive(groups)
+        self.started = True
         if self.drop and (reason := why_drop_is_useless(self.n_blocks, self.drop, self.block_of, trainable(groups))):
             self._warner.warn("drop", f"drop: {reason}")
 

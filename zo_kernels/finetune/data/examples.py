@@ -23,11 +23,15 @@ B = TypeVar("B")
 class Examples(ABC, Generic[B]):
     """One split of a data set, tokenised.
 
-    `labels` is int64 [examples]. `cut` counts the texts that were longer than allowed and were cut.
+    `labels` is int64 [examples].
     """
 
     labels: Tensor
-    cut: int
+
+    @property
+    @abstractmethod
+    def cut(self) -> int:
+        """Number of texts that were longer than allowed and were cut."""
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -61,7 +61,7 @@ class CausalTexts(Examples[CausalBatch]):
         )
 
     @property
-    def cut(self) -> int:  # type: ignore[override]
+    def cut(self) -> int:
         return sum(prompt.cut for prompt in self.prompts)
 
     def length(self, index: int) -> int:

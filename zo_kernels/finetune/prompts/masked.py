@@ -39,7 +39,7 @@ class MaskedTexts(Examples[MaskedBatch]):
         return cls([render(example.fields) for example in examples], labels, pad_id, device)
 
     @property
-    def cut(self) -> int:  # type: ignore[override]
+    def cut(self) -> int:
         return sum(prompt.cut for prompt in self.prompts)
 
     def length(self, index: int) -> int:
