@@ -159,8 +159,9 @@ class Estimate:
 class Estimator:
     """Decides which losses a step evaluates, and computes the update from them. `TwoSided` is the simplest one.
 
-    A new estimator must write `estimate`. All other methods have defaults, for one that remembers nothing between
-    steps. One that does (MeZO-SVRG remembers its anchor) overrides them:
+    A new estimator must write `estimate`. A replay computes updates from recorded losses, so `runs/replay.py` must
+    learn the new update; until then the optimizer warns, and a replay refuses the run. All other methods have defaults,
+    for one that remembers nothing between steps. One that does (MeZO-SVRG remembers its anchor) overrides them:
 
     - `fill_group`, `check_options`: its options in parameter groups
     - `begin`, `forget`, `anchors`, `after_rebuild`, `rewrite_theta`: weights that change, and what it keeps of them

@@ -14,6 +14,8 @@ from .. import names, spec
 from ..closures.losses import Refused
 from ..estimators.draws import Draws
 from ..estimators.protocol import Estimate, Estimator
+from ..estimators.svrg import SVRG
+from ..estimators.two_sided import TwoSided
 from ..interrupts import Call, at_once, signals_held
 from ..perturbation.choice import Perturbation
 from ..perturbation.place import Probes
@@ -28,6 +30,7 @@ from ..weights.trained import Trained, trainable
 from .recording import Recording, weight_setups
 
 VISIT = "_inside"  # name of the attribute that holds the last visit of `attempt.alone`; copies do not have it
+REPLAYED = TwoSided.estimate, SVRG.estimate  # the updates that `replay.py` can repeat from losses
 Groups = Sequence[Mapping[str, Any]]
 Kept = Mapping[Tensor, dict[str, Any]]  # torch.optim.Optimizer.state
 
@@ -84,6 +87,13 @@ class Run:
         self.gradients: list[Value] = []
         self.lost = False
         self.progress: Progress | None = None
+        self._replayable = type(estimator).estimate in REPLAYED
+        if not self._replayable:
+            warner.note(
+                "replay",
+                f"estimator: {type(estimator).__name__} computes updates that a replay does not know, so this run's "
+                "trajectory cannot be replayed or resumed; add them to runs/replay.py, and to REPLAYED in runs/run.py",
+            )
 
     @property
     def refused_steps(self) -> int:
@@ -270,7 +280,7 @@ class Run:
             method=self.method,
             noise=spec.VERSION,
             step=self.steps,
-            continues=continues,
+            continues=continues and self._replayable,
             seed=self.seed,
             directions=self.directions,
             eps=eps,
