@@ -47,7 +47,7 @@ def remembered_noise() -> Iterator[None]:
     from zo_kernels import spec
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("normal", "rounding_bits"):
+        for name in ("normal", "rademacher", "rounding_bits"):
             patch.setattr(spec, name, _remembered(getattr(spec, name)))
         yield
 
@@ -71,14 +71,14 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
 
 def _remembered(compute):
     @lru_cache(maxsize=512)
-    def of_range(start: int, count: int, seed: int, param_id: int) -> torch.Tensor:
-        return compute(torch.arange(count, device="cpu") + start, seed, param_id)
+    def of_range(start: int, count: int, *numbers: int | str) -> torch.Tensor:
+        return compute(torch.arange(count, device="cpu") + start, *numbers)
 
-    def of(index: torch.Tensor, seed: int, param_id: int) -> torch.Tensor:
+    def of(index: torch.Tensor, *numbers: int | str) -> torch.Tensor:
         count, start = index.numel(), int(index[0]) if index.numel() else 0
         range_of = torch.arange(count, device=index.device) + start
         if count <= 2**14 and index.device.type == "cpu" and torch.equal(index, range_of):
-            return of_range(start, count, seed, param_id).clone()
-        return compute(index, seed, param_id)
+            return of_range(start, count, *numbers).clone()
+        return compute(index, *numbers)
 
     return of

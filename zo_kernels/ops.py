@@ -23,6 +23,7 @@ from .backends.staged import Staging
 from .backends.types import Entry, InC, MaskKind, Pass
 from .interrupts import Call, at_once, signals_held
 from .layouts import layouts
+from .spec import DISTRIBUTIONS
 
 ROUNDINGS = ("nearest", "stochastic")
 
@@ -176,14 +177,15 @@ def add_noise_(
     decay: float = 1.0,
     masks: Sequence[float | Tensor | None] | None = None,
     rounding: str = "nearest",
+    distribution: str = "normal",
     backend: str | None = None,
 ) -> None:
-    """Add seeded Gaussian noise to tensors in one pass: w <- round(decay * w + m . sum_k scale_k * z(seed_k)).
+    """Add seeded random noise to tensors in one pass: w <- round(decay * w + m . sum_k scale_k * z(seed_k)).
 
-    z is standard normal and a pure function of (seed, param id, element index); its bits do not depend on dtype,
-    device, backend or threads (docs/noise.md). Arithmetic is float32: t = decay * w, then t = fma(scale_k, z_k, t) for
-    each direction in order, then one rounding to the tensor's dtype. Temporary memory does not grow with the tensors,
-    except for a copy of each mask that is not contiguous.
+    z is standard normal, or -1 or +1 with equal probability (Rademacher). It is a pure function of (seed, param id,
+    element index); its bits do not depend on dtype, device, backend or threads (docs/noise.md). Arithmetic is float32:
+    t = decay * w, then t = fma(scale_k, z_k, t) for each direction in order, then one rounding to the tensor's dtype.
+    Temporary memory does not grow with the tensors, except for a copy of each mask that is not contiguous.
 
     Args:
         tensors: float32, bfloat16 or float16 tensors of any shapes, all on one device, none overlapping. Changed in
@@ -199,6 +201,7 @@ def add_noise_(
         masks: for each tensor None (all elements change), a threshold h (elements with |w| <= h change) or a bool
             tensor of its shape and device (elements where it is true change). All other elements keep their bits.
         rounding: how results are rounded to 16 bits: "nearest" (ties to even) or "stochastic". No effect on float32.
+        distribution: of z: "normal", or "rademacher" for random signs, which cost a small part of the time.
         backend: None to choose by device ("native" on a CPU, "triton" on a GPU), or "reference", "native",
             "native:avx512", "native:avx2", "native:scalar", "triton", "cuda".
 
@@ -216,6 +219,7 @@ def add_noise_(
     seeds, scales = _directions(seeds, scales)
     decay = checks.number("decay", decay, -checks.MAX_FLOAT32, checks.MAX_FLOAT32)
     checks.choice("rounding", rounding, ROUNDINGS)
+    checks.choice("distribution", distribution, DISTRIBUTIONS)
     entries = []
     for i, t in enumerate(tensors):
         mask = checks.mask(f"masks[{i}]", given[i], t)
@@ -226,7 +230,7 @@ def add_noise_(
             kind, threshold = MaskKind.THRESHOLD, mask
         entries.append(Entry(t, t, ids[i], starts[i], mask=kind, threshold=threshold, mask_tensor=mask_tensor))
     table = Table(entries, names, backend)
-    table.apply(Pass(seeds, [scales], [decay], rounding == "stochastic"))
+    table.apply(Pass(seeds, [scales], [decay], rounding == "stochastic", distribution=distribution))
 
 
 def noise(
@@ -237,9 +241,10 @@ def noise(
     offset: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    distribution: str = "normal",
     backend: str | None = None,
 ) -> Tensor:
-    """The standard normal noise itself: zeros to which `add_noise_` has added noise of scale 1.
+    """The noise itself, standard normal or random signs: zeros to which `add_noise_` has added noise of scale 1.
 
     Args:
         shape: shape of the result.
@@ -247,7 +252,7 @@ def noise(
         param_id: id of the parameter, in [0, 2**32).
         offset: index of the first element in the whole parameter.
         dtype: float32, bfloat16 or float16. Computed in float32, then rounded to nearest.
-        device, backend: see `add_noise_`.
+        device, distribution, backend: see `add_noise_`.
 
     Returns:
         A new contiguous tensor of this shape, dtype and device.
@@ -260,6 +265,8 @@ def noise(
     seed = checks.integer("seed", seed, 0, checks.MAX_SEED)
     sizes = checks.sequence("shape", shape) if isinstance(shape, Sequence) else [shape]
     sizes = [checks.integer(f"shape[{i}]", n, 0) for i, n in enumerate(sizes)]
+    checks.choice("distribution", distribution, DISTRIBUTIONS)
     z = torch.zeros(sizes, dtype=dtype, device=checks.usable_device("device", device))
-    Table([Entry(z, z, param_id, offset)], ["noise"], backend).apply(Pass([seed], [[1.0]], [1.0]))
+    do = Pass([seed], [[1.0]], [1.0], distribution=distribution)
+    Table([Entry(z, z, param_id, offset)], ["noise"], backend).apply(do)
     return z

@@ -1,7 +1,8 @@
 """noise v1 in PyTorch: the reference that every backend agrees with, bit for bit. docs/noise.md is the specification.
 
-Slow and obvious on purpose. Three layers: bits (`philox4x32`, `words`), uniform (in `radius` and `cos_sin`), normal
-(`box_muller`, `normal`). Arithmetic is float32; 32-bit words are int64 tensors with values below 2**32.
+Slow and obvious on purpose. Normals have three layers: bits (`philox4x32`, `words`), uniform (in `radius` and
+`cos_sin`), normal (`box_muller`, `normal`). Signs (`rademacher`) are single bits of other words. Arithmetic is float32;
+32-bit words are int64 tensors with values below 2**32.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import torch
 from torch import Tensor
 
 VERSION = "v1"  # noise of which any bit differs is another version
+DISTRIBUTIONS = ("normal", "rademacher")
 
 PHILOX_M0, PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
 PHILOX_W0, PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
 PHILOX_ROUNDS = 7
+# The last word of a counter: words of different streams are independent.
+NORMAL_STREAM, SIGN_STREAM, SIGN_ROUNDING_STREAM = 0, 1, 2
 
 LOG_SPLIT = 0x3F3504F3  # bits of sqrt(1/2) rounded to binary32
 LOG_SPLIT_Y = LOG_SPLIT + (31 << 23)  # the same split for y = u * 2**31
@@ -147,6 +151,12 @@ def box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor]
     return r * c, r * s
 
 
+def _stream(counter: Tensor, seed: int, param_id: int, stream: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The four words of each counter."""
+    words = (counter & _MASK32, counter >> 32, torch.full_like(counter, param_id), torch.full_like(counter, stream))
+    return philox4x32(words, (seed & _MASK32, seed >> 32))
+
+
 def words(index: Tensor, seed: int, param_id: int) -> tuple[Tensor, Tensor]:
     """The radius and the angle word of each element.
 
@@ -158,9 +168,7 @@ def words(index: Tensor, seed: int, param_id: int) -> tuple[Tensor, Tensor]:
     Returns:
         Two int64 tensors of the index's shape; elements 2j and 2j+1 share theirs.
     """
-    c = index >> 2
-    counter = (c & _MASK32, c >> 32, torch.full_like(c, param_id), torch.zeros_like(c))
-    x0, x1, x2, x3 = philox4x32(counter, (seed & _MASK32, seed >> 32))
+    x0, x1, x2, x3 = _stream(index >> 2, seed, param_id, NORMAL_STREAM)
     second = (index & 2) != 0
     return torch.where(second, x2, x0), torch.where(second, x3, x1)
 
@@ -171,8 +179,28 @@ def normal(index: Tensor, seed: int, param_id: int) -> Tensor:
     return torch.where((index & 1) == 0, even, odd)
 
 
-def rounding_bits(index: Tensor, seed: int, param_id: int) -> Tensor:
+def rademacher(index: Tensor, seed: int, param_id: int) -> Tensor:
+    """z of each element index, -1 or +1 as float32, of the index's shape (docs/noise.md, 8)."""
+    word = _chosen(_stream(index >> 7, seed, param_id, SIGN_STREAM), index >> 5)
+    bit = word >> (((index & 31) >> 1) + 16 * (index & 1))
+    return (1 - 2 * (bit & 1)).float()
+
+
+def _chosen(words: tuple[Tensor, ...], which: Tensor) -> Tensor:
+    """Word `which` mod 4 of each element."""
+    return torch.stack(words).gather(0, (which & 3)[None])[0]
+
+
+def noise(index: Tensor, seed: int, param_id: int, distribution: str) -> Tensor:
+    """z of each element index, float32, of the index's shape; `distribution` is one of `DISTRIBUTIONS`."""
+    return (normal if distribution == "normal" else rademacher)(index, seed, param_id)
+
+
+def rounding_bits(index: Tensor, seed: int, param_id: int, distribution: str = "normal") -> Tensor:
     """The 16 random bits that stochastic rounding adds to each element, int64 in [0, 2**16), of the index's shape."""
+    if distribution == "rademacher":
+        word = _chosen(_stream(index >> 3, seed, param_id, SIGN_ROUNDING_STREAM), index >> 1)
+        return (word >> 16 * (index & 1)) & 0xFFFF
     a, b = words(index, seed, param_id)
     h = ((b >> 15) & 0xFF00) | (b & 0xFF)
     return torch.where((index & 1) == 0, h, h ^ (a & 0xFFFF))
@@ -198,11 +226,19 @@ def round_stochastic(t: Tensor, rho: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(rounded >= 2**15, rounded - 2**16, rounded).to(torch.int16).view(dtype)
 
 
-def round_to(t: Tensor, dtype: torch.dtype, rounding: str, index: Tensor, seed: int, param_id: int) -> Tensor:
+def round_to(
+    t: Tensor,
+    dtype: torch.dtype,
+    rounding: str,
+    index: Tensor,
+    seed: int,
+    param_id: int,
+    distribution: str = "normal",
+) -> Tensor:
     """Round float32 t to dtype; `seed` is the first direction's, whose words give the random bits."""
     if dtype == torch.float32 or rounding == "nearest":
         return t.to(dtype)
-    return round_stochastic(t, rounding_bits(index, seed, param_id), dtype)
+    return round_stochastic(t, rounding_bits(index, seed, param_id, distribution), dtype)
 
 
 def mix(x: int) -> int:

@@ -1,4 +1,4 @@
-"""Philox against the vectors that Random123 publishes, and noise v1 against its own: the bits may never change."""
+"""Philox against the vectors that Random123 publishes, normals and signs against our own: the bits may never change."""
 
 from __future__ import annotations
 
@@ -17,6 +17,18 @@ NOISE = [
     if kind == "noise"
 ]
 
+SIGNS = [
+    (int(seed, 16), int(param_id, 16), int(offset), [1.0 - 2.0 * (int(z, 16) >> j & 1) for j in range(64)])
+    for kind, seed, param_id, offset, *zs in LINES
+    for z in zs
+    if kind == "signs"
+]
+SIGN_ROUNDING = [
+    (int(seed, 16), int(param_id, 16), int(offset), [int(rho, 16) for rho in rhos])
+    for kind, seed, param_id, offset, *rhos in LINES
+    if kind == "sign-rounding"
+]
+
 
 @pytest.mark.parametrize("vector", PHILOX, ids=lambda v: f"{v[0]}-{v[1]:x}")
 def test_philox(vector):
@@ -33,6 +45,21 @@ def test_noise(backend, device, seed, param_id, offset, want):
     assert [int(b) % 2**32 for b in bits(z)] == want
 
 
+@pytest.mark.parametrize(("seed", "param_id", "offset", "want"), SIGNS)
+@pytest.mark.parametrize(("backend", "device"), [("reference", torch.device("cpu")), *BACKENDS], ids=lambda x: str(x))
+def test_signs(backend, device, seed, param_id, offset, want):
+    z = zo.noise(
+        64, seed=seed, param_id=param_id, offset=offset, device=device, distribution="rademacher", backend=backend
+    )
+    assert z.tolist() == want
+
+
+@pytest.mark.parametrize(("seed", "param_id", "offset", "want"), SIGN_ROUNDING)
+def test_rounding_bits_of_signs(seed, param_id, offset, want):
+    index = torch.arange(offset, offset + 9)
+    assert spec.rounding_bits(index, seed, param_id, "rademacher").tolist() == want
+
+
 def test_sizes_of_the_vectors():
     # A file that lost its lines would make the tests above pass by doing nothing.
-    assert len(PHILOX) == 6 and len(NOISE) == 8
+    assert len(PHILOX) == 6 and len(NOISE) == len(SIGNS) == len(SIGN_ROUNDING) == 8

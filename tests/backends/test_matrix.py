@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrix import (
     BACKENDS,
+    DISTRIBUTIONS,
     DTYPES,
+    HIGH,
     INTERPRETED_BLOCK,
-    INTERPRETED_SHARDS,
     ROUNDINGS,
     SHARDS,
     SMALL,
@@ -25,6 +26,7 @@ from matrix import (
     check_case,
     check_far_chunk,
     interpreted,
+    interpreted_shards,
     table,
     to,
     weights,
@@ -42,6 +44,7 @@ KERNELS = [b for b in BACKENDS if b[0] != "native"]
 each_kernel = pytest.mark.parametrize(("backend", "device"), KERNELS, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 each_kind = pytest.mark.parametrize("kind", list(MaskKind), ids=lambda k: k.name.lower())
+each_distribution = pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 each_rounding = pytest.mark.parametrize("rounding", ROUNDINGS)
 in_place_or_not = pytest.mark.parametrize("in_place", [True, False], ids=["in place", "out of place"])
 
@@ -57,25 +60,31 @@ def small_blocks(monkeypatch):
 @each_kind
 @each_rounding
 @in_place_or_not
-def test_matrix(backend, device, dtype, kind, rounding, in_place):
-    check_case(backend, device, dtype, kind, rounding, in_place)
+@each_distribution
+def test_matrix(backend, device, dtype, kind, rounding, in_place, distribution):
+    check_case(backend, device, dtype, kind, rounding, in_place, distribution)
 
 
 @pytest.mark.parametrize("few", [False, True], ids=["all", "interpreted"])
 @each_dtype
 @each_kind
 @in_place_or_not
-def test_every_kind_of_block_is_in_the_matrix(few, dtype, kind, in_place):
+@each_distribution
+def test_every_kind_of_block_is_in_the_matrix(few, dtype, kind, in_place, distribution):
     """Kernels of GPUs differ by alignment, and what they do of a block by its being whole or where it is ragged."""
-    block, tables = (INTERPRETED_BLOCK, INTERPRETED_SHARDS) if few else (gpu_table.BLOCK, [SHARDS])
+    block, tables = gpu_table.BLOCK, [(SHARDS, HIGH[distribution])]
+    if few:
+        tables = [(interpreted_shards(plain, distribution), HIGH[distribution][-plain:][:1]) for plain in (False, True)]
+        block = INTERPRETED_BLOCK
     for aligned in (True, False):
         ragged_at_start = ragged_at_end = False
-        for shards in tables:
+        for shards, high in tables:
             entries = [e for e in table(dtype, kind, in_place=in_place, shards=shards) if e.dst.numel()]
             assert aligned in {group.aligned for group in gpu_table.GpuTable(entries, block).groups}
             ends = [(e.offset, e.offset + e.dst.numel()) for e in entries if gpu_table.is_aligned(e) == aligned]
             assert any(stop // block > -(-start // block) for start, stop in ends), "no block is whole"
-            assert any(start < 2**34 < stop for start, stop in ends), "none has two high halves of its counters"
+            for limit in high:
+                assert any(start < limit < stop for start, stop in ends), "none has two high halves of its counters"
             ragged_at_start |= any(start % block and start // block < stop // block for start, stop in ends)
             ragged_at_end |= any(stop % block and start // block < stop // block for start, stop in ends)
         assert ragged_at_start and ragged_at_end

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from zo_kernels import backends
+from zo_kernels import backends, spec
 from zo_kernels.backends import reference
 from zo_kernels.backends.gpu_table import BLOCK, GpuTable, Group, Work
 from zo_kernels.backends.types import Backend, Entry, MaskKind, Pass
@@ -24,6 +24,7 @@ if DEVICE.type == "cuda":
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROUNDINGS = ["nearest", "stochastic"]
+DISTRIBUTIONS = list(spec.DISTRIBUTIONS)
 
 
 class Shard(NamedTuple):
@@ -37,8 +38,9 @@ class Shard(NamedTuple):
     mask: int = 0
 
 
-# 2**34 is where a counter's high half changes; kernels for CPUs work on 16 or 32 elements, or another power of two, at
-# a time, and on counters of 4.
+# Where a counter's high half changes; signs have counters of their own for the bits that round.
+HIGH = {"normal": [2**34], "rademacher": [2**35, 2**39]}
+# Kernels for CPUs work on 16 or 32 elements, or another power of two, at a time. A counter has 4 normals or 128 signs.
 SMALL = [
     (0, 0),
     (1, 0),
@@ -55,6 +57,8 @@ SMALL = [
     (64, 3),
     (65, 2**34 - 37),
     (127, 2**34 - 64),
+    (127, 2**35 - 60),
+    (259, 2**39 - 130),
     (500, 0),
     (1000, 2**62 + 5),
     (1025, 2),
@@ -67,11 +71,15 @@ LARGE = [
     (2 * BLOCK, 0),
     (3 * BLOCK + 16, BLOCK - 8),
     (2 * BLOCK, 2**34 - BLOCK),
+    (2 * BLOCK, 2**35 - BLOCK),
+    (2 * BLOCK, 2**39 - BLOCK),
     (BLOCK, 2**62),
     (BLOCK + 8, 16, 8, 8, 8),
     # Not by their length or index.
     (2 * BLOCK + 3, 3),
     (2 * BLOCK + 8, 2**34 - BLOCK - 3),
+    (2 * BLOCK + 8, 2**35 - BLOCK - 3),
+    (2 * BLOCK + 8, 2**39 - BLOCK - 3),
     # Not by their memory.
     (2 * BLOCK, BLOCK, 1, 1),
     (BLOCK + 16, BLOCK - 8, 1, 0),
@@ -86,6 +94,14 @@ INTERPRETED_SHARDS = [
     [(0, 0), (INTERPRETED_BLOCK + 16, 2**34 - 16), (INTERPRETED_BLOCK + 8, 2**34 - INTERPRETED_BLOCK, 1, 1)],
     [(INTERPRETED_BLOCK + 16, 2**34 - INTERPRETED_BLOCK), (INTERPRETED_BLOCK + 3, 2**34 - 3)],
 ]
+
+
+def interpreted_shards(plain: bool, distribution: str) -> list[tuple[int, ...]]:
+    """The shards of a pass, plain or not, about where one kind of the distribution's counters changes its high half."""
+    high = HIGH[distribution][-plain:][0]
+    return [(n, offset and offset - 2**34 + high, *placed) for n, offset, *placed in INTERPRETED_SHARDS[plain]]
+
+
 SEEDS = [0, 2**64 - 1, 0x0123456789ABCDEF]
 SCALES = [1e-3, -0.25, 3e-6]
 
@@ -147,10 +163,10 @@ def to(entries: list[Entry], device: torch.device) -> list[Entry]:
     return moved
 
 
-def a_pass(directions: int, rounding: str, decay: float = 1.0) -> Pass:
+def a_pass(directions: int, rounding: str, decay: float = 1.0, distribution: str = "normal") -> Pass:
     """Two rows of scales, with as many directions as asked."""
     rows = [SCALES[:directions], [-2.0 * s for s in SCALES[:directions]]]
-    return Pass(SEEDS[:directions], rows, [decay, 1.0], rounding == "stochastic")
+    return Pass(SEEDS[:directions], rows, [decay, 1.0], rounding == "stochastic", distribution=distribution)
 
 
 def bits(t: torch.Tensor) -> torch.Tensor:
@@ -189,13 +205,19 @@ def resolved(backend: str | Backend, device: torch.device) -> Backend:
 
 
 def check_case(
-    backend: str | Backend, device: torch.device, dtype: torch.dtype, kind: MaskKind, rounding: str, in_place: bool
+    backend: str | Backend,
+    device: torch.device,
+    dtype: torch.dtype,
+    kind: MaskKind,
+    rounding: str,
+    in_place: bool,
+    distribution: str = "normal",
 ) -> None:
     """One case of the matrix: all shards, by a pass that is plain or one with a decay and further directions; on a GPU,
     where that makes another kernel, by both.
     """
     for plain in [True, False] if device.type == "cuda" else [in_place == (rounding == "nearest")]:
-        entries, do, want = case(dtype, kind, rounding, in_place, plain, interpreted(backend, device))
+        entries, do, want = case(dtype, kind, rounding, in_place, distribution, plain, interpreted(backend, device))
         got = to(entries, device)
         resolved(backend, device).prepare(got)(do)
         assert_same_bits(got, want)
@@ -203,16 +225,17 @@ def check_case(
 
 @lru_cache(maxsize=8)  # several backends are compared with it, one after the other
 def case(
-    dtype: torch.dtype, kind: MaskKind, rounding: str, in_place: bool, plain: bool, few: bool
+    dtype: torch.dtype, kind: MaskKind, rounding: str, in_place: bool, distribution: str, plain: bool, few: bool
 ) -> tuple[list[Entry], Pass, list[Entry]]:
     """A table, a pass, and what the reference makes of them. Nobody may write to it.
 
     Args:
         few: whether only the shards for an interpreter, to which a direction costs as much as another block.
     """
-    entries = table(dtype, kind, in_place=in_place, shards=INTERPRETED_SHARDS[plain] if few else SHARDS)
+    shards = interpreted_shards(plain, distribution) if few else SHARDS
+    entries = table(dtype, kind, in_place=in_place, shards=shards)
     more = 3 if not few else 2 if kind is MaskKind.NONE else 1
-    do = a_pass(1, rounding) if plain else a_pass(more, rounding, decay=0.9)
+    do = replace(a_pass(1, rounding) if plain else a_pass(more, rounding, decay=0.9), distribution=distribution)
     want = to(entries, torch.device("cpu"))
     reference.prepare(want)(do)
     return entries, do, want

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, device
 
 from .. import checks
+from ..spec import DISTRIBUTIONS
 from .types import Entry, MaskKind, Pass
 
 MOST_GROUPS = 2**31 - 1  # the kernels' tables store a group in 32 bits
@@ -65,6 +66,9 @@ class Fits:
         Raises:
             ValueError: it does not.
         """
+        if do.distribution not in DISTRIBUTIONS:
+            expected = " or ".join(DISTRIBUTIONS)
+            raise ValueError(f"distribution: expected {expected}, got {do.distribution!r}")
         if (rows := do.once("rows", rows_of)) < self._groups:
             raise ValueError(f"decays: expected one for each of the table's {self._groups} groups, got {rows}")
         if do.active is not None and (past := do.once("past", _past)) > self._entries:

@@ -77,7 +77,7 @@ def _apply(entry: Entry, do: Pass) -> None:
         index = torch.arange(start, stop, device=dst.device) + entry.offset
         t = w * torch.tensor(decay, dtype=torch.float32, device=dst.device)
         for seed, scale in zip(seeds, scales, strict=True):
-            t = spec.fma(spec.normal(index, seed, entry.param_id), scale, t)
+            t = spec.fma(spec.noise(index, seed, entry.param_id, do.distribution), scale, t)
         rounding = "stochastic" if do.stochastic else "nearest"
-        new = spec.round_to(t, dst.dtype, rounding, index, seeds[0], entry.param_id)
+        new = spec.round_to(t, dst.dtype, rounding, index, seeds[0], entry.param_id, do.distribution)
         dst[start:stop] = new if mask is None else torch.where(mask, new, old)

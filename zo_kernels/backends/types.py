@@ -52,6 +52,7 @@ class Pass:
     decays: Sequence[float] | Tensor
     stochastic: bool = False
     active: Sequence[int] | None = None  # indices of entries, None for all
+    distribution: str = "normal"  # of z: one of spec.DISTRIBUTIONS
     _made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, key: Hashable, make: Callable[[Pass], T]) -> T:
@@ -71,7 +72,7 @@ class Pass:
             return self
         scales = self.scales.tolist() if isinstance(self.scales, Tensor) else self.scales
         decays = self.decays.tolist() if isinstance(self.decays, Tensor) else self.decays
-        return Pass(self.host_seeds, scales, decays, self.stochastic, self.active)
+        return Pass(self.host_seeds, scales, decays, self.stochastic, self.active, self.distribution)
 
 
 class Backend(Protocol):
