@@ -12,6 +12,7 @@
 namespace zo {
 
 enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+enum class Distribution : int { kNormal = 0, kRademacher = 1 };
 enum class MaskKind : int { kNone = 0, kThreshold = 1, kBool = 2, kBits = 3, kRecord = 4 };
 
 // One tensor of a table. zo_kernels/backends/types.py describes the fields.

@@ -1,7 +1,8 @@
 // noise v1 for one counter at a time, on host and device. docs/noise.md is the specification.
 //
-// Three layers: bits (philox4x32, Salmon et al., SC 2011), uniform (the radius and angle words, in `radius` and
-// `box_muller`), normal (`box_muller`). All arithmetic is float32 with every rounding written out.
+// Normals have three layers: bits (philox4x32, Salmon et al., SC 2011), uniform (the radius and angle words, in
+// `radius` and `box_muller`), normal (`box_muller`). All arithmetic is float32 with every rounding written out. Signs
+// are bits of other words.
 //
 // Every function is `static`: each instruction set compiles its own copy. Were they shared, the linker could keep the
 // copy made for AVX-512 and an older CPU would run it.
@@ -89,9 +90,15 @@ ZO_FN Words philox4x32(Words c, uint32_t k0, uint32_t k1, int rounds = kPhiloxRo
   return c;
 }
 
-// The four words of four consecutive elements; counter = index / 4.
-ZO_FN Words noise_words(uint64_t counter, uint32_t param_id, uint64_t seed) {
-  return philox4x32({{uint32_t(counter), uint32_t(counter >> 32), param_id, 0u}}, uint32_t(seed), uint32_t(seed >> 32));
+// What words are for: the last word of a counter.
+constexpr uint32_t kNormalStream = 0, kSignStream = 1, kSignRoundingStream = 2;
+// The counter of element i is i >> shift.
+constexpr int kNormalShift = 2, kSignShift = 7, kSignRoundingShift = 3;
+
+// The four words of a counter.
+ZO_FN Words noise_words(uint64_t counter, uint32_t param_id, uint64_t seed, uint32_t stream = kNormalStream) {
+  return philox4x32({{uint32_t(counter), uint32_t(counter >> 32), param_id, stream}}, uint32_t(seed),
+                    uint32_t(seed >> 32));
 }
 
 template <int N>
@@ -126,5 +133,16 @@ ZO_FN void rounding_bits(uint32_t a, uint32_t b, uint32_t& even, uint32_t& odd) 
   even = ((b >> 15) & 0xFF00u) | (b & 0xFFu);
   odd = even ^ (a & 0xFFFFu);
 }
+
+// The sign of element `index`: bit 31 is set if it is -1, the others are zero. `word` is word index / 32 % 4 of its
+// counter in kSignStream.
+ZO_FN uint32_t sign_bit(uint32_t word, int64_t index) {
+  const int i = int(index & 31);
+  return word << (31 - i / 2 - 16 * (i & 1)) & 0x80000000u;
+}
+
+// The 16 random bits that stochastic rounding adds to element `index` under signs. `word` is word index / 2 % 4 of its
+// counter in kSignRoundingStream.
+ZO_FN uint32_t sign_rounding_bits(uint32_t word, int64_t index) { return word >> 16 * int(index & 1) & 0xFFFFu; }
 
 }  // namespace zo
