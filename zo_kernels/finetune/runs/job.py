@@ -209,7 +209,7 @@ def _device(name: str) -> torch.device:
 def record_start(job: Job, metrics: Metrics) -> dict[str, Any]:
     """Write the record "start": everything that decides the bits of a run. A resumed run compares it instead.
 
-    Returns the record. Raises ValueError if data, versions or settings have changed.
+    Returns what `report.opening_lines` tells of. Raises ValueError if data, versions or settings have changed.
     """
     start, before = _start(job), metrics.find("start")
     changed = {} if before is None else {k: (before.get(k), v) for k, v in start.items() if before.get(k) != v}
