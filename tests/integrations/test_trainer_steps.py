@@ -63,14 +63,9 @@ def mean_over_tokens(model: nn.Module, batches: list[Any]) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("method", "accumulated", "distribution"),
-    [
-        ("mezo", 1, "rademacher"),
-        ("mezo", 3, "normal"),
-        ("sparse-mezo", 3, "normal"),
-        ("lezo", 1, "normal"),
-        ("mezo-svrg", 3, "rademacher"),
-    ],
-)
+    [("mezo", 1, "rademacher"), ("mezo", 3, "normal"), ("sparse-mezo", 3, "normal"), ("lezo", 1, "normal"),
+     ("mezo-svrg", 3, "rademacher")],
+)  # fmt: skip
 def test_steps_are_those_of_the_optimizer(method: str, accumulated: int, distribution: str, tmp_path: Path) -> None:
     model, kept = seeded(models.opt, 2), Kept()
     start = copy.deepcopy(model)
