@@ -50,7 +50,10 @@ struct Avx2 {
   ZO_OP I shl(I a) {
     return _mm256_slli_epi32(a, N);
   }
-  ZO_OP I shlv(I a, I by) { return _mm256_sllv_epi32(a, by); }
+  ZO_OP I shrv(I a, I by) { return _mm256_srlv_epi32(a, by); }
+  // Two numbers, in turn; and of each of these turns the number that bit 0 of the same lane of `which` says.
+  ZO_OP F pairs(const float* x) { return _mm256_castpd_ps(_mm256_broadcast_sd(reinterpret_cast<const double*>(x))); }
+  ZO_OP F pick(F pairs, I which) { return _mm256_permutevar_ps(pairs, which); }
   ZO_OP I min(I a, I b) { return _mm256_min_epi32(a, b); }
   ZO_OP F from_int(I a) { return _mm256_cvtepi32_ps(a); }
   ZO_OP F as_float(I a) { return _mm256_castsi256_ps(a); }
@@ -61,8 +64,6 @@ struct Avx2 {
   ZO_OP F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   ZO_OP F sqrt(F a) { return _mm256_sqrt_ps(a); }
 
-  ZO_OP bool any_nan(F a, F b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_UNORD_Q)) != 0; }
-  ZO_OP M is_nan(F a) { return as_words(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)); }
   ZO_OP M greater(I a, I b) { return _mm256_cmpgt_epi32(a, b); }  // signed
   ZO_OP I select(M m, I yes, I no) { return _mm256_blendv_epi8(no, yes, m); }
   ZO_OP M magnitude_not_at_most(F a, F h) {

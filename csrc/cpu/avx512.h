@@ -50,7 +50,12 @@ struct Avx512 {
   ZO_OP I shl(I a) {
     return _mm512_slli_epi32(a, N);
   }
-  ZO_OP I shlv(I a, I by) { return _mm512_sllv_epi32(a, by); }
+  ZO_OP I shrv(I a, I by) { return _mm512_srlv_epi32(a, by); }
+  // Two numbers, in turn; and of each of these turns the number that bit 0 of the same lane of `which` says.
+  ZO_OP F pairs(const float* x) {
+    return _mm512_castpd_ps(_mm512_broadcastsd_pd(_mm_load_sd(reinterpret_cast<const double*>(x))));
+  }
+  ZO_OP F pick(F pairs, I which) { return _mm512_permutevar_ps(pairs, which); }
   ZO_OP I min(I a, I b) { return _mm512_min_epi32(a, b); }
   ZO_OP F from_int(I a) { return _mm512_cvtepi32_ps(a); }
   ZO_OP F as_float(I a) { return _mm512_castsi512_ps(a); }
@@ -61,8 +66,6 @@ struct Avx512 {
   ZO_OP F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   ZO_OP F sqrt(F a) { return _mm512_sqrt_ps(a); }
 
-  ZO_OP bool any_nan(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q) != 0; }
-  ZO_OP M is_nan(F a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
   ZO_OP M greater(I a, I b) { return _mm512_cmpgt_epi32_mask(a, b); }  // signed
   ZO_OP I select(M m, I yes, I no) { return _mm512_mask_mov_epi32(no, m, yes); }
   ZO_OP M magnitude_not_at_most(F a, F h) {

@@ -46,7 +46,7 @@ struct Workspace {
   std::unique_ptr<uint32_t[]> elements;  // a chunk that is not contiguous, copied
   Workspace(size_t n, int64_t staged)
       : directions(new Direction[n + 1]),
-        scales(new float[n + kApart]),
+        scales(new float[2 * n + kApart]),
         elements(staged ? new uint32_t[size_t(staged)] : nullptr) {}
 };
 
@@ -149,7 +149,11 @@ void Table::run(const std::vector<uint64_t>& seeds, const std::vector<double>& s
       const Entry& e = *chunk.entry;
       const bool several = e.dtype == DType::kFloat32 && e.mask == MaskKind::kNone;
       const double* row = scales.data() + size_t(e.group) * seeds.size();
-      for (size_t k = 0; k < seeds.size(); ++k) own.scales[k] = float(row[k]);
+      const size_t width = signs ? 2 : 1;  // of a direction in own.scales
+      for (size_t k = 0; k < seeds.size(); ++k) {
+        own.scales[width * k] = float(row[k]);
+        if (signs) own.scales[width * k + 1] = -own.scales[width * k];
+      }
       Direction& rounding = own.directions[seeds.size()];
       const float decay = float(decays[size_t(e.group)]);
       Job job{&e, own.directions.get(), 0, distribution, &rounding, decay, stochastic, false};
@@ -162,8 +166,8 @@ void Table::run(const std::vector<uint64_t>& seeds, const std::vector<double>& s
         for (size_t k = 0, n; k < seeds.size(); k += n) {
           n = several ? repeats(seeds, k) : 1;
           job.several |= n > 1;
-          prepare(own.directions[size_t(job.n_directions++)], seeds[k], own.scales.get() + k, n, e.param_id, index,
-                  signs ? kSignShift : kNormalShift, signs ? kSignStream : kNormalStream);
+          prepare(own.directions[size_t(job.n_directions++)], seeds[k], own.scales.get() + width * k, n, e.param_id,
+                  index, signs ? kSignShift : kNormalShift, signs ? kSignStream : kNormalStream);
         }
         if (signs && stochastic && e.dtype != DType::kFloat32)
           prepare(rounding, seeds[0], nullptr, 0, e.param_id, index, kSignRoundingShift, kSignRoundingStream);

@@ -14,16 +14,14 @@ namespace {
 
 constexpr int kWordSigns = 32;
 
-// How far a word is shifted left so that the sign of its element i is bit 31; and so that those of its pair p, a 16-bit
-// weight in each half of 32 bits, are bits 15 and 31.
+// How far a word is shifted right so that bit 0 is the sign of its element i; and so that bits 0 and 16 are those of
+// its pair p, two 16-bit weights in 32 bits.
 struct alignas(64) SignShifts {
   uint32_t element[kWordSigns], pair[kWordSigns / 2];
 };
-#define ZO_SHIFTS(i) 31 - (i), 15 - (i), 30 - (i), 14 - (i)
-static constexpr SignShifts kSignShifts = {
-    {ZO_SHIFTS(0), ZO_SHIFTS(2), ZO_SHIFTS(4), ZO_SHIFTS(6), ZO_SHIFTS(8), ZO_SHIFTS(10), ZO_SHIFTS(12), ZO_SHIFTS(14)},
-    {15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0}};
-#undef ZO_SHIFTS
+static constexpr SignShifts kSignShifts = {{0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                            8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31},
+                                           {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}};
 
 template <class V>
 struct SignStretch {
@@ -65,15 +63,16 @@ ZO_OP void add_signs(const Place& at, const Direction* d, int n, int64_t skipped
   using I = typename V::I;
   constexpr int T = SignStretch<V>::kTiles, tile = 2 * V::kLanes;
   constexpr bool masked = K != MaskKind::kNone;
-  const I top = V::word(0x80000000u);
   F a[U][T], b[U][T];
   for (int u = 0; u < U; ++u)
     for (int i = 0; i < T; ++i) {
       const int64_t first = (j + u) * kWordSigns + i * tile;
       if (First) {
         Mem::read(at.src + first * Mem::kBytes, a[u][i], b[u][i]);
-        a[u][i] = V::mul(V::number(at.decay), a[u][i]);
-        b[u][i] = V::mul(V::number(at.decay), b[u][i]);
+        if (at.decay != 1.0f) {
+          a[u][i] = V::mul(V::number(at.decay), a[u][i]);
+          b[u][i] = V::mul(V::number(at.decay), b[u][i]);
+        }
       } else {
         a[u][i] = V::as_float(V::load(stretch.sums + first));
         b[u][i] = V::as_float(V::load(stretch.sums + first + V::kLanes));
@@ -87,16 +86,16 @@ ZO_OP void add_signs(const Place& at, const Direction* d, int n, int64_t skipped
       for (int i = 0; i < T; ++i) {
         I x, y;
         if (Mem::kSequential) {
-          x = V::shlv(word, V::load(kSignShifts.element + i * tile));
-          y = V::shlv(word, V::load(kSignShifts.element + i * tile + V::kLanes));
+          x = V::shrv(word, V::load(kSignShifts.element + i * tile));
+          y = V::shrv(word, V::load(kSignShifts.element + i * tile + V::kLanes));
         } else {
-          y = V::shlv(word, V::load(kSignShifts.pair + i * V::kLanes));
-          x = V::template shl<16>(y);
+          x = V::shrv(word, V::load(kSignShifts.pair + i * V::kLanes));
+          y = V::template shr<16>(x);
         }
         for (int r = 0; r < (Several ? d[k].n_scales : 1); ++r) {
-          const I scale = V::as_words(V::number(scales[r]));
-          a[u][i] = V::add(a[u][i], V::as_float(V::and_xor(x, top, scale)));
-          b[u][i] = V::add(b[u][i], V::as_float(V::and_xor(y, top, scale)));
+          const F scale = V::pairs(scales + 2 * r);
+          a[u][i] = V::add(a[u][i], V::pick(scale, x));
+          b[u][i] = V::add(b[u][i], V::pick(scale, y));
         }
       }
     }

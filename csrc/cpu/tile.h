@@ -64,11 +64,9 @@ struct Memory {
       V::store(p, x);
       V::store(p + 4 * V::kLanes, y);
     } else if (D == DType::kBFloat16) {
-      I x = bf16_high_half<V>(a, Stochastic, rho_a), y = bf16_high_half<V>(b, Stochastic, rho_b);
-      if (__builtin_expect(V::any_nan(a, b), 0)) {  // a NaN of all ones would carry into the sign bit
-        x = V::select(V::is_nan(a), V::or_(V::as_words(a), V::word(0x400000u)), x);
-        y = V::select(V::is_nan(b), V::or_(V::as_words(b), V::word(0x400000u)), y);
-      }
+      // A NaN comes from a weight, so that the 16 bits below its last place are zero, or is the processor's own.
+      // Neither carries into the sign bit.
+      const I x = bf16_high_half<V>(a, Stochastic, rho_a), y = bf16_high_half<V>(b, Stochastic, rho_b);
       I words = V::merge_pairs(V::template shr<16>(x), y);
       if (Masked) words = V::select_pairs(keep_a, keep_b, V::load(src), words);
       V::store(p, words);

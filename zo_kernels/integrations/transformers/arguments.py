@@ -109,8 +109,7 @@ class ZOTrainingArguments(TrainingArguments):
         default="auto", metadata={"help": "How updates of 16-bit weights are rounded (auto: stochastic)."}
     )
     distribution: Literal["normal", "rademacher"] = field(
-        default="normal",
-        metadata={"help": "Of the noise: normal, or rademacher, which is random signs and makes passes faster."},
+        default="normal", metadata={"help": "What the noise is drawn from: normal, or rademacher for random signs, ±1."}
     )
     offload: bool = field(
         default=False,
