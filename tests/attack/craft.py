@@ -50,6 +50,8 @@ def acceptable(field: str, value: Any, setup: dict[str, Any]) -> bool:
             return isinstance(value, str)  # another one is refused by whoever needs it
         case "noise":
             return value == "v1"
+        case "distribution":
+            return value in ("normal", "rademacher")
         case "seed":
             return whole and 0 <= value < 2**64
         case "step":
@@ -126,6 +128,7 @@ def _field(draw: random.Random, parts: list[Part], at: int, *, of_weight: bool) 
     value: Any = None
     if how == "delete":
         del entry[field]
+        verdict = "open" if field == "distribution" else "wrong"  # then it is a run of normals
     elif how == "add":
         field, value = draw.choice(("extra", "", "Seed", "__class__")), draw.choice(NASTY)
         entry[field] = value
