@@ -2,8 +2,9 @@
 
 The control flow graph is cut into loops (strongly connected parts). Of those that store weights, the one with the
 widest stores goes over the blocks that lie whole in a tensor. Without the instruction by which it is entered, the loops
-left in it are those over further directions; what only leads to them is not part of a pass of one direction. Of the
-rest, the search for a program's tensor counts by its steps, a loop over ragged blocks not at all, and everything else
+left in it are those over further directions; what only leads to them is not part of a pass of one direction. But a loop
+around another one goes over groups of directions, and the inner one over those that do not fill a group: a pass of one
+direction goes through both once, and a further one costs its part of a full group. Of the rest, the search for a program's tensor counts by its steps, a loop over ragged blocks not at all, and everything else
 once a chunk.
 """
 
@@ -56,6 +57,7 @@ class Variant:
     decay: bool = False
     in_place: bool = True
     tuning: Tuning = DEFAULT
+    distribution: str = "normal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,10 @@ class Static:
 
     elements: int  # a thread and block
     first: float  # an element, in a pass of one direction over whole chunks
-    further: float  # an element, for each further direction
+    further: float  # an element, for each further direction; of a full group, if directions come in groups
     outside: float  # the part of `first` that stands outside the loop over blocks
     first_opcodes: dict[str, int]  # a thread and block, in a pass of one direction
-    further_opcodes: dict[str, int]
+    further_opcodes: dict[str, int]  # for a further direction, or a full group of them
     outside_opcodes: dict[str, int]  # a thread and chunk; the search's instructions once for each of its steps
     registers: int
     float_operations: list[str]  # the PTX opcodes on float32, whose suffixes tell how they round, where there is PTX
@@ -147,6 +149,9 @@ def counted(kernel: Kernel, elements: int, float_operations: Sequence[str] = ())
     def loops(among: Iterable[int]) -> list[set[int]]:
         return [part for part in networkx.strongly_connected_components(graph.subgraph(among)) if len(part) > 1]
 
+    def entered(part: set[int]) -> set[int]:
+        return {i for i in part if set(graph.predecessors(i)) - part}
+
     def widest_store(part: set[int]) -> tuple[bool, bool]:
         stores = [kernel.opcodes[i] for i in part if kernel.opcodes[i].startswith("STG")]
         return any(opcode.startswith("STG.E.128") for opcode in stores), bool(stores)
@@ -157,12 +162,22 @@ def counted(kernel: Kernel, elements: int, float_operations: Sequence[str] = ())
     parts = loops(graph)
     block_loop = max(parts, key=widest_store, default=set[int]())
     searches = [part for part in parts if widest_store(part) == (False, False)]
-    heads = {i for i in block_loop if set(graph.predecessors(i)) - block_loop}
-    further = set().union(*loops(block_loop - heads))
-    if len(searches) != 1 or not further:
+    heads = entered(block_loop)
+    inside = loops(block_loop - heads)
+    if len(searches) != 1 or not inside:
         raise Unavailable(f"SASS: expected loops to search, over blocks and in it over directions, got {len(parts)}")
-    rest = graph.subgraph(block_loop - further)
-    first = heads.union(*(networkx.ancestors(rest, head) for head in heads))
+    further, together = set().union(*inside), 1
+    once = graph.subgraph(block_loop - further)
+    unfilled = set().union(*loops(further - entered(further)))
+    if len(inside) == 1 and unfilled:
+        beside = graph.subgraph(further - entered(further))
+        ways = (way(beside, i) for i in unfilled for way in (networkx.ancestors, networkx.descendants))
+        full = set(beside).difference(unfilled, *ways)
+        together = sum(kernel.opcodes[i] == "FADD" for i in full) // elements  # one for each element and direction
+        once = graph.subgraph(block_loop - full).copy()
+        once.remove_edges_from((i, head) for head in entered(further) for i in further)
+        further -= unfilled
+    first = heads.union(*(networkx.ancestors(once, head) for head in heads))
     outside = opcodes(set(graph).difference(*parts))
     for opcode, n in opcodes(searches[0]).items():
         outside[opcode] += SEARCH_STEPS * n
@@ -170,7 +185,7 @@ def counted(kernel: Kernel, elements: int, float_operations: Sequence[str] = ())
     return Static(
         elements=elements,
         first=opcodes(first).total() / elements + spread,
-        further=opcodes(further).total() / elements,
+        further=opcodes(further).total() / (elements * together),
         outside=spread,
         first_opcodes=dict(opcodes(first).most_common()),
         further_opcodes=dict(opcodes(further).most_common()),
