@@ -23,7 +23,8 @@ T* at(uintptr_t address) {
 
 constexpr int64_t kMostPrograms = INT32_MAX;                 // in a launch
 constexpr int64_t kRecordedByProgram = 1024;                 // elements, with 128 threads of 8 (launch.cu)
-constexpr int kMostActive = 1 << 30, kMostBlocks = 1 << 16;  // so that sums and products fit 32 bits
+// So that sums and products fit 32 bits.
+constexpr int kMostActive = 1 << 30, kMostDirections = 1 << 30, kMostBlocks = 1 << 16;
 
 void between(const char* name, int64_t low, int64_t high, int64_t value) {
   if (value < low || value > high)
@@ -48,7 +49,7 @@ void axpy(int distribution, int dtype, int mask, bool stochastic, bool decay, ui
   between("blocks_per_chunk", 1, kMostBlocks, blocks_per_chunk);
   if (blocks_per_chunk & (blocks_per_chunk - 1))
     throw std::invalid_argument("blocks_per_chunk: expected a power of two, got " + std::to_string(blocks_per_chunk));
-  between("directions", 1, INT32_MAX, directions);
+  between("directions", 1, kMostDirections, directions);
   given("rows", rows, alignof(zo::TableRow));
   given("ids", ids, 4);
   given("first_chunk", first_chunk, 4);

@@ -23,8 +23,8 @@ constexpr int kSpanCounters = kLanes * kSpan<D, M> >> kSignShift;
 template <DType D, MaskKind M>
 constexpr int kSpans = kPerThread / kSpan<D, M>;
 
-// What a warp shares. Word w of direction j is x[j][w], for its counters side by side as a lane needs them. Lanes write at
-// the same time: with rows of 20 words, to different banks.
+// What a warp shares. Word w of direction j is x[j][w], for its counters side by side as a lane needs them. Lanes write
+// at the same time: with rows of 20 words, to different banks.
 struct alignas(16) Shared {
   uint32_t x[kTogether][5][kWarpCounters];
   float scales[kTogether];
@@ -65,8 +65,7 @@ ZO_FN void share_words(Shared& shared, const Task& task, int k, const LaneKeys& 
   put_words<D, M>(shared, own, low, warp, lane);
   __syncwarp();
 #else
-  for (int i = 0; i < kLanes; ++i)
-    put_words<D, M>(shared, i == lane ? own : lane_keys(task, k, i, high), low, warp, i);
+  for (int i = 0; i < kLanes; ++i) put_words<D, M>(shared, i == lane ? own : lane_keys(task, k, i, high), low, warp, i);
 #endif
 }
 
@@ -109,7 +108,7 @@ ZO_FN void add_signs(const Task& task, const LaneKeys& keys, uint32_t low, uint3
   share_words<D, M>(shared, task, 0, keys, low, high, warp, lane);
   for (int k = 0;;) {
     const int count = task.directions - k;
-    if (count >= kTogether) {
+    if (count >= kTogether) {  // nothing but the work itself: a further direction costs the least here
       ZO_UNROLL
       for (int j = 0; j < kTogether; ++j) add_direction<D, M>(words + j * kStride, shift, shared.scales[j], t);
     } else {

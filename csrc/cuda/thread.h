@@ -103,6 +103,9 @@ template <Distribution Z, DType D, MaskKind M, bool STOCHASTIC, bool DECAY>
 ZO_FN void whole_blocks(const Task& task, int64_t begin, int first, int last, int thread) {
   constexpr bool kNormals = Z == Distribution::kNormal;
   constexpr int kElements = kRowElements<D>, kBytes = kElementBytes<D>, kRows = kPerThread / kElements;
+  // Signs take little time to hide the loads behind; without a mask, nothing needs the old weights once they are
+  // widened.
+  constexpr bool kLoadsAtOnce = !kNormals && M == MaskKind::kNone;
   // The words that a thread makes for itself: of the first direction's normals, or of the bits that round under signs.
   constexpr int kShift = kNormals ? kNormalShift : kSignRoundingShift;
   const uint64_t index = uint64_t(begin + task.entry.offset), counter = index >> kShift;
@@ -115,8 +118,8 @@ ZO_FN void whole_blocks(const Task& task, int64_t begin, int first, int last, in
     keys = pinned(
         block_keys(read(task.seeds) ^ zero, task.entry.param_id, high, kNormals ? kNormalStream : kSignRoundingStream));
   const uint32_t sign_high = uint32_t(index >> kSignShift >> 32);
-  LaneKeys lane;
-  if (!kNormals) lane = lane_keys(task, 0, thread % kLanes, sign_high);
+  LaneKeys own;
+  if (!kNormals) own = lane_keys(task, 0, thread % kLanes, sign_high);
   const float scale = read(task.scales);
   const uint32_t threshold = row_threshold<D>(task.entry.threshold);
 
@@ -131,6 +134,11 @@ ZO_FN void whole_blocks(const Task& task, int64_t begin, int first, int last, in
     for (int i = 0; i < kRows; ++i)
       old[i] = load<D, M>(src + row_step<D, M>(i) * 16, task.entry.mask, element + row_step<D, M>(i) * kElements);
   };
+  const auto load_next = [&](bool there_is_one) {
+    src += kBlock * kBytes;
+    element += kBlock;
+    if (there_is_one) load_all();
+  };
   if (first < last) load_all();
   for (int block = first; block < last; ++block) {
     float t[kPerThread];
@@ -140,8 +148,9 @@ ZO_FN void whole_blocks(const Task& task, int64_t begin, int first, int last, in
     } else {
       ZO_UNROLL
       for (int i = 0; i < kRows; ++i) widened<D, DECAY>(old[i].weights, task.decay, t + i * kElements);
+      if (kLoadsAtOnce) load_next(block + 1 < last);
       const uint32_t sign_low = uint32_t(index >> kSignShift) + uint32_t(block * (kBlock >> kSignShift));
-      add_signs<D, M>(task, lane, sign_low, sign_high, thread, t);
+      add_signs<D, M>(task, own, sign_low, sign_high, thread, t);
       if (STOCHASTIC) {
         ZO_UNROLL
         for (int i = 0; i < kRows; ++i)
@@ -166,9 +175,7 @@ ZO_FN void whole_blocks(const Task& task, int64_t begin, int first, int last, in
       }
     }
     // The next block's weights are loaded while its noise is made.
-    src += kBlock * kBytes;
-    element += kBlock;
-    if (block + 1 < last) load_all();
+    if (!kLoadsAtOnce) load_next(block + 1 < last);
     ZO_UNROLL
     for (int i = 0; i < kRows; ++i) store_row(dst + row_step<D, M>(i) * 16, fresh[i]);
     dst += kBlock * kBytes;
