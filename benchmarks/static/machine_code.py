@@ -2,10 +2,14 @@
 
 The control flow graph is cut into loops (strongly connected parts). Of those that store weights, the one with the
 widest stores goes over the blocks that lie whole in a tensor. Without the instruction by which it is entered, the loops
-left in it are those over further directions; what only leads to them is not part of a pass of one direction. But a loop
-around another one goes over groups of directions, and the inner one over those that do not fill a group: a pass of one
-direction goes through both once, and a further one costs its part of a full group. Of the rest, the search for a program's tensor counts by its steps, a loop over ragged blocks not at all, and everything else
-once a chunk.
+left in it are those over further directions; what only leads to them is not part of a pass of one direction.
+
+One that holds another loop goes over groups of directions, the inner one over each direction of a group. If there is
+code for a full group beside the inner loop, that is what further directions cost, and a pass of one direction goes
+through both loops once.
+
+Of what is not in the loop over blocks, the search for a program's tensor counts by its steps, a loop over ragged blocks
+not at all, and everything else once a chunk.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from zo_kernels.backends.types import MaskKind
 from ..bench.registry import Unavailable
 
 SEARCH_STEPS = 10  # for a table of 1024 tensors
+GROUP = 8  # directions of signs whose words are made together
 _LABEL = re.compile(r"\s*(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?P<when>@!?U?P\w+\s+)?(?P<opcode>[\w.]+)(?P<operands>.*?);")
 _ENDS = ("EXIT", "RET", "KILL")
@@ -156,6 +161,9 @@ def counted(kernel: Kernel, elements: int, float_operations: Sequence[str] = ())
         stores = [kernel.opcodes[i] for i in part if kernel.opcodes[i].startswith("STG")]
         return any(opcode.startswith("STG.E.128") for opcode in stores), bool(stores)
 
+    def adds(part: Iterable[int]) -> int:  # one for each element and direction
+        return sum(kernel.opcodes[i] == "FADD" for i in part)
+
     def opcodes(part: Iterable[int]) -> Counter[str]:
         return Counter(kernel.opcodes[i] for i in part if kernel.opcodes[i] != "NOP")
 
@@ -166,17 +174,24 @@ def counted(kernel: Kernel, elements: int, float_operations: Sequence[str] = ())
     inside = loops(block_loop - heads)
     if len(searches) != 1 or not inside:
         raise Unavailable(f"SASS: expected loops to search, over blocks and in it over directions, got {len(parts)}")
-    further, together = set().union(*inside), 1
-    once = graph.subgraph(block_loop - further)
-    unfilled = set().union(*loops(further - entered(further)))
-    if len(inside) == 1 and unfilled:
-        beside = graph.subgraph(further - entered(further))
-        ways = (way(beside, i) for i in unfilled for way in (networkx.ancestors, networkx.descendants))
-        full = set(beside).difference(unfilled, *ways)
-        together = sum(kernel.opcodes[i] == "FADD" for i in full) // elements  # one for each element and direction
-        once = graph.subgraph(block_loop - full).copy()
-        once.remove_edges_from((i, head) for head in entered(further) for i in further)
-        further -= unfilled
+    further, once = set().union(*inside), graph.subgraph(block_loop - set().union(*inside))
+    of_further, together = opcodes(further), 1
+    if groups := [group for group in inside if loops(group - entered(group))]:
+        group, together = groups[0], GROUP
+        within = graph.subgraph(group - entered(group))
+        each = max(loops(within), key=adds)
+        if len(groups) > 1 or not adds(each):
+            raise Unavailable(f"SASS: expected one loop over groups of directions, got {len(groups)}")
+        ways = (way(within, i) for i in each for way in (networkx.ancestors, networkx.descendants))
+        full = set(within).difference(each, *ways)
+        around = graph.subgraph(group - each)
+        of_further = opcodes(entered(group).union(*(networkx.ancestors(around, head) for head in entered(group))))
+        if adds(full):
+            once = graph.subgraph(block_loop - full).copy()
+            once.remove_edges_from((i, head) for head in entered(group) for i in group)
+        else:
+            for opcode, n in opcodes(each).items():
+                of_further[opcode] += n * GROUP * elements // adds(each)
     first = heads.union(*(networkx.ancestors(once, head) for head in heads))
     outside = opcodes(set(graph).difference(*parts))
     for opcode, n in opcodes(searches[0]).items():
@@ -185,10 +200,10 @@ def counted(kernel: Kernel, elements: int, float_operations: Sequence[str] = ())
     return Static(
         elements=elements,
         first=opcodes(first).total() / elements + spread,
-        further=opcodes(further).total() / (elements * together),
+        further=of_further.total() / (elements * together),
         outside=spread,
         first_opcodes=dict(opcodes(first).most_common()),
-        further_opcodes=dict(opcodes(further).most_common()),
+        further_opcodes=dict(of_further.most_common()),
         outside_opcodes=dict(outside.most_common()),
         registers=kernel.registers,
         float_operations=list(float_operations),

@@ -112,9 +112,8 @@ ZO_FN void add_signs(const Task& task, const LaneKeys& keys, uint32_t low, uint3
       ZO_UNROLL
       for (int j = 0; j < kTogether; ++j) add_direction<D, M>(words + j * kStride, shift, shared.scales[j], t);
     } else {
-      const uint32_t* own = words;
       ZO_NO_UNROLL
-      for (int j = 0; j < count; ++j, own += kStride) add_direction<D, M>(own, shift, shared.scales[j], t);
+      for (int j = 0; j < count; ++j) add_direction<D, M>(words + j * kStride, shift, shared.scales[j], t);
     }
     if ((k += kTogether) >= task.directions) break;
     share_words<D, M>(shared, task, k, lane_keys(task, k, lane, high), low, high, warp, lane);
