@@ -4,6 +4,7 @@
 - `lezo` (2410.09823): leaving out blocks trains faster than MeZO, by steps and by time.
 - `sparse-mezo` (2402.15751): training small weights alone is better than all, large or random ones.
 - `16-bits`: the same training in bf16 with each perturbation and rounding, and in fp32.
+- `rademacher`: random signs learn as normals do, along one direction a step and along the mean of several.
 - `svrg-variance`, `svrg-least-squares`, `svrg-mlp` (2404.08080): less variance, and runs that converge faster.
 """
 
@@ -27,6 +28,7 @@ from .tasks import LANGUAGE, studies
 _SPARSITIES = (0.5, 0.65, 0.75, 0.8)
 _ABLATED = 0.75
 _MASKS = {"large": ("large", True), "random": ("random", False), "small-mask-kept": ("small", False)}  # kind, redrawn
+_DIRECTIONS = (1, 4)
 _SIXTEEN = "small-letters"  # of the two, that with the smaller learning rate: more of an update is below half an ulp
 
 
@@ -39,9 +41,11 @@ def cases(options: Namespace) -> list[Case]:
 def _learning(options: Namespace, times: StepTimes) -> Iterator[Case]:
     dense, found = library("MeZO", options), studies(options)
 
-    def case(claim: str, task: str, name: str, arm: Arm, method: Method | None = None, **more: object) -> Case:
+    def case(
+        claim: str, task: str, name: str, arm: Arm, method: Method | None = None, against: Arm = dense, **more: object
+    ) -> Case:
         facts: Row = {"claim": claim, "experiment": "learning", "task": task, "dtype": "float32", **more}
-        measure = partial(_learned, found[task], arm, dense, times, method)
+        measure = partial(_learned, found[task], arm, against, times, method)
         return Case(f"{claim}/{name}", facts, measure, found[task].skipped)
 
     for task in found:
@@ -58,6 +62,14 @@ def _learning(options: Namespace, times: StepTimes) -> Iterator[Case]:
             name = name.replace(kind, f"{kind}-{_ABLATED:g}")
             arm = masked(name, options, sparsity=_ABLATED, kind=kind, redrawn=redrawn)
             yield case("sparse-mezo", task, f"{task}/{name}", arm)
+    for task in found:
+        for n in _DIRECTIONS if task in LANGUAGE else _DIRECTIONS[:1]:
+            suffix, several = ("", {}) if n == 1 else (f", {n} directions", {"directions": n})
+            normals = library(f"MeZO{suffix}", options, **several) if several else dense
+            signs = library(f"signs{suffix}", options, distribution="rademacher", **several)
+            for distribution, arm in (("normal", normals), ("rademacher", signs)):
+                facts = {"distribution": distribution, "directions": n}
+                yield case("rademacher", task, f"{task}/{n}/{distribution}", arm, against=normals, **facts)
     yield case("16-bits", _SIXTEEN, "fp32", dense, dtype="fp32")
     for perturb in ("in_place", "in_forward"):
         for rounding in ("nearest", "stochastic"):
@@ -66,11 +78,11 @@ def _learning(options: Namespace, times: StepTimes) -> Iterator[Case]:
             yield case("16-bits", _SIXTEEN, name, arm, dtype="bf16")
 
 
-def _learned(study: Study, arm: Arm, dense: Arm, times: StepTimes, method: Method | None) -> list[Row]:
+def _learned(study: Study, arm: Arm, against: Arm, times: StepTimes, method: Method | None) -> list[Row]:
     """Rows of the runs of an arm; where its steps are a method's that is timed, they are compared by time too."""
-    rows = study.rows(arm, dense)
+    rows = study.rows(arm, against)
     if method is not None:
-        rows[-1] |= by_time(study.result(arm).curves, study.result(dense).curves, times.shares(method))
+        rows[-1] |= by_time(study.result(arm).curves, study.result(against).curves, times.shares(method))
     return rows
 
 
