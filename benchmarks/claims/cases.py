@@ -4,7 +4,8 @@
 - `lezo` (2410.09823): leaving out blocks trains faster than MeZO, by steps and by time.
 - `sparse-mezo` (2402.15751): training small weights alone is better than all, large or random ones.
 - `16-bits`: the same training in bf16 with each perturbation and rounding, and in fp32.
-- `rademacher`: random signs learn as normals do, along one direction a step and along the mean of several.
+- `rademacher-variance`, `rademacher` (Spall 1992): random signs have a lower variance; they learn as normals do, along
+  one direction a step and along the mean of several.
 - `svrg-variance`, `svrg-least-squares`, `svrg-mlp` (2404.08080): less variance, and runs that converge faster.
 """
 
@@ -19,10 +20,12 @@ import torch
 from ..bench.document import interval, number
 from ..bench.registry import Case, Row
 from ..step.methods import Method
+from . import variance
 from .arms import library, masked
 from .learning import Arm, Study, by_time
 from .steps import DROPS, SPARSE, StepTimes, lezo
-from .svrg import training, variance
+from .svrg import training
+from .svrg import variance as svrg_variance
 from .tasks import LANGUAGE, studies
 
 _SPARSITIES = (0.5, 0.65, 0.75, 0.8)
@@ -35,7 +38,13 @@ _SIXTEEN = "small-letters"  # of the two, that with the smaller learning rate: m
 def cases(options: Namespace) -> list[Case]:
     """What is timed goes first: the rest takes long, and does not mind what else the machine does."""
     times = StepTimes(options)
-    return [*times.cases(), *_learning(options, times), *variance.cases(options), *training.cases(options)]
+    return [
+        *times.cases(),
+        *_learning(options, times),
+        *variance.cases(options),
+        *svrg_variance.cases(options),
+        *training.cases(options),
+    ]
 
 
 def _learning(options: Namespace, times: StepTimes) -> Iterator[Case]:
@@ -89,10 +98,13 @@ def _learned(study: Study, arm: Arm, against: Arm, times: StepTimes, method: Met
 _SHOWN = {
     "learning": {"lr": ".2e", "start_loss": ".4f", "dev_loss": ".4f", "test_loss": ".4f", "test_accuracy": ".3f"}
     | {"dev_loss_difference": "+.4f", "ours_time_to_loss_ratio": ".2f", "highest_useful_lr": ".2e"},
+    "variance": {"elements": ",", "variance": ".4g", "expected": ".6g", "mean_square": ".4g", "to_normal_ratio": ".3g"},
     "svrg-variance": {"full_batch_worth": ".3g", "mezo_variance": ".3g", "variance": ".3g", "to_mezo_ratio": ".3g"}
     | {"expected_ratio": ".3g"},
     "runs": {"steps": ",", "queries": ",", "lr": ".1e", "anchor_lr": ".1e", "loss": ".3g", "to_mezo_ratio": ".3g"},
 }
+
+_VERDICTS = ("dev_loss_difference_verdict", "to_mezo_verdict", "to_normal_verdict")
 
 
 def cells(row: Row) -> dict[str, str]:
@@ -101,12 +113,13 @@ def cells(row: Row) -> dict[str, str]:
         ms = f"{row['seconds_median'] * 1e3:,.1f}"
         return {"ms/step": ms, **{heading: f"{row[key]:.1%}" for heading, key in shares.items()}}
     shown = _SHOWN[row.get("experiment") or ("svrg-variance" if row["claim"] == "svrg-variance" else "runs")]
-    of = {"at equal": row["budget"]} if "budget" in row else {"directions": row["directions"]} if "place" in row else {}
+    of = {"at equal": row["budget"]} if "budget" in row else {}
+    of |= {key: row[key] for key in ("distribution", "directions") if "place" in row and key in row}
     seed = f"mean of {row['runs']}" if row["run_seed"] is None else str(row["run_seed"])
     texts = {key: (interval if f"{key}_low" in row else number)(row, key, form) for key, form in shown.items()}
     return {
         **of,
         "seed": seed,
         **texts,
-        "verdict": row.get("dev_loss_difference_verdict") or row.get("to_mezo_verdict") or "",
+        "verdict": next((row[key] for key in _VERDICTS if row.get(key)), ""),
     }

@@ -1,4 +1,4 @@
-"""Generators: noise v1's normals and signs, PyTorch's and Triton's normals, drawn from as a run of an optimizer would."""
+"""Generators: noise v1 (normals and signs), PyTorch's and Triton's normals, each drawn from as a run would."""
 
 from __future__ import annotations
 
@@ -153,7 +153,12 @@ def interpreted(seed: int, offset: int, count: int) -> NDArray[np.float32]:
     return out.numpy()
 
 
-SOURCES: dict[str, Callable[[], Source]] = {"zo.noise": Ours, "zo.noise signs": Signs, "torch.randn": Torch, "tl.randn": Triton}
+SOURCES: dict[str, Callable[[], Source]] = {
+    "zo.noise": Ours,
+    "zo.noise signs": Signs,
+    "torch.randn": Torch,
+    "tl.randn": Triton,
+}
 
 
 def tensors(source: Source, values: int) -> Iterator[Tensor]:

@@ -22,7 +22,8 @@ STREAMS = {"sign": spec.SIGN_STREAM, "rounding": spec.SIGN_ROUNDING_STREAM}
 
 def of(counter: Tensor, param_id: Tensor, stream: Tensor, seed: Tensor) -> Tensor:
     """int64 (..., 4): the words of counters below 2^32, of ids and streams, under seeds below 2^32."""
-    return torch.stack(spec.philox4x32((counter, 0 * counter, param_id, stream), (seed, 0 * seed)), dim=-1)  # type: ignore[arg-type]
+    numbers, key = (counter, 0 * counter, param_id, stream), (seed, 0 * seed)
+    return torch.stack(spec.philox4x32(numbers, key), dim=-1)  # type: ignore[arg-type]
 
 
 def in_order() -> Iterator[Tensor]:
@@ -37,7 +38,7 @@ def in_order() -> Iterator[Tensor]:
 
 
 def interleaved() -> Iterator[Tensor]:
-    """Words of normals, seeds 0, 1, 2, ... and ids 0, 1, 2, ...: each beside the same word of the next seed, then id."""
+    """Words of normals of seeds and ids 0, 1, 2, ...: each beside the same word of the next seed, then id."""
     seeds, counters = 64, 16
     counter, param_id = torch.arange(counters)[:, None, None], torch.arange(TENSORS)[:, None]
     zero = torch.zeros(counters, TENSORS, seeds, dtype=torch.int64)
@@ -48,7 +49,7 @@ def interleaved() -> Iterator[Tensor]:
 
 
 def numbered(stream: int, what: str) -> Iterator[Tensor]:
-    """The four words of one counter for each number 0, 1, 2, ...: of a "seed", of an "id", or of the "counter" itself."""
+    """The four words of a counter for each number 0, 1, 2, ...: of a "seed", of an "id", or of the "counter" itself."""
     for block in count():
         number = torch.arange(block * _BLOCK, (block + 1) * _BLOCK)
         zero = torch.zeros_like(number)

@@ -102,7 +102,9 @@ def spsa(windows: Windows, theta: Tensor, gradients: Sequence[float]) -> list[Te
         return [moved(theta, offset) for offset in offsets]
     points, at, where = [], theta, dict[int, float]()
     for offset in offsets:
-        at = moved(at, {k: offset.get(k, 0.0) - where.get(k, 0.0) for k in (*where, *(k for k in offset if k not in where))})
+        at = moved(
+            at, {k: offset.get(k, 0.0) - where.get(k, 0.0) for k in (*where, *(k for k in offset if k not in where))}
+        )
         points.append(at)
         where = offset
     return points
