@@ -28,13 +28,14 @@ _LINE = re.compile(
 )
 # By dieharder's number, with the size of the tuples where a test has several. Those left out take minutes each (gcd,
 # minimum distances, all lags of the lagged sums), or their author marks them as suspect (OPSO, OQSO, DNA, sums).
+# Those named dab take one sample, and a hundred more are too many to take again (-Y 0).
 _TESTS = {
     "diehard_birthdays": "-d 0", "diehard_operm5": "-d 1", "diehard_rank_32x32": "-d 2", "diehard_rank_6x8": "-d 3",
     "diehard_bitstream": "-d 4", "diehard_count_1s_str": "-d 8", "diehard_count_1s_byt": "-d 9",
     "diehard_parking_lot": "-d 10", "diehard_2dsphere": "-d 11", "diehard_3dsphere": "-d 12", "diehard_runs": "-d 15",
     "diehard_craps": "-d 16", "sts_monobit": "-d 100", "sts_serial": "-d 102", "rgb_bitdist": "-d 200 -n 4",
-    "rgb_permutations": "-d 202 -n 5", "rgb_lagged_sum": "-d 203 -n 3", "dab_bytedistrib": "-d 205",
-    "dab_dct": "-d 206", "dab_filltree": "-d 207", "dab_filltree2": "-d 208", "dab_monobit2": "-d 209",
+    "rgb_permutations": "-d 202 -n 5", "rgb_lagged_sum": "-d 203 -n 3", "dab_bytedistrib": "-d 205 -Y 0",
+    "dab_dct": "-d 206 -Y 0", "dab_filltree": "-d 207 -Y 0", "dab_filltree2": "-d 208 -Y 0", "dab_monobit2": "-d 209 -Y 0",
 }  # fmt: skip
 
 
@@ -101,8 +102,8 @@ def _together(results: list[Row]) -> list[Row]:
 def run(words: Iterator[Tensor], *options: str) -> tuple[list[Row], int]:
     """Feed dieharder through a pipe until it has enough.
 
-    It tries a weak result again with more samples until it is weak no longer (-Y 1). The last one is kept, with the
-    number of samples that it took.
+    It tries a weak result again with more samples until it is weak no longer (-Y 1, unless the options say otherwise).
+    The last one is kept, with the number of samples that it took.
 
     Args:
         words: as many as it wants; what it does not read of the last tensor is lost.
