@@ -9,6 +9,9 @@
 namespace zo {
 namespace {
 
+// A function whose loops get a register allocation of their own.
+#define ZO_APART static __attribute__((noinline))
+
 template <class V>
 ZO_OP typename V::I bf16_high_half(typename V::F t, bool stochastic, typename V::I rho) {
   const typename V::I bits = V::as_words(t);
@@ -76,6 +79,28 @@ struct Memory {
     }
   }
 };
+
+// Where the first element is, of a block or stretch.
+struct Place {
+  const char* src;
+  char* dst;
+  const uint8_t* bools;
+  float threshold, decay;
+};
+
+// Which elements of a tile are masked out and keep their bits.
+template <class V, MaskKind K, bool Sequential>
+ZO_OP void masked_out(const Place& at, int64_t i, uint8_t* bits, typename V::F a, typename V::F b,
+                      typename V::M& keep_a, typename V::M& keep_b) {
+  if (K == MaskKind::kBool) V::template false_bools<Sequential>(at.bools + i, keep_a, keep_b);
+  if (K == MaskKind::kBits) V::template zero_bits<Sequential>(bits, keep_a, keep_b);
+  if (K == MaskKind::kThreshold || K == MaskKind::kRecord) {
+    const typename V::F h = V::number(at.threshold);
+    keep_a = V::magnitude_not_at_most(a, h);
+    keep_b = V::magnitude_not_at_most(b, h);
+    if (K == MaskKind::kRecord) V::template write_zero_bits<Sequential>(keep_a, keep_b, bits);
+  }
+}
 
 // The mask bits of one block, shifted so that the first is bit 0.
 template <int N>
