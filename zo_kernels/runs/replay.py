@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -209,7 +210,7 @@ class Replay:
             p = self._tensors[w.name]
             weights.append(Weight(w.name, p, shard_of(w.name, p), w.param_id, w.row, w.block, w.threshold))
         rows = 2 * len(setup.weight_decays)
-        return Weights(weights, rows, setup.stochastic, anchors, setup.in_place, self._backend)
+        return Weights(weights, rows, setup.stochastic, setup.distribution, anchors, setup.in_place, self._backend)
 
     def _forget(self) -> None:
         self.path, self.dropped, self.age = None, frozenset(), None
@@ -307,7 +308,7 @@ class _Queue:
         fits = len(waiting.seeds) + len(do.seeds) <= _MOST_DIRECTIONS
         if fits and waiting.active == do.active and all(d == 1.0 for d in do.decays):
             scales = [[*a, *b] for a, b in zip(waiting.scales, do.scales, strict=True)]
-            self._waiting = Pass([*waiting.seeds, *do.seeds], scales, waiting.decays, do.stochastic, do.active)
+            self._waiting = replace(waiting, seeds=[*waiting.seeds, *do.seeds], scales=scales)
             return
         self._weights.run(waiting)
         self._waiting = do
