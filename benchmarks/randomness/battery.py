@@ -35,7 +35,8 @@ _TESTS = {
     "diehard_parking_lot": "-d 10", "diehard_2dsphere": "-d 11", "diehard_3dsphere": "-d 12", "diehard_runs": "-d 15",
     "diehard_craps": "-d 16", "sts_monobit": "-d 100", "sts_serial": "-d 102", "rgb_bitdist": "-d 200 -n 4",
     "rgb_permutations": "-d 202 -n 5", "rgb_lagged_sum": "-d 203 -n 3", "dab_bytedistrib": "-d 205 -Y 0",
-    "dab_dct": "-d 206 -Y 0", "dab_filltree": "-d 207 -Y 0", "dab_filltree2": "-d 208 -Y 0", "dab_monobit2": "-d 209 -Y 0",
+    "dab_dct": "-d 206 -Y 0", "dab_filltree": "-d 207 -Y 0", "dab_filltree2": "-d 208 -Y 0",
+    "dab_monobit2": "-d 209 -Y 0",
 }  # fmt: skip
 
 
