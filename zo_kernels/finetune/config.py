@@ -14,6 +14,7 @@ DTYPES = ("fp32", "bf16", "fp16")
 HEAD_STARTS = ("names", "few-shot", "random")
 PERTURB = ("auto", "in_place", "in_forward")
 ROUNDINGS = ("auto", "nearest", "stochastic")
+DISTRIBUTIONS = ("normal", "rademacher")
 FROZEN = ("nothing", "embeddings", "encoder")
 MODEL_KINDS = ("auto", "causal", "masked")
 LOSSES = ("candidates", "tokens")
@@ -87,6 +88,7 @@ class Config:
     anchor_examples: int | None = None
     perturb: str = "auto"
     rounding: str = "auto"
+    distribution: str = "normal"
     steps: int = 500
     batch_size: int = 16
     max_tokens: int | None = None
@@ -106,6 +108,7 @@ class Config:
             ("freeze", FROZEN),
             ("perturb", PERTURB),
             ("rounding", ROUNDINGS),
+            ("distribution", DISTRIBUTIONS),
             ("model_kind", MODEL_KINDS),
             ("loss", (None, *LOSSES)),
             ("objective", OBJECTIVES),

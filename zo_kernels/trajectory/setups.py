@@ -87,9 +87,7 @@ def as_text(setup: Setup) -> bytes:
     """
     check(setup)
     given = asdict(setup)
-    if (
-        setup.distribution == "normal"
-    ):  # earlier versions read normals, and refuse what has a field that they do not know
+    if setup.distribution == "normal":  # earlier versions read such a setup, and refuse one with a field more
         del given["distribution"]
     text = json.dumps(given, separators=(",", ":")).encode()
     if len(text) > MAX_TEXT:

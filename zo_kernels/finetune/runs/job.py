@@ -188,6 +188,7 @@ def _optimizer(config: Config, model: nn.Module) -> zo.ZeroOrderOptimizer:
         "backend": config.backend,
         "perturb": config.perturb,
         "rounding": config.rounding,
+        "distribution": config.distribution,
     }
     if (anchor := config.anchor) is not None:
         return zo.MeZOSVRG(model, anchor_lr=anchor.lr, anchor_every=anchor.every, **options)

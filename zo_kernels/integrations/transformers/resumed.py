@@ -43,6 +43,7 @@ def kept_by_state(optimizer: ZeroOrderOptimizer) -> dict[str, Any]:
     }
     told = {name: values[0] if len(set(values)) == 1 else values for name, values in of_groups.items()}
     told |= {"zo_seed": optimizer.seed, "directions": optimizer.directions, "drop": optimizer.drop}
+    told["distribution"] = optimizer.distribution
     return told | {name: getattr(optimizer, name, None) for name in ("anchor_every", "shared_direction")}
 
 
