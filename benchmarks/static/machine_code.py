@@ -56,6 +56,7 @@ class Variant:
     decay: bool = False
     in_place: bool = True
     tuning: Tuning = DEFAULT
+    distribution: str = "normal"
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ def compile_kernel(variant: Variant) -> Mapping[str, Any]:
 
     on_rocm = isinstance(variant.arch, str)
     constants = {
+        "DISTRIBUTION": variant.distribution,
         "DTYPE": getattr(tl, _TYPES[variant.dtype]),
         "MASK": int(variant.mask),
         "STOCHASTIC": variant.stochastic and variant.dtype != "fp32",

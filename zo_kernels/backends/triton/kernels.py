@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .. import gpu_table
 from ..types import MaskKind
-from .noise import fma, leaf, normal, round_nearest, round_stochastic
+from .noise import add_signs, fma, leaf, normal, round_nearest, round_stochastic, sign_rounding_bits, sign_words
 
 NONE = tl.constexpr(int(MaskKind.NONE))
 THRESHOLD = tl.constexpr(int(MaskKind.THRESHOLD))
@@ -54,7 +54,7 @@ def inside_of(first, end, block, line, column, ALIGNED: tl.constexpr):
 @triton.jit
 def axpy(
     row, chunk, blocks_per_chunk, seeds, scales, decays, directions,
-    DTYPE: tl.constexpr, MASK: tl.constexpr, STOCHASTIC: tl.constexpr, DECAY: tl.constexpr, IN_PLACE: tl.constexpr,
+    DISTRIBUTION: tl.constexpr, DTYPE: tl.constexpr, MASK: tl.constexpr, STOCHASTIC: tl.constexpr, DECAY: tl.constexpr, IN_PLACE: tl.constexpr,
     ALIGNED: tl.constexpr, COUNTERS: tl.constexpr, TARGET: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """One chunk of one tensor, block by block.
@@ -91,15 +91,27 @@ def axpy(
     scales += group.to(tl.int64) * directions
     scale = tl.load(scales)
     decay = tl.load(decays + group.to(tl.int32))
-    counter = (start + offset) >> 2
+    counter = (start + offset) >> (2 if DISTRIBUTION == "normal" else 7)
     counter_low, c_hi = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
 
     # A line is one 128-bit access: the elements of one counter if they have 32 bits, of two counters if they have 16.
     LINE: tl.constexpr = 128 // DTYPE.primitive_bitwidth
     LINES: tl.constexpr = 4 * COUNTERS // LINE
-    line = LINE * tl.arange(0, LINES)[:, None]
     column = tl.arange(0, LINE)[None, :]
-    counters = counter_low | (tl.arange(0, LINES) * (LINE // 4)).to(tl.uint32)
+    if DISTRIBUTION == "normal":
+        line = LINE * tl.arange(0, LINES)[:, None]
+        counters = counter_low | (tl.arange(0, LINES) * (LINE // 4)).to(tl.uint32)
+    else:
+        ROWS: tl.constexpr = 16 // LINE
+        slot = tl.arange(0, LINES)
+        lane = slot & (LINES // ROWS - 1)
+        line = LINE * ((lane & 7) + slot // (LINES // ROWS) * 8 + (lane >> 3) * (8 * ROWS))
+        if STOCHASTIC:
+            rounding_counter = (start + offset) >> 3
+            rounding_counters = rounding_counter.to(tl.uint32) | (line >> 3).to(tl.uint32)
+            rounding_hi = (rounding_counter >> 32).to(tl.uint32)
+        line = line[:, None]
+        counters = counter_low | (tl.arange(0, LINES // ROWS) >> 3).to(tl.uint32)
 
     begin = first // (4 * COUNTERS) * (4 * COUNTERS)
     if PREFETCH:
@@ -116,14 +128,23 @@ def axpy(
             old = tl.load(place_in(sources, block, line, column, LINE, ALIGNED), mask=inside)
         w = widen(old, TARGET)
 
-        c_lo = counters | tl.cast(block >> 2, tl.uint32)
-        # The first direction stands before the loop because its words round the result.
-        z, rho = normal(c_lo, c_hi, param_id, k0, k1, LINE, TARGET)
-        t = fma(scale, z, decay * w if DECAY else w, TARGET)
-        for k in range(1, directions):
-            more0, more1 = halves(seeds + k)
-            z, _ = normal(c_lo, c_hi, param_id, more0, more1, LINE, TARGET)
-            t = fma(tl.load(scales + k), z, t, TARGET)
+        if DISTRIBUTION == "normal":
+            c_lo = counters | tl.cast(block >> 2, tl.uint32)
+            # The first direction stands before the loop because its words round the result.
+            z, rho = normal(c_lo, c_hi, param_id, k0, k1, LINE, TARGET)
+            t = fma(scale, z, decay * w if DECAY else w, TARGET)
+            for k in range(1, directions):
+                more0, more1 = halves(seeds + k)
+                z, _ = normal(c_lo, c_hi, param_id, more0, more1, LINE, TARGET)
+                t = fma(tl.load(scales + k), z, t, TARGET)
+        else:
+            c_lo = counters | tl.cast(block >> 7, tl.uint32)
+            t = add_signs(decay * w if DECAY else w, scale, sign_words(c_lo, c_hi, param_id, k0, k1, LINE, TARGET), LINE)
+            for k in range(1, directions):
+                more0, more1 = halves(seeds + k)
+                t = add_signs(t, tl.load(scales + k), sign_words(c_lo, c_hi, param_id, more0, more1, LINE, TARGET), LINE)
+            if STOCHASTIC:
+                rho = sign_rounding_bits(rounding_counters | tl.cast(block >> 3, tl.uint32), rounding_hi, param_id, k0, k1, TARGET)
 
         new = round_stochastic(t, rho, old.dtype) if STOCHASTIC else round_nearest(t, old.dtype, TARGET)
 
@@ -176,7 +197,7 @@ def pack_bits(keep):
 )
 def axpy_kernel(
     rows, ids, first_chunk, active: tl.int32, blocks_per_chunk: tl.int32, seeds, scales, decays, directions: tl.int32,
-    DTYPE: tl.constexpr, MASK: tl.constexpr, STOCHASTIC: tl.constexpr, DECAY: tl.constexpr, IN_PLACE: tl.constexpr,
+    DISTRIBUTION: tl.constexpr, DTYPE: tl.constexpr, MASK: tl.constexpr, STOCHASTIC: tl.constexpr, DECAY: tl.constexpr, IN_PLACE: tl.constexpr,
     ALIGNED: tl.constexpr, COUNTERS: tl.constexpr, TARGET: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """axpy on the program's chunk; see `gpu_table`."""
@@ -190,7 +211,7 @@ def axpy_kernel(
     row = rows + FIELDS * tl.load(ids + low).to(tl.int64)
     axpy(
         row, chunk - tl.load(first_chunk + low), blocks_per_chunk, seeds, scales, decays, directions,
-        DTYPE, MASK, STOCHASTIC, DECAY, IN_PLACE, ALIGNED, COUNTERS, TARGET, PREFETCH,
+        DISTRIBUTION, DTYPE, MASK, STOCHASTIC, DECAY, IN_PLACE, ALIGNED, COUNTERS, TARGET, PREFETCH,
     )  # fmt: skip
 
 

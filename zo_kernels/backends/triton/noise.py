@@ -10,6 +10,8 @@ import triton.language as tl
 from ... import spec
 
 ROUNDS = tl.constexpr(spec.PHILOX_ROUNDS)
+NORMAL_STREAM, SIGN_STREAM = tl.constexpr(spec.NORMAL_STREAM), tl.constexpr(spec.SIGN_STREAM)
+SIGN_ROUNDING_STREAM = tl.constexpr(spec.SIGN_ROUNDING_STREAM)
 M0, M1 = tl.constexpr(spec.PHILOX_M0), tl.constexpr(spec.PHILOX_M1)
 W0, W1 = tl.constexpr(spec.PHILOX_W0), tl.constexpr(spec.PHILOX_W1)
 SPLIT, SPLIT_Y = tl.constexpr(spec.LOG_SPLIT), tl.constexpr(spec.LOG_SPLIT_Y)
@@ -17,6 +19,8 @@ EXPONENT_SCALE, FLOOR = tl.constexpr(spec.LOG_EXPONENT_SCALE), tl.constexpr(spec
 P0, P1, P2, P3, P4, P5, P6 = (tl.constexpr(c) for c in spec.LOG_COEFFICIENTS)
 S0, S1, S2, S3, S4 = (tl.constexpr(c) for c in spec.SIN_COEFFICIENTS)
 C0, C1, C2, C3, C4 = (tl.constexpr(c) for c in spec.COS_COEFFICIENTS)
+import os
+MODE = tl.constexpr(int(os.environ.get("MODE", "0")))
 # The interpreter's fma rounds twice before this version.
 INTERPRETED_FMA = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9))
 
@@ -47,12 +51,12 @@ def product(x, M: tl.constexpr, TARGET: tl.constexpr):
 
 
 @leaf
-def philox4x32(c_lo, c_hi, param_id, k0, k1, TARGET: tl.constexpr):
+def philox4x32(c_lo, c_hi, param_id, k0, k1, STREAM: tl.constexpr, TARGET: tl.constexpr):
     """Four uint32 words of c_lo's shape; the other counter words and the key are uint32 scalars.
 
     With three of the four counter words uniform, the first round and a half cost next to nothing.
     """
-    x0, x1, x2, x3 = c_lo, c_hi, param_id, tl.full((), 0, tl.uint32)
+    x0, x1, x2, x3 = c_lo, c_hi, param_id, tl.full((), STREAM, tl.uint32)
     for r in tl.static_range(ROUNDS):
         l0, h0 = product(x0, M0, TARGET)
         l1, h1 = product(x2, M1, TARGET)
@@ -130,7 +134,7 @@ def box_muller(a, b, TARGET: tl.constexpr):
 @leaf
 def four(c_lo, c_hi, param_id, k0, k1, TARGET: tl.constexpr):
     """The four float32 normals of each counter, then their four uint32 rounding bits in [0, 2**16)."""
-    x0, x1, x2, x3 = philox4x32(c_lo, c_hi, param_id, k0, k1, TARGET)
+    x0, x1, x2, x3 = philox4x32(c_lo, c_hi, param_id, k0, k1, NORMAL_STREAM, TARGET)
     z0, z1 = box_muller(x0, x1, TARGET)
     z2, z3 = box_muller(x2, x3, TARGET)
     h0 = ((x1 >> 15) & 0xFF00) | (x1 & 0xFF)
@@ -161,6 +165,42 @@ def normal(c_lo, c_hi, param_id, k0, k1, LINE: tl.constexpr, TARGET: tl.constexp
     rho = tl.join(tl.join(h0, h2), tl.join(h1, h3))
     shape: tl.constexpr = (c_lo.shape[0], LINE)
     return tl.reshape(z, shape), tl.reshape(rho, shape)
+
+
+@triton.jit
+def sign_words(c_lo, c_hi, param_id, k0, k1, LINE: tl.constexpr, TARGET: tl.constexpr):
+    """For each line of a block, in the order of `line_of`, the word with its signs: bit j // 2 + 16 * (j % 2) of it is
+    set if z of the line's element j is -1.
+    """
+    x0, x1, x2, x3 = philox4x32(c_lo, c_hi, param_id, k0, k1, SIGN_STREAM, TARGET)
+    ROWS: tl.constexpr = 16 // LINE
+    lane = (tl.arange(0, c_lo.shape[0]) & 7)[None, :]
+    place = LINE * (8 * tl.arange(0, ROWS)[:, None] + lane)  # of the line in its counter
+    first = tl.where((place & 64) != 0, x2[None, :], x0[None, :])
+    second = tl.where((place & 64) != 0, x3[None, :], x1[None, :])
+    word = tl.where((place & 32) != 0, second, first) >> ((place & 31) // 2).to(tl.uint32)
+    return tl.reshape(word, (ROWS * c_lo.shape[0],))
+
+
+@triton.jit
+def add_signs(t, scale, word, LINE: tl.constexpr):
+    """float32 t + scale * z; word is of `sign_words`."""
+    j = tl.arange(0, LINE)
+    if MODE == 0:
+        signs = (word[:, None] << (31 - j // 2 - 16 * (j % 2)).to(tl.uint32)[None, :]) & 0x80000000
+        return t + (signs ^ scale.to(tl.uint32, bitcast=True)).to(tl.float32, bitcast=True)
+    else:
+        negative = (word[:, None] & (1 << (j // 2 + 16 * (j % 2))).to(tl.uint32)[None, :]) != 0
+        return t + tl.where(negative, -scale, scale)
+
+
+@triton.jit
+def sign_rounding_bits(c_lo, c_hi, param_id, k0, k1, TARGET: tl.constexpr):
+    """The bits that stochastic rounding adds to the eight elements of each counter: uint32 (counters, 8)."""
+    y0, y1, y2, y3 = philox4x32(c_lo, c_hi, param_id, k0, k1, SIGN_ROUNDING_STREAM, TARGET)
+    even = tl.join(tl.join(y0 & 0xFFFF, y2 & 0xFFFF), tl.join(y1 & 0xFFFF, y3 & 0xFFFF))
+    odd = tl.join(tl.join(y0 >> 16, y2 >> 16), tl.join(y1 >> 16, y3 >> 16))
+    return tl.reshape(tl.join(even, odd), (c_lo.shape[0], 8))
 
 
 @triton.jit
