@@ -57,6 +57,7 @@ def compile_kernel(variant: Variant) -> Mapping[str, Any]:
         "IN_PLACE": variant.in_place,
         "ALIGNED": variant.aligned,
         "COUNTERS": COUNTERS,
+        "THREADS": variant.tuning.warps * (64 if on_rocm else 32),
         "TARGET": "hip" if on_rocm else "cuda",
         "PREFETCH": variant.tuning.prefetch,
     }

@@ -10,7 +10,17 @@ import triton.language as tl
 
 from .. import gpu_table
 from ..types import MaskKind
-from .noise import add_signs, fma, leaf, normal, round_nearest, round_stochastic, sign_rounding_bits, sign_words
+from .noise import (
+    add_signs,
+    fma,
+    leaf,
+    normal,
+    of_neighbour,
+    round_nearest,
+    round_stochastic,
+    sign_rounding_bits,
+    sign_words,
+)
 
 NONE = tl.constexpr(int(MaskKind.NONE))
 THRESHOLD = tl.constexpr(int(MaskKind.THRESHOLD))
@@ -38,7 +48,7 @@ def place_in(tensor, block, line, column, LINE: tl.constexpr, ALIGNED: tl.conste
     """Pointers to a block's elements."""
     pointers = tensor + block + (line + column)
     if ALIGNED:
-        pointers = tl.max_contiguous(tl.multiple_of(pointers, (16, 16)), (1, LINE))
+        pointers = tl.max_contiguous(tl.multiple_of(pointers, (16, 16, 16)), (1, 1, LINE))
     return pointers
 
 
@@ -54,8 +64,9 @@ def inside_of(first, end, block, line, column, ALIGNED: tl.constexpr):
 @triton.jit
 def axpy(
     row, chunk, blocks_per_chunk, seeds, scales, decays, directions,
-    DISTRIBUTION: tl.constexpr, DTYPE: tl.constexpr, MASK: tl.constexpr, STOCHASTIC: tl.constexpr, DECAY: tl.constexpr, IN_PLACE: tl.constexpr,
-    ALIGNED: tl.constexpr, COUNTERS: tl.constexpr, TARGET: tl.constexpr, PREFETCH: tl.constexpr,
+    DISTRIBUTION: tl.constexpr, DTYPE: tl.constexpr, MASK: tl.constexpr, STOCHASTIC: tl.constexpr, DECAY: tl.constexpr,
+    IN_PLACE: tl.constexpr, ALIGNED: tl.constexpr, COUNTERS: tl.constexpr, THREADS: tl.constexpr, TARGET: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """One chunk of one tensor, block by block.
 
@@ -91,27 +102,25 @@ def axpy(
     scales += group.to(tl.int64) * directions
     scale = tl.load(scales)
     decay = tl.load(decays + group.to(tl.int32))
-    counter = (start + offset) >> (2 if DISTRIBUTION == "normal" else 7)
-    counter_low, c_hi = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
-
     # A line is one 128-bit access: the elements of one counter if they have 32 bits, of two counters if they have 16.
     LINE: tl.constexpr = 128 // DTYPE.primitive_bitwidth
     LINES: tl.constexpr = 4 * COUNTERS // LINE
-    column = tl.arange(0, LINE)[None, :]
-    if DISTRIBUTION == "normal":
-        line = LINE * tl.arange(0, LINES)[:, None]
-        counters = counter_low | (tl.arange(0, LINES) * (LINE // 4)).to(tl.uint32)
-    else:
-        ROWS: tl.constexpr = 16 // LINE
-        slot = tl.arange(0, LINES)
-        lane = slot & (LINES // ROWS - 1)
-        line = LINE * ((lane & 7) + slot // (LINES // ROWS) * 8 + (lane >> 3) * (8 * ROWS))
-        if STOCHASTIC:
-            rounding_counter = (start + offset) >> 3
-            rounding_counters = rounding_counter.to(tl.uint32) | (line >> 3).to(tl.uint32)
-            rounding_hi = (rounding_counter >> 32).to(tl.uint32)
-        line = line[:, None]
-        counters = counter_low | (tl.arange(0, LINES // ROWS) >> 3).to(tl.uint32)
+    # A block is (ROWS, SLOTS, LINE): a thread has a slot, and in each row a line of it. The lines of eight neighbouring
+    # slots are neighbours, so that the accesses of a row are whole stretches of 128 bytes.
+    SIGNS: tl.constexpr = DISTRIBUTION == "rademacher"
+    ROWS: tl.constexpr = max(1, min(16 // LINE, LINES // THREADS)) if SIGNS else 1
+    SLOTS: tl.constexpr = LINES // ROWS
+    slot = tl.arange(0, SLOTS)
+    line = LINE * ((slot & 7) + (slot >> 3) * (8 * ROWS)) if SIGNS else LINE * slot
+    # All lines of a slot have one counter of 128 signs; or, as there is one, the first of one or two of four normals.
+    SHIFT: tl.constexpr = 7 if SIGNS else 2
+    counter = (start + offset) >> SHIFT
+    counter_low, c_hi = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
+    counters = counter_low | (line >> SHIFT if SIGNS else slot * (LINE // 4)).to(tl.uint32)
+    line = line[None, :, None]
+    if ROWS > 1:
+        line += 8 * LINE * tl.arange(0, ROWS)[:, None, None]
+    column = tl.arange(0, LINE)[None, None, :]
 
     begin = first // (4 * COUNTERS) * (4 * COUNTERS)
     if PREFETCH:
@@ -128,23 +137,30 @@ def axpy(
             old = tl.load(place_in(sources, block, line, column, LINE, ALIGNED), mask=inside)
         w = widen(old, TARGET)
 
-        if DISTRIBUTION == "normal":
-            c_lo = counters | tl.cast(block >> 2, tl.uint32)
-            # The first direction stands before the loop because its words round the result.
+        c_lo = counters | tl.cast(block >> SHIFT, tl.uint32)
+        t = decay * w if DECAY else w
+        # The first direction stands before the loop because its words round the result.
+        if SIGNS:
+            x0, x1, x2, x3 = sign_words(c_lo, c_hi, param_id, k0, k1, TARGET)
+            t = add_signs(t, scale, x0, x1, x2, x3, line, column)
+            for k in range(1, directions, 8):  # of eight neighbours each makes the words of another direction
+                mine = k + (slot & 7)
+                more0, more1 = halves(seeds + tl.minimum(mine, directions - 1))
+                x0, x1, x2, x3 = sign_words(c_lo, c_hi, param_id, more0, more1, TARGET)
+                for j in range(0, tl.minimum(directions - k, 8)):
+                    y0, y1, y2, y3 = of_neighbour(x0, j), of_neighbour(x1, j), of_neighbour(x2, j), of_neighbour(x3, j)
+                    t = add_signs(t, tl.load(scales + (k + j)), y0, y1, y2, y3, line, column)
+            if STOCHASTIC:
+                index = start + offset + block
+                rounding = (index >> 3).to(tl.uint32) | (line >> 3).to(tl.uint32)
+                rho = sign_rounding_bits(rounding, (index >> 35).to(tl.uint32), param_id, k0, k1, TARGET)
+        else:
             z, rho = normal(c_lo, c_hi, param_id, k0, k1, LINE, TARGET)
-            t = fma(scale, z, decay * w if DECAY else w, TARGET)
+            t = fma(scale, z, t, TARGET)
             for k in range(1, directions):
                 more0, more1 = halves(seeds + k)
                 z, _ = normal(c_lo, c_hi, param_id, more0, more1, LINE, TARGET)
                 t = fma(tl.load(scales + k), z, t, TARGET)
-        else:
-            c_lo = counters | tl.cast(block >> 7, tl.uint32)
-            t = add_signs(decay * w if DECAY else w, scale, sign_words(c_lo, c_hi, param_id, k0, k1, LINE, TARGET), LINE)
-            for k in range(1, directions):
-                more0, more1 = halves(seeds + k)
-                t = add_signs(t, tl.load(scales + k), sign_words(c_lo, c_hi, param_id, more0, more1, LINE, TARGET), LINE)
-            if STOCHASTIC:
-                rho = sign_rounding_bits(rounding_counters | tl.cast(block >> 3, tl.uint32), rounding_hi, param_id, k0, k1, TARGET)
 
         new = round_stochastic(t, rho, old.dtype) if STOCHASTIC else round_nearest(t, old.dtype, TARGET)
 
@@ -153,7 +169,7 @@ def axpy(
             if MASK == BOOL:
                 flags = mask + place + (line + column)
                 if ALIGNED:
-                    flags = tl.max_contiguous(tl.multiple_of(flags, (LINE, LINE)), (1, LINE))
+                    flags = tl.max_contiguous(tl.multiple_of(flags, (LINE, LINE, LINE)), (1, 1, LINE))
                 keep = tl.load(flags, mask=inside) != 0
             elif MASK == BITS:
                 if ALIGNED:  # then one byte serves a line
@@ -166,6 +182,9 @@ def axpy(
                 keep = tl.abs(w) <= threshold
             if MASK == RECORD:
                 byte = tl.arange(0, COUNTERS // 2)
+                if SIGNS:  # in the order of the lines
+                    at = (8 // LINE) * (byte % (SLOTS * LINE // 8))
+                    byte = (LINE * (8 * (byte // (SLOTS * LINE // 8)) + (at & 7) + (at >> 3) * (8 * ROWS))) >> 3
                 wanted = (8 * byte >= first - block) & (8 * byte < end - block)
                 tl.store(mask + (place >> 3) + byte, pack_bits(keep), mask=wanted)
             new = tl.where(keep, new, old)
@@ -197,8 +216,9 @@ def pack_bits(keep):
 )
 def axpy_kernel(
     rows, ids, first_chunk, active: tl.int32, blocks_per_chunk: tl.int32, seeds, scales, decays, directions: tl.int32,
-    DISTRIBUTION: tl.constexpr, DTYPE: tl.constexpr, MASK: tl.constexpr, STOCHASTIC: tl.constexpr, DECAY: tl.constexpr, IN_PLACE: tl.constexpr,
-    ALIGNED: tl.constexpr, COUNTERS: tl.constexpr, TARGET: tl.constexpr, PREFETCH: tl.constexpr,
+    DISTRIBUTION: tl.constexpr, DTYPE: tl.constexpr, MASK: tl.constexpr, STOCHASTIC: tl.constexpr, DECAY: tl.constexpr,
+    IN_PLACE: tl.constexpr, ALIGNED: tl.constexpr, COUNTERS: tl.constexpr, THREADS: tl.constexpr, TARGET: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """axpy on the program's chunk; see `gpu_table`."""
     chunk = tl.program_id(0)
@@ -211,7 +231,7 @@ def axpy_kernel(
     row = rows + FIELDS * tl.load(ids + low).to(tl.int64)
     axpy(
         row, chunk - tl.load(first_chunk + low), blocks_per_chunk, seeds, scales, decays, directions,
-        DISTRIBUTION, DTYPE, MASK, STOCHASTIC, DECAY, IN_PLACE, ALIGNED, COUNTERS, TARGET, PREFETCH,
+        DISTRIBUTION, DTYPE, MASK, STOCHASTIC, DECAY, IN_PLACE, ALIGNED, COUNTERS, THREADS, TARGET, PREFETCH,
     )  # fmt: skip
 
 

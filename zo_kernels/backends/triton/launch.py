@@ -116,6 +116,7 @@ def _first(
         "IN_PLACE": group.in_place,
         "ALIGNED": group.aligned,
         "COUNTERS": counters,
+        "THREADS": tuning.warps * 32,
         "TARGET": here,
         "PREFETCH": tuning.prefetch,
     }

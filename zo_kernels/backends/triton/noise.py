@@ -1,4 +1,4 @@
-"""noise v1 on a GPU: Philox4x32-7 -> Box-Muller -> rounding, as Triton device functions.
+"""noise v1 on a GPU: Philox4x32-7 -> Box-Muller or signs -> rounding, as Triton device functions.
 
 docs/noise.md is the specification and zo_kernels/spec.py the reference; operations have the same order. Arithmetic is
 float32, and every fused multiply-add is written out.
@@ -19,8 +19,6 @@ EXPONENT_SCALE, FLOOR = tl.constexpr(spec.LOG_EXPONENT_SCALE), tl.constexpr(spec
 P0, P1, P2, P3, P4, P5, P6 = (tl.constexpr(c) for c in spec.LOG_COEFFICIENTS)
 S0, S1, S2, S3, S4 = (tl.constexpr(c) for c in spec.SIN_COEFFICIENTS)
 C0, C1, C2, C3, C4 = (tl.constexpr(c) for c in spec.COS_COEFFICIENTS)
-import os
-MODE = tl.constexpr(int(os.environ.get("MODE", "0")))
 # The interpreter's fma rounds twice before this version.
 INTERPRETED_FMA = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9))
 
@@ -52,7 +50,7 @@ def product(x, M: tl.constexpr, TARGET: tl.constexpr):
 
 @leaf
 def philox4x32(c_lo, c_hi, param_id, k0, k1, STREAM: tl.constexpr, TARGET: tl.constexpr):
-    """Four uint32 words of c_lo's shape; the other counter words and the key are uint32 scalars.
+    """Four uint32 words of c_lo's shape; the other counter words are uint32 scalars, the key too or of that shape.
 
     With three of the four counter words uniform, the first round and a half cost next to nothing.
     """
@@ -152,7 +150,7 @@ def normal(c_lo, c_hi, param_id, k0, k1, LINE: tl.constexpr, TARGET: tl.constexp
         k0, k1: uint32 scalars, the direction's seed.
 
     Returns:
-        float32 (lines, LINE); uint32 (lines, LINE) in [0, 2**16).
+        float32 (1, lines, LINE); uint32 (1, lines, LINE) in [0, 2**16).
     """
     # Everything keeps the layout of c_lo until here. Words joined before the polynomials would first have to
     # change their layout, through shared memory.
@@ -163,44 +161,57 @@ def normal(c_lo, c_hi, param_id, k0, k1, LINE: tl.constexpr, TARGET: tl.constexp
         h0, h1, h2, h3 = tl.join(h0, h4), tl.join(h1, h5), tl.join(h2, h6), tl.join(h3, h7)
     z = tl.join(tl.join(z0, z2), tl.join(z1, z3))
     rho = tl.join(tl.join(h0, h2), tl.join(h1, h3))
-    shape: tl.constexpr = (c_lo.shape[0], LINE)
+    shape: tl.constexpr = (1, c_lo.shape[0], LINE)
     return tl.reshape(z, shape), tl.reshape(rho, shape)
 
 
+@leaf
+def sign_words(c_lo, c_hi, param_id, k0, k1, TARGET: tl.constexpr):
+    """The four uint32 words of each counter's 128 signs, as four tensors of c_lo's shape."""
+    return philox4x32(c_lo, c_hi, param_id, k0, k1, SIGN_STREAM, TARGET)
+
+
 @triton.jit
-def sign_words(c_lo, c_hi, param_id, k0, k1, LINE: tl.constexpr, TARGET: tl.constexpr):
-    """For each line of a block, in the order of `line_of`, the word with its signs: bit j // 2 + 16 * (j % 2) of it is
-    set if z of the line's element j is -1.
+def add_signs(t, scale, x0, x1, x2, x3, line, column):
+    """t + scale * z, rounded once: the fma of docs/noise.md, since z is -1 or 1.
+
+    Args:
+        t: float32 (rows, slots, LINE).
+        scale: float32 scalar.
+        x0, x1, x2, x3: uint32 (slots,), words of the counter that all lines of a slot have.
+        line: (rows, slots, 1), index of the line's first element, in which the lowest seven bits count.
+        column: (1, 1, LINE), counts the elements of a line.
     """
-    x0, x1, x2, x3 = philox4x32(c_lo, c_hi, param_id, k0, k1, SIGN_STREAM, TARGET)
-    ROWS: tl.constexpr = 16 // LINE
-    lane = (tl.arange(0, c_lo.shape[0]) & 7)[None, :]
-    place = LINE * (8 * tl.arange(0, ROWS)[:, None] + lane)  # of the line in its counter
-    first = tl.where((place & 64) != 0, x2[None, :], x0[None, :])
-    second = tl.where((place & 64) != 0, x3[None, :], x1[None, :])
-    word = tl.where((place & 32) != 0, second, first) >> ((place & 31) // 2).to(tl.uint32)
-    return tl.reshape(word, (ROWS * c_lo.shape[0],))
+    second = (line & 64) != 0
+    even = tl.where(second, x2[None, :, None], x0[None, :, None])
+    odd = tl.where(second, x3[None, :, None], x1[None, :, None])
+    # One shift a line brings its first two signs into bits 0 and 16, so that those of the elements are constants.
+    word = tl.where((line & 32) != 0, odd, even) >> ((line & 31) >> 1).to(tl.uint32)
+    sign = (word << (31 - (column >> 1) - 16 * (column & 1)).to(tl.uint32)) & 0x80000000
+    return t + (sign ^ scale.to(tl.uint32, bitcast=True)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def add_signs(t, scale, word, LINE: tl.constexpr):
-    """float32 t + scale * z; word is of `sign_words`."""
-    j = tl.arange(0, LINE)
-    if MODE == 0:
-        signs = (word[:, None] << (31 - j // 2 - 16 * (j % 2)).to(tl.uint32)[None, :]) & 0x80000000
-        return t + (signs ^ scale.to(tl.uint32, bitcast=True)).to(tl.float32, bitcast=True)
-    else:
-        negative = (word[:, None] & (1 << (j // 2 + 16 * (j % 2))).to(tl.uint32)[None, :]) != 0
-        return t + tl.where(negative, -scale, scale)
+def of_neighbour(x, which):
+    """Of each eight neighbours in x, all get the value of one. On a GPU these are eight threads of a warp."""
+    eights: tl.constexpr = (x.shape[0] // 8, 8)
+    return tl.reshape(tl.gather(tl.reshape(x, eights), tl.full(eights, 0, tl.int32) + which, 1), x.shape)
 
 
 @triton.jit
 def sign_rounding_bits(c_lo, c_hi, param_id, k0, k1, TARGET: tl.constexpr):
-    """The bits that stochastic rounding adds to the eight elements of each counter: uint32 (counters, 8)."""
-    y0, y1, y2, y3 = philox4x32(c_lo, c_hi, param_id, k0, k1, SIGN_ROUNDING_STREAM, TARGET)
-    even = tl.join(tl.join(y0 & 0xFFFF, y2 & 0xFFFF), tl.join(y1 & 0xFFFF, y3 & 0xFFFF))
-    odd = tl.join(tl.join(y0 >> 16, y2 >> 16), tl.join(y1 >> 16, y3 >> 16))
-    return tl.reshape(tl.join(even, odd), (c_lo.shape[0], 8))
+    """The bits that stochastic rounding adds to the eight elements of each counter, under signs.
+
+    Args:
+        c_lo: uint32 (rows, slots, 1).
+        c_hi, param_id, k0, k1: uint32 scalars; the key is the first direction's seed.
+
+    Returns:
+        uint32 (rows, slots, 8) in [0, 2**16).
+    """
+    x0, x1, x2, x3 = philox4x32(c_lo, c_hi, param_id, k0, k1, SIGN_ROUNDING_STREAM, TARGET)
+    words = tl.join(tl.join(x0, x2), tl.join(x1, x3))
+    return tl.reshape(tl.join(words & 0xFFFF, words >> 16), (c_lo.shape[0], c_lo.shape[1], 8))
 
 
 @triton.jit
