@@ -44,9 +44,10 @@ def widen(w, TARGET: tl.constexpr):
 
 
 @triton.jit
-def place_in(tensor, block, line, column, LINE: tl.constexpr, ALIGNED: tl.constexpr):
+def place_in(tensor, block, line, column, LINE: tl.constexpr, ALIGNED: tl.constexpr, SIGNS: tl.constexpr):
     """Pointers to a block's elements."""
-    pointers = tensor + block + (line + column)
+    # Signs leave registers for pointers that live as long as the loop over blocks, normals do not.
+    pointers = tensor + (line + column) + block if SIGNS else tensor + block + (line + column)
     if ALIGNED:
         pointers = tl.max_contiguous(tl.multiple_of(pointers, (16, 16, 16)), (1, 1, LINE))
     return pointers
@@ -125,16 +126,16 @@ def axpy(
     begin = first // (4 * COUNTERS) * (4 * COUNTERS)
     if PREFETCH:
         following = tl.load(
-            place_in(sources, begin, line, column, LINE, ALIGNED),
+            place_in(sources, begin, line, column, LINE, ALIGNED, SIGNS),
             mask=inside_of(first, end, begin, line, column, ALIGNED),
         )
     for block in range(begin, end, 4 * COUNTERS):
-        dst = place_in(weights, block, line, column, LINE, ALIGNED)
+        dst = place_in(weights, block, line, column, LINE, ALIGNED, SIGNS)
         inside = inside_of(first, end, block, line, column, ALIGNED)
         if PREFETCH:  # noqa: SIM108 - a conditional expression would load, too
             old = following
         else:
-            old = tl.load(place_in(sources, block, line, column, LINE, ALIGNED), mask=inside)
+            old = tl.load(place_in(sources, block, line, column, LINE, ALIGNED, SIGNS), mask=inside)
         w = widen(old, TARGET)
 
         c_lo = counters | tl.cast(block >> SHIFT, tl.uint32)
@@ -144,12 +145,13 @@ def axpy(
             x0, x1, x2, x3 = sign_words(c_lo, c_hi, param_id, k0, k1, TARGET)
             t = add_signs(t, scale, x0, x1, x2, x3, line, column)
             for k in range(1, directions, 8):  # of eight neighbours each makes the words of another direction
-                mine = k + (slot & 7)
-                more0, more1 = halves(seeds + tl.minimum(mine, directions - 1))
+                mine = tl.minimum(k + (slot & 7), directions - 1)
+                more0, more1 = halves(seeds + mine)
                 x0, x1, x2, x3 = sign_words(c_lo, c_hi, param_id, more0, more1, TARGET)
+                more = tl.load(scales + mine)
                 for j in range(0, tl.minimum(directions - k, 8)):
                     y0, y1, y2, y3 = of_neighbour(x0, j), of_neighbour(x1, j), of_neighbour(x2, j), of_neighbour(x3, j)
-                    t = add_signs(t, tl.load(scales + (k + j)), y0, y1, y2, y3, line, column)
+                    t = add_signs(t, of_neighbour(more, j)[None, :, None], y0, y1, y2, y3, line, column)
             if STOCHASTIC:
                 index = start + offset + block
                 rounding = (index >> 3).to(tl.uint32) | (line >> 3).to(tl.uint32)
@@ -190,7 +192,7 @@ def axpy(
             new = tl.where(keep, new, old)
         if PREFETCH:
             following = tl.load(
-                place_in(sources, block + 4 * COUNTERS, line, column, LINE, ALIGNED),
+                place_in(sources, block + 4 * COUNTERS, line, column, LINE, ALIGNED, SIGNS),
                 mask=inside_of(first, end, block + 4 * COUNTERS, line, column, ALIGNED),
             )
         tl.store(dst, new, mask=inside)
