@@ -14,6 +14,7 @@ from .noise import (
     add_signs,
     fma,
     leaf,
+    line_of,
     normal,
     of_neighbour,
     round_nearest,
@@ -49,7 +50,7 @@ def place_in(tensor, block, line, column, LINE: tl.constexpr, ALIGNED: tl.conste
     # Signs leave registers for pointers that live as long as the loop over blocks, normals do not.
     pointers = tensor + (line + column) + block if SIGNS else tensor + block + (line + column)
     if ALIGNED:
-        pointers = tl.max_contiguous(tl.multiple_of(pointers, (16, 16, 16)), (1, 1, LINE))
+        pointers = tl.max_contiguous(tl.multiple_of(pointers, (16, 16)), (1, LINE))
     return pointers
 
 
@@ -106,22 +107,22 @@ def axpy(
     # A line is one 128-bit access: the elements of one counter if they have 32 bits, of two counters if they have 16.
     LINE: tl.constexpr = 128 // DTYPE.primitive_bitwidth
     LINES: tl.constexpr = 4 * COUNTERS // LINE
-    # A block is (ROWS, SLOTS, LINE): a thread has a slot, and in each row a line of it. The lines of eight neighbouring
-    # slots are neighbours, so that the accesses of a row are whole stretches of 128 bytes.
     SIGNS: tl.constexpr = DISTRIBUTION == "rademacher"
+    # All lines of a slot have one counter of 128 signs. Without slots, a line has one or two counters of four normals.
     ROWS: tl.constexpr = max(1, min(16 // LINE, LINES // THREADS)) if SIGNS else 1
     SLOTS: tl.constexpr = LINES // ROWS
-    slot = tl.arange(0, SLOTS)
-    line = LINE * ((slot & 7) + (slot >> 3) * (8 * ROWS)) if SIGNS else LINE * slot
-    # All lines of a slot have one counter of 128 signs; or, as there is one, the first of one or two of four normals.
     SHIFT: tl.constexpr = 7 if SIGNS else 2
     counter = (start + offset) >> SHIFT
     counter_low, c_hi = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
-    counters = counter_low | (line >> SHIFT if SIGNS else slot * (LINE // 4)).to(tl.uint32)
-    line = line[None, :, None]
-    if ROWS > 1:
-        line += 8 * LINE * tl.arange(0, ROWS)[:, None, None]
-    column = tl.arange(0, LINE)[None, None, :]
+    slot = tl.arange(0, SLOTS)
+    if SIGNS:
+        counters = counter_low | ((LINE * line_of(0, slot, ROWS)) >> SHIFT).to(tl.uint32)
+        line = LINE * line_of(tl.arange(0, LINES) // SLOTS, tl.arange(0, LINES) % SLOTS, ROWS)
+    else:
+        counters = counter_low | (slot * (LINE // 4)).to(tl.uint32)
+        line = LINE * slot
+    line = line[:, None]
+    column = tl.arange(0, LINE)[None, :]
 
     begin = first // (4 * COUNTERS) * (4 * COUNTERS)
     if PREFETCH:
@@ -143,7 +144,7 @@ def axpy(
         # The first direction stands before the loop because its words round the result.
         if SIGNS:
             x0, x1, x2, x3 = sign_words(c_lo, c_hi, param_id, k0, k1, TARGET)
-            t = add_signs(t, scale, x0, x1, x2, x3, line, column)
+            t = add_signs(t, scale, x0, x1, x2, x3)
             for k in range(1, directions, 8):  # of eight neighbours each makes the words of another direction
                 mine = tl.minimum(k + (slot & 7), directions - 1)
                 more0, more1 = halves(seeds + mine)
@@ -151,10 +152,10 @@ def axpy(
                 more = tl.load(scales + mine)
                 for j in range(0, tl.minimum(directions - k, 8)):
                     y0, y1, y2, y3 = of_neighbour(x0, j), of_neighbour(x1, j), of_neighbour(x2, j), of_neighbour(x3, j)
-                    t = add_signs(t, of_neighbour(more, j)[None, :, None], y0, y1, y2, y3, line, column)
+                    t = add_signs(t, of_neighbour(more, j), y0, y1, y2, y3)
             if STOCHASTIC:
                 index = start + offset + block
-                rounding = (index >> 3).to(tl.uint32) | (line >> 3).to(tl.uint32)
+                rounding = (index >> 3).to(tl.uint32) | line_of(tl.arange(0, LINES) // SLOTS, tl.arange(0, LINES) % SLOTS, ROWS).to(tl.uint32)
                 rho = sign_rounding_bits(rounding, (index >> 35).to(tl.uint32), param_id, k0, k1, TARGET)
         else:
             z, rho = normal(c_lo, c_hi, param_id, k0, k1, LINE, TARGET)
@@ -171,7 +172,7 @@ def axpy(
             if MASK == BOOL:
                 flags = mask + place + (line + column)
                 if ALIGNED:
-                    flags = tl.max_contiguous(tl.multiple_of(flags, (LINE, LINE, LINE)), (1, 1, LINE))
+                    flags = tl.max_contiguous(tl.multiple_of(flags, (LINE, LINE)), (1, LINE))
                 keep = tl.load(flags, mask=inside) != 0
             elif MASK == BITS:
                 if ALIGNED:  # then one byte serves a line
@@ -184,9 +185,9 @@ def axpy(
                 keep = tl.abs(w) <= threshold
             if MASK == RECORD:
                 byte = tl.arange(0, COUNTERS // 2)
-                if SIGNS:  # in the order of the lines
-                    at = (8 // LINE) * (byte % (SLOTS * LINE // 8))
-                    byte = (LINE * (8 * (byte // (SLOTS * LINE // 8)) + (at & 7) + (at >> 3) * (8 * ROWS))) >> 3
+                if SIGNS:
+                    at = byte * (8 // LINE)
+                    byte = line_of(at // SLOTS, at % SLOTS, ROWS) // (8 // LINE)
                 wanted = (8 * byte >= first - block) & (8 * byte < end - block)
                 tl.store(mask + (place >> 3) + byte, pack_bits(keep), mask=wanted)
             new = tl.where(keep, new, old)

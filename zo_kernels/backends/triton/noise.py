@@ -150,7 +150,7 @@ def normal(c_lo, c_hi, param_id, k0, k1, LINE: tl.constexpr, TARGET: tl.constexp
         k0, k1: uint32 scalars, the direction's seed.
 
     Returns:
-        float32 (1, lines, LINE); uint32 (1, lines, LINE) in [0, 2**16).
+        float32 (lines, LINE); uint32 (lines, LINE) in [0, 2**16).
     """
     # Everything keeps the layout of c_lo until here. Words joined before the polynomials would first have to
     # change their layout, through shared memory.
@@ -161,8 +161,18 @@ def normal(c_lo, c_hi, param_id, k0, k1, LINE: tl.constexpr, TARGET: tl.constexp
         h0, h1, h2, h3 = tl.join(h0, h4), tl.join(h1, h5), tl.join(h2, h6), tl.join(h3, h7)
     z = tl.join(tl.join(z0, z2), tl.join(z1, z3))
     rho = tl.join(tl.join(h0, h2), tl.join(h1, h3))
-    shape: tl.constexpr = (1, c_lo.shape[0], LINE)
+    shape: tl.constexpr = (c_lo.shape[0], LINE)
     return tl.reshape(z, shape), tl.reshape(rho, shape)
+
+
+@leaf
+def line_of(row, slot, ROWS: tl.constexpr):
+    """Which line of a block is a slot's in a row, under signs.
+
+    All lines of a slot, which is a thread's, are of one counter. The lines of eight slots in a row are neighbours, so
+    that one access of a warp is to whole stretches of 128 bytes.
+    """
+    return (slot >> 3) * (8 * ROWS) + 8 * row + (slot & 7)
 
 
 @leaf
@@ -172,23 +182,35 @@ def sign_words(c_lo, c_hi, param_id, k0, k1, TARGET: tl.constexpr):
 
 
 @triton.jit
-def add_signs(t, scale, x0, x1, x2, x3, line, column):
+def in_lines(x, ROWS: tl.constexpr):
+    """(slots,), or (ROWS, slots) -> (lines, 1), what each line of a slot gets."""
+    x = tl.broadcast_to(x, (ROWS, x.shape[-1]))
+    return tl.reshape(x, (x.numel, 1))
+
+
+@triton.jit
+def add_signs(t, scale, x0, x1, x2, x3):
     """t + scale * z, rounded once: the fma of docs/noise.md, since z is -1 or 1.
 
     Args:
-        t: float32 (rows, slots, LINE).
-        scale: float32 scalar.
-        x0, x1, x2, x3: uint32 (slots,), words of the counter that all lines of a slot have.
-        line: (rows, slots, 1), index of the line's first element, in which the lowest seven bits count.
-        column: (1, 1, LINE), counts the elements of a line.
+        t: float32 (lines, LINE).
+        scale: float32 scalar, or (slots,) that are equal.
+        x0, x1, x2, x3: uint32 (slots,), words of the counter that all lines of a slot have, see `line_of`.
     """
-    second = (line & 64) != 0
-    even = tl.where(second, x2[None, :, None], x0[None, :, None])
-    odd = tl.where(second, x3[None, :, None], x1[None, :, None])
+    LINE: tl.constexpr = t.shape[1]
+    SLOTS: tl.constexpr = x0.shape[0]
+    ROWS: tl.constexpr = t.shape[0] // SLOTS
+    first = LINE * line_of(tl.arange(0, ROWS)[:, None], tl.arange(0, SLOTS)[None, :], ROWS)
+    even = tl.where((first & 64) != 0, x2[None, :], x0[None, :])
+    odd = tl.where((first & 64) != 0, x3[None, :], x1[None, :])
     # One shift a line brings its first two signs into bits 0 and 16, so that those of the elements are constants.
-    word = tl.where((line & 32) != 0, odd, even) >> ((line & 31) >> 1).to(tl.uint32)
-    sign = (word << (31 - (column >> 1) - 16 * (column & 1)).to(tl.uint32)) & 0x80000000
-    return t + (sign ^ scale.to(tl.uint32, bitcast=True)).to(tl.float32, bitcast=True)
+    word = tl.where((first & 32) != 0, odd, even) >> ((first & 31) >> 1).to(tl.uint32)
+    column = tl.arange(0, LINE)[None, :]
+    sign = (in_lines(word, ROWS) << (31 - (column >> 1) - 16 * (column & 1)).to(tl.uint32)) & 0x80000000
+    scale = scale.to(tl.uint32, bitcast=True)
+    if len(scale.shape) == 1:
+        scale = in_lines(scale[None, :], ROWS)
+    return t + (sign ^ scale).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -203,15 +225,15 @@ def sign_rounding_bits(c_lo, c_hi, param_id, k0, k1, TARGET: tl.constexpr):
     """The bits that stochastic rounding adds to the eight elements of each counter, under signs.
 
     Args:
-        c_lo: uint32 (rows, slots, 1).
+        c_lo: uint32 (lines,).
         c_hi, param_id, k0, k1: uint32 scalars; the key is the first direction's seed.
 
     Returns:
-        uint32 (rows, slots, 8) in [0, 2**16).
+        uint32 (lines, 8) in [0, 2**16).
     """
     x0, x1, x2, x3 = philox4x32(c_lo, c_hi, param_id, k0, k1, SIGN_ROUNDING_STREAM, TARGET)
     words = tl.join(tl.join(x0, x2), tl.join(x1, x3))
-    return tl.reshape(tl.join(words & 0xFFFF, words >> 16), (c_lo.shape[0], c_lo.shape[1], 8))
+    return tl.reshape(tl.join(words & 0xFFFF, words >> 16), (c_lo.shape[0], 8))
 
 
 @triton.jit
