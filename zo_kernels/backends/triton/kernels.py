@@ -48,7 +48,7 @@ def widen(w, TARGET: tl.constexpr):
 def place_in(tensor, block, line, column, LINE: tl.constexpr, ALIGNED: tl.constexpr, SIGNS: tl.constexpr):
     """Pointers to a block's elements."""
     # Signs leave registers for pointers that live as long as the loop over blocks, normals do not.
-    pointers = tensor + (line + column) + block if SIGNS else tensor + block + (line + column)
+    pointers = tensor + (line + column) + block if SIGNS and ALIGNED else tensor + block + (line + column)
     if ALIGNED:
         pointers = tl.max_contiguous(tl.multiple_of(pointers, (16, 16)), (1, LINE))
     return pointers
@@ -104,25 +104,27 @@ def axpy(
     scales += group.to(tl.int64) * directions
     scale = tl.load(scales)
     decay = tl.load(decays + group.to(tl.int32))
-    # A line is one 128-bit access: the elements of one counter if they have 32 bits, of two counters if they have 16.
-    LINE: tl.constexpr = 128 // DTYPE.primitive_bitwidth
-    LINES: tl.constexpr = 4 * COUNTERS // LINE
     SIGNS: tl.constexpr = DISTRIBUTION == "rademacher"
-    # All lines of a slot have one counter of 128 signs. Without slots, a line has one or two counters of four normals.
-    ROWS: tl.constexpr = max(1, min(16 // LINE, LINES // THREADS)) if SIGNS else 1
-    SLOTS: tl.constexpr = LINES // ROWS
     SHIFT: tl.constexpr = 7 if SIGNS else 2
     counter = (start + offset) >> SHIFT
     counter_low, c_hi = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
+
+    # A line is one 128-bit access: the elements of one counter if they have 32 bits, of two counters if they have 16.
+    LINE: tl.constexpr = 128 // DTYPE.primitive_bitwidth
+    LINES: tl.constexpr = 4 * COUNTERS // LINE
+    # All lines of a slot have one counter of 128 signs. Without slots, a line has one or two counters of four normals.
+    ROWS: tl.constexpr = max(1, min(16 // LINE, LINES // THREADS)) if SIGNS else 1
+    SLOTS: tl.constexpr = LINES // ROWS
     slot = tl.arange(0, SLOTS)
+    lines = tl.arange(0, LINES)
     if SIGNS:
-        counters = counter_low | ((LINE * line_of(0, slot, ROWS)) >> SHIFT).to(tl.uint32)
-        line = LINE * line_of(tl.arange(0, LINES) // SLOTS, tl.arange(0, LINES) % SLOTS, ROWS)
-    else:
-        counters = counter_low | (slot * (LINE // 4)).to(tl.uint32)
-        line = LINE * slot
-    line = line[:, None]
+        lines = line_of(lines // SLOTS, lines % SLOTS, ROWS)
+    line = LINE * lines[:, None]
     column = tl.arange(0, LINE)[None, :]
+    if SIGNS:
+        counters = counter_low | ((LINE * line_of(0, slot, ROWS)) >> 7).to(tl.uint32)
+    else:
+        counters = counter_low | (lines * (LINE // 4)).to(tl.uint32)
 
     begin = first // (4 * COUNTERS) * (4 * COUNTERS)
     if PREFETCH:
@@ -140,11 +142,10 @@ def axpy(
         w = widen(old, TARGET)
 
         c_lo = counters | tl.cast(block >> SHIFT, tl.uint32)
-        t = decay * w if DECAY else w
         # The first direction stands before the loop because its words round the result.
         if SIGNS:
             x0, x1, x2, x3 = sign_words(c_lo, c_hi, param_id, k0, k1, TARGET)
-            t = add_signs(t, scale, x0, x1, x2, x3)
+            t = add_signs(decay * w if DECAY else w, scale, x0, x1, x2, x3)
             for k in range(1, directions, 8):  # of eight neighbours each makes the words of another direction
                 mine = tl.minimum(k + (slot & 7), directions - 1)
                 more0, more1 = halves(seeds + mine)
@@ -155,11 +156,11 @@ def axpy(
                     t = add_signs(t, of_neighbour(more, j), y0, y1, y2, y3)
             if STOCHASTIC:
                 index = start + offset + block
-                rounding = (index >> 3).to(tl.uint32) | line_of(tl.arange(0, LINES) // SLOTS, tl.arange(0, LINES) % SLOTS, ROWS).to(tl.uint32)
+                rounding = (index >> 3).to(tl.uint32) | lines.to(tl.uint32)
                 rho = sign_rounding_bits(rounding, (index >> 35).to(tl.uint32), param_id, k0, k1, TARGET)
         else:
             z, rho = normal(c_lo, c_hi, param_id, k0, k1, LINE, TARGET)
-            t = fma(scale, z, t, TARGET)
+            t = fma(scale, z, decay * w if DECAY else w, TARGET)
             for k in range(1, directions):
                 more0, more1 = halves(seeds + k)
                 z, _ = normal(c_lo, c_hi, param_id, more0, more1, LINE, TARGET)
