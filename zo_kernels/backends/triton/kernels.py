@@ -47,7 +47,7 @@ def widen(w, TARGET: tl.constexpr):
 @triton.jit
 def place_in(tensor, block, line, column, LINE: tl.constexpr, ALIGNED: tl.constexpr, SIGNS: tl.constexpr):
     """Pointers to a block's elements."""
-    # Signs leave registers for pointers that live as long as the loop over blocks, normals do not.
+    # In this order a thread keeps a pointer for all blocks. Signs leave registers for it, normals do not.
     pointers = tensor + (line + column) + block if SIGNS and ALIGNED else tensor + block + (line + column)
     if ALIGNED:
         pointers = tl.max_contiguous(tl.multiple_of(pointers, (16, 16)), (1, LINE))
@@ -80,10 +80,12 @@ def axpy(
         row: pointer to the tensor's row of the table, see `gpu_table`.
         chunk: int32, counted from the first that the tensor touches.
         seeds: pointer to `directions` uint64; scales, decays: to float32 (groups, directions) and (groups,).
+        DISTRIBUTION: of z, "normal" or "rademacher".
         DTYPE: of the weights.
         DECAY: False if all decays are 1.
         IN_PLACE: True only if dst and src are the same.
         ALIGNED: whether numel and offset are multiples of 8, and dst and src of 16 bytes.
+        THREADS: in a program. They change where the words of signs are made, and no bit.
         TARGET: "cuda", "hip" or "interpreter".
         PREFETCH: whether a block's weights are loaded while the noise of the one before is made.
     """
@@ -109,22 +111,20 @@ def axpy(
     counter = (start + offset) >> SHIFT
     counter_low, c_hi = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
 
-    # A line is one 128-bit access: the elements of one counter if they have 32 bits, of two counters if they have 16.
+    # A line is one 128-bit access: of normals, the elements of one counter if they have 32 bits, of two if they have 16.
     LINE: tl.constexpr = 128 // DTYPE.primitive_bitwidth
     LINES: tl.constexpr = 4 * COUNTERS // LINE
-    # All lines of a slot have one counter of 128 signs. Without slots, a line has one or two counters of four normals.
+    # Signs: a thread has a slot, and in each row a line of it.
     ROWS: tl.constexpr = max(1, min(16 // LINE, LINES // THREADS)) if SIGNS else 1
     SLOTS: tl.constexpr = LINES // ROWS
-    slot = tl.arange(0, SLOTS)
     lines = tl.arange(0, LINES)
     if SIGNS:
         lines = line_of(lines // SLOTS, lines % SLOTS, ROWS)
-    line = LINE * lines[:, None]
-    column = tl.arange(0, LINE)[None, :]
-    if SIGNS:
-        counters = counter_low | ((LINE * line_of(0, slot, ROWS)) >> 7).to(tl.uint32)
+        counters = counter_low | (LINE * line_of(0, tl.arange(0, SLOTS), ROWS) >> SHIFT).to(tl.uint32)
     else:
         counters = counter_low | (lines * (LINE // 4)).to(tl.uint32)
+    line = LINE * lines[:, None]
+    column = tl.arange(0, LINE)[None, :]
 
     begin = first // (4 * COUNTERS) * (4 * COUNTERS)
     if PREFETCH:
@@ -146,14 +146,7 @@ def axpy(
         if SIGNS:
             x0, x1, x2, x3 = sign_words(c_lo, c_hi, param_id, k0, k1, TARGET)
             t = add_signs(decay * w if DECAY else w, scale, x0, x1, x2, x3)
-            for k in range(1, directions, 8):  # of eight neighbours each makes the words of another direction
-                mine = tl.minimum(k + (slot & 7), directions - 1)
-                more0, more1 = halves(seeds + mine)
-                x0, x1, x2, x3 = sign_words(c_lo, c_hi, param_id, more0, more1, TARGET)
-                more = tl.load(scales + mine)
-                for j in range(0, tl.minimum(directions - k, 8)):
-                    y0, y1, y2, y3 = of_neighbour(x0, j), of_neighbour(x1, j), of_neighbour(x2, j), of_neighbour(x3, j)
-                    t = add_signs(t, of_neighbour(more, j), y0, y1, y2, y3)
+            t = add_further_signs(t, c_lo, c_hi, param_id, seeds, scales, directions, TARGET)
             if STOCHASTIC:
                 index = start + offset + block
                 rounding = (index >> 3).to(tl.uint32) | lines.to(tl.uint32)
@@ -200,9 +193,27 @@ def axpy(
         tl.store(dst, new, mask=inside)
 
 
+@triton.jit
+def add_further_signs(t, c_lo, c_hi, param_id, seeds, scales, directions, TARGET: tl.constexpr):
+    """t + sum_k scale_k * z_k over all directions but the first, one after the other: see `add_signs`.
+
+    Eight neighbouring slots have one counter. So of eight directions, each makes the words of one, for all of them.
+    """
+    slot = tl.arange(0, c_lo.shape[0])
+    for k in range(1, directions, 8):
+        mine = tl.minimum(k + (slot & 7), directions - 1)
+        k0, k1 = halves(seeds + mine)
+        x0, x1, x2, x3 = sign_words(c_lo, c_hi, param_id, k0, k1, TARGET)
+        scale = tl.load(scales + mine)
+        for j in range(0, tl.minimum(directions - k, 8)):
+            words = of_neighbour(x0, j), of_neighbour(x1, j), of_neighbour(x2, j), of_neighbour(x3, j)
+            t = add_signs(t, of_neighbour(scale, j), *words)
+    return t
+
+
 @leaf
 def halves(address):
-    """The two uint32 words at a pointer to 64 bits, the low one first."""
+    """The two uint32 words at a pointer to 64 bits, the low one first; or at each of several."""
     words = address.to(tl.pointer_type(tl.uint32))
     return tl.load(words), tl.load(words + 1)
 

@@ -100,7 +100,14 @@ def _context(where: device, here: str) -> AbstractContextManager[object]:
 
 
 def _first(
-    group: Group, work: Work, numbers: Coefficients, distribution: str, stochastic: bool, counters: int, here: str, tuning: Tuning
+    group: Group,
+    work: Work,
+    numbers: Coefficients,
+    distribution: str,
+    stochastic: bool,
+    counters: int,
+    here: str,
+    tuning: Tuning,
 ) -> None:
     """Launch by way of Triton's compiler, and keep the compiled kernel."""
     import triton.language as tl
@@ -116,7 +123,7 @@ def _first(
         "IN_PLACE": group.in_place,
         "ALIGNED": group.aligned,
         "COUNTERS": counters,
-        "THREADS": tuning.warps * 32,
+        "THREADS": _warp_size(here) * tuning.warps,
         "TARGET": here,
         "PREFETCH": tuning.prefetch,
     }
@@ -151,6 +158,14 @@ def _again(compiled: tuple[Any, tuple[Any, ...]], group: Group, work: Work, numb
         *constants,
         stream=stream,
     )
+
+
+def _warp_size(here: str) -> int:
+    if here == "interpreter":
+        return 1
+    from triton.runtime import driver
+
+    return driver.active.get_current_target().warp_size
 
 
 def _record(entry: Entry, block: int, here: str, tuning: Tuning) -> None:
