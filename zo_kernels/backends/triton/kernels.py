@@ -135,7 +135,7 @@ def axpy(
     for block in range(begin, end, 4 * COUNTERS):
         dst = place_in(weights, block, line, column, LINE, ALIGNED, SIGNS)
         inside = inside_of(first, end, block, line, column, ALIGNED)
-        if PREFETCH:  # noqa: SIM108 - a conditional expression would load, too
+        if PREFETCH:
             old = following
         else:
             old = tl.load(place_in(sources, block, line, column, LINE, ALIGNED, SIGNS), mask=inside)
@@ -205,7 +205,7 @@ def add_further_signs(t, c_lo, c_hi, param_id, seeds, scales, directions, TARGET
         k0, k1 = halves(seeds + mine)
         x0, x1, x2, x3 = sign_words(c_lo, c_hi, param_id, k0, k1, TARGET)
         scale = tl.load(scales + mine)
-        for j in range(0, tl.minimum(directions - k, 8)):
+        for j in range(tl.minimum(directions - k, 8)):
             words = of_neighbour(x0, j), of_neighbour(x1, j), of_neighbour(x2, j), of_neighbour(x3, j)
             t = add_signs(t, of_neighbour(scale, j), *words)
     return t
