@@ -21,16 +21,20 @@ struct Direction {
     }
   };
   Word k0[kPhiloxRounds], k1[kPhiloxRounds], round1_c0, round1_c2, round2_c2;
-  const float* scales;  // n_scales of them; more than one if Job::several: consecutive directions of one seed
+  // n_scales of them; more than one if Job::several: consecutive directions of one seed. Of signs each is two numbers,
+  // scale and -scale.
+  const float* scales;
   int n_scales;
   uint64_t seed;
 };
 
-// A range of one tensor whose counters agree in their high 32 bits.
+// A range of one tensor. Its counters of one stream agree in their high 32 bits.
 struct Job {
   const Entry* entry;
   const Direction* directions;
   int n_directions;
+  Distribution distribution;
+  const Direction* rounding;  // of signs that are rounded stochastically: the words of their rounding bits
   float decay;
   bool stochastic, several;
 };

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import device
 
+from ..spec import DISTRIBUTIONS
 from .fits import Fits, rows_of
 from .staged import is_staged
 from .types import Entry, InC, Pass
@@ -90,7 +91,7 @@ class _Run(InC):
 
     def bound(self, do: Pass) -> Callable[[], object]:
         numbers, threads = do.once("native", _numbers), torch.get_num_threads()
-        return partial(self._table.run, *numbers, do.stochastic, do.active, threads, self._instruction_set)
+        return partial(self._table.run, *numbers, DISTRIBUTIONS.index(do.distribution), do.stochastic, do.active, threads, self._instruction_set)
 
 
 def _numbers(do: Pass) -> tuple[list[int], list[float], list[float]]:
