@@ -111,10 +111,10 @@ def axpy(
     counter = (start + offset) >> SHIFT
     counter_low, c_hi = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
 
-    # A line is one 128-bit access: of normals, the elements of one counter if they have 32 bits, of two if they have 16.
+    # A line is one 128-bit access. Of normals, it has one counter's elements if they have 32 bits, two's if they have 16.
     LINE: tl.constexpr = 128 // DTYPE.primitive_bitwidth
     LINES: tl.constexpr = 4 * COUNTERS // LINE
-    # Signs: a thread has a slot, and in each row a line of it.
+    # Of signs, a thread has a slot, and in each row a line of it: see `line_of`.
     ROWS: tl.constexpr = max(1, min(16 // LINE, LINES // THREADS)) if SIGNS else 1
     SLOTS: tl.constexpr = LINES // ROWS
     lines = tl.arange(0, LINES)
@@ -142,7 +142,7 @@ def axpy(
         w = widen(old, TARGET)
 
         c_lo = counters | tl.cast(block >> SHIFT, tl.uint32)
-        # The first direction stands before the loop because its words round the result.
+        # The first direction stands apart because its words round the result.
         if SIGNS:
             x0, x1, x2, x3 = sign_words(c_lo, c_hi, param_id, k0, k1, TARGET)
             t = add_signs(decay * w if DECAY else w, scale, x0, x1, x2, x3)

@@ -183,7 +183,7 @@ def sign_words(c_lo, c_hi, param_id, k0, k1, TARGET: tl.constexpr):
 
 @triton.jit
 def in_lines(x, ROWS: tl.constexpr):
-    """(slots,), or (ROWS, slots) -> (lines, 1), what each line of a slot gets."""
+    """(1 or ROWS, slots) -> (lines, 1): what each line gets of its slot."""
     x = tl.broadcast_to(x, (ROWS, x.shape[-1]))
     return tl.reshape(x, (x.numel, 1))
 
