@@ -16,7 +16,7 @@ struct Avx512 {
   using M = __mmask16;
   static constexpr int kLanes = 16;
   static constexpr int kPhiloxTiles = 4, kBoxMullerTiles = 4;
-  static constexpr int kSignWords = 2;
+  static constexpr int kSignWords = 2;  // with all their elements in registers
 
   ZO_OP I word(uint32_t x) { return _mm512_set1_epi32(int(x)); }
   ZO_OP I key(const uint32_t* x) { return _mm512_set1_epi32(int(*x)); }
@@ -50,7 +50,14 @@ struct Avx512 {
   ZO_OP I shl(I a) {
     return _mm512_slli_epi32(a, N);
   }
-  ZO_OP I shlv(I a, I by) { return _mm512_sllv_epi32(a, by); }
+  ZO_OP I shrv(I a, I by) { return _mm512_srlv_epi32(a, by); }
+  // Two numbers, and the one or the other of them by bit 0 of each word.
+  ZO_OP F pair(const float (&x)[2]) {
+    int64_t both;
+    memcpy(&both, x, 8);
+    return as_float(_mm512_set1_epi64(both));
+  }
+  ZO_OP F of_pair(F pair, I bit) { return _mm512_permutevar_ps(pair, bit); }
   ZO_OP I min(I a, I b) { return _mm512_min_epi32(a, b); }
   ZO_OP F from_int(I a) { return _mm512_cvtepi32_ps(a); }
   ZO_OP F as_float(I a) { return _mm512_castsi512_ps(a); }
@@ -61,8 +68,6 @@ struct Avx512 {
   ZO_OP F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   ZO_OP F sqrt(F a) { return _mm512_sqrt_ps(a); }
 
-  ZO_OP bool any_nan(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q) != 0; }
-  ZO_OP M is_nan(F a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
   ZO_OP M greater(I a, I b) { return _mm512_cmpgt_epi32_mask(a, b); }  // signed
   ZO_OP I select(M m, I yes, I no) { return _mm512_mask_mov_epi32(no, m, yes); }
   ZO_OP M magnitude_not_at_most(F a, F h) {

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <limits>
 #include <memory>
 #include <thread>
 
@@ -37,6 +38,9 @@ size_t repeats(const std::vector<uint64_t>& seeds, size_t k) {
   while (k + n < seeds.size() && seeds[k + n] == seeds[k]) ++n;
   return n;
 }
+
+// To float32; NaNs become the one that has a single bit set below its exponent (see bf16_high_half in tile.h).
+float number(double x) { return x == x ? float(x) : std::numeric_limits<float>::quiet_NaN(); }
 
 // A thread's own memory. It is allocated before the threads begin, so that nothing can fail once weights have changed,
 // and not initialised, so that each thread is the first to touch its pages.
@@ -147,11 +151,11 @@ void Table::run(const std::vector<uint64_t>& seeds, const std::vector<double>& s
         chunk = {&part, nullptr, 0, part.numel};
       }
       const Entry& e = *chunk.entry;
-      const bool several = e.dtype == DType::kFloat32 && e.mask == MaskKind::kNone;
+      const bool several = !signs && e.dtype == DType::kFloat32 && e.mask == MaskKind::kNone;
       const double* row = scales.data() + size_t(e.group) * seeds.size();
-      for (size_t k = 0; k < seeds.size(); ++k) own.scales[k] = float(row[k]);
+      for (size_t k = 0; k < seeds.size(); ++k) own.scales[k] = number(row[k]);
       Direction& rounding = own.directions[seeds.size()];
-      const float decay = float(decays[size_t(e.group)]);
+      const float decay = number(decays[size_t(e.group)]);
       Job job{&e, own.directions.get(), 0, distribution, &rounding, decay, stochastic, false};
       if (e.mask == MaskKind::kRecord)
         memset(e.mask_data + chunk.begin / 8, 0, size_t((chunk.end - chunk.begin + 7) / 8));
