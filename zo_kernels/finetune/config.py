@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from zo_kernels.finetune.tasks import TASKS
+from zo_kernels.spec import DISTRIBUTIONS
 
 METHODS = ("mezo", "sparse-mezo", "lezo", "mezo-svrg")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -14,7 +15,6 @@ DTYPES = ("fp32", "bf16", "fp16")
 HEAD_STARTS = ("names", "few-shot", "random")
 PERTURB = ("auto", "in_place", "in_forward")
 ROUNDINGS = ("auto", "nearest", "stochastic")
-DISTRIBUTIONS = ("normal", "rademacher")
 FROZEN = ("nothing", "embeddings", "encoder")
 MODEL_KINDS = ("auto", "causal", "masked")
 LOSSES = ("candidates", "tokens")
