@@ -279,9 +279,10 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         """Go on with a run that was cut off, and append to its trajectory's file.
 
         The next step is the one that the run would have taken. Seed, directions, drop, distribution, thresholds (and
-        shared_direction) come from the file; eps, weight decay, perturb and rounding are this optimizer's, with a
-        warning if they differ. Set the scheduler and the data to `step_count` yourself. The first of several ranks
-        reads and writes the file; their number may change. An incomplete last record, from a killed process, is cut.
+        MeZO-SVRG's shared_direction) come from the file; eps, weight decay, perturb and rounding are this optimizer's,
+        with a warning if they differ. Set the scheduler and the data to `step_count` yourself. The first of several
+        ranks reads and writes the file; their number may change. An incomplete last record, from a killed process, is
+        cut.
 
         Args:
             path: the file.
