@@ -281,8 +281,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         The next step is the one that the run would have taken. Seed, directions, drop, distribution, thresholds (and
         MeZO-SVRG's shared_direction) come from the file; eps, weight decay, perturb and rounding are this optimizer's,
         with a warning if they differ. Set the scheduler and the data to `step_count` yourself. The first of several
-        ranks reads and writes the file; their number may change. An incomplete last record, from a killed process, is
-        cut.
+        ranks reads and writes the file; their number may change. The incomplete last record of a killed run is cut.
 
         Args:
             path: the file.
