@@ -9,6 +9,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from zo_kernels import backends
 from zo_kernels.backends.types import Entry, MaskKind, Pass
 from zo_kernels.ops import Table, noise
+from zo_kernels.spec import DISTRIBUTIONS
 
 from ..bench.registry import Case, Row, Wrong
 from ..kernels.cases import DTYPES, facts_of, unusable
@@ -24,7 +26,11 @@ _COMPARED = ("native:avx512", "triton", "cuda")
 _TRUSTED = ("native:avx2", "native:scalar", "reference")  # the first one available
 _SEED, _PARAM_ID = 2**63 + 5, 7
 _NOISE, _PASSES = 20_005, 2**18  # elements, if as many are asked for
-_OFFSETS = (0, 2**34 - 4096, 5)  # where a counter's high half changes, and where a range begins within a counter
+# Where the high half of a distribution's counters changes, and where a range begins within a counter.
+_OFFSETS = {"normal": (0, 2**34 - 4096, 5), "rademacher": (0, 2**35 - 4096, 2**39 - 4096, 5)}
+# Of signs few, since each mask is another kernel to compile; enough directions for a group whose words are made together.
+_KINDS = {"normal": tuple(MaskKind), "rademacher": (MaskKind.NONE, MaskKind.RECORD)}
+_DIRECTIONS = {"normal": 2, "rademacher": 10}
 _SHORT = (4099, 8, 1, 2048 * 3 + 8)  # lengths of the other tensors of a pass
 _STD, _THRESHOLD = 0.02, 0.01
 _BITS = {4: torch.int32, 2: torch.int16, 1: torch.uint8}
@@ -34,11 +40,12 @@ _CPU = torch.device("cpu")
 def cases(options: Namespace) -> list[Case]:
     trusted = next(name for name in _TRUSTED if name in backends.available(_CPU))
     of_noise, of_passes = (min(most, options.elements) for most in (_NOISE, _PASSES))
-    asked: list[tuple[str, Callable[..., None], str, int]] = [
-        *((f"noise/{dtype}", partial(_noise, _OFFSETS), dtype, of_noise) for dtype in DTYPES),
-        *((f"passes/{dtype}", _passes, dtype, of_passes) for dtype in DTYPES),
-        ("long", partial(_noise, (0,)), "fp32", options.elements),
-    ]
+    asked: list[tuple[str, Callable[..., None], str, int]] = []
+    for z, dtype in product(DISTRIBUTIONS, DTYPES):
+        name = dtype if z == "normal" else f"{dtype}/{z}"
+        asked.append((f"noise/{name}", partial(_noise, z, _OFFSETS[z]), dtype, of_noise))
+        asked.append((f"passes/{name}", partial(_passes, z), dtype, of_passes))
+    asked.append(("long", partial(_noise, "normal", (0,)), "fp32", options.elements))
     found = []
     for backend in _COMPARED:
         device = _CPU if backend.startswith("native") else torch.device(options.device)
@@ -58,16 +65,26 @@ def _measure(threads: int, compare: Callable[..., None], *what: object) -> list[
 
 
 def _noise(
-    offsets: Sequence[int], backend: str, trusted: str, device: torch.device, dtype: torch.dtype, n: int
+    distribution: str,
+    offsets: Sequence[int],
+    backend: str,
+    trusted: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    n: int,
 ) -> None:
     """Ranges of the noise that begin at different indices."""
     for offset in offsets:
-        make = partial(noise, n, seed=_SEED, param_id=_PARAM_ID, offset=offset, dtype=dtype)
+        make = partial(
+            noise, n, seed=_SEED, param_id=_PARAM_ID, offset=offset, dtype=dtype, distribution=distribution
+        )
         _same(make(device=device, backend=backend), make(backend=trusted), f"the noise from {offset} on")
 
 
-def _passes(backend: str, trusted: str, device: torch.device, dtype: torch.dtype, n: int) -> None:
-    """Passes of two directions with decay, of every mask and rounding, one after the other on the same weights."""
+def _passes(
+    distribution: str, backend: str, trusted: str, device: torch.device, dtype: torch.dtype, n: int
+) -> None:
+    """Passes of several directions with decay, of masks and roundings, one after the other on the same weights."""
     generator = torch.Generator().manual_seed(0)
     lengths = (n, *_SHORT)
     weights = [torch.randn(length, generator=generator).mul(_STD).to(dtype) for length in lengths]
@@ -75,15 +92,17 @@ def _passes(backend: str, trusted: str, device: torch.device, dtype: torch.dtype
     masks = [torch.randint(0, 256, (length,), dtype=torch.uint8, generator=generator) for length in lengths]
     here, there = ([[t.to(where, copy=True) for t in ts] for ts in (weights, masks)] for where in (device, _CPU))
     for rounding in ("nearest", "stochastic"):
-        for kind in MaskKind:
+        for kind in _KINDS[distribution]:
             for (w, m), name in ((here, backend), (there, trusted)):
-                _pass(w, m, kind, rounding, name)
+                _pass(w, m, kind, rounding, distribution, name)
             for what, got, want in zip(("weights", "masks"), here, there, strict=True):
                 for i, (a, b) in enumerate(zip(got, want, strict=True)):
                     _same(a, b, f"the {what} of tensor {i} after {kind.name.lower()}, {rounding}")
 
 
-def _pass(weights: list[Tensor], masks: list[Tensor], kind: MaskKind, rounding: str, backend: str) -> None:
+def _pass(
+    weights: list[Tensor], masks: list[Tensor], kind: MaskKind, rounding: str, distribution: str, backend: str
+) -> None:
     entries = []
     for i, (w, mask) in enumerate(zip(weights, masks, strict=True)):
         own = None
@@ -92,7 +111,9 @@ def _pass(weights: list[Tensor], masks: list[Tensor], kind: MaskKind, rounding: 
         elif kind in (MaskKind.BITS, MaskKind.RECORD):
             own = mask[: (w.numel() + 7) // 8]
         entries.append(Entry(w, w, 3 + i, 0, i % 2, kind, _THRESHOLD, own))
-    do = Pass([5, 6], [[1e-3, -2e-3], [0.5, 1e-4]], [0.999, 1.0], rounding == "stochastic")
+    n = _DIRECTIONS[distribution]
+    scales = [[1e-3, -2e-3] * (n // 2), [0.5, 1e-4] * (n // 2)]
+    do = Pass(range(5, 5 + n), scales, [0.999, 1.0], rounding == "stochastic", distribution=distribution)
     Table(entries, [str(i) for i in range(len(entries))], backend).apply(do)
 
 

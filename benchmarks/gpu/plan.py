@@ -61,7 +61,7 @@ class Sizes:
     shape: str = "opt-1.3b"
     layers: int = 24  # of the model of `host`
     step_backend: str = "triton"  # of the steps that are not the CUDA backend's
-    per_pass: str = "--rounds 5 --seconds 0.3"
+    per_pass: str = "--rounds 4 --seconds 0.3"
     per_step: str = "--rounds 3 --seconds 1"
     matrix: str = "triton or cuda"  # chooses tests, as pytest's -k does
     steps: str = "not more_than_2_31"
@@ -90,26 +90,27 @@ def toy() -> Sizes:
     )
 
 
-# Passes that do more than a plain one: timed in bf16, where memory leaves the least time for computing.
-_HARDER = "rounding=stochastic|mask=bits|mask=record"
+# Passes that do more than a plain one, or less: timed in bf16, where memory leaves the least time for computing.
+_HARDER = "rounding=stochastic|mask=record"
+_SIGNS = "distribution=rademacher"
 
 
 def stages(s: Sizes) -> list[Stage]:
     on = f"--device {s.device}"
     model = f"--shape {s.shape} {on} --threads {s.threads}"
-    passes = f"^(bf16|fp32)/({s.backends})$|^bf16/({s.backends})/({_HARDER})$"
+    passes = f"^(bf16|fp32)/({s.backends})$|^bf16/({s.backends})/({_HARDER}|(directions=8/)?{_SIGNS})$"
     steps = f"^{re.escape(s.shape)}/MeZO(/in_forward)?$"
-    ncu = f"profile {on} --only '^ncu$' --elements {s.profiled} --kinds '^(plain|{_HARDER})$'"
+    ncu = f"profile {on} --only '^ncu$' --elements {s.profiled} --kinds '^(plain|{_HARDER}|{_SIGNS})$'"
     saved = f"--dtype bf16 --out {FOLDER}/profile"
     return [
         _suite("machine", 40, 8, f"machine {on}", vital=True),
-        _stage("build", 120, 50, f"benchmarks.gpu.build {s.extensions}"),  # 5 s if the extensions came along
-        _suite("bits", 60, 25, f"bits {on} --elements {s.compared} --threads {s.threads}"),
-        _tests("matrix", 100, 45, "backends/test_matrix.py backends/test_known_answers.py", s.matrix, s.workers),
+        _stage("build", 120, 62, f"benchmarks.gpu.build {s.extensions}"),  # 5 s if the extensions came along
+        _suite("bits", 60, 33, f"bits {on} --elements {s.compared} --threads {s.threads}"),
+        _tests("matrix", 100, 58, "backends/test_matrix.py backends/test_known_answers.py", s.matrix, s.workers),
         _tests("steps", 90, 45, "optim/test_gpu_steps.py", s.steps, s.workers),
-        _suite("bandwidth", 85, 65, f"kernels --elements {s.passed} --only '{passes}' {s.per_pass}"),
-        _suite("tuning", 55, 35, f"kernels --elements {s.tuned} --only tuning: {s.per_pass}"),
-        _suite("host", 30, 12, f"host {on} --layers {s.layers} {s.per_pass}"),
+        _suite("bandwidth", 90, 68, f"kernels --elements {s.passed} --only '{passes}' {s.per_pass}"),
+        _suite("tuning", 25, 10, f"kernels --elements {s.tuned} --only '^bf16/[^/]+/tuning:[^/]+$' {s.per_pass}"),
+        _suite("host", 30, 11, f"host {on} --layers {s.layers} {s.per_pass}"),
         _suite(
             *("step", 75, 45),
             f"step {model} {s.per_step} --backend {s.step_backend} --graphed --only '{steps}|/SparseMeZO$'",
@@ -120,8 +121,8 @@ def stages(s: Sizes) -> list[Stage]:
         _suite("ncu-cuda", 45, 17, f"{ncu} --backend cuda {saved}"),
         _suite("offload", 45, 30, f"offload {model} {s.per_step}"),
         _suite(
-            *("cpu", 40, 20),
-            f"kernels --elements {s.on_cpu} --only '^(fp32|bf16)/native:(avx512|avx2)$' {s.per_step}",
+            *("cpu", 25, 11),
+            f"kernels --elements {s.on_cpu} --only '^(fp32|bf16)/native:avx512$' {s.per_step}",
         ),
         # A fault kills what a process has on the GPU: one process for each backend, and after everything else.
         _tests("large-triton", 30, 12, "optim/test_gpu_steps.py", "more_than_2_31 and triton"),

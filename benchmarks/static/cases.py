@@ -23,9 +23,10 @@ _MASK_BYTES = {MaskKind.BOOL: 1.0, MaskKind.BITS: 1 / 8, MaskKind.RECORD: 1 / 8}
 
 def cases(options: Namespace) -> list[Case]:
     return [
-        _case(compiler, Variant(arch, dtype, mask, stochastic))
+        _case(compiler, Variant(arch, dtype, mask, stochastic, distribution=distribution))
         for compiler in COMPILERS
         for arch in options.arch
+        for distribution in options.distribution
         for dtype in _BYTES
         for mask in MaskKind
         for stochastic in (False, True)
@@ -37,7 +38,10 @@ def _case(compiler: str, variant: Variant) -> Case:
     dtype, mask = variant.dtype, variant.mask.name.lower()
     rounding = "stochastic" if variant.stochastic else "nearest"
     arch, kernel = f"sm_{variant.arch}", f"in_place/{mask}/{rounding}"
+    if variant.distribution != "normal":
+        kernel += f"/{variant.distribution}"
     facts = {"arch": arch, "compiler": compiler, "kernel": kernel, "dtype": dtype, "mask": mask, "rounding": rounding}
+    facts["distribution"] = variant.distribution
 
     def measure() -> list[Row]:
         counted = COMPILERS[compiler].measure(variant)

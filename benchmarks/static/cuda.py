@@ -10,6 +10,7 @@ from pathlib import Path
 
 from zo_kernels.backends.gpu_table import BLOCK
 from zo_kernels.backends.types import MaskKind
+from zo_kernels.spec import DISTRIBUTIONS
 
 from ..bench.registry import Unavailable
 from .machine_code import Static, Variant, counted, disassembled, run
@@ -33,11 +34,12 @@ def unavailable() -> str | None:
 
 def measure(variant: Variant) -> Static:
     """The kernel of a pass; a Unavailable as of `measure_all`."""
-    return measure_all(variant.arch, [(variant.dtype, variant.mask, variant.stochastic, variant.decay)])[0]
+    kind = (variant.distribution, variant.dtype, variant.mask, variant.stochastic, variant.decay)
+    return measure_all(variant.arch, [kind])[0]
 
 
-def measure_all(arch: int | str, variants: Sequence[tuple[str, MaskKind, bool, bool]]) -> list[Static]:
-    """The kernels of several variants (dtype, mask, stochastic, decay), compiled together.
+def measure_all(arch: int | str, variants: Sequence[tuple[str, str, MaskKind, bool, bool]]) -> list[Static]:
+    """The kernels of several variants (distribution, dtype, mask, stochastic, decay), compiled together.
 
     Raises:
         Unavailable: a tool is missing or fails, or a kernel does not keep all in registers.
@@ -45,7 +47,8 @@ def measure_all(arch: int | str, variants: Sequence[tuple[str, MaskKind, bool, b
     if (compiler := nvcc()) is None:
         raise Unavailable("nvcc: expected it on the PATH or in $CUDA_HOME/bin, found none")
     codes = [
-        (_DTYPES.index(dtype), int(mask), int(stochastic), int(decay)) for dtype, mask, stochastic, decay in variants
+        (DISTRIBUTIONS.index(distribution), _DTYPES.index(dtype), int(mask), int(stochastic), int(decay))
+        for distribution, dtype, mask, stochastic, decay in variants
     ]
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder, "kernels.cu"), Path(folder, "kernels.cubin")
@@ -59,10 +62,10 @@ def measure_all(arch: int | str, variants: Sequence[tuple[str, MaskKind, bool, b
 
 
 def _instance(code: tuple[int, ...]) -> str:
-    arguments = "zo::DType({}), zo::MaskKind({}), {}, {}".format(*code)
+    arguments = "zo::Distribution({}), zo::DType({}), zo::MaskKind({}), {}, {}".format(*code)
     return f"template __global__ void zo::axpy_kernel<{arguments}>(zo::Work, zo::Coefficients);\n"
 
 
 def _mangled(code: tuple[int, ...]) -> str:
-    arguments = "LNS_5DTypeE{}ELNS_8MaskKindE{}ELb{}ELb{}E".format(*code)
+    arguments = "LNS_12DistributionE{}ELNS_5DTypeE{}ELNS_8MaskKindE{}ELb{}ELb{}E".format(*code)
     return f"_ZN2zo11axpy_kernelI{arguments}EEvNS_4WorkENS_12CoefficientsE"

@@ -41,6 +41,7 @@ def _is_measurement_of(static: Row, row: Row) -> bool:
     return (
         all(part in (row["device_name"] or "") for part in (chip, f"{gigabytes}GB" if gigabytes else ""))
         and timed == tuple(static[name] for name in ("compiler", "dtype", "mask", "rounding"))
+        and static.get("distribution") == row.get("distribution")
         and row["directions"] == 1
         and not row["dropped_share"]
     )

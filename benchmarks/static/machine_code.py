@@ -2,9 +2,14 @@
 
 The control flow graph is cut into loops (strongly connected parts). Of those that store weights, the one with the
 widest stores goes over the blocks that lie whole in a tensor. Without the instruction by which it is entered, the loops
-left in it are those over further directions; what only leads to them is not part of a pass of one direction. Of the
-rest, the search for a program's tensor counts by its steps, a loop over ragged blocks not at all, and everything else
-once a chunk.
+left in it are those over further directions; what only leads to them is not part of a pass of one direction.
+
+One that holds another loop goes over groups of directions, the inner one over each direction of a group. If there is
+code for a full group beside the inner loop, that is what further directions cost, and a pass of one direction goes
+through both loops once.
+
+Of what is not in the loop over blocks, the search for a program's tensor counts by its steps, a loop over ragged blocks
+not at all, and everything else once a chunk.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from zo_kernels.backends.types import MaskKind
 from ..bench.registry import Unavailable
 
 SEARCH_STEPS = 10  # for a table of 1024 tensors
+GROUP = 8  # directions of signs whose words are made together
 _LABEL = re.compile(r"\s*(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?P<when>@!?U?P\w+\s+)?(?P<opcode>[\w.]+)(?P<operands>.*?);")
 _ENDS = ("EXIT", "RET", "KILL")
@@ -56,6 +62,7 @@ class Variant:
     decay: bool = False
     in_place: bool = True
     tuning: Tuning = DEFAULT
+    distribution: str = "normal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +71,10 @@ class Static:
 
     elements: int  # a thread and block
     first: float  # an element, in a pass of one direction over whole chunks
-    further: float  # an element, for each further direction
+    further: float  # an element, for each further direction; of a full group, if directions come in groups
     outside: float  # the part of `first` that stands outside the loop over blocks
     first_opcodes: dict[str, int]  # a thread and block, in a pass of one direction
-    further_opcodes: dict[str, int]
+    further_opcodes: dict[str, int]  # for a further direction, or a full group of them
     outside_opcodes: dict[str, int]  # a thread and chunk; the search's instructions once for each of its steps
     registers: int
     float_operations: list[str]  # the PTX opcodes on float32, whose suffixes tell how they round, where there is PTX
@@ -147,9 +154,15 @@ def counted(kernel: Kernel, elements: int, float_operations: Sequence[str] = ())
     def loops(among: Iterable[int]) -> list[set[int]]:
         return [part for part in networkx.strongly_connected_components(graph.subgraph(among)) if len(part) > 1]
 
+    def entered(part: set[int]) -> set[int]:
+        return {i for i in part if set(graph.predecessors(i)) - part}
+
     def widest_store(part: set[int]) -> tuple[bool, bool]:
         stores = [kernel.opcodes[i] for i in part if kernel.opcodes[i].startswith("STG")]
         return any(opcode.startswith("STG.E.128") for opcode in stores), bool(stores)
+
+    def adds(part: Iterable[int]) -> int:  # one for each element and direction
+        return sum(kernel.opcodes[i] == "FADD" for i in part)
 
     def opcodes(part: Iterable[int]) -> Counter[str]:
         return Counter(kernel.opcodes[i] for i in part if kernel.opcodes[i] != "NOP")
@@ -157,12 +170,29 @@ def counted(kernel: Kernel, elements: int, float_operations: Sequence[str] = ())
     parts = loops(graph)
     block_loop = max(parts, key=widest_store, default=set[int]())
     searches = [part for part in parts if widest_store(part) == (False, False)]
-    heads = {i for i in block_loop if set(graph.predecessors(i)) - block_loop}
-    further = set().union(*loops(block_loop - heads))
-    if len(searches) != 1 or not further:
+    heads = entered(block_loop)
+    inside = loops(block_loop - heads)
+    if len(searches) != 1 or not inside:
         raise Unavailable(f"SASS: expected loops to search, over blocks and in it over directions, got {len(parts)}")
-    rest = graph.subgraph(block_loop - further)
-    first = heads.union(*(networkx.ancestors(rest, head) for head in heads))
+    further, once = set().union(*inside), graph.subgraph(block_loop - set().union(*inside))
+    of_further, together = opcodes(further), 1
+    if groups := [group for group in inside if loops(group - entered(group))]:
+        group, together = groups[0], GROUP
+        within = graph.subgraph(group - entered(group))
+        each = max(loops(within), key=adds)
+        if len(groups) > 1 or not adds(each):
+            raise Unavailable(f"SASS: expected one loop over groups of directions, got {len(groups)}")
+        ways = (way(within, i) for i in each for way in (networkx.ancestors, networkx.descendants))
+        full = set(within).difference(each, *ways)
+        around = graph.subgraph(group - each)
+        of_further = opcodes(entered(group).union(*(networkx.ancestors(around, head) for head in entered(group))))
+        if adds(full):
+            once = graph.subgraph(block_loop - full).copy()
+            once.remove_edges_from((i, head) for head in entered(group) for i in group)
+        else:
+            for opcode, n in opcodes(each).items():
+                of_further[opcode] += n * GROUP * elements // adds(each)
+    first = heads.union(*(networkx.ancestors(once, head) for head in heads))
     outside = opcodes(set(graph).difference(*parts))
     for opcode, n in opcodes(searches[0]).items():
         outside[opcode] += SEARCH_STEPS * n
@@ -170,10 +200,10 @@ def counted(kernel: Kernel, elements: int, float_operations: Sequence[str] = ())
     return Static(
         elements=elements,
         first=opcodes(first).total() / elements + spread,
-        further=opcodes(further).total() / elements,
+        further=of_further.total() / (elements * together),
         outside=spread,
         first_opcodes=dict(opcodes(first).most_common()),
-        further_opcodes=dict(opcodes(further).most_common()),
+        further_opcodes=dict(of_further.most_common()),
         outside_opcodes=dict(outside.most_common()),
         registers=kernel.registers,
         float_operations=list(float_operations),

@@ -5,8 +5,10 @@
 
 #if defined(__CUDACC__)
 #define ZO_UNROLL _Pragma("unroll")
+#define ZO_NO_UNROLL _Pragma("unroll 1")
 #else
 #define ZO_UNROLL
+#define ZO_NO_UNROLL
 #endif
 
 namespace zo {
@@ -39,6 +41,24 @@ ZO_FN uint32_t pick_bytes(uint32_t x, uint32_t y) {
     picked |= (nibble < 8 ? byte : (byte >> 7) * 0xFFu) << (8 * i);
   }
   return picked;
+#endif
+}
+
+// a + b, rounded once; no product is contracted into it.
+ZO_FN float add32(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fadd_rn(a, b);
+#else
+  return a + b;
+#endif
+}
+
+// x rotated to the left by n bits, of which the low five count.
+ZO_FN uint32_t rotated(uint32_t x, int n) {
+#if defined(__CUDA_ARCH__)
+  return __funnelshift_l(x, x, n);
+#else
+  return x << (n & 31) | x >> (-n & 31);
 #endif
 }
 

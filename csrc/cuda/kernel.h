@@ -8,17 +8,18 @@
 namespace zo {
 
 // How many thread blocks a multiprocessor shall hold: as many as leave each thread enough registers to spill nothing.
-template <DType D, MaskKind M, bool STOCHASTIC>
+template <Distribution Z, DType D, MaskKind M, bool STOCHASTIC>
 constexpr int resident() {
+  if (Z == Distribution::kRademacher) return STOCHASTIC ? 5 : 6;
   if (M == MaskKind::kBool && STOCHASTIC) return 5;
   if (M != MaskKind::kNone || STOCHASTIC) return 6;
   return D == DType::kFloat32 ? 7 : 8;
 }
 
-template <DType D, MaskKind M, bool STOCHASTIC, bool DECAY>
-__global__ void __launch_bounds__(kThreads, (resident<D, M, STOCHASTIC>()))
+template <Distribution Z, DType D, MaskKind M, bool STOCHASTIC, bool DECAY>
+__global__ void __launch_bounds__(kThreads, (resident<Z, D, M, STOCHASTIC>()))
     axpy_kernel(Work work, Coefficients coefficients) {
-  axpy_thread<D, M, STOCHASTIC, DECAY>(work, coefficients, blockIdx.x, threadIdx.x);
+  axpy_thread<Z, D, M, STOCHASTIC, DECAY>(work, coefficients, blockIdx.x, threadIdx.x);
 }
 
 template <DType D>

@@ -20,9 +20,9 @@ struct Axpy {
   int programs;
   cudaStream_t stream;
 
-  template <DType D, MaskKind M, bool STOCHASTIC, bool DECAY>
-  void operator()(Variant<D, M, STOCHASTIC, DECAY>) const {
-    axpy_kernel<D, M, STOCHASTIC, DECAY><<<programs, kThreads, 0, stream>>>(work, coefficients);
+  template <Distribution Z, DType D, MaskKind M, bool STOCHASTIC, bool DECAY>
+  void operator()(Variant<Z, D, M, STOCHASTIC, DECAY>) const {
+    axpy_kernel<Z, D, M, STOCHASTIC, DECAY><<<programs, kThreads, 0, stream>>>(work, coefficients);
   }
 };
 

@@ -12,6 +12,7 @@ struct Coefficients;
 
 // The template arguments of a pass over a group of entries.
 struct Kind {
+  Distribution distribution;
   DType dtype;
   MaskKind mask;
   bool stochastic;

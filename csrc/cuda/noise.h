@@ -14,12 +14,12 @@ struct BlockKeys {
   uint32_t even[kPhiloxRounds - 3], odd[kPhiloxRounds - 3];
 };
 
-ZO_FN BlockKeys block_keys(uint64_t seed, uint32_t param_id, uint32_t counter_high) {
+ZO_FN BlockKeys block_keys(uint64_t seed, uint32_t param_id, uint32_t counter_high, uint32_t stream = kNormalStream) {
   uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
   const uint64_t id = uint64_t(kPhiloxM1) * param_id;
   const uint64_t word = uint64_t(kPhiloxM0) * (uint32_t(id >> 32) ^ counter_high ^ k0);
   BlockKeys keys;
-  keys.first = k1;
+  keys.first = k1 ^ stream;
   keys.second_even = uint32_t(id) ^ (k0 + kPhiloxW0);
   keys.second_odd = uint32_t(word >> 32) ^ (k1 + kPhiloxW1);
   keys.third_even = k0 + 2 * kPhiloxW0;

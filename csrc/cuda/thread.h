@@ -4,49 +4,9 @@
 #pragma once
 
 #include "mask.h"
-#include "table.h"
+#include "signs.h"
 
 namespace zo {
-
-constexpr int kThreads = 128;
-constexpr int kBlock = 2048;  // elements
-constexpr int kPerThread = kBlock / kThreads;
-
-// Reads through the read-only cache: memory that does not change while the pass runs.
-template <typename T>
-ZO_FN T read(const T* p) {
-#if defined(__CUDA_ARCH__)
-  return __ldg(p);
-#else
-  return *p;
-#endif
-}
-
-ZO_FN uint64_t read(const uint64_t* p) {
-#if defined(__CUDA_ARCH__)
-  return __ldg(reinterpret_cast<const unsigned long long*>(p));
-#else
-  return *p;
-#endif
-}
-
-// Tells the compiler that a pointer read from memory points to global memory.
-template <typename T>
-ZO_FN T* global(T* p) {
-#if defined(__CUDA_ARCH__)
-  __builtin_assume(__isGlobal(p));
-#endif
-  return p;
-}
-
-// A thread's tensor, and the numbers of the pass for it.
-struct Task {
-  TableRow entry;
-  const uint64_t* seeds;
-  const float* scales;
-  int directions;
-  float decay;
-};
 
 // t = decay * row, in float32.
 template <DType D, bool DECAY>
@@ -65,21 +25,6 @@ ZO_FN void add_normals(const Words& x, float scale, float* t) {
   block_normals(x.x[2], x.x[3], z[2], z[3]);
   ZO_UNROLL
   for (int i = 0; i < 4; ++i) t[i] = fma32(scale, z[i], t[i]);
-}
-
-// How the threads divide a block that lies whole in a tensor: thread t takes rows t + kThreads * i, so that a warp's
-// accesses are contiguous. Where it writes mask bits of float32, it takes two rows side by side, which fill a byte.
-template <DType D, MaskKind M>
-constexpr bool kTwoRows = D == DType::kFloat32 && M == MaskKind::kRecord;
-
-template <DType D, MaskKind M>
-ZO_FN int first_row(int thread) {
-  return kTwoRows<D, M> ? 2 * thread : thread;
-}
-
-template <DType D, MaskKind M>
-ZO_FN int row_step(int i) {
-  return kTwoRows<D, M> ? i / 2 * 2 * kThreads + i % 2 : kThreads * i;
 }
 
 // A row before the pass changes it: its weights, and its part of a mask that is read.
@@ -119,22 +64,68 @@ ZO_FN Keep row_keep(const Loaded<D>& row, int64_t element, uint32_t threshold) {
   return keep_within<D>(row.weights, threshold);
 }
 
-// Blocks first .. last - 1 of the chunk that starts at element `begin`; all of them lie whole in the tensor.
+// t = decay * old + the noise of a thread's part of a block, and rho for it.
+//
+// Args:
+//   keys, low: of the first direction, and the thread's first counter.
+//   high: the high half of all counters.
 template <DType D, MaskKind M, bool STOCHASTIC, bool DECAY>
+ZO_FN void with_normals(const Task& task, const Loaded<D>* old, const BlockKeys& keys, float scale, uint32_t low,
+                        uint32_t high, float* t, uint32_t* rho) {
+  constexpr int kElements = kRowElements<D>, kCounters = kElements / 4, kRows = kPerThread / kElements;
+  ZO_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    widened<D, DECAY>(old[i].weights, task.decay, t + i * kElements);
+    ZO_UNROLL
+    for (int j = 0; j < kCounters; ++j) {
+      const Words x = block_words(low + uint32_t(row_step<D, M>(i) * kCounters + j), keys);
+      const int at = i * kElements + 4 * j;
+      add_normals(x, scale, t + at);
+      if (STOCHASTIC) {
+        block_rounding_bits(x.x[0], x.x[1], rho[at], rho[at + 1]);
+        block_rounding_bits(x.x[2], x.x[3], rho[at + 2], rho[at + 3]);
+      }
+    }
+  }
+  for (int k = 1; k < task.directions; ++k) {
+    const BlockKeys further = block_keys(read(task.seeds + k), task.entry.param_id, high);
+    const float by = read(task.scales + k);
+    ZO_UNROLL
+    for (int i = 0; i < kRows * kCounters; ++i) {
+      const uint32_t step = row_step<D, M>(i / kCounters) * kCounters + i % kCounters;
+      add_normals(block_words(low + step, further), by, t + 4 * i);
+    }
+  }
+}
+
+// Blocks first .. last - 1 of the chunk that starts at element `begin`; all of them lie whole in the tensor.
+template <Distribution Z, DType D, MaskKind M, bool STOCHASTIC, bool DECAY>
 ZO_FN void whole_blocks(const Task& task, int64_t begin, int first, int last, int thread) {
-  constexpr int kElements = kRowElements<D>, kCounters = kElements / 4, kBytes = kElementBytes<D>;
-  constexpr int kRows = kPerThread / kElements;
-  const uint64_t counter = uint64_t(begin + task.entry.offset) >> 2;
-  const uint32_t id = task.entry.param_id, high = uint32_t(counter >> 32);  // the same in the whole chunk
+  constexpr bool kNormals = Z == Distribution::kNormal;
+  constexpr int kElements = kRowElements<D>, kBytes = kElementBytes<D>, kRows = kPerThread / kElements;
+  // Signs take little time to hide the loads behind; without a mask, nothing needs the old weights once they are
+  // widened.
+  constexpr bool kLoadsAtOnce = !kNormals && M == MaskKind::kNone;
+  // The words that a thread makes for itself: of the first direction's normals, or of the bits that round under signs.
+  constexpr int kShift = kNormals ? kNormalShift : kSignRoundingShift;
+  const uint64_t index = uint64_t(begin + task.entry.offset), counter = index >> kShift;
+  const uint32_t high = uint32_t(counter >> 32);  // the same in the whole chunk
   // A zero that ptxas takes for a different number in each thread. Otherwise it would keep the keys in uniform
   // registers, which are few, and compute them again for each block.
   const uint64_t zero = thread & task.entry.zero;
-  const BlockKeys keys = pinned(block_keys(read(task.seeds) ^ zero, id, high));
+  BlockKeys keys;
+  if (kNormals || STOCHASTIC)
+    keys = pinned(
+        block_keys(read(task.seeds) ^ zero, task.entry.param_id, high, kNormals ? kNormalStream : kSignRoundingStream));
+  const uint32_t sign_high = uint32_t(index >> kSignShift >> 32);
+  LaneKeys own;
+  if (!kNormals) own = lane_keys(task, 0, thread % kLanes, sign_high);
   const float scale = read(task.scales);
   const uint32_t threshold = row_threshold<D>(task.entry.threshold);
 
   int64_t element = begin + int64_t(first) * kBlock + first_row<D, M>(thread) * kElements;
-  uint32_t low = uint32_t(counter) + uint32_t(first * (kBlock / 4) + first_row<D, M>(thread) * kCounters);
+  uint32_t low =
+      uint32_t(counter) + uint32_t(first * (kBlock >> kShift) + (first_row<D, M>(thread) * kElements >> kShift));
   const char* src = static_cast<const char*>(task.entry.src) + element * kBytes;
   char* dst = static_cast<char*>(task.entry.dst) + element * kBytes;
   Loaded<D> old[kRows];
@@ -143,31 +134,27 @@ ZO_FN void whole_blocks(const Task& task, int64_t begin, int first, int last, in
     for (int i = 0; i < kRows; ++i)
       old[i] = load<D, M>(src + row_step<D, M>(i) * 16, task.entry.mask, element + row_step<D, M>(i) * kElements);
   };
+  const auto load_next = [&](bool there_is_one) {
+    src += kBlock * kBytes;
+    element += kBlock;
+    if (there_is_one) load_all();
+  };
   if (first < last) load_all();
   for (int block = first; block < last; ++block) {
     float t[kPerThread];
     uint32_t rho[kPerThread];
-    ZO_UNROLL
-    for (int i = 0; i < kRows; ++i) {
-      widened<D, DECAY>(old[i].weights, task.decay, t + i * kElements);
+    if constexpr (kNormals) {
+      with_normals<D, M, STOCHASTIC, DECAY>(task, old, keys, scale, low, high, t, rho);
+    } else {
       ZO_UNROLL
-      for (int j = 0; j < kCounters; ++j) {
-        const Words x = block_words(low + uint32_t(row_step<D, M>(i) * kCounters + j), keys);
-        const int at = i * kElements + 4 * j;
-        add_normals(x, scale, t + at);
-        if (STOCHASTIC) {
-          block_rounding_bits(x.x[0], x.x[1], rho[at], rho[at + 1]);
-          block_rounding_bits(x.x[2], x.x[3], rho[at + 2], rho[at + 3]);
-        }
-      }
-    }
-    for (int k = 1; k < task.directions; ++k) {
-      const BlockKeys further = block_keys(read(task.seeds + k), id, high);
-      const float by = read(task.scales + k);
-      ZO_UNROLL
-      for (int i = 0; i < kRows * kCounters; ++i) {
-        const uint32_t step = row_step<D, M>(i / kCounters) * kCounters + i % kCounters;
-        add_normals(block_words(low + step, further), by, t + 4 * i);
+      for (int i = 0; i < kRows; ++i) widened<D, DECAY>(old[i].weights, task.decay, t + i * kElements);
+      if (kLoadsAtOnce) load_next(block + 1 < last);
+      const uint32_t sign_low = uint32_t(index >> kSignShift) + uint32_t(block * (kBlock >> kSignShift));
+      add_signs<D, M>(task, own, sign_low, sign_high, thread, t);
+      if (STOCHASTIC) {
+        ZO_UNROLL
+        for (int i = 0; i < kRows; ++i)
+          rounding_bits(block_words(low + uint32_t(row_step<D, M>(i)), keys), rho + i * kElements);
       }
     }
     uint32_t byte = 0;
@@ -188,13 +175,11 @@ ZO_FN void whole_blocks(const Task& task, int64_t begin, int first, int last, in
       }
     }
     // The next block's weights are loaded while its noise is made.
-    src += kBlock * kBytes;
-    element += kBlock;
-    if (block + 1 < last) load_all();
+    if (!kLoadsAtOnce) load_next(block + 1 < last);
     ZO_UNROLL
     for (int i = 0; i < kRows; ++i) store_row(dst + row_step<D, M>(i) * 16, fresh[i]);
     dst += kBlock * kBytes;
-    low += kBlock / 4;
+    low += kBlock >> kShift;
   }
 }
 
@@ -256,13 +241,13 @@ ZO_FN uint32_t finish_pair(const TableRow& entry, int64_t i, const float* t, con
 
 // Eight elements of a block that sticks out of the tensor, or of a tensor that whole rows do not cover. Their mask bits
 // fill a byte.
-template <DType D, MaskKind M, bool STOCHASTIC, bool DECAY>
+template <Distribution Z, DType D, MaskKind M, bool STOCHASTIC, bool DECAY>
 ZO_FN void edge_byte(const Task& task, int64_t element) {
   const TableRow& entry = task.entry;
   if (element + 8 <= 0 || element >= entry.numel) return;
-  const uint64_t counter = uint64_t(element + entry.offset) >> 2;
   uint32_t byte = 0;
   for (int half = 0; half < 8; half += 4) {
+    const uint64_t index = uint64_t(element + entry.offset) + half;
     float t[4];
     uint32_t rho[4] = {0, 0, 0, 0};
     ZO_UNROLL
@@ -272,9 +257,16 @@ ZO_FN void edge_byte(const Task& task, int64_t element) {
       if (DECAY) t[i] = mul32(task.decay, t[i]);
     }
     for (int k = 0; k < task.directions; ++k) {
-      const BlockKeys keys = block_keys(read(task.seeds + k), entry.param_id, uint32_t(counter >> 32));
-      const Words x = block_words(uint32_t(counter) + half / 4, keys);
-      add_normals(x, read(task.scales + k), t);
+      const uint64_t seed = read(task.seeds + k);
+      const float scale = read(task.scales + k);
+      if (Z == Distribution::kRademacher) {
+        add_signs_at(index, seed, entry.param_id, scale, t);
+        if (STOCHASTIC && k == 0) rounding_bits_at(index, seed, entry.param_id, rho);
+        continue;
+      }
+      const uint64_t counter = index >> kNormalShift;
+      const Words x = block_words(uint32_t(counter), block_keys(seed, entry.param_id, uint32_t(counter >> 32)));
+      add_normals(x, scale, t);
       if (STOCHASTIC && k == 0) {
         block_rounding_bits(x.x[0], x.x[1], rho[0], rho[1]);
         block_rounding_bits(x.x[2], x.x[3], rho[2], rho[3]);
@@ -305,7 +297,7 @@ ZO_FN Task find_task(const Work& work, const Coefficients& c, int chunk, int64_t
 }
 
 // A thread's part of one chunk.
-template <DType D, MaskKind M, bool STOCHASTIC, bool DECAY>
+template <Distribution Z, DType D, MaskKind M, bool STOCHASTIC, bool DECAY>
 ZO_FN void axpy_thread(const Work& work, const Coefficients& c, int chunk, int thread) {
   int64_t begin;
   const Task task = find_task(work, c, chunk, begin);
@@ -323,9 +315,9 @@ ZO_FN void axpy_thread(const Work& work, const Coefficients& c, int chunk, int t
     if (block == whole) block = whole_end;
     if (block == last) break;
     for (int i = thread * 8; i < kBlock; i += kThreads * 8)
-      edge_byte<D, M, STOCHASTIC, DECAY>(task, begin + int64_t(block) * kBlock + i);
+      edge_byte<Z, D, M, STOCHASTIC, DECAY>(task, begin + int64_t(block) * kBlock + i);
   }
-  whole_blocks<D, M, STOCHASTIC, DECAY>(task, begin, whole, whole_end, thread);
+  whole_blocks<Z, D, M, STOCHASTIC, DECAY>(task, begin, whole, whole_end, thread);
 }
 
 // Writes one byte of mask bits, for up to eight elements. For tensors whose bytes would be shared by two blocks of a

@@ -48,14 +48,15 @@ def test_stages_ask_suites_for_cases_that_there_are():
     for stages in (TOY, GPU):
         found = {stage.name: chosen(stage) for stage in suites(stages)}
         assert all(found.values())
-    harder = ("rounding=stochastic", "mask=bits", "mask=record")
+    signs = "distribution=rademacher"
+    harder = ("rounding=stochastic", "mask=record", signs, f"directions=8/{signs}")
     for backend in ("triton", "cuda"):
         wanted = {f"{dtype}/{backend}" for dtype in ("fp32", "bf16")} | {f"bf16/{backend}/{kind}" for kind in harder}
         assert wanted == {name for name in found["bandwidth"] if f"/{backend}" in name}
     methods = ("MeZO", "SparseMeZO", "MeZO/in_forward")
     assert found["step"] == [f"opt-1.3b/{name}" for name in methods]
     assert found["step-cuda"] == ["opt-1.3b/MeZO", "opt-1.3b/MeZO/in_forward"]
-    assert len(found["cpu"]) == 4 and found["profile"] == ["step"] and found["ncu-cuda"] == ["ncu"]
+    assert len(found["cpu"]) == 2 and found["profile"] == ["step"] and found["ncu-cuda"] == ["ncu"]
 
 
 class Collected:
@@ -104,9 +105,10 @@ def test_suites_of_a_dry_run(tmp_path, capsys):
     told = dry_run(tmp_path, {"bits"}, ["--only", "^native|/noise/bf16"])  # Triton's passes are in test_matrix.py
     told |= dry_run(tmp_path, {stage.name for stage in suites(TOY)} - {"bits"} - OF_MODELS)
     assert ran(told["machine"]) and ("triton/noise/bf16" in ran(told["bits"])) == INTERPRETS
-    assert set(ran(told["bandwidth"])) == {"fp32/native:scalar", "bf16/native:scalar"}
+    bf16 = "bf16/native:scalar"
+    assert set(ran(told["bandwidth"])) == {"fp32/native:scalar", bf16, f"{bf16}/distribution=rademacher"}
     assert [row["skipped"] for row in told["ncu-cuda"]] == ["ncu needs a GPU"]
-    assert {row["skipped"] for row in told["tuning"]} == {"PyTorch sees no GPU here"} and len(told["tuning"]) == 29
+    assert {row["skipped"] for row in told["tuning"]} == {"PyTorch sees no GPU here"} and len(told["tuning"]) == 7
 
 
 OF_MODELS = {"host", "step", "step-cuda", "profile", "offload"}
@@ -152,7 +154,7 @@ def test_a_dry_run_comes_back_as_a_page(tmp_path, capsys, monkeypatch):
     assert main(["gpu", "--dry-run", "--out", str(out), "--only", "^bandwidth$"]) == 0
     assert os.listdir(out) == ["gpu.tgz"]
     shown = capsys.readouterr().out
-    assert re.search(r"^bandwidth +ok +\d+ +85 +4 of 14 rows are correct", shown, re.MULTILINE)
+    assert re.search(r"^bandwidth +ok +\d+ +90 +10 of 22 rows are correct", shown, re.MULTILINE)
     assert "\nbenchmarks kernels\n" in shown and "\nfp32/native:scalar" in shown
 
     file = str(out / "gpu.tgz")
@@ -258,7 +260,8 @@ def test_other_files_are_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("what", ["noise", "Table"])
-def test_bits_that_differ_are_told(monkeypatch, what):
+@pytest.mark.parametrize("only", ["bf16$", "bf16/rademacher$"])
+def test_bits_that_differ_are_told(monkeypatch, what, only):
     right = getattr(bits, what)
 
     def off(*arguments, backend, **options):
@@ -280,7 +283,7 @@ def test_bits_that_differ_are_told(monkeypatch, what):
 
     monkeypatch.setattr(bits, "_COMPARED", ("native:scalar",))
     monkeypatch.setattr(bits, "_TRUSTED", ("reference",))
-    options = parser().parse_args(["bits", "--device", "cpu", "--elements", "64", "--only", "bf16"])
+    options = parser().parse_args(["bits", "--device", "cpu", "--elements", "64", "--only", only])
     cases = registry.select(bits.cases(options), options.only)
     assert [case.measure()[0]["correct"] for case in cases] == [True, True]
     monkeypatch.setattr(bits, what, off if what == "noise" else table)

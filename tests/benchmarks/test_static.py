@@ -16,6 +16,7 @@ from benchmarks.static import machine_code, triton
 from benchmarks.static.bound import limits, predict, unit_of
 from benchmarks.static.peaks import GPUS, Gpu
 from zo_kernels.backends.tuning import DEFAULT
+from zo_kernels.spec import DISTRIBUTIONS
 
 # 10 SMs at 1 GHz: 1280 threads issued a nanosecond, 640 through a unit of 64, 160 through one of 16.
 A100 = Gpu("made up", 80, 10, 1.0, 100.0, "here")
@@ -100,10 +101,11 @@ class Compiler:
         return counted()
 
 
-def run(tmp_path, monkeypatch, compiler, only="sm_80/bf16/in_place/bits"):
+def run(tmp_path, monkeypatch, compiler, distribution="normal"):
     monkeypatch.setattr(cases_static, "COMPILERS", {"mine": compiler})
     file = tmp_path / "static.json"
-    status = main(["static", "--only", only, "--json", str(file)])
+    only = ["--only", "sm_80/bf16/in_place/bits", "--distribution", distribution]
+    status = main(["static", *only, "--json", str(file)])
     return status, json.loads(file.read_text())
 
 
@@ -122,6 +124,13 @@ def test_rows_of_a_compiler(tmp_path, monkeypatch, capsys):
     assert first["predicted_share_of_copy"] == pytest.approx(1) and first["is_prediction"] is True
     assert "whitepaper" in first["source"] and "Programming Guide" in first["source"]
     assert "Predictions, not measurements" in capsys.readouterr().out
+    assert first["distribution"] == "normal"
+
+
+def test_rows_of_signs(tmp_path, monkeypatch):
+    _, rows = run(tmp_path, monkeypatch, Compiler(), "rademacher")
+    assert {row["kernel"] for row in rows} == {"in_place/bits/nearest/rademacher"}
+    assert {row["distribution"] for row in rows} == {"rademacher"}
 
 
 @pytest.mark.parametrize("compiler", [Compiler(unavailable="no nvcc"), Compiler(error="no nvcc")])
@@ -133,8 +142,9 @@ def test_a_compiler_that_is_missing_is_skipped_with_its_reason(tmp_path, monkeyp
 
 def test_stochastic_rounding_is_for_16_bits(monkeypatch):
     monkeypatch.setattr(cases_static, "COMPILERS", {"mine": Compiler()})
-    names = {case.name for case in cases_static.cases(SimpleNamespace(arch=[90]))}
+    names = {case.name for case in cases_static.cases(SimpleNamespace(arch=[90], distribution=DISTRIBUTIONS))}
     assert "mine/sm_90/bf16/in_place/threshold/stochastic" in names
+    assert "mine/sm_90/bf16/in_place/threshold/stochastic/rademacher" in names
     assert not any("fp32" in name and "stochastic" in name for name in names)
 
 
@@ -201,6 +211,43 @@ def test_instructions_counted_by_hand():
     assert static.outside_opcodes == {"S2R": 1, "EXIT": 1, "BRA": 1 + steps, "LDG.E": steps}
     assert static.outside == (3 + 2 * steps) / (4 * DEFAULT.most_blocks)
     assert (static.first, static.further) == (4 / 4 + static.outside, 2 / 4)
+
+
+# The loop over directions holds another one: over each of a group, or over those that do not fill a group.
+GROUPS = SASS.replace(
+    """        /*0060*/                   FFMA R4, R4, R5, R6 ;
+""",
+    """        /*0061*/                   IMAD R4, R4, R5, R6 ;
+        /*0062*/              @P5  BRA `(.L_x_7) ;
+.L_x_6:
+        /*0063*/                   FSEL R4, R4, R5, R6 ;
+        /*0064*/                   FADD R4, R4, R5 ;
+        /*0065*/              @P5  BRA `(.L_x_6) ;
+        /*0066*/                   BRA `(.L_x_8) ;
+.L_x_7:
+FULL.L_x_8:
+        /*0069*/                   MOV R4, R4 ;
+        /*006a*/              @P6  BRA `(.L_x_3) ;
+        /*006b*/                   LOP3.LUT R4, R4 ;
+""",
+).replace("@P2  BRA", "BRA")
+
+
+def test_groups_of_directions_counted_by_hand():
+    ((_, code),) = machine_code.kernels(GROUPS.replace("FULL", "")).items()
+    static = machine_code.counted(machine_code.Kernel(*code), 1)
+    assert static.first_opcodes == {"LDG.E.128": 1, "BRA": 2, "STG.E.128": 1}
+    each, around = {"FSEL": 8, "FADD": 8}, {"IMAD": 1, "MOV": 1, "LOP3.LUT": 1}
+    assert static.further_opcodes == {**each, **around, "BRA": 8 + 4}
+    assert static.further == sum(static.further_opcodes.values()) / 8
+
+    full = "        /*0068*/                   FADD R4, R4, R5 ;\n" * 8
+    ((_, code),) = machine_code.kernels(GROUPS.replace("FULL", full)).items()
+    static = machine_code.counted(machine_code.Kernel(*code), 1)
+    once = {"IMAD": 1, "FSEL": 1, "FADD": 1, "MOV": 2}
+    assert static.first_opcodes == {**once, "LDG.E.128": 1, "BRA": 6, "STG.E.128": 1}
+    assert static.further_opcodes == {**around, "FADD": 8, "BRA": 4}
+    assert static.further == 15 / 8
 
 
 def test_other_kernels_are_not_counted():

@@ -11,22 +11,23 @@ struct Axpy {
   const zo::Coefficients& coefficients;
   int programs;
 
-  template <zo::DType D, zo::MaskKind M, bool STOCHASTIC, bool DECAY>
-  void operator()(zo::Variant<D, M, STOCHASTIC, DECAY>) const {
+  template <zo::Distribution Z, zo::DType D, zo::MaskKind M, bool STOCHASTIC, bool DECAY>
+  void operator()(zo::Variant<Z, D, M, STOCHASTIC, DECAY>) const {
     for (int chunk = 0; chunk < programs; ++chunk)
       for (int thread = 0; thread < zo::kThreads; ++thread)
-        zo::axpy_thread<D, M, STOCHASTIC, DECAY>(work, coefficients, chunk, thread);
+        zo::axpy_thread<Z, D, M, STOCHASTIC, DECAY>(work, coefficients, chunk, thread);
   }
 };
 
 }  // namespace
 
-extern "C" void axpy(int dtype, int mask, int stochastic, int decay, const zo::TableRow* rows, const int32_t* ids,
-                     const int32_t* first_chunk, int active, int programs, int blocks_per_chunk, const uint64_t* seeds,
-                     const float* scales, const float* decays, int directions, void*) {
+extern "C" void axpy(int distribution, int dtype, int mask, int stochastic, int decay, const zo::TableRow* rows,
+                     const int32_t* ids, const int32_t* first_chunk, int active, int programs, int blocks_per_chunk,
+                     const uint64_t* seeds, const float* scales, const float* decays, int directions, void*) {
   const zo::Work work = {rows, ids, first_chunk, active, blocks_per_chunk};
   const zo::Coefficients coefficients = {seeds, scales, decays, directions};
-  const zo::Kind kind = {zo::DType(dtype), zo::MaskKind(mask), stochastic != 0, decay != 0};
+  const zo::Kind kind = {zo::Distribution(distribution), zo::DType(dtype), zo::MaskKind(mask), stochastic != 0,
+                         decay != 0};
   zo::with_variant(kind, Axpy{work, coefficients, programs});
 }
 

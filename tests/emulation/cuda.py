@@ -26,7 +26,7 @@ class Emulated:
 
     def __init__(self, library: ctypes.CDLL):
         self.axpy, self.record, self.round_pair = library.axpy, library.record, library.round_pair
-        self.axpy.argtypes = [*[c_int] * 4, *[c_void_p] * 3, *[c_int] * 3, *[c_void_p] * 3, c_int, c_void_p]
+        self.axpy.argtypes = [*[c_int] * 5, *[c_void_p] * 3, *[c_int] * 3, *[c_void_p] * 3, c_int, c_void_p]
         self.record.argtypes = [c_int, c_void_p, c_void_p, c_double, c_int64, c_void_p]
         self.round_pair.argtypes = [c_int, *[c_uint32] * 4]
         self.round_pair.restype = c_uint32

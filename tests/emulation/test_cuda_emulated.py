@@ -12,6 +12,7 @@ import pytest
 import torch
 from default_device import with_and_without
 from matrix import (
+    DISTRIBUTIONS,
     DTYPES,
     LARGE,
     ROUNDINGS,
@@ -38,6 +39,7 @@ pytestmark = pytest.mark.skipif(emulation.compiler() is None, reason="there is n
 CPU = torch.device("cpu")
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 each_kind = pytest.mark.parametrize("kind", list(MaskKind), ids=lambda k: k.name.lower())
+each_distribution = pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -59,23 +61,36 @@ def check(entries: list[Entry], do: Pass) -> list[Entry]:
 @each_kind
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("in_place", [True, False], ids=["in place", "out of place"])
-def test_matrix(dtype, kind, rounding, in_place):
-    check_case(cuda, CPU, dtype, kind, rounding, in_place)
+@each_distribution
+def test_matrix(dtype, kind, rounding, in_place, distribution):
+    check_case(cuda, CPU, dtype, kind, rounding, in_place, distribution)
 
 
 @each_kind
 @pytest.mark.parametrize("ragged", [0, 3], ids=["aligned", "not aligned"])
-def test_a_chunk_beyond_2_32_elements(kind, ragged):
-    check_far_chunk(cuda, CPU, kind, 2**32, gpu_table.BLOCK - ragged, gpu_table.BLOCK)
+@each_distribution
+def test_a_chunk_beyond_2_32_elements(kind, ragged, distribution):
+    check_far_chunk(cuda, CPU, kind, 2**32, gpu_table.BLOCK - ragged, gpu_table.BLOCK, distribution)
 
 
 @each_dtype
 @pytest.mark.parametrize("decay", [1.0, 0.9])
-def test_programs_of_several_blocks(dtype, decay, monkeypatch):
-    monkeypatch.setattr(gpu_table, "_ENOUGH_PROGRAMS", 8)
+@each_distribution
+def test_programs_of_several_blocks(dtype, decay, distribution, monkeypatch):
+    monkeypatch.setattr(gpu_table, "_ENOUGH_PROGRAMS", 16)
     entries = table(dtype, MaskKind.RECORD, in_place=True, shards=[*LARGE, (3 * 8192, 2**20 + 2048), (20000, 16)])
     assert gpu_table.GpuTable(entries).groups[0].blocks_per_chunk == 4
-    check(entries, a_pass(2, "stochastic", decay))
+    check(entries, a_pass(2, "stochastic", decay, distribution))
+
+
+@each_dtype
+@pytest.mark.parametrize("kind", [MaskKind.NONE, MaskKind.RECORD], ids=lambda k: k.name.lower())
+@pytest.mark.parametrize("directions", [7, 8, 9, 19])
+def test_groups_of_directions(dtype, kind, directions):
+    """A warp makes the words of eight directions of signs at a time: groups that are full, and that are not."""
+    entries = table(dtype, kind, in_place=True, shards=[(2 * gpu_table.BLOCK, 2**39 - gpu_table.BLOCK), (17, 0)])
+    scales = [[0.7**k for k in range(directions)], [-(0.6**k) for k in range(directions)]]
+    check(entries, Pass(range(directions), scales, [1.0, 1.0], True, distribution="rademacher"))
 
 
 @each_dtype
@@ -163,11 +178,12 @@ def test_thresholds(dtype, kind):
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("rounding", ROUNDINGS)
-def test_every_weight_is_rounded(dtype, rounding):
+@each_distribution
+def test_every_weight_is_rounded(dtype, rounding, distribution):
     """All 2**16, with noise from less than half of most last places to overflow."""
     for scale in (1e-3, 3e4, 1e37):
         w = torch.arange(2**16).to(torch.int16).view(dtype)
-        check([Entry(w, w, 3)], Pass([11], [[scale]], [1.0], rounding == "stochastic"))
+        check([Entry(w, w, 3)], Pass([11], [[scale]], [1.0], rounding == "stochastic", distribution=distribution))
 
 
 @pytest.mark.parametrize(("dtype", "infinity"), [(1, 0x7F80), (2, 0x7C00)], ids=["bfloat16", "float16"])
@@ -179,10 +195,12 @@ def test_a_gpus_nan_stays_one(library, dtype, infinity):
         assert pair >> 16 == infinity
 
 
-def test_bits_do_not_depend_on_shards():
+@each_distribution
+def test_bits_do_not_depend_on_shards(distribution):
     n = 2 * 8192 + 72
     cuts = [0, 1, 4098, 8192, 12000, n]
-    w, whole, do = weights(n, torch.bfloat16, 0), weights(n, torch.bfloat16, 0), a_pass(2, "stochastic")
+    w, whole = weights(n, torch.bfloat16, 0), weights(n, torch.bfloat16, 0)
+    do = a_pass(2, "stochastic", distribution=distribution)
     cuda.prepare([Entry(w[a:b], w[a:b], 9, a) for a, b in pairwise(cuts)])(do)
     cuda.prepare([Entry(whole, whole, 9)])(do)
     assert torch.equal(bits(w), bits(whole))

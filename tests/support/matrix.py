@@ -242,7 +242,13 @@ def case(
 
 
 def check_far_chunk(
-    backend: str | Backend, device: torch.device, kind: MaskKind, start: int, n: int, block: int
+    backend: str | Backend,
+    device: torch.device,
+    kind: MaskKind,
+    start: int,
+    n: int,
+    block: int,
+    distribution: str = "normal",
 ) -> None:
     """Run one chunk of a tensor of start + n elements, its last n, which are all the memory that it has.
 
@@ -251,7 +257,7 @@ def check_far_chunk(
         block: elements that the backend's programs work on at a time.
     """
     [entry] = table(torch.bfloat16, kind, in_place=True, shards=[(n, 0)])
-    do = a_pass(1, "stochastic")
+    do = a_pass(1, "stochastic", distribution=distribution)
     [want] = to([replace(entry, offset=start)], torch.device("cpu"))
     reference.prepare([want])(do)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import device
 
+from ..spec import DISTRIBUTIONS
 from .fits import Fits
 from .gpu_table import Coefficients, GpuTable, current, stream_of
 from .types import Entry, Pass
@@ -64,6 +65,7 @@ def prepare(entries: Sequence[Entry]) -> Callable[[Pass], None]:
                 _record(entry, stream)
             for group, work in table.launches(do):
                 _cuda.axpy(
+                    DISTRIBUTIONS.index(do.distribution),
                     _DTYPES[group.dtype],
                     group.mask,
                     do.stochastic,
