@@ -17,6 +17,8 @@ namespace {
 constexpr int kStretch = 2048;     // elements, of whole counters
 constexpr int kMostTogether = 32;  // directions whose words are made before a sweep: 8 KiB, and as much for their keys
 
+constexpr int kAhead = 4096;  // bytes by which weights are fetched before they are needed
+
 struct Stretch {
   alignas(64) uint32_t words[kMostTogether][kStretch / 32];
   alignas(64) uint32_t rounding[kStretch / 2];
@@ -65,8 +67,8 @@ ZO_APART void ordered_words(const Direction& d, uint64_t counter, int64_t counte
   if (i < counters) words_of_tiles<V, 1>(d, counter + uint64_t(i), out + 4 * i);
 }
 
-// The bit of a word that has the sign of an element: for the registers that hold the
-// 32 elements of a word, two for each tile.
+// Which bit of a word has the sign of an element, for each lane of the registers that hold the word's 32 elements, two
+// for each tile.
 template <class V, bool Sequential>
 struct Shifts {
   static constexpr int kRegisters = 32 / V::kLanes;
@@ -104,6 +106,9 @@ ZO_OP void apply_signs(const Place& at, const Together& together, const Only& on
   static constexpr Shifts<V, Mem::kSequential> shifts;
 
   const char* src = at.src + i * Mem::kBytes;
+  if (Plain && W == V::kSignWords)  // with so little to compute, the weights must be on their way
+    _Pragma("GCC unroll 8") for (int line = 0; line < W * 32 * Mem::kBytes; line += 64)
+        __builtin_prefetch(src + kAhead + line, 1);
   F t[2 * tiles];
   _Pragma("GCC unroll 16") for (int j = 0; j < tiles; ++j) {
     if (Plain || together.first) {
