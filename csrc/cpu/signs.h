@@ -25,6 +25,8 @@ namespace {
 constexpr int kStretch = 2048;     // elements, of whole counters
 constexpr int kMostTogether = 32;  // directions whose words are made before a sweep: 8 KiB, and as much for their keys
 
+constexpr int kAhead = 4096;  // bytes by which weights are fetched before they are needed
+
 struct Stretch {
   alignas(64) uint32_t words[kMostTogether][kStretch / 32];
   alignas(64) uint32_t back[kStretch / 32];  // see Way::kTurned
@@ -146,6 +148,9 @@ ZO_OP void apply_signs(const Place& at, const Together& together, const Only& on
   static constexpr Shifts<V, Mem::kSequential> shifts;
 
   const char* src = at.src + i * Mem::kBytes;
+  if (plain && W == V::kSignWords)  // with so little to compute, the weights must be on their way
+    _Pragma("GCC unroll 8") for (int line = 0; line < W * 32 * Mem::kBytes; line += 64)
+        __builtin_prefetch(src + kAhead + line, 1);
   F t[2 * tiles];
   _Pragma("GCC unroll 16") for (int j = 0; j < tiles; ++j) {
     if (plain || together.first) {
