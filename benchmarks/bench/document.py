@@ -17,7 +17,7 @@ from .rows import read
 
 ROOT = Path(__file__).parents[2]
 Table = tuple[Sequence[str], list[list[str]]]  # headings and lines
-_SUITES = ("claims", "peers", "randomness", "gpu")
+_SUITES = ("kernels", "step", "exactness", "claims", "peers", "randomness", "gpu")
 _BLOCK = re.compile(r"(<!-- table (\S+) of ([^>]+?) -->\n)(.*?)(<!-- end -->\n)", re.DOTALL)
 
 
@@ -98,6 +98,11 @@ def interval(row: Row, key: str, form: str) -> str:
         return "–"
     low, high = row[f"{key}_low"], row[f"{key}_high"]
     return f"{row[key]:{form}}" + ("" if low is None else f" ({low:{form}} to {high:{form}})")
+
+
+def spread(row: Row, key: str, form: str) -> str:
+    """A cell: a median with its 10th and 90th percentile."""
+    return f"{row[key]:{form}} ({row[f'{key}_p10']:{form}}–{row[f'{key}_p90']:{form}})"
 
 
 def milliseconds(seconds: float) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 SHAPES = ("tiny", "opt-tiny", "minilm", "opt-125m", "opt-1.3b", "opt-13b", "llama-7b")
 DTYPES = ("fp32", "bf16", "fp16")
+DISTRIBUTIONS = ("normal", "rademacher")
 _SUFFIXES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 

@@ -4,6 +4,8 @@
 - `lezo` (2410.09823): leaving out blocks trains faster than MeZO, by steps and by time.
 - `sparse-mezo` (2402.15751): training small weights alone is better than all, large or random ones.
 - `16-bits`: the same training in bf16 with each perturbation and rounding, and in fp32.
+- `rademacher-variance`, `rademacher` (Spall 1992): random signs have a lower variance; they learn as normals do, along
+  one direction a step and along the mean of several.
 - `svrg-variance`, `svrg-least-squares`, `svrg-mlp` (2404.08080): less variance, and runs that converge faster.
 """
 
@@ -18,30 +20,41 @@ import torch
 from ..bench.document import interval, number
 from ..bench.registry import Case, Row
 from ..step.methods import Method
+from . import variance
 from .arms import library, masked
 from .learning import Arm, Study, by_time
 from .steps import DROPS, SPARSE, StepTimes, lezo
-from .svrg import training, variance
+from .svrg import training
+from .svrg import variance as svrg_variance
 from .tasks import LANGUAGE, studies
 
 _SPARSITIES = (0.5, 0.65, 0.75, 0.8)
 _ABLATED = 0.75
 _MASKS = {"large": ("large", True), "random": ("random", False), "small-mask-kept": ("small", False)}  # kind, redrawn
+_DIRECTIONS = (1, 4)
 _SIXTEEN = "small-letters"  # of the two, that with the smaller learning rate: more of an update is below half an ulp
 
 
 def cases(options: Namespace) -> list[Case]:
     """What is timed goes first: the rest takes long, and does not mind what else the machine does."""
     times = StepTimes(options)
-    return [*times.cases(), *_learning(options, times), *variance.cases(options), *training.cases(options)]
+    return [
+        *times.cases(),
+        *_learning(options, times),
+        *variance.cases(options),
+        *svrg_variance.cases(options),
+        *training.cases(options),
+    ]
 
 
 def _learning(options: Namespace, times: StepTimes) -> Iterator[Case]:
     dense, found = library("MeZO", options), studies(options)
 
-    def case(claim: str, task: str, name: str, arm: Arm, method: Method | None = None, **more: object) -> Case:
+    def case(
+        claim: str, task: str, name: str, arm: Arm, method: Method | None = None, against: Arm = dense, **more: object
+    ) -> Case:
         facts: Row = {"claim": claim, "experiment": "learning", "task": task, "dtype": "float32", **more}
-        measure = partial(_learned, found[task], arm, dense, times, method)
+        measure = partial(_learned, found[task], arm, against, times, method)
         return Case(f"{claim}/{name}", facts, measure, found[task].skipped)
 
     for task in found:
@@ -58,6 +71,14 @@ def _learning(options: Namespace, times: StepTimes) -> Iterator[Case]:
             name = name.replace(kind, f"{kind}-{_ABLATED:g}")
             arm = masked(name, options, sparsity=_ABLATED, kind=kind, redrawn=redrawn)
             yield case("sparse-mezo", task, f"{task}/{name}", arm)
+    for task in found:
+        for n in _DIRECTIONS if task in LANGUAGE else _DIRECTIONS[:1]:
+            suffix, several = ("", {}) if n == 1 else (f", {n} directions", {"directions": n})
+            normals = library(f"MeZO{suffix}", options, **several) if several else dense
+            signs = library(f"signs{suffix}", options, distribution="rademacher", **several)
+            for distribution, arm in (("normal", normals), ("rademacher", signs)):
+                facts = {"distribution": distribution, "directions": n}
+                yield case("rademacher", task, f"{task}/{n}/{distribution}", arm, against=normals, **facts)
     yield case("16-bits", _SIXTEEN, "fp32", dense, dtype="fp32")
     for perturb in ("in_place", "in_forward"):
         for rounding in ("nearest", "stochastic"):
@@ -66,21 +87,24 @@ def _learning(options: Namespace, times: StepTimes) -> Iterator[Case]:
             yield case("16-bits", _SIXTEEN, name, arm, dtype="bf16")
 
 
-def _learned(study: Study, arm: Arm, dense: Arm, times: StepTimes, method: Method | None) -> list[Row]:
+def _learned(study: Study, arm: Arm, against: Arm, times: StepTimes, method: Method | None) -> list[Row]:
     """Rows of the runs of an arm; where its steps are a method's that is timed, they are compared by time too."""
-    rows = study.rows(arm, dense)
+    rows = study.rows(arm, against)
     if method is not None:
-        rows[-1] |= by_time(study.result(arm).curves, study.result(dense).curves, times.shares(method))
+        rows[-1] |= by_time(study.result(arm).curves, study.result(against).curves, times.shares(method))
     return rows
 
 
 _SHOWN = {
     "learning": {"lr": ".2e", "start_loss": ".4f", "dev_loss": ".4f", "test_loss": ".4f", "test_accuracy": ".3f"}
     | {"dev_loss_difference": "+.4f", "ours_time_to_loss_ratio": ".2f", "highest_useful_lr": ".2e"},
+    "variance": {"elements": ",", "variance": ".4g", "expected": ".6g", "mean_square": ".4g", "to_normal_ratio": ".3g"},
     "svrg-variance": {"full_batch_worth": ".3g", "mezo_variance": ".3g", "variance": ".3g", "to_mezo_ratio": ".3g"}
     | {"expected_ratio": ".3g"},
     "runs": {"steps": ",", "queries": ",", "lr": ".1e", "anchor_lr": ".1e", "loss": ".3g", "to_mezo_ratio": ".3g"},
 }
+
+_VERDICTS = ("dev_loss_difference_verdict", "to_mezo_verdict", "to_normal_verdict")
 
 
 def cells(row: Row) -> dict[str, str]:
@@ -89,12 +113,13 @@ def cells(row: Row) -> dict[str, str]:
         ms = f"{row['seconds_median'] * 1e3:,.1f}"
         return {"ms/step": ms, **{heading: f"{row[key]:.1%}" for heading, key in shares.items()}}
     shown = _SHOWN[row.get("experiment") or ("svrg-variance" if row["claim"] == "svrg-variance" else "runs")]
-    of = {"at equal": row["budget"]} if "budget" in row else {"directions": row["directions"]} if "place" in row else {}
+    of = {"at equal": row["budget"]} if "budget" in row else {}
+    of |= {key: row[key] for key in ("distribution", "directions") if "place" in row and key in row}
     seed = f"mean of {row['runs']}" if row["run_seed"] is None else str(row["run_seed"])
     texts = {key: (interval if f"{key}_low" in row else number)(row, key, form) for key, form in shown.items()}
     return {
         **of,
         "seed": seed,
         **texts,
-        "verdict": row.get("dev_loss_difference_verdict") or row.get("to_mezo_verdict") or "",
+        "verdict": next((row[key] for key in _VERDICTS if row.get(key)), ""),
     }

@@ -31,6 +31,12 @@ def over_seeds(known: Row, seeds: Sequence[int], found: Sequence[Row]) -> list[R
     return [known | row for row in (*each, mean)]
 
 
+def mean(values: Sequence[float], name: str) -> Row:
+    """The mean's interval in NAME_low and NAME_high; None with a single seed, or where a run diverged."""
+    _, low, high = _interval(values if all(map(math.isfinite, values)) else [])
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
 def ratio(values: Sequence[float], baseline: Sequence[float], name: str) -> Row:
     """Geometric mean of value / baseline in NAME_ratio, with _low and _high, and NAME_verdict: is it below 1?
 

@@ -55,7 +55,7 @@ def _learned(rows: Sequence[Row], claim: str, *headings: str, more: Callable[[Ro
     for row in _chosen(rows, "learning", claim):
         lr = f"{row['lr']:.1e}" + (" (edge of those tried)" if row["lr_at_edge"] else "")
         losses = f"{row['start_loss']:.3f} → {number(row, 'dev_loss', '.3f')}"
-        difference = interval(row, "dev_loss_difference", "+.3f") if row["arm"] != "MeZO" else "–"
+        difference = "–" if row["arm"].startswith("MeZO") else interval(row, "dev_loss_difference", "+.3f")
         lines.append([row["task"], row["arm"], lr, losses, difference, *more(row)])
     return ("task", headings[0], "lr", "dev loss", *headings[1:]), lines
 
@@ -80,6 +80,28 @@ def sparse(rows: Sequence[Row]) -> Table:
 
 def sixteen(rows: Sequence[Row]) -> Table:
     return _learned(rows, "16-bits", "way", "minus fp32's", more=lambda row: [])
+
+
+def rademacher(rows: Sequence[Row]) -> Table:
+    def more(row: Row) -> list[str]:
+        return [row["dev_loss_difference_verdict"] if row["distribution"] == "rademacher" else "–"]
+
+    return _learned(rows, "rademacher", "way", "minus normals'", "lower loss", more=more)
+
+
+def variance(rows: Sequence[Row]) -> Table:
+    """A line for each place: the variance along normals and along signs, in units of ∥∇f∥², and their ratio."""
+    places: dict[str, dict[str, Row]] = {}
+    for row in _chosen(rows, "variance", "rademacher-variance"):
+        places.setdefault(row["place"], {})[row["distribution"]] = row
+    lines = []
+    for place, of in places.items():
+        both = of["normal"], of["rademacher"]
+        measured = [text for row in both for text in (interval(row, "variance", ",.4g"), f"{row['expected']:,.0f}")]
+        ratio, expected = interval(both[1], "to_normal_ratio", ".3f"), both[1]["expected"] / both[0]["expected"]
+        lines.append([place, f"{both[0]['elements']:,}", *measured, ratio, f"{expected:.3f}"])
+    found = ("normals", "d + 1", "signs", "d − 1", "signs / normals", "expected")
+    return ("function", "weights", *found), lines
 
 
 def svrg_variance(rows: Sequence[Row]) -> Table:
@@ -114,6 +136,8 @@ TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "lezo": lezo,
     "sparse-mezo": sparse,
     "16-bits": sixteen,
+    "rademacher": rademacher,
+    "rademacher-variance": variance,
     "svrg-variance": svrg_variance,
     "svrg-runs": svrg_runs,
 }

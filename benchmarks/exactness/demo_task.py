@@ -55,7 +55,8 @@ class DemoTask:
     def _optimizer(self, perturb: str, rounding: str) -> zo.ZeroOrderOptimizer:
         c = self.config
         make: Any = _METHODS[c.method]
-        return make(self.classifier, lr=c.lr, eps=c.eps, seed=c.seed, drop=c.drop, perturb=perturb, rounding=rounding)
+        given = {"lr": c.lr, "eps": c.eps, "seed": c.seed, "drop": c.drop, "distribution": c.distribution}
+        return make(self.classifier, **given, perturb=perturb, rounding=rounding)
 
     def batches(self) -> Iterator[Batch]:
         """The endless batches that the demo trains on with this seed."""

@@ -30,6 +30,11 @@ VARIANTS = (
     replace(PLAIN, mask="threshold", rounding="stochastic"),
     replace(PLAIN, dropped=0.75),
 )
+SIGNS = replace(PLAIN, distribution="rademacher")
+# The words of a direction are all that it costs, so signs are timed with many, too.
+VARIANTS_OF_SIGNS = tuple(replace(k, distribution="rademacher") for k in VARIANTS) + tuple(
+    replace(SIGNS, directions=k) for k in (16, 64)
+)
 
 # Launches that might be faster on a GPU than the default ones, and the passes they are tried on.
 TUNINGS = {
@@ -51,6 +56,14 @@ _AGAINST_EAGER = {
 }
 _MASKED_AGAINST_UNMASKED = 1 / 1.06
 _TWO_THREADS_AGAINST_ONE = 1.8
+# Of signs, one thread with AVX2: against `w.add_(c)`, and against normals in memory and in a cache.
+_SIGNS_ON = "native:avx2"
+_AGAINST_STREAM = {"fp32": 0.90, "bf16": 0.75}
+_AGAINST_NORMALS = {"fp32": 2.0, "bf16": 1.8}
+_IN_CACHE, _IN_CACHE_AGAINST_NORMALS = 2**20, 5.0
+_MASKED_SIGNS_AGAINST_UNMASKED = 1 / 1.15
+_MANY, _MANY_AGAINST_NORMALS = 64, 12.0
+_TOO_MANY_FOR_EAGER = 8  # directions, each of which takes it a good part of a second
 _OVER_PROPORTION = 1.1  # of a pass that leaves blocks out
 _SCALAR_ELEMENTS = 4 * 2**20  # plain C++ is there to be right; more would only take longer
 
@@ -82,27 +95,30 @@ def cases(options: Namespace) -> list[Case]:
         for elements in sizes
         for dtype in DTYPES
         for backend in BACKENDS
-        for pass_ in _passes(dtype, backend, elements)
+        for distribution in options.distribution
+        for pass_ in _passes(dtype, backend, elements, distribution)
     ]
 
 
-def _passes(dtype: str, backend: str, elements: int) -> Iterator[Timed]:
-    plain = Timed("", dtype, backend, elements)
+def _passes(dtype: str, backend: str, elements: int, distribution: str) -> Iterator[Timed]:
+    normal = distribution == "normal"
+    kind, variants = (PLAIN, VARIANTS) if normal else (SIGNS, VARIANTS_OF_SIGNS)
+    plain = Timed(label(kind), dtype, backend, elements, kind)
     if backend == "native:scalar":
         yield replace(plain, elements=min(elements, _SCALAR_ELEMENTS))
         return
     yield plain
-    for kind in VARIANTS:
+    for kind in variants:
         if kind.rounding == "nearest" or dtype != "fp32":  # fp32 needs no rounding
             yield replace(plain, name=label(kind), kind=kind)
-    for kind in TUNED.get(dtype, ()):
+    for kind in TUNED.get(dtype, ()) if normal else ():
         for name, (whose, tuning) in TUNINGS.items():
             if backend in whose and (dtype == "fp32" or name != _FP32_ONLY):
                 yield replace(
                     plain, name="/".join(filter(None, (f"tuning:{name}", label(kind)))), kind=kind, tuning=tuning
                 )
     if backend.startswith("native"):
-        yield replace(plain, name="threads=2", threads=2)
+        yield replace(plain, name="/".join(filter(None, (plain.name, "threads=2"))), threads=2)
 
 
 def kinds(only: str = "") -> dict[str, Kind]:
@@ -111,7 +127,7 @@ def kinds(only: str = "") -> dict[str, Kind]:
     Raises:
         ValueError: no label matches.
     """
-    every = {label(kind) or "plain": kind for kind in (PLAIN, *VARIANTS)}
+    every = {label(kind) or "plain": kind for kind in (PLAIN, *VARIANTS, SIGNS, *VARIANTS_OF_SIGNS)}
     if not (found := {name: kind for name, kind in every.items() if re.search(only, name)}):
         raise ValueError(f"kinds: expected what is found in one of {', '.join(every)}, got {only!r}")
     return found
@@ -124,13 +140,19 @@ def label(kind: Kind) -> str:
 
 def _case(timed: Timed, size: str, options: Namespace) -> Case:
     kind, device, dtype = timed.kind, timed.device, DTYPES[timed.dtype]
+    # What fits a cache is to be found there, not evicted by the other call of the pair.
+    plan = Plan(options.rounds, options.seconds, second=timed.elements <= _IN_CACHE)
     facts = {"backend": timed.backend, "elements": timed.elements, **facts_of(device, dtype, timed.threads)}
     facts |= {"mask": kind.mask, "directions": kind.directions, "rounding": kind.rounding}
-    facts |= {"dropped_share": kind.dropped, **({} if timed.tuning == DEFAULT else asdict(timed.tuning))}
+    facts |= {
+        "distribution": kind.distribution,
+        "dropped_share": kind.dropped,
+        **({} if timed.tuning == DEFAULT else asdict(timed.tuning)),
+    }
     return Case(
         "/".join(filter(None, (timed.dtype, timed.backend, timed.name))) + size,
         facts,
-        lambda: compare(_trial(timed, options.compile), Plan(options.rounds, options.seconds), device),
+        lambda: compare(_trial(timed, options.compile), plan, device),
         unusable(timed.backend, device, timed.threads),
         str(device),
         lambda: _TENSORS * timed.elements * dtype.itemsize,
@@ -169,10 +191,12 @@ def _trial(timed: Timed, compiled: bool) -> Trial:
 def _others(timed: Timed, w: Tensor, ours: KernelCall, compiled: bool) -> Iterator[Versus]:
     """What the pass is compared with."""
     kind, backend = timed.kind, timed.backend
+    signs, large = kind.distribution == "rademacher", timed.elements >= _STATED_FOR
+    plain = SIGNS if signs else PLAIN
 
     def against(name: str, run: Callable[[], object], at_least: float | None = None, threads: int = 0) -> Versus:
-        stated = at_least is not None and timed.elements >= _STATED_FOR
-        return Versus(name, Call(run, threads or timed.threads), targets=[Target("ratio", at_least)] if stated else [])
+        targets = [] if at_least is None else [Target("ratio", at_least)]
+        return Versus(name, Call(run, threads or timed.threads), targets=targets)
 
     def usual(kind: Kind) -> Callable[[], object]:
         return KernelCall(w, kind, backend).run
@@ -181,40 +205,65 @@ def _others(timed: Timed, w: Tensor, ours: KernelCall, compiled: bool) -> Iterat
         yield against("as it is", usual(kind))
         return
     if timed.threads > 1:
-        yield against("one thread", ours.run, _TWO_THREADS_AGAINST_ONE, threads=1)
+        yield against("one thread", ours.run, _TWO_THREADS_AGAINST_ONE if large and not signs else None, threads=1)
+    bound = _bounds_of_signs(timed) if signs else {}
+    if (signs and not kind.dropped) or (kind == PLAIN and timed.device.type == "cpu"):
+        yield against("in-place stream", lambda: w.add_(0.0), bound.get("in-place stream"))
+    if signs:
+        yield against("normals", usual(replace(kind, distribution="normal")), bound.get("normals"))
     if kind.mask != "none":
-        yield against("unmasked", usual(replace(kind, mask="none")), _MASKED_AGAINST_UNMASKED)
+        of_normals = _MASKED_AGAINST_UNMASKED if large and not signs else None
+        yield against("unmasked", usual(replace(kind, mask="none")), bound.get("unmasked", of_normals))
         if kind.mask in ("threshold", "bool") and kind.rounding == "nearest":
             mask = ours.mask_of_baseline()
-            yield against("eager", _eager(w, 1, mask))
-            yield against("published MeZO", _published(w, mask))
+            yield against("eager", _eager(w, kind, mask))
+            yield against(_PUBLISHED[kind.distribution], _published(w, kind, mask))
     elif kind.rounding != "nearest":
-        yield against("nearest", usual(PLAIN))
+        yield against("nearest", usual(plain))
     elif kind.dropped:
-        yield against("all blocks", usual(PLAIN), timed.elements / ours.elements / _OVER_PROPORTION)
-    else:
-        stated = _AGAINST_EAGER.get(backend, {}) if kind == PLAIN and timed.threads == 1 else {}
-        yield against("eager", _eager(w, kind.directions), stated.get(timed.dtype))
-        if kind == PLAIN:
-            yield against("published MeZO", _published(w))
-            if timed.device.type == "cuda" or compiled:
+        share = timed.elements / ours.elements / _OVER_PROPORTION
+        yield against("all blocks", usual(plain), share if large else None)
+    elif kind.directions <= _TOO_MANY_FOR_EAGER:
+        stated = _AGAINST_EAGER.get(backend, {}) if kind == PLAIN and timed.threads == 1 and large else {}
+        yield against("eager", _eager(w, kind), stated.get(timed.dtype))
+        if kind == plain:
+            yield against(_PUBLISHED[kind.distribution], _published(w, kind))
+            if not signs and (timed.device.type == "cuda" or compiled):
                 noisy = compiled_pass()
                 yield against("torch.compile", lambda: noisy(w, EPS))
 
 
-def _eager(w: Tensor, directions: int, mask: Callable[[], Tensor | None] = lambda: None) -> Callable[[], None]:
-    once = EagerPass([w])
+_PUBLISHED = {"normal": "published MeZO", "rademacher": "published MeZO with randint"}
+
+
+def _bounds_of_signs(timed: Timed) -> dict[str, float | None]:
+    """The least ratio against a baseline of a pass with signs, where one is stated."""
+    kind, dtype = timed.kind, timed.dtype
+    if timed.backend != _SIGNS_ON or timed.threads > 1:
+        return {}
+    if timed.elements < _STATED_FOR:
+        in_cache = kind == SIGNS and timed.elements <= _IN_CACHE and dtype in _AGAINST_NORMALS
+        return {"normals": _IN_CACHE_AGAINST_NORMALS} if in_cache else {}
+    if kind == SIGNS:
+        return {"in-place stream": _AGAINST_STREAM.get(dtype), "normals": _AGAINST_NORMALS.get(dtype)}
+    if kind.mask != "none":
+        return {"unmasked": _MASKED_SIGNS_AGAINST_UNMASKED}
+    return {"normals": _MANY_AGAINST_NORMALS} if kind == replace(SIGNS, directions=_MANY) else {}
+
+
+def _eager(w: Tensor, kind: Kind, mask: Callable[[], Tensor | None] = lambda: None) -> Callable[[], None]:
+    once = EagerPass([w], kind.distribution)
 
     def run() -> None:
-        for k in range(directions):
+        for k in range(kind.directions):
             once([w], SEED + k, 1.0, EPS, [mask()])
 
     return run
 
 
-def _published(w: Tensor, mask: Callable[[], Tensor | None] = lambda: None) -> Callable[[], None]:
+def _published(w: Tensor, kind: Kind, mask: Callable[[], Tensor | None] = lambda: None) -> Callable[[], None]:
     p = nn.Parameter(w, requires_grad=False)  # the first call gives it other memory; w keeps its own
-    return lambda: published_pass([p], SEED, 1.0, EPS, [mask()])
+    return lambda: published_pass([p], SEED, 1.0, EPS, [mask()], kind.distribution)
 
 
 def cells(row: Row) -> dict[str, str]:

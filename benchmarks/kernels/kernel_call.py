@@ -28,6 +28,7 @@ class Kind:
     directions: int = 1
     rounding: str = "nearest"
     dropped: float = 0.0
+    distribution: str = "normal"
 
 
 def weights(elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -67,7 +68,9 @@ class KernelCall:
         seeds = [SEED + k for k in range(kind.directions)]
         scales, stochastic = (EPS / len(seeds), -EPS), kind.rounding == "stochastic"
         left = active if kind.dropped else None
-        self._passes = [Pass(seeds, [[s] * len(seeds)], [1.0], stochastic, left) for s in scales]
+        self._passes = [
+            Pass(seeds, [[s] * len(seeds)], [1.0], stochastic, left, distribution=kind.distribution) for s in scales
+        ]
         self._turn = 0
         self._apply = ops.Table(self.entries, [f"w[{i}]" for i in every], backend).apply
 

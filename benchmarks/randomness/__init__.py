@@ -6,7 +6,7 @@ import argparse
 
 from ..bench.options import chosen, common, count
 
-GENERATORS = ("zo.noise", "torch.randn", "tl.randn")
+GENERATORS = ("zo.noise", "zo.noise signs", "torch.randn", "tl.randn")
 
 
 def values(text: str) -> int:

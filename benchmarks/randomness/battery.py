@@ -1,4 +1,4 @@
-"""`battery`: Robert G. Brown's dieharder on the words of noise v1, and on normals that were made uniform again."""
+"""`battery`: Robert G. Brown's dieharder on words (`words.py`), and on normals that were made uniform again."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import count
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from zo_kernels import spec
-
 from ..bench.registry import Case, Row, Target, Unavailable, Wrong, judge
-from .sources import SOURCES, TENSORS, Source, ids, tensors
+from .sources import SOURCES, Source, tensors
+from .words import ORDERS
 
 BITS = 16  # of a normal's uniform; float32 holds no more of them without bias (`population` says how many)
 ASSESSMENTS = ("PASSED", "WEAK", "FAILED")  # outside of 0.005 to 0.995, outside of 10^-6 to 1 - 10^-6
@@ -30,36 +28,16 @@ _LINE = re.compile(
 )
 # By dieharder's number, with the size of the tuples where a test has several. Those left out take minutes each (gcd,
 # minimum distances, all lags of the lagged sums), or their author marks them as suspect (OPSO, OQSO, DNA, sums).
+# Those named dab take one sample, and a hundred more are too many to take again (-Y 0).
 _TESTS = {
     "diehard_birthdays": "-d 0", "diehard_operm5": "-d 1", "diehard_rank_32x32": "-d 2", "diehard_rank_6x8": "-d 3",
     "diehard_bitstream": "-d 4", "diehard_count_1s_str": "-d 8", "diehard_count_1s_byt": "-d 9",
     "diehard_parking_lot": "-d 10", "diehard_2dsphere": "-d 11", "diehard_3dsphere": "-d 12", "diehard_runs": "-d 15",
     "diehard_craps": "-d 16", "sts_monobit": "-d 100", "sts_serial": "-d 102", "rgb_bitdist": "-d 200 -n 4",
-    "rgb_permutations": "-d 202 -n 5", "rgb_lagged_sum": "-d 203 -n 3", "dab_bytedistrib": "-d 205",
-    "dab_dct": "-d 206", "dab_filltree": "-d 207", "dab_filltree2": "-d 208", "dab_monobit2": "-d 209",
+    "rgb_permutations": "-d 202 -n 5", "rgb_lagged_sum": "-d 203 -n 3", "dab_bytedistrib": "-d 205 -Y 0",
+    "dab_dct": "-d 206 -Y 0", "dab_filltree": "-d 207 -Y 0", "dab_filltree2": "-d 208 -Y 0",
+    "dab_monobit2": "-d 209 -Y 0",
 }  # fmt: skip
-
-
-def in_order() -> Iterator[Tensor]:
-    """The words of a model's tensors, 2^14 of each, one after the other, step after step."""
-    counter = torch.arange(2**12)
-    zero = torch.zeros_like(counter)
-    for step in count():
-        seed = spec.direction_seed(0, step, 0)
-        for param_id in ids():
-            words = spec.philox4x32((counter, zero, zero + param_id, zero), (seed & 0xFFFFFFFF, seed >> 32))
-            yield torch.stack(words, dim=1).flatten()
-
-
-def interleaved() -> Iterator[Tensor]:
-    """Seeds 0, 1, 2, ... and ids 0, 1, 2, ...: each word beside the same word of the next seed, then of the next id."""
-    seeds, counters = 64, 16
-    counter, param_id = torch.arange(counters)[:, None, None], torch.arange(TENSORS)[:, None]
-    zero = torch.zeros(counters, TENSORS, seeds, dtype=torch.int64)
-    for block in count():
-        seed = torch.arange(block * seeds, (block + 1) * seeds)
-        words = spec.philox4x32((counter + zero, zero, param_id + zero, zero), (seed, 0 * seed))
-        yield torch.stack(words, dim=1).flatten()
 
 
 def uniform(normals: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -72,13 +50,13 @@ def uniform(normals: Iterator[Tensor]) -> Iterator[Tensor]:
 def cases(options: Namespace) -> Iterator[Case]:
     sources = {name: SOURCES[name]() for name in options.generators}
     streams: list[tuple[str, Source, Iterator[Tensor]]] = []
-    if ours := sources.get("zo.noise"):
-        streams += [("words in order", ours, in_order()), ("words interleaved", ours, interleaved())]
+    for generator, orders in ORDERS.items():
+        streams += [(name, sources[generator], make()) for name, make in orders.items() if generator in sources]
     # Each test reads many millions of values, which would take Triton's interpreter hours.
     streams += [
         (f"{name} to uniform", source, uniform(tensors(source, 2**62)))
         for name, source in sources.items()
-        if name != "tl.randn"
+        if name in ("zo.noise", "torch.randn")
     ]
     missing = None if shutil.which("dieharder") else "dieharder is not installed (Debian: apt-get install dieharder)"
     for name, source, words in streams:
@@ -99,7 +77,7 @@ def _measure(
         raise Wrong(wrong)
     found, sent = run(words, *arguments)
     results += found
-    known = {"correct": True if source.generator == "zo.noise" else None, "values": sent}
+    known = {"correct": True if source.ours else None, "values": sent}
     return [{**known, **row, **judge(row, [_NOT_FAILED])} for row in found]
 
 
@@ -125,8 +103,8 @@ def _together(results: list[Row]) -> list[Row]:
 def run(words: Iterator[Tensor], *options: str) -> tuple[list[Row], int]:
     """Feed dieharder through a pipe until it has enough.
 
-    It tries a weak result again with more samples until it is weak no longer (-Y 1). The last one is kept, with the
-    number of samples that it took.
+    It tries a weak result again with more samples until it is weak no longer (-Y 1, unless the options say otherwise).
+    The last one is kept, with the number of samples that it took.
 
     Args:
         words: as many as it wants; what it does not read of the last tensor is lost.

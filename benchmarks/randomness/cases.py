@@ -1,4 +1,4 @@
-"""`randomness`: statistics of noise v1 beside those of `torch.randn` and of Triton's `tl.randn`."""
+"""`randomness`: statistics of noise v1, normals and signs, beside those of `torch.randn` and of Triton's `tl.randn`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .sources import SOURCES, Source
 _SHOWN = {
     "population": ("statistic", "measured", "expected", "values_to_notice"),
     "moments": ("values", "statistic", "measured", "expected", "z", "p_value", "largest_possible"),
+    "signs": ("statistic", "tests", "pairs", "measured", "expected", "z", "p_value"),
     "correlations": ("statistic", "tests", "pairs", "measured", "z", "at", "p_value"),
     "battery": ("values", "statistic", "tests", "first_p_value", "p_value", "assessment"),
 }
@@ -31,11 +32,13 @@ def cases(options: Namespace) -> list[Case]:
     found = [Case("population/zo.noise", facts, partial(_population, options.threads))]
     for experiment in ("moments", "correlations"):
         for name in options.generators:
-            source = SOURCES[name]()
+            source, what = SOURCES[name](), experiment
+            if name == "zo.noise signs" and experiment == "moments":
+                what = "signs"
             values = options.triton_values if name == "tl.randn" else options.values
-            facts = {"experiment": experiment, "generator": name, "device": "cpu", "values": values}
-            measure = partial(_sampled, experiment, source, values, options.threads)
-            found.append(Case(f"{experiment}/{name}", facts, measure, source.skipped()))
+            facts = {"experiment": what, "generator": name, "device": "cpu", "values": values}
+            measure = partial(_sampled, what, source, values, options.threads)
+            found.append(Case(f"{what}/{name}", facts, measure, source.skipped()))
     return [*found, *battery.cases(options)]
 
 
@@ -52,7 +55,7 @@ def _sampled(experiment: str, source: Source, values: int, threads: int) -> list
     if wrong := source.wrong():
         raise Wrong(wrong)
     rows = judged(_statistics(experiment, threads, source, values))
-    return [{"correct": True if source.generator == "zo.noise" else None, **row} for row in rows]
+    return [{"correct": True if source.ours else None, **row} for row in rows]
 
 
 def judged(rows: Sequence[Row]) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Generators of normals: noise v1, PyTorch's and Triton's, each drawn from as a run of an optimizer would."""
+"""Generators: noise v1 (normals and signs), PyTorch's and Triton's normals, each drawn from as a run would."""
 
 from __future__ import annotations
 
@@ -31,15 +31,17 @@ def ids() -> tuple[int, ...]:
 
 
 class Source:
-    """A generator of normals on a CPU.
+    """A generator on a CPU.
 
     Attributes:
         generator: its name.
         largest: the largest value that it can give, from how it makes them.
+        ours: whether it is noise v1, whose values are compared with their definition.
     """
 
     generator: str
     largest: float
+    ours = False
 
     def skipped(self) -> str | None:
         """Why it cannot run here, or None."""
@@ -63,14 +65,20 @@ class Ours(Source):
 
     generator = "zo.noise"
     largest = spec.radius(torch.zeros(1, dtype=torch.int64)).item()
+    ours = True
+    distribution = "normal"
 
     def tensor(self, step: int, number: int, count: int) -> Tensor:
-        return zo.noise(count, seed=spec.direction_seed(0, step, 0), param_id=ids()[number])
+        return self.drawn(count, spec.direction_seed(0, step, 0), ids()[number])
+
+    def drawn(self, count: int, seed: int, param_id: int, offset: int = 0) -> Tensor:
+        """float32 [count]: the values of any seed and id, from an index on."""
+        return zo.noise(count, seed=seed, param_id=param_id, offset=offset, distribution=self.distribution)
 
     def wrong(self) -> str | None:
         index = torch.cat([torch.arange(_CHECKED), torch.arange(PER_TENSOR - _CHECKED, PER_TENSOR)])
         for step, number in ((0, 0), (1, TENSORS - 1)):
-            expected = spec.normal(index, spec.direction_seed(0, step, 0), ids()[number])
+            expected = spec.noise(index, spec.direction_seed(0, step, 0), ids()[number], self.distribution)
             found = self.tensor(step, number, PER_TENSOR)[index]
             if off := int((found.view(torch.int32) != expected.view(torch.int32)).sum()):
                 return f"step {step}, tensor {number}: {off} of {len(index)} values are not those of noise v1"
@@ -78,6 +86,14 @@ class Ours(Source):
 
     def members(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x[0::2], x[1::2]
+
+
+class Signs(Ours):
+    """Noise v1's random signs; members of a pair are elements whose bits have one place in the halves of a word."""
+
+    generator = "zo.noise signs"
+    largest = 1.0
+    distribution = "rademacher"
 
 
 class Torch(Source):
@@ -137,7 +153,12 @@ def interpreted(seed: int, offset: int, count: int) -> NDArray[np.float32]:
     return out.numpy()
 
 
-SOURCES: dict[str, Callable[[], Source]] = {"zo.noise": Ours, "torch.randn": Torch, "tl.randn": Triton}
+SOURCES: dict[str, Callable[[], Source]] = {
+    "zo.noise": Ours,
+    "zo.noise signs": Signs,
+    "torch.randn": Torch,
+    "tl.randn": Triton,
+}
 
 
 def tensors(source: Source, values: int) -> Iterator[Tensor]:

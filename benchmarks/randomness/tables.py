@@ -42,8 +42,12 @@ def _result(row: Row | None) -> str:
         text += f" of {row['expected']:.4g}"
     if row["p_value"] is None:
         return text
-    p = f"p = {row['p_value']:.2g}"
-    return f"{text}, " + (f"**{p}**" if row["p_value"] < _FEW else p)
+    return f"{text}, {_p_value(row['p_value'], 'p = ')}"
+
+
+def _p_value(p: float, before: str = "") -> str:
+    text = f"{before}{p:.2g}"
+    return f"**{text}**" if p < _FEW else text
 
 
 def correlations(rows: Sequence[Row]) -> Table:
@@ -54,6 +58,18 @@ def correlations(rows: Sequence[Row]) -> Table:
         results = sum(row["tests"] for row in members)
         lines.append([generator, str(results), f"{worst['z']:+.2f}", worst["statistic"]])
     return ("generator", "results", "most extreme z", "which"), lines
+
+
+def signs(rows: Sequence[Row]) -> Table:
+    """A line for each statistic of random signs and of their roundings."""
+    lines = []
+    for row in _of(rows, "signs"):
+        if row.get("z") is not None:
+            found = f"z = {row['z']:+.2f}"
+        else:
+            found = f"{row['measured']:,.0f} of {row['expected']:,.0f}"
+        lines.append([row["statistic"], str(row["tests"]), f"{row['pairs']:.2g}", found, _p_value(row["p_value"])])
+    return ("statistic", "results", "of", "found", "p"), lines
 
 
 def battery(rows: Sequence[Row]) -> Table:
@@ -71,6 +87,7 @@ def battery(rows: Sequence[Row]) -> Table:
 
 TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "moments": moments,
+    "signs": signs,
     "correlations": correlations,
     "battery": battery,
 }

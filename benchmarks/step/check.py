@@ -71,11 +71,11 @@ class Windows:
             raise Wrong(f"no module ran that owns {', '.join(unseen)}")
         return value, torch.cat([seen[i] for i in range(len(self.params))])
 
-    def drawn(self, draw: Callable[[Tensor, int, int], Tensor], step: int, slot: int = 0) -> Tensor:
-        """Draw a number for each element, as the specification does in a step."""
-        seed = direction_seed(self.optimizer.seed, self.first + step, slot)
+    def drawn(self, draw: Callable[[Tensor, int, int, str], Tensor], step: int, slot: int = 0) -> Tensor:
+        """Draw a number for each element, as the specification does in a step of the optimizer's distribution."""
+        seed, distribution = direction_seed(self.optimizer.seed, self.first + step, slot), self.optimizer.distribution
         each = zip(self._ids, self._ranges, strict=True)
-        return torch.cat([draw(torch.arange(a, b), seed, i) for i, ranges in each for a, b in ranges])
+        return torch.cat([draw(torch.arange(a, b), seed, i, distribution) for i, ranges in each for a, b in ranges])
 
     def spread(self, values: list[float]) -> Tensor:
         """A value for each parameter, repeated for each of its elements here."""

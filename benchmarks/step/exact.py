@@ -7,7 +7,7 @@ float64. The losses are those of the very step that is checked.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import zo_kernels as zo
 from zo_kernels.estimators.draws import ANCHOR_SLOT, BLOCK_SLOT, SEPARATE_SLOT
-from zo_kernels.spec import direction_seed, fma, normal, round_stochastic, rounding_bits
+from zo_kernels.spec import direction_seed, fma, noise, round_stochastic, rounding_bits
 from zo_kernels.weights.blocks import dropped_blocks, find_blocks
 
 from ..bench.registry import Wrong
@@ -52,10 +52,12 @@ def wrong_step(
         (run or optimizer.step)(closure)
         # Compare after the step, since an optimizer may watch every operation in it.
         svrg = isinstance(optimizer, zo.MeZOSVRG)
-        calls = 4 * (optimizer.step_count - windows.first) - 2 if svrg else 2
+        calls = 4 * (optimizer.step_count - windows.first) - 2 if svrg else 2 * optimizer.directions
         if len(losses) != calls:
             raise Wrong(f"expected {calls} closure calls, got {len(losses)}")
-        expected = _svrg(windows, theta, losses) if svrg else spsa(windows, theta, _gradient(windows, *losses))
+        pairs = zip(losses[::2], losses[1::2], strict=True)
+        gradients = [] if svrg else [_gradient(windows, *pair) for pair in pairs]
+        expected = _svrg(windows, theta, losses) if svrg else spsa(windows, theta, gradients)
         limit = _TOLERANCE[windows.dtype] * (theta.abs() + _MOST_Z * _group(windows)["eps"]) if svrg else 0.0
         whens = (*(f"at closure call {call}" for call in range(1, calls + 1)), "after the step")
         for when, got, wanted in zip(whens, (*seen, windows.read()), expected, strict=True):
@@ -75,23 +77,37 @@ def _gradient(windows: Windows, above: float, below: float) -> float:
     return (above - below) / (2 * _group(windows)["eps"])
 
 
-def spsa(windows: Windows, theta: Tensor, gradient: float) -> tuple[Tensor, Tensor, Tensor]:
-    """θ + ε m z, θ - ε m z and θ - lr g m z, rounded as a step with one direction rounds them."""
-    opt, group, dtype = windows.optimizer, _group(windows), windows.dtype
-    eps, update = group["eps"], -group["lr"] * gradient
-    z, kept = windows.drawn(normal, 0), _taking_part(windows, theta)
+def spsa(windows: Windows, theta: Tensor, gradients: Sequence[float]) -> list[Tensor]:
+    """θ + ε m z_k and θ - ε m z_k of each direction k, and the end, θ - lr / n m sum_k g_k z_k, rounded as a step does.
+
+    A step in place makes each of them from the one before, by one pass over the directions that the two differ in.
+    """
+    opt, group, dtype, n = windows.optimizer, _group(windows), windows.dtype, len(gradients)
+    zs, kept = [windows.drawn(noise, 0, k) for k in range(n)], _taking_part(windows, theta)
     stochastic = dtype != torch.float32 and opt.rounding != "nearest"
-    rho = windows.drawn(rounding_bits, 0) if stochastic else None
 
-    def moved(w: Tensor, scale: float) -> Tensor:
-        t = fma(z, scale, w.float())
-        return torch.where(kept, (t.to(dtype) if rho is None else round_stochastic(t, rho, dtype)).double(), w)
+    def moved(w: Tensor, scales: Mapping[int, float]) -> Tensor:
+        t = w.float()
+        for k, scale in scales.items():
+            t = fma(zs[k], scale, t)
+        rounded = t.to(dtype)
+        if stochastic:
+            rounded = round_stochastic(t, windows.drawn(rounding_bits, 0, next(iter(scales))), dtype)
+        return torch.where(kept, rounded.double(), w)
 
-    plus = moved(theta, eps)
+    eps = group["eps"]
+    offsets = [{k: sign * eps} for k in range(n) for sign in (1.0, -1.0)]
+    offsets += [{k: -group["lr"] * g / n for k, g in enumerate(gradients)}]
     if opt.perturb != "in_place":
-        return plus, moved(theta, -eps), moved(theta, update)
-    minus = moved(plus, -2 * eps)
-    return plus, minus, moved(minus, update + eps)
+        return [moved(theta, offset) for offset in offsets]
+    points, at, where = [], theta, dict[int, float]()
+    for offset in offsets:
+        at = moved(
+            at, {k: offset.get(k, 0.0) - where.get(k, 0.0) for k in (*where, *(k for k in offset if k not in where))}
+        )
+        points.append(at)
+        where = offset
+    return points
 
 
 def _svrg(windows: Windows, theta: Tensor, losses: list[float]) -> list[Tensor]:
@@ -103,11 +119,11 @@ def _svrg(windows: Windows, theta: Tensor, losses: list[float]) -> list[Tensor]:
         return _gradient(windows, next(given), next(given)) * z
 
     anchor, anchor_lr = theta, 2 * group["lr"] if group["anchor_lr"] is None else group["anchor_lr"]
-    full = estimate(anchor, windows.drawn(normal, 0, ANCHOR_SLOT).double())
+    full = estimate(anchor, windows.drawn(noise, 0, ANCHOR_SLOT).double())
     theta = anchor - anchor_lr * full
     for step in range(1, (len(losses) + 2) // 4):
-        z = windows.drawn(normal, step).double()
-        other = z if windows.optimizer.shared_direction else windows.drawn(normal, step, SEPARATE_SLOT).double()
+        z = windows.drawn(noise, step).double()
+        other = z if windows.optimizer.shared_direction else windows.drawn(noise, step, SEPARATE_SLOT).double()
         theta = theta - group["lr"] * (estimate(theta, z) - estimate(anchor, other) + full)
     return [*points, theta]
 

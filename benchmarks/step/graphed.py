@@ -35,8 +35,7 @@ def graphed(
     windows = Windows(optimizer, model)
     theta = windows.read()
     step()
-    (gradient,) = optimizer.projected_gradients
-    *_, end = spsa(windows, theta, gradient)
+    *_, end = spsa(windows, theta, optimizer.projected_gradients)
     if off := windows.off(windows.read(), end):
         raise Wrong(f"after a step repeated by its graph {off}")
     return step

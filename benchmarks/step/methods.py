@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
@@ -28,6 +28,7 @@ class Method:
         sparsity, drop: shares of the weights and of the blocks that it leaves alone.
         anchor_every: steps from anchor to anchor, 0 for methods without.
         perturb: where it perturbs.
+        distribution: of its directions.
     """
 
     make: Callable[..., zo.ZeroOrderOptimizer]
@@ -35,6 +36,7 @@ class Method:
     drop: float = 0.0
     anchor_every: int = 0
     perturb: str = "in_place"
+    distribution: str = "normal"
 
     @property
     def steps(self) -> int:
@@ -44,6 +46,7 @@ class Method:
     def optimizer(self, model: nn.Module, backend: str | None) -> zo.ZeroOrderOptimizer:
         anchored: Any = {"anchor_lr": LR, "anchor_every": self.anchor_every} if self.anchor_every else {}
         given = {"sparsity": self.sparsity, "drop": self.drop, "perturb": self.perturb, "backend": backend}
+        given["distribution"] = self.distribution
         return self.make(model, lr=LR, eps=EPS, **{name: v for name, v in given.items() if v}, **anchored)
 
     def dropped(self, model: nn.Module) -> int:
@@ -76,10 +79,16 @@ MEZO = Method(zo.MeZO)
 _WATCHED = 17
 
 
-def methods(anchor_every: int) -> dict[str, Method]:
+def methods(anchor_every: int, distributions: Sequence[str] = ("normal",)) -> dict[str, Method]:
+    """Every method by its name; those whose directions are random signs have a name that ends with it."""
     in_place = {"MeZO": MEZO, "SparseMeZO": Method(zo.SparseMeZO, sparsity=0.75), "LeZO": Method(zo.LeZO, drop=0.75)}
     in_place["MeZOSVRG"] = Method(zo.MeZOSVRG, anchor_every=anchor_every)
-    return in_place | {f"{name}/in_forward": replace(m, perturb="in_forward") for name, m in in_place.items()}
+    every = in_place | {f"{name}/in_forward": replace(m, perturb="in_forward") for name, m in in_place.items()}
+    return {
+        name if distribution == "normal" else f"{name}/{distribution}": replace(m, distribution=distribution)
+        for distribution in distributions
+        for name, m in every.items()
+    }
 
 
 class Ours:

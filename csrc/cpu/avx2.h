@@ -16,6 +16,7 @@ struct Avx2 {
   using M = __m256i;  // all ones or zeros in each 32-bit lane
   static constexpr int kLanes = 8;
   static constexpr int kPhiloxTiles = 2, kBoxMullerTiles = 2;  // three and four spill registers
+  static constexpr int kSignWords = 2;                         // with all their elements in registers
 
   ZO_OP I word(uint32_t x) { return _mm256_set1_epi32(int(x)); }
   ZO_OP I key(const uint32_t* x) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(x)); }  // 8 copies
@@ -49,17 +50,22 @@ struct Avx2 {
   ZO_OP I shl(I a) {
     return _mm256_slli_epi32(a, N);
   }
+  ZO_OP I shrv(I a, I by) { return _mm256_srlv_epi32(a, by); }
+  // Two numbers, and the one or the other of them by bit 0 of each word.
+  ZO_OP F pair(const float (&x)[2]) {
+    return _mm256_castpd_ps(_mm256_broadcast_sd(static_cast<const double*>(static_cast<const void*>(x))));
+  }
+  ZO_OP F of_pair(F pair, I bit) { return _mm256_permutevar_ps(pair, bit); }
   ZO_OP I min(I a, I b) { return _mm256_min_epi32(a, b); }
   ZO_OP F from_int(I a) { return _mm256_cvtepi32_ps(a); }
   ZO_OP F as_float(I a) { return _mm256_castsi256_ps(a); }
   ZO_OP I as_words(F a) { return _mm256_castps_si256(a); }
   ZO_OP F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   ZO_OP F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  ZO_OP F add(F a, F b) { return _mm256_add_ps(a, b); }
   ZO_OP F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   ZO_OP F sqrt(F a) { return _mm256_sqrt_ps(a); }
 
-  ZO_OP bool any_nan(F a, F b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_UNORD_Q)) != 0; }
-  ZO_OP M is_nan(F a) { return as_words(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)); }
   ZO_OP M greater(I a, I b) { return _mm256_cmpgt_epi32(a, b); }  // signed
   ZO_OP I select(M m, I yes, I no) { return _mm256_blendv_epi8(no, yes, m); }
   ZO_OP M magnitude_not_at_most(F a, F h) {
@@ -120,6 +126,8 @@ struct Avx2 {
   }
   ZO_OP I load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   ZO_OP void store(void* p, I a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a); }
+  // 8 unsigned halves, each in a word.
+  ZO_OP I load_halves(const void* p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
   ZO_OP F load_half(const void* p) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
   ZO_OP I to_half(F a, F b) {
     constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;

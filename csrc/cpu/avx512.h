@@ -16,6 +16,7 @@ struct Avx512 {
   using M = __mmask16;
   static constexpr int kLanes = 16;
   static constexpr int kPhiloxTiles = 4, kBoxMullerTiles = 4;
+  static constexpr int kSignWords = 2;  // with all their elements in registers
 
   ZO_OP I word(uint32_t x) { return _mm512_set1_epi32(int(x)); }
   ZO_OP I key(const uint32_t* x) { return _mm512_set1_epi32(int(*x)); }
@@ -49,17 +50,24 @@ struct Avx512 {
   ZO_OP I shl(I a) {
     return _mm512_slli_epi32(a, N);
   }
+  ZO_OP I shrv(I a, I by) { return _mm512_srlv_epi32(a, by); }
+  // Two numbers, and the one or the other of them by bit 0 of each word.
+  ZO_OP F pair(const float (&x)[2]) {
+    int64_t both;
+    memcpy(&both, x, 8);
+    return as_float(_mm512_set1_epi64(both));
+  }
+  ZO_OP F of_pair(F pair, I bit) { return _mm512_permutevar_ps(pair, bit); }
   ZO_OP I min(I a, I b) { return _mm512_min_epi32(a, b); }
   ZO_OP F from_int(I a) { return _mm512_cvtepi32_ps(a); }
   ZO_OP F as_float(I a) { return _mm512_castsi512_ps(a); }
   ZO_OP I as_words(F a) { return _mm512_castps_si512(a); }
   ZO_OP F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   ZO_OP F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  ZO_OP F add(F a, F b) { return _mm512_add_ps(a, b); }
   ZO_OP F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   ZO_OP F sqrt(F a) { return _mm512_sqrt_ps(a); }
 
-  ZO_OP bool any_nan(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q) != 0; }
-  ZO_OP M is_nan(F a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
   ZO_OP M greater(I a, I b) { return _mm512_cmpgt_epi32_mask(a, b); }  // signed
   ZO_OP I select(M m, I yes, I no) { return _mm512_mask_mov_epi32(no, m, yes); }
   ZO_OP M magnitude_not_at_most(F a, F h) {
@@ -120,6 +128,10 @@ struct Avx512 {
   }
   ZO_OP I load(const void* p) { return _mm512_loadu_si512(p); }
   ZO_OP void store(void* p, I a) { _mm512_storeu_si512(p, a); }
+  // 16 unsigned halves, each in a word.
+  ZO_OP I load_halves(const void* p) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+  }
   ZO_OP F load_half(const void* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
   ZO_OP I to_half(F a, F b) {
     constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;

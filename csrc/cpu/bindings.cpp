@@ -67,11 +67,14 @@ zo::RangeFn range_of(const std::string& set) {
 }
 
 void run(const zo::Table& table, const std::vector<uint64_t>& seeds, const std::vector<double>& scales,
-         const std::vector<double>& decays, bool stochastic, const std::optional<std::vector<int64_t>>& active,
-         int threads, const std::string& set) {
+         const std::vector<double>& decays, int distribution, bool stochastic,
+         const std::optional<std::vector<int64_t>>& active, int threads, const std::string& set) {
   const zo::RangeFn range = range_of(set);
+  if (distribution < 0 || distribution > int(zo::Distribution::kRademacher))
+    throw std::invalid_argument("distribution: expected 0 or 1, got " + std::to_string(distribution));
   const py::gil_scoped_release release;
-  table.run(seeds, scales, decays, stochastic, active ? &*active : nullptr, threads, range);
+  table.run(seeds, scales, decays, zo::Distribution(distribution), stochastic, active ? &*active : nullptr, threads,
+            range);
 }
 
 std::array<uint32_t, 4> philox(const std::array<uint32_t, 4>& counter, const std::array<uint32_t, 2>& key, int rounds) {

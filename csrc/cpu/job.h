@@ -26,11 +26,13 @@ struct Direction {
   uint64_t seed;
 };
 
-// A range of one tensor whose counters agree in their high 32 bits.
+// A range of one tensor. Its counters of one stream agree in their high 32 bits.
 struct Job {
   const Entry* entry;
   const Direction* directions;
   int n_directions;
+  Distribution distribution;
+  const Direction* rounding;  // of signs that are rounded stochastically: the words of their rounding bits
   float decay;
   bool stochastic, several;
 };

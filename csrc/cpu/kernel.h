@@ -8,13 +8,11 @@
 
 #include "noise.h"
 #include "scalar.h"
+#include "signs.h"
 #include "tile.h"
 
 namespace zo {
 namespace {
-
-// A function whose loops get a register allocation of their own.
-#define ZO_APART static __attribute__((noinline))
 
 constexpr int kTiles = 24;  // in a block; a multiple of every V::kPhiloxTiles
 
@@ -39,28 +37,6 @@ ZO_APART void words(const Direction& d, uint64_t counter, int64_t tiles, typenam
     ZO_EACH a[i + u] = x[u];
     ZO_EACH b[i + u] = y[u];
     ZO_EACH c[u] = V::add_counters(c[u], U * V::kLanes / 2);
-  }
-}
-
-// Where a block's first element is.
-struct Place {
-  const char* src;
-  char* dst;
-  const uint8_t* bools;
-  float threshold, decay;
-};
-
-// Which elements of a tile are masked out and keep their bits.
-template <class V, MaskKind K, bool Sequential>
-ZO_OP void masked_out(const Place& at, int64_t i, uint8_t* bits, typename V::F a, typename V::F b,
-                      typename V::M& keep_a, typename V::M& keep_b) {
-  if (K == MaskKind::kBool) V::template false_bools<Sequential>(at.bools + i, keep_a, keep_b);
-  if (K == MaskKind::kBits) V::template zero_bits<Sequential>(bits, keep_a, keep_b);
-  if (K == MaskKind::kThreshold || K == MaskKind::kRecord) {
-    const typename V::F h = V::number(at.threshold);
-    keep_a = V::magnitude_not_at_most(a, h);
-    keep_b = V::magnitude_not_at_most(b, h);
-    if (K == MaskKind::kRecord) V::template write_zero_bits<Sequential>(keep_a, keep_b, bits);
   }
 }
 
@@ -141,8 +117,7 @@ void blocks(const Job& job, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; i += block.kElements) {
     const int64_t tiles = (end - i < block.kElements ? end - i : block.kElements) / n;
     const uint64_t counter = uint64_t(e.offset + i) >> 2;
-    const Place place{static_cast<const char*>(e.src) + i * bytes, static_cast<char*>(e.dst) + i * bytes,
-                      K == MaskKind::kBool ? e.mask_data + i : nullptr, e.threshold, job.decay};
+    const Place place = place_of<K>(job, i, bytes);
     if (K == MaskKind::kBits) block.mask.read(e.mask_data, i, tiles * n);
     // Philox touches no memory, so the weights are fetched while it runs.
     _Pragma("GCC unroll 8") for (int64_t line = 0; line < tiles * n * bytes; line += 64)
@@ -166,29 +141,38 @@ void blocks(const Job& job, int64_t begin, int64_t end) {
   }
 }
 
+template <class V, DType D, bool Stochastic, MaskKind K, bool Several = false>
+void blocks_of(const Job& job, int64_t begin, int64_t end) {
+  job.distribution == Distribution::kNormal ? blocks<V, D, Stochastic, K, Several>(job, begin, end)
+                                            : sign_stretches<V, D, Stochastic, K>(job, begin, end);
+}
+
 template <class V, DType D, bool Stochastic>
 void dispatch(const Job& job, int64_t begin, int64_t end) {
   switch (job.entry->mask) {
     case MaskKind::kNone:
-      if (D == DType::kFloat32 && job.several) return blocks<V, D, Stochastic, MaskKind::kNone, true>(job, begin, end);
-      return blocks<V, D, Stochastic, MaskKind::kNone>(job, begin, end);
+      if (D == DType::kFloat32 && job.several)
+        return blocks_of<V, D, Stochastic, MaskKind::kNone, true>(job, begin, end);
+      return blocks_of<V, D, Stochastic, MaskKind::kNone>(job, begin, end);
     case MaskKind::kThreshold:
-      return blocks<V, D, Stochastic, MaskKind::kThreshold>(job, begin, end);
+      return blocks_of<V, D, Stochastic, MaskKind::kThreshold>(job, begin, end);
     case MaskKind::kBool:
-      return blocks<V, D, Stochastic, MaskKind::kBool>(job, begin, end);
+      return blocks_of<V, D, Stochastic, MaskKind::kBool>(job, begin, end);
     case MaskKind::kBits:
-      return blocks<V, D, Stochastic, MaskKind::kBits>(job, begin, end);
+      return blocks_of<V, D, Stochastic, MaskKind::kBits>(job, begin, end);
     case MaskKind::kRecord:
-      return blocks<V, D, Stochastic, MaskKind::kRecord>(job, begin, end);
+      return blocks_of<V, D, Stochastic, MaskKind::kRecord>(job, begin, end);
   }
 }
 
-// The whole range: single elements up to a counter's first, whole tiles, and single elements to the end.
+// The whole range: single elements up to the first of a counter, or of a word of signs; whole tiles; and single
+// elements to the end.
 template <class V>
 void range(const Job& job, int64_t begin, int64_t end) {
-  const int64_t head = -(job.entry->offset + begin) & 3;
+  const bool signs = job.distribution == Distribution::kRademacher;
+  const int64_t head = -(job.entry->offset + begin) & (signs ? 31 : 3);
   const int64_t first = begin + (head < end - begin ? head : end - begin);
-  const int64_t past = end - (end - first) % Block<V>::kTile;
+  const int64_t past = end - (end - first) % (signs ? 32 : Block<V>::kTile);
   scalar_range(job, begin, first);
   if (first < past) {
     switch (job.entry->dtype) {

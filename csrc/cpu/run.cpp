@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <limits>
 #include <memory>
 #include <thread>
 
@@ -18,8 +19,9 @@ namespace {
 // threads, large enough to make the cost of taking one negligible.
 constexpr int64_t kChunk = 1 << 15;
 constexpr int64_t kMostStaged = 1 << 20;  // at most so many elements in a chunk that is not contiguous
-constexpr int kCounterHighShift = 34;  // counters of elements i and j differ in their high half if i >> 34 != j >> 34
-constexpr int64_t kOneHigh = int64_t(1) << kCounterHighShift;
+// The counters of elements i and j have equal high halves if i >> 34 == j >> 34: those of normals, and so those of
+// signs.
+constexpr int64_t kOneHigh = int64_t(1) << (kNormalShift + 32);
 constexpr size_t kMostAtWork = 1024;  // threads
 constexpr size_t kApart = 64;         // floats between the memory of two threads, which must not share cache lines
 
@@ -37,14 +39,17 @@ size_t repeats(const std::vector<uint64_t>& seeds, size_t k) {
   return n;
 }
 
+// To float32; NaNs become the one that has a single bit set below its exponent (see bf16_high_half in tile.h).
+float number(double x) { return x == x ? float(x) : std::numeric_limits<float>::quiet_NaN(); }
+
 // A thread's own memory. It is allocated before the threads begin, so that nothing can fail once weights have changed,
 // and not initialised, so that each thread is the first to touch its pages.
 struct Workspace {
-  std::unique_ptr<Direction[]> directions;
+  std::unique_ptr<Direction[]> directions;  // and one for rounding bits
   std::unique_ptr<float[]> scales;
   std::unique_ptr<uint32_t[]> elements;  // a chunk that is not contiguous, copied
   Workspace(size_t n, int64_t staged)
-      : directions(new Direction[n]),
+      : directions(new Direction[n + 1]),
         scales(new float[n + kApart]),
         elements(staged ? new uint32_t[size_t(staged)] : nullptr) {}
 };
@@ -74,8 +79,11 @@ Entry chunk_of(const Entry& e, uint32_t* memory, int64_t begin, int64_t end) {
   return part;
 }
 
-// Fills d with the keys of a seed and the products of the first rounds (see Direction).
-void prepare(Direction& d, uint64_t seed, const float* scales, size_t n, uint32_t param_id, uint32_t counter_high) {
+// Fills d with the keys of a seed and the products of the first rounds (see Direction). The counter of an element is
+// its index >> shift.
+void prepare(Direction& d, uint64_t seed, const float* scales, size_t n, uint32_t param_id, int64_t index, int shift,
+             uint32_t stream) {
+  const uint32_t counter_high = uint32_t(index >> shift >> 32);
   d.seed = seed;
   d.scales = scales;
   d.n_scales = int(n);
@@ -85,6 +93,7 @@ void prepare(Direction& d, uint64_t seed, const float* scales, size_t n, uint32_
   }
   const uint64_t p1 = uint64_t(kPhiloxM1) * param_id;
   const uint64_t p0 = uint64_t(kPhiloxM0) * (uint32_t(p1 >> 32) ^ counter_high ^ d.k0[0].x[0]);
+  for (uint32_t& each : d.k1[0].x) each ^= stream;  // the last word of the counter
   d.round1_c0 = uint32_t(p1) ^ d.k0[1].x[0];
   d.round1_c2 = uint32_t(p0 >> 32) ^ d.k1[1].x[0];
   d.round2_c2 = uint32_t(p0) ^ d.k1[2].x[0];
@@ -101,8 +110,8 @@ bool forked() { return false; }
 }  // namespace
 
 void Table::run(const std::vector<uint64_t>& seeds, const std::vector<double>& scales,
-                const std::vector<double>& decays, bool stochastic, const std::vector<int64_t>* active, int threads,
-                RangeFn range) const {
+                const std::vector<double>& decays, Distribution distribution, bool stochastic,
+                const std::vector<int64_t>* active, int threads, RangeFn range) const {
   check(seeds.size(), scales.size(), decays.size(), active, threads);
   std::vector<Chunk> chunks;
   int64_t staged = 0;
@@ -126,6 +135,7 @@ void Table::run(const std::vector<uint64_t>& seeds, const std::vector<double>& s
   workspaces.reserve(wanted);
   for (size_t i = 0; i < wanted; ++i) workspaces.emplace_back(seeds.size(), staged);
   const UnderWay under_way(*this);
+  const bool signs = distribution == Distribution::kRademacher;
 
   alignas(64) std::atomic<size_t> next{0};  // in a cache line of its own
   alignas(64) std::atomic<size_t> started{0};
@@ -141,10 +151,12 @@ void Table::run(const std::vector<uint64_t>& seeds, const std::vector<double>& s
         chunk = {&part, nullptr, 0, part.numel};
       }
       const Entry& e = *chunk.entry;
-      const bool several = e.dtype == DType::kFloat32 && e.mask == MaskKind::kNone;
+      const bool several = !signs && e.dtype == DType::kFloat32 && e.mask == MaskKind::kNone;
       const double* row = scales.data() + size_t(e.group) * seeds.size();
-      for (size_t k = 0; k < seeds.size(); ++k) own.scales[k] = float(row[k]);
-      Job job{&e, own.directions.get(), 0, float(decays[size_t(e.group)]), stochastic, false};
+      for (size_t k = 0; k < seeds.size(); ++k) own.scales[k] = number(row[k]);
+      Direction& rounding = own.directions[seeds.size()];
+      const float decay = number(decays[size_t(e.group)]);
+      Job job{&e, own.directions.get(), 0, distribution, &rounding, decay, stochastic, false};
       if (e.mask == MaskKind::kRecord)
         memset(e.mask_data + chunk.begin / 8, 0, size_t((chunk.end - chunk.begin + 7) / 8));
       for (int64_t begin = chunk.begin; begin < chunk.end;) {
@@ -154,9 +166,11 @@ void Table::run(const std::vector<uint64_t>& seeds, const std::vector<double>& s
         for (size_t k = 0, n; k < seeds.size(); k += n) {
           n = several ? repeats(seeds, k) : 1;
           job.several |= n > 1;
-          prepare(own.directions[size_t(job.n_directions++)], seeds[k], own.scales.get() + k, n, e.param_id,
-                  uint32_t(index >> kCounterHighShift));
+          prepare(own.directions[size_t(job.n_directions++)], seeds[k], own.scales.get() + k, n, e.param_id, index,
+                  signs ? kSignShift : kNormalShift, signs ? kSignStream : kNormalStream);
         }
+        if (signs && stochastic && e.dtype != DType::kFloat32)
+          prepare(rounding, seeds[0], nullptr, 0, e.param_id, index, kSignRoundingShift, kSignRoundingStream);
         range(job, begin, end);
         begin = end;
       }

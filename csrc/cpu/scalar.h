@@ -23,7 +23,16 @@ inline bool mask_at(const Entry& e, int64_t i, float w) {
   return m;
 }
 
-inline void scalar_range(const Job& job, int64_t begin, int64_t end) {
+// Rounds, masks and stores element i.
+inline void finish(const Job& job, int64_t i, float t, uint32_t rho) {
+  const Entry& e = *job.entry;
+  if (mask_at(e, i, load_element(e.src, i, e.dtype)))
+    store_element(e.dst, i, e.dtype, t, job.stochastic, rho);
+  else
+    copy_element(e.dst, e.src, i, e.dtype);
+}
+
+inline void scalar_normals(const Job& job, int64_t begin, int64_t end) {
   const Entry& e = *job.entry;
   while (begin < end) {
     const int64_t index = e.offset + begin, first = index & 3;
@@ -46,15 +55,42 @@ inline void scalar_range(const Job& job, int64_t begin, int64_t end) {
       for (int r = 0; r < d.n_scales; ++r)
         for (int64_t j = first; j < first + count; ++j) t[j] = fma32(d.scales[r], z[j], t[j]);
     }
+    for (int64_t j = 0; j < count; ++j) finish(job, begin + j, t[first + j], rho[first + j]);
+    begin += count;
+  }
+}
+
+// The elements of a counter at a time.
+inline void scalar_signs(const Job& job, int64_t begin, int64_t end) {
+  constexpr int64_t most = 1 << kSignShift;
+  const Entry& e = *job.entry;
+  const bool stochastic = job.stochastic && e.dtype != DType::kFloat32;
+  while (begin < end) {
+    const int64_t index = e.offset + begin, left = most - index % most, count = end - begin < left ? end - begin : left;
+    float t[most];
+    for (int64_t j = 0; j < count; ++j) t[j] = mul32(job.decay, load_element(e.src, begin + j, e.dtype));
+    for (int k = 0; k < job.n_directions; ++k) {
+      const Direction& d = job.directions[k];
+      const Words x = noise_words(uint64_t(index) >> kSignShift, e.param_id, d.seed, kSignStream);
+      for (int r = 0; r < d.n_scales; ++r)
+        for (int64_t j = 0; j < count; ++j) {
+          const int64_t i = index + j;
+          t[j] += from_bits(to_bits(d.scales[r]) ^ sign_bit(x.x[i / 32 % 4], i));
+        }
+    }
+    Words y = {};
     for (int64_t j = 0; j < count; ++j) {
-      const int64_t i = begin + j;
-      if (mask_at(e, i, load_element(e.src, i, e.dtype)))
-        store_element(e.dst, i, e.dtype, t[first + j], job.stochastic, rho[first + j]);
-      else
-        copy_element(e.dst, e.src, i, e.dtype);
+      const int64_t i = index + j;
+      if (stochastic && (j == 0 || i % 8 == 0))
+        y = noise_words(uint64_t(i) >> kSignRoundingShift, e.param_id, job.directions->seed, kSignRoundingStream);
+      finish(job, begin + j, t[j], sign_rounding_bits(y.x[i / 2 % 4], i));
     }
     begin += count;
   }
+}
+
+inline void scalar_range(const Job& job, int64_t begin, int64_t end) {
+  job.distribution == Distribution::kNormal ? scalar_normals(job, begin, end) : scalar_signs(job, begin, end);
 }
 
 }  // namespace

@@ -43,7 +43,8 @@ class Table {
   // Throws, before anything is changed: std::invalid_argument if the numbers do not fit the table, std::runtime_error
   // if a running pass of another thread shares memory with this one and either writes it; and std::bad_alloc.
   void run(const std::vector<uint64_t>& seeds, const std::vector<double>& scales, const std::vector<double>& decays,
-           bool stochastic, const std::vector<int64_t>* active, int threads, RangeFn range) const;
+           Distribution distribution, bool stochastic, const std::vector<int64_t>* active, int threads,
+           RangeFn range) const;
 
  private:
   friend class UnderWay;

@@ -9,6 +9,11 @@
 namespace zo {
 namespace {
 
+// A function whose loops get a register allocation of their own.
+#define ZO_APART static __attribute__((noinline))
+
+// Of a NaN with more bits set than a bf16 has, the sum could carry into the sign. There is none: NaNs of scales and
+// decays have one bit (run.cpp), those of weights are bf16's, and arithmetic passes on the bits of one of its operands.
 template <class V>
 ZO_OP typename V::I bf16_high_half(typename V::F t, bool stochastic, typename V::I rho) {
   const typename V::I bits = V::as_words(t);
@@ -62,10 +67,6 @@ struct Memory {
       V::store(p + 4 * V::kLanes, y);
     } else if (D == DType::kBFloat16) {
       I x = bf16_high_half<V>(a, Stochastic, rho_a), y = bf16_high_half<V>(b, Stochastic, rho_b);
-      if (__builtin_expect(V::any_nan(a, b), 0)) {  // a NaN of all ones would carry into the sign bit
-        x = V::select(V::is_nan(a), V::or_(V::as_words(a), V::word(0x400000u)), x);
-        y = V::select(V::is_nan(b), V::or_(V::as_words(b), V::word(0x400000u)), y);
-      }
       I words = V::merge_pairs(V::template shr<16>(x), y);
       if (Masked) words = V::select_pairs(keep_a, keep_b, V::load(src), words);
       V::store(p, words);
@@ -76,6 +77,35 @@ struct Memory {
     }
   }
 };
+
+// Where the first element is, of a block or stretch.
+struct Place {
+  const char* src;
+  char* dst;
+  const uint8_t* bools;
+  float threshold, decay;
+};
+
+template <MaskKind K>
+ZO_OP Place place_of(const Job& job, int64_t i, int bytes) {
+  const Entry& e = *job.entry;
+  return {static_cast<const char*>(e.src) + i * bytes, static_cast<char*>(e.dst) + i * bytes,
+          K == MaskKind::kBool ? e.mask_data + i : nullptr, e.threshold, job.decay};
+}
+
+// Which elements of a tile are masked out and keep their bits.
+template <class V, MaskKind K, bool Sequential>
+ZO_OP void masked_out(const Place& at, int64_t i, uint8_t* bits, typename V::F a, typename V::F b,
+                      typename V::M& keep_a, typename V::M& keep_b) {
+  if (K == MaskKind::kBool) V::template false_bools<Sequential>(at.bools + i, keep_a, keep_b);
+  if (K == MaskKind::kBits) V::template zero_bits<Sequential>(bits, keep_a, keep_b);
+  if (K == MaskKind::kThreshold || K == MaskKind::kRecord) {
+    const typename V::F h = V::number(at.threshold);
+    keep_a = V::magnitude_not_at_most(a, h);
+    keep_b = V::magnitude_not_at_most(b, h);
+    if (K == MaskKind::kRecord) V::template write_zero_bits<Sequential>(keep_a, keep_b, bits);
+  }
+}
 
 // The mask bits of one block, shifted so that the first is bit 0.
 template <int N>

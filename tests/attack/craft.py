@@ -15,7 +15,8 @@ RAW = "@@raw:"  # begins a text that goes into JSON without quotes
 NASTY: list[Any] = [
     -1, 0, 1, 2, 5, 1000, 10**6, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**63, 2**64 - 1, 2**64, 10**40, -(2**63), 1.5,
     -1e-3, 1e-300, 1e30, 1e300, f"{RAW}1e400", f"{RAW}NaN", f"{RAW}-Infinity", f"{RAW}{'9' * 5000}", "", "x", "0",
-    "v1", "v2", "MeZO", "float64", "µ\u2028\ud83d\ude00", "\x00", "a" * 100000, None, True, False, [], [0], [[]], {},
+    "v1", "v2", "MeZO", "float64", "normal", "rademacher",
+    "µ\u2028\ud83d\ude00", "\x00", "a" * 100000, None, True, False, [], [0], [[]], {},
     {"a": 1}, [None], [1e30], [-1.0], f"{RAW}{'[' * 200}{']' * 200}", f"{RAW}{'[' * 100000}{']' * 100000}",
     [0] * 100000,
 ]  # fmt: skip
@@ -50,6 +51,8 @@ def acceptable(field: str, value: Any, setup: dict[str, Any]) -> bool:
             return isinstance(value, str)  # another one is refused by whoever needs it
         case "noise":
             return value == "v1"
+        case "distribution":
+            return value in ("normal", "rademacher")
         case "seed":
             return whole and 0 <= value < 2**64
         case "step":
@@ -126,9 +129,12 @@ def _field(draw: random.Random, parts: list[Part], at: int, *, of_weight: bool) 
     value: Any = None
     if how == "delete":
         del entry[field]
+        verdict = "open" if field == "distribution" else "wrong"  # then it is a run of normals
     elif how == "add":
-        field, value = draw.choice(("extra", "", "Seed", "__class__")), draw.choice(NASTY)
+        field, value = draw.choice(("extra", "", "Seed", "__class__", "distribution")), draw.choice(NASTY)
         entry[field] = value
+        if field == "distribution" and not of_weight and acceptable(field, value, original):
+            verdict = "open"
     elif how == "type":
         old = entry[field]
         value = draw.choice(([old], {"v": old}, str(old), f"{RAW}[[{json.dumps(old)}]]"))

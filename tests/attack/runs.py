@@ -22,6 +22,7 @@ import zo_kernels as zo
 from attack.layout import CHECK, INTERRUPTED, SETUP, Part, parts_of
 
 METHODS = {"MeZO": zo.MeZO, "SparseMeZO": zo.SparseMeZO, "LeZO": zo.LeZO, "MeZOSVRG": zo.MeZOSVRG}
+SIGNS = {"distribution": "rademacher"}
 SVRG = {"anchor_every": 3, "anchor_lr": 1e-2}
 Bits = tuple[bytes, ...]
 
@@ -99,9 +100,9 @@ def take(opt: zo.ZeroOrderOptimizer, closure: Callable[[], Any], full: Callable[
 RUNS = {
     "plain": Run(interrupted={3: 1, 9: 0}, refused=(5,), check_every=4),
     "groups": Run(groups=2, options={"directions": 3}, double=True, steps=6, interrupted={2: 3}, eps_at=(4,)),
-    "sparse": Run("SparseMeZO", {"perturb": "in_forward"}, interrupted={4: 1}, refused=(2,), check_every=3),
+    "sparse": Run("SparseMeZO", {"perturb": "in_forward", **SIGNS}, interrupted={4: 1}, refused=(2,), check_every=3),
     "blocks": Run("LeZO", {"weight_decay": 0.1}, dtype=torch.bfloat16, steps=8, interrupted={7: 0}),
-    "svrg": Run("MeZOSVRG", {"directions": 2}, interrupted={2: 3, 6: 1}, refused=(4,), eps_at=(5,)),
+    "svrg": Run("MeZOSVRG", {"directions": 2, **SIGNS}, interrupted={2: 3, 6: 1}, refused=(4,), eps_at=(5,)),
     "svrg apart": Run("MeZOSVRG", {"perturb": "in_forward", "shared_direction": False}, steps=8, check_every=2),
     "16 bits": Run("MeZO", {"perturb": "in_place"}, dtype=torch.bfloat16, interrupted={1: 1, 2: 0}, double=True),
     "long": Run(steps=400, interrupted={100: 1, 333: 1}, eps_at=(200,), check_every=50),

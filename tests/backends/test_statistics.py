@@ -253,8 +253,10 @@ PLACES = {  # dtype, weight, ulp there
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("size", [1e-3, 0.1, 3.0])
-def test_stochastic_rounding_is_unbiased(place: str, size: float) -> None:
+@pytest.mark.parametrize(
+    "size, distribution", [(1e-3, "normal"), (0.1, "normal"), (3.0, "normal"), (0.1, "rademacher")]
+)
+def test_stochastic_rounding_is_unbiased(place: str, size: float, distribution: str) -> None:
     """Many updates of `size` ulp: the mean is kept, along the sign of the weight too, and so is the size of the sum."""
     dtype, weight, ulp = PLACES[place]
     n, seeds = 1 << 19, list(range(48))
@@ -263,13 +265,14 @@ def test_stochastic_rounding_is_unbiased(place: str, size: float) -> None:
     w, exact = start.to(dtype), torch.zeros(n)
     assert torch.equal(w.float(), start)
     for seed in seeds:
-        zo.add_noise_([w], seed, size * ulp, param_ids=[ID], rounding="stochastic")
-    zo.add_noise_([exact], seeds, [size] * len(seeds), param_ids=[ID])  # in ulp; float32 is exact enough by far
+        zo.add_noise_([w], seed, size * ulp, param_ids=[ID], rounding="stochastic", distribution=distribution)
+    # In ulp; float32 is exact enough by far.
+    zo.add_noise_([exact], seeds, [size] * len(seeds), param_ids=[ID], distribution=distribution)
     got = (w.float() - start) / ulp
 
     # Rounding of x ulp has variance f(1 - f) with f the fraction of x: at most |x| and at most 1/4. "bf16 between
     # binades" has half the ulp below, which only makes it smaller.
-    variance = len(seeds) * min(size * math.sqrt(2 / math.pi), 0.25)
+    variance = len(seeds) * min(size * (math.sqrt(2 / math.pi) if distribution == "normal" else 1.0), 0.25)
     error = math.sqrt(variance / n)
     slope_error = math.sqrt(variance / (len(seeds) * size**2) / n)
     away = got - exact
@@ -280,6 +283,73 @@ def test_stochastic_rounding_is_unbiased(place: str, size: float) -> None:
             "share kept": (((got * exact).sum() / (exact * exact).sum()).item(), 1.0, slope_error),
         }
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Random signs, and the bits that round under them.
+
+SIGN_STREAMS = {
+    "one direction": lambda n: signs(n),
+    "all zero": lambda n: signs(n, seed=0, param_id=0),
+    "all ones, far out": lambda n: signs(n, seed=2**64 - 1, param_id=2**32 - 1, offset=2**63 - 1 - n),
+    "first of many tensors": lambda n: torch.cat([signs(128, param_id=i) for i in range(n // 128)]),
+    "first of many steps": lambda n: torch.cat([signs(128, seed=direction_seed(0, i, 0)) for i in range(n // 128)]),
+}
+
+
+def signs(n: int, seed: int = SEED, param_id: int = ID, offset: int = 0) -> torch.Tensor:
+    return zo.noise(n, seed=seed, param_id=param_id, offset=offset, distribution="rademacher")
+
+
+@pytest.mark.parametrize("stream", SIGN_STREAMS)
+def test_signs_are_fair_alone_in_pairs_and_in_patterns(stream: str) -> None:
+    n = N if stream == "one direction" else N // 4
+    z = SIGN_STREAMS[stream](n)
+    assert torch.equal(z.abs(), torch.ones(n))
+    assert_within({"mean": (z.mean().item(), 0.0, 1 / math.sqrt(n))})
+    # Of the 128 signs of a counter, each and every product of two has mean 0 and variance 1.
+    block = z.view(-1, 128)
+    assert block.mean(0).abs().max() < SIGMAS / math.sqrt(len(block))
+    twos = (block.T @ block / len(block))[torch.ones(128, 128).triu(1) > 0]
+    assert twos.abs().max() < SIGMAS / math.sqrt(len(block))
+    # Patterns of eight neighbours, and of a sign in each of the four words.
+    assert_uniform(torch.bincount((z.view(-1, 8) < 0).long() @ 2 ** torch.arange(8), minlength=256))
+    assert_uniform(torch.bincount((block[:, 3::32] < 0).long() @ 2 ** torch.arange(4), minlength=16))
+
+
+SIGN_PAIRS = {
+    **{f"lag {lag}": lagged(lag) for lag in (1, 2, 16, 31, 32, 33, 64, 127, 128, 129, 4096)},
+    "seed + 1": lambda z: (z, signs(N, seed=SEED + 1)),
+    "seed + 2**32": lambda z: (z, signs(N, seed=SEED + 2**32)),
+    "param id + 1": lambda z: (z, signs(N, param_id=ID + 1)),
+    "seed and param id exchanged": lambda z: (z, signs(N, seed=ID, param_id=SEED)),
+    "index + 2**39": lambda z: (z, signs(N, offset=2**39)),  # the same low counter word
+    "normals of the same seed": lambda z: (z, zo.noise(N, seed=SEED, param_id=ID)),
+    "next step": lambda z: (signs(N, seed=direction_seed(SEED, 0, 0)), signs(N, seed=direction_seed(SEED, 1, 0))),
+}
+
+
+def test_signs_are_uncorrelated() -> None:
+    z = signs(N)
+    pairs = {name: of(z) for name, of in SIGN_PAIRS.items()}
+    assert_within({name: (correlation(x, y), 0.0, 1 / math.sqrt(len(x))) for name, (x, y) in pairs.items()})
+
+
+def test_roundings_under_signs_are_uniform_and_independent_of_them() -> None:
+    index = torch.arange(1 << 18)
+    rho = rounding_bits(index, SEED, ID, "rademacher")
+    negative = (signs(len(index)) < 0).long()
+    for sample in (rho, rho[0::2], rho[1::2]):
+        assert_uniform(torch.bincount(sample >> 8, minlength=256))
+        assert_uniform(torch.bincount(sample & 255, minlength=256))
+    assert_uniform(torch.bincount((rho[0::2] >> 12) << 4 | (rho[1::2] >> 12), minlength=256))
+    assert_uniform(torch.bincount((rho >> 12) << 1 | negative, minlength=32))
+    assert_uniform(torch.bincount((rho & 15) << 1 | negative, minlength=32))
+    # Sixteen bits and the signs of the element, of its neighbour, and 128 on: all products have mean 0, variance 1.
+    bits = 1.0 - 2.0 * (rho[:, None] >> torch.arange(16) & 1).float()
+    for shift in (0, 1, 128):
+        products = (1.0 - 2.0 * negative.roll(shift)) @ bits / len(index)
+        assert products.abs().max() < SIGMAS / math.sqrt(len(index))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

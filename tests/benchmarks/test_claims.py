@@ -12,7 +12,7 @@ from torch import nn
 import zo_kernels as zo
 from benchmarks.__main__ import main, parser
 from benchmarks.bench.registry import Wrong
-from benchmarks.claims import arms, cases, tasks
+from benchmarks.claims import arms, cases, tasks, variance
 from benchmarks.claims.arms import MaskedMeZO, library, masked
 from benchmarks.claims.learning import Arm, Curve, Study, by_time, choose, run
 from benchmarks.claims.steps import StepTimes
@@ -290,12 +290,43 @@ def test_bad_options_are_refused(arguments, told, capsys):
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("distribution", ["normal", "rademacher"])
+@pytest.mark.parametrize("dimension", [2, 8])
+def test_the_variance_of_an_estimate_is_what_theory_says(distribution, dimension):
+    found = variance._of_seed(variance.quadratic(dimension, 3), 3, 2000, distribution, None)
+    assert found["elements"] == dimension and found["expected"] == dimension + (1 if distribution == "normal" else -1)
+    assert abs(found["variance"] - found["expected"]) <= max(5 * found["standard_error"], 1e-3 * dimension)
+    # E|ĝ|² is the variance and |∇f|²; each is the mean of the same draws.
+    assert abs(found["mean_square"] - found["expected"] - 1) <= 5 * found["standard_error"] + 0.2
+
+
+def test_a_variance_that_is_not_the_theory_s_is_wrong(monkeypatch, tmp_path):
+    monkeypatch.setitem(variance.EXTRA, "rademacher", 1)
+    file = tmp_path / "rows.json"
+    arguments = [
+        "claims",
+        "--fast",
+        "--seeds",
+        "0",
+        "1",
+        "--steps",
+        "300",
+        "--only",
+        "^rademacher-variance/quadratic/2$",
+    ]
+    assert main([*arguments, "--json", str(file)]) == 1
+    (row,) = json.loads(file.read_text())
+    assert row["wrong"].startswith("rademacher: the variance is off by -2")
+
+
 @pytest.mark.parametrize(
     "only, columns",
     [
         ("^perturbation-dominates/step/tiny/1x8", ("passes_share", "baseline_passes_share", "ratio")),
         ("^lezo/capitals/drop-0.5", ("ours_time_to_loss_ratio", "published_step_time_ratio", "dev_loss_difference")),
         ("^16-bits/bf16/in_place/stochastic", ("dev_loss", "test_loss", "dev_loss_difference")),
+        ("^rademacher/small-letters/1/rademacher", ("dev_loss", "test_loss", "dev_loss_difference")),
+        ("^rademacher-variance/capitals/last-bias", ("variance", "standard_error", "to_normal_ratio")),
     ],
 )
 def test_claims_run(only, columns, tmp_path):

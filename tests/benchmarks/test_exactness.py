@@ -68,8 +68,12 @@ def test_four_ways_to_run_in_16_bits(exactness):
 
 def test_replay_is_timed_and_measured(exactness):
     status, found, _ = exactness("^replay")
-    assert status == 0 and len(found) == 4
-    for row in found:
+    assert status == 0 and len(found) == 4 + 2 * 2
+    whole = [row for row in found if row["baseline"] != "normals"]
+    pairs = [row for row in found if row["baseline"] == "normals"]
+    assert [row["distribution"] for row in pairs] == ["rademacher"] * 2
+    assert all(row["ratio"] > 0 and row["samples"] >= 3 and row["target"] is None for row in pairs)
+    for row in whole:
         assert row["steps"] == 40 and row["real_steps"] == 24 and row["bytes_a_step"] == 24
         assert row["file_bytes"] > 40 * 24 and row["baseline"] == "training" and row["ratio"] > 0
         assert row["replay_seconds"] == pytest.approx(40 * row["seconds_median"])
@@ -94,6 +98,7 @@ def test_what_sharing_z_could_save(exactness):
         "replay/fp32/mezo/in_place",
         "replay/fp32/lezo/in_place",
         "replay/bf16/mezo/in_forward",
+        "replay/fp32/mezo/in_place/rademacher",
         "shared-z/bf16",
     ],
 )

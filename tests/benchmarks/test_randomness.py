@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.randomness import battery, cases, figure, sources, values
+from benchmarks.randomness import battery, cases, figure, sources, values, words
 from zo_kernels import spec
 
 pytest.importorskip("scipy.stats")
 
-from benchmarks.randomness import correlations, moments, population
+from benchmarks.randomness import correlations, moments, population, signs
 
 N = 2**22
 
@@ -28,6 +28,10 @@ class Changed(sources.Ours):
 
     def tensor(self, step, number, count):
         return self.change(super().tensor, step, number, count)
+
+
+class ChangedSigns(Changed, sources.Signs):
+    """Its signs, likewise."""
 
 
 def missed(rows):
@@ -82,11 +86,12 @@ def test_moments_flag(change, values, expected):
 
 def test_correlations_pass_noise():
     count = 2**12
-    every = {**correlations.of_source(sources.Ours(), count), **correlations.of_noise(count)}
-    rows = judged_correlations(every, 2**18, count)
-    assert missed(rows) == set()
-    assert sum(row["tests"] for row in rows) == 3 * sum(map(len, every.values()))
-    assert {row["statistic"].rpartition(",")[0] for row in rows} == set(every)
+    for source, kinds in ((sources.Ours(), ("values", "squares", "signs")), (sources.Signs(), ("signs",))):
+        every = {**correlations.of_source(source, count), **correlations.of_noise(source, count)}
+        rows = cases.judged(correlations.of_groups(every, 2**18, count, kinds))
+        assert missed(rows) == set()
+        assert sum(row["tests"] for row in rows) == len(kinds) * sum(map(len, every.values()))
+        assert {row["statistic"].rpartition(",")[0] for row in rows} == set(every)
 
 
 def sign_of_the_pair(draw, *which):
@@ -116,11 +121,103 @@ def test_correlations_flag(change, expected):
 
 
 def test_correlations_flag_seeds_that_lose_a_bit(monkeypatch):
-    noise = correlations.zo.noise
-    monkeypatch.setattr(correlations.zo, "noise", lambda n, *, seed, **known: noise(n, seed=seed & ~(1 << 33), **known))
-    rows = judged_correlations(correlations.of_noise(2**10), 2**16, 2**10)
+    noise = sources.zo.noise
+    monkeypatch.setattr(sources.zo, "noise", lambda n, *, seed, **known: noise(n, seed=seed & ~(1 << 33), **known))
+    rows = judged_correlations(correlations.of_noise(sources.Ours(), 2**10), 2**16, 2**10)
     assert missed(rows) == {f"one bit of the seed, {kind}" for kind in ("values", "squares", "signs")}
     assert {row["at"] for row in rows if not row["target_met"]} == {"bit 33"}
+
+
+def test_signs_pass_and_so_do_their_roundings():
+    rows = cases.judged(signs.statistics(sources.Signs(), 2**20))
+    assert missed(rows) == set() and all(0 <= row["p_value"] <= 1 for row in rows)
+    tests = {row["statistic"].rpartition(",")[0]: row["tests"] for row in rows}
+    assert tests["products of two of a counter"] == math.comb(128, 2)
+    assert tests["products of three of a word"] == math.comb(32, 3)
+    assert tests["products of four of a word"] == math.comb(32, 4)
+
+
+def often_equal(draw, *which):
+    """One sign of a counter is another one's a little more often than not."""
+    z = draw(*which).view(-1, 128)
+    z[::8, 90] = z[::8, 5]
+    return z.flatten()
+
+
+def product_of_others(places):
+    def change(draw, *which):
+        z = draw(*which).view(-1, 32)
+        z[::8, 30] = z[::8, places].prod(1)
+        return z.flatten()
+
+    return change
+
+
+def mostly_positive(draw, *which):
+    z = draw(*which).view(-1, 128)
+    z[::8, 77] = 1.0
+    return z.flatten()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (mostly_positive, {"each sign of a counter, largest"}),
+        (often_equal, {"products of two of a counter, largest"}),
+        (product_of_others([2, 7]), {"products of three of a word, largest"}),
+        (product_of_others([2, 7, 11]), {"products of four of a word, largest"}),
+        (lambda draw, step, number, count: draw(0, 0, count), {"products of two of a counter, sum of squares"}),
+        (lambda draw, *which: draw(*which).view(-1, 2, 64).abs().flatten(), {"mean, largest"}),
+    ],
+    ids=["one place", "two places", "three of a word", "four of a word", "one tensor again and again", "all +1"],
+)
+def test_signs_flag(change, expected):
+    assert expected <= missed(cases.judged(signs.statistics(ChangedSigns(change), 2**20)))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda rho, z: rho ^ (z < 0).long() << 15, {"a rounding but for its lowest bit, and the sign"}),
+        (lambda rho, z: rho & 0xFF00, {"roundings"}),
+        (
+            lambda rho, z: rho.view(-1, 2)[:, :1].expand(-1, 2).flatten(),
+            {"roundings of two neighbours, the high byte of each"},
+        ),
+    ],
+    ids=["the sign again", "eight bits", "one for two"],
+)
+def test_roundings_flag(monkeypatch, change, expected):
+    """The first change makes the highest bit depend on the sign where the others are 0 alone."""
+    made = signs.rounding_bits
+
+    def changed(seed, param_id):
+        rho = made(seed, param_id)
+        z = sources.Signs().drawn(len(rho), seed, param_id)
+        where = (rho & 7) == 0
+        return torch.where(where, change(rho & 0x7FFF, z), rho)
+
+    monkeypatch.setattr(signs, "rounding_bits", changed)
+    assert expected <= missed(cases.judged(signs.roundings(sources.Signs(), 2**23)))
+
+
+def test_words_of_signs_are_those_of_the_noise():
+    orders = {name: next(make()) for name, make in words.ORDERS["zo.noise signs"].items()}
+    places = torch.arange(512)
+    for name in (0, 1, 5):
+        for what, key in (("seed", (name, 0)), ("id", (0, name))):
+            bits = orders[f"sign words by {what}"][4 * name : 4 * name + 4, None] >> torch.arange(32) & 1
+            even, odd = bits[:, :16], bits[:, 16:]
+            z = 1 - 2 * torch.stack([even, odd], dim=2).flatten()
+            assert torch.equal(z.float(), spec.rademacher(places[:128], *key))
+            rho = orders[f"rounding words by {what}"][4 * name : 4 * name + 4, None] >> torch.tensor([0, 16]) & 0xFFFF
+            assert torch.equal(rho.flatten(), spec.rounding_bits(places[:8], *key, "rademacher"))
+    in_order = orders["signs by element"][:16, None] >> torch.arange(32) & 1
+    assert torch.equal(1.0 - 2 * in_order.flatten(), spec.rademacher(places, 0, 0))
+    turns = orders["streams in turn"].view(-1, 4, 3)
+    assert torch.equal(turns[:, :, 1].flatten()[:4096], orders["sign words by counter"][:4096])
+    assert torch.equal(turns[:, :, 2].flatten()[:4096], orders["rounding words by counter"][:4096])
+    assert torch.equal(signs.rounding_bits(9, 7)[:512], spec.rounding_bits(places, 9, 7, "rademacher"))
 
 
 def test_products_have_mean_zero_and_variance_one():
@@ -133,15 +230,15 @@ def test_products_have_mean_zero_and_variance_one():
 
 def test_words_are_those_of_the_noise():
     """Normals made of the words are the library's."""
-    of_seeds = next(battery.interleaved()).view(16, 4, 16, 64)
-    first = [(spec.direction_seed(0, 0, 0), sources.ids()[0], next(battery.in_order()))]
-    for seed, param_id, words in [*first, *((s, i, of_seeds[:, :, i, s].flatten()) for s, i in ((0, 0), (63, 1)))]:
-        made = torch.stack(spec.box_muller(*words.view(-1, 2).T), dim=1).flatten()
-        assert torch.equal(made, sources.zo.noise(len(words), seed=seed, param_id=param_id))
+    of_seeds = next(words.interleaved()).view(16, 4, 16, 64)
+    first = [(spec.direction_seed(0, 0, 0), sources.ids()[0], next(words.in_order()))]
+    for seed, param_id, of in [*first, *((s, i, of_seeds[:, :, i, s].flatten()) for s, i in ((0, 0), (63, 1)))]:
+        made = torch.stack(spec.box_muller(*of.view(-1, 2).T), dim=1).flatten()
+        assert torch.equal(made, sources.zo.noise(len(of), seed=seed, param_id=param_id))
 
 
 def test_orders_go_on_with_new_words():
-    for order in (battery.in_order, battery.interleaved):
+    for order in (words.in_order, words.interleaved):
         stream = order()
         blocks = torch.cat([next(stream) for _ in range(3)])
         assert blocks.min() >= 0 and blocks.max() < 2**32
@@ -200,19 +297,19 @@ def imitation(tmp_path, monkeypatch):
 
 def test_words_reach_the_battery(imitation):
     read = imitation(ANSWER)
-    outcomes, sent = battery.run(battery.interleaved(), "-d", "102")
+    outcomes, sent = battery.run(words.interleaved(), "-d", "102")
     assert len(outcomes) == 3
     assert sent >= 10_000
-    assert np.array_equal(np.fromfile(read, dtype=np.uint32), next(battery.interleaved())[:10_000])
+    assert np.array_equal(np.fromfile(read, dtype=np.uint32), next(words.interleaved())[:10_000])
 
 
 def test_a_battery_that_fails_is_not_passed_over(imitation):
     imitation("no such test\n", 3)
     with pytest.raises(RuntimeError, match=r"status 3: no such test"):
-        battery.run(battery.in_order(), "-d", "999")
+        battery.run(words.in_order(), "-d", "999")
     imitation("")
     with pytest.raises(RuntimeError, match="status 0"):
-        battery.run(battery.in_order(), "-d", "0")
+        battery.run(words.in_order(), "-d", "0")
 
 
 @pytest.mark.skipif(shutil.which("dieharder") is None, reason="dieharder is not installed")
@@ -268,15 +365,16 @@ def test_counts_of_values():
 
 def test_the_suite_writes_its_rows(tmp_path, capsys):
     file = tmp_path / "rows.json"
-    only = "(moments|correlations)/(zo|torch)"
+    only = "(moments|correlations|signs)/(zo|torch)"
     assert main(["randomness", "--values", "256K", "--only", only, "--json", str(file)]) == 0
     with file.with_suffix(".csv").open() as opened:
         rows = list(csv.DictReader(opened))
     run = [row for row in rows if not row["skipped"]]
-    assert {row["case"] for row in run} == {
+    ours = {"signs/zo.noise signs", "correlations/zo.noise signs"}
+    assert {row["case"] for row in run} == ours | {
         f"{experiment}/{name}" for experiment in ("moments", "correlations") for name in ("zo.noise", "torch.randn")
     }
-    assert all(row["correct"] == ("True" if row["generator"] == "zo.noise" else "") for row in run)
+    assert all(row["correct"] == ("" if row["generator"] == "torch.randn" else "True") for row in run)
     assert all(0 <= float(row["p_value"]) <= 1 for row in run)
     assert "Kolmogorov" in capsys.readouterr().out
 
@@ -284,8 +382,9 @@ def test_the_suite_writes_its_rows(tmp_path, capsys):
 def test_other_bits_than_noise_v1_are_wrong(monkeypatch, capsys):
     noise = sources.zo.noise
     monkeypatch.setattr(sources.zo, "noise", lambda n, *, seed, **known: noise(n, seed=seed ^ 1, **known))
-    assert main(["randomness", "--values", "256K", "--only", "moments/zo"]) == 1
-    assert "not those of noise v1" in capsys.readouterr().out
+    for case in ("moments/zo", "signs/zo"):
+        assert main(["randomness", "--values", "256K", "--only", case]) == 1
+        assert "not those of noise v1" in capsys.readouterr().out
 
 
 def test_a_tensor_is_more_than_is_checked():

@@ -98,7 +98,26 @@ def test_a_wrong_step_has_no_time_and_the_run_fails(small, wrong_passes, case):
     assert found[0].get("seconds_median") is None and found[0].get("ratio") is None
 
 
-@pytest.mark.parametrize("case", ["MeZO", "SparseMeZO", "LeZO/in_forward"])
+def test_steps_along_signs_are_compared_with_normals(small):
+    status, found, _ = small("step", "--only", "tiny/(MeZO|MeZOSVRG/in_forward)/rademacher$")
+    assert status == 0 and [row["baseline"] for row in found] == ["normals", "published passes"] * 2
+    for row in found:
+        assert row["correct"] is True and row["distribution"] == "rademacher" and row["ratio"] > 0
+        assert row["baseline_passes_share"] > 0 and row["peak_memory_mib"] > 0
+
+
+def test_a_step_along_normals_is_no_step_along_signs(small, monkeypatch):
+    apply = ops.Table.apply
+
+    def normals(table, do, *then):
+        apply(table, dataclasses.replace(do, distribution="normal"), *then)
+
+    monkeypatch.setattr(ops.Table, "apply", normals)
+    status, found, _ = small("step", "--only", "tiny/MeZO/rademacher$")
+    assert status == 1 and "at closure call 1 " in found[0]["wrong"] and found[0].get("seconds_median") is None
+
+
+@pytest.mark.parametrize("case", ["MeZO", "SparseMeZO", "LeZO/in_forward", "MeZO/rademacher"])
 def test_a_step_in_16_bits_is_checked_to_the_last_bit(small, monkeypatch, case):
     arguments = ["--dtype", "bf16", "--only", f"tiny/{case}$"]
     status, found, _ = small("step", *arguments)
@@ -124,7 +143,7 @@ def test_steps_whose_modules_run_on_clean_weights_are_wrong(small, monkeypatch):
             e.dst.copy_(e.src)
 
     monkeypatch.setattr(ops.Table, "apply", clean)
-    status, found, _ = small("step", "--only", "MeZO/in_forward")
+    status, found, _ = small("step", "--only", "MeZO/in_forward$")
     assert status == 1 and len(found) == 2
     for row in found:
         assert row["correct"] is False and "at closure call 1 " in row["wrong"]
@@ -151,6 +170,9 @@ class Blocks(nn.Module):
         (zo.LeZO, {"drop": 0.5}, None, None),
         (zo.SparseMeZO, {"sparsity": 0.5}, None, None),
         (zo.MeZOSVRG, {"anchor_every": 3}, None, None),
+        (zo.MeZO, {"directions": 3, "distribution": "rademacher"}, None, None),
+        (zo.MeZOSVRG, {"anchor_every": 3, "distribution": "rademacher"}, None, None),
+        (zo.MeZO, {"directions": 2}, "after", "after the step 1 of 630 weights"),
         (zo.MeZO, {}, "no step", "expected 2 closure calls, got 0"),
         (zo.MeZO, {}, "idle", "no module ran that owns idle.weight, idle.bias"),
         (zo.MeZO, {}, "after", "after the step 1 of 630 weights looked at are off, first in layers.1.0.weight"),
@@ -186,7 +208,8 @@ def test_every_method_is_stepped_in_place_and_in_the_forward(capsys):
     pytest.importorskip("transformers")
     assert main(["step", "--shape", "tiny", "--list", "--device", "cpu"]) == 0
     methods = {"MeZO", "SparseMeZO", "LeZO", "MeZOSVRG"}
-    assert set(capsys.readouterr().out.split()) == {f"tiny/{m}{end}" for m in methods for end in ("", "/in_forward")}
+    ends = {where + of for where in ("", "/in_forward") for of in ("", "/rademacher")}
+    assert set(capsys.readouterr().out.split()) == {f"tiny/{m}{end}" for m in methods for end in ends}
 
 
 def test_shapes_are_those_of_the_published_models():

@@ -1,5 +1,6 @@
 """The benchmarks at sizes at which their times mean nothing: what they check, what they write, and what they refuse."""
 
+import dataclasses
 import time
 
 import pytest
@@ -13,6 +14,7 @@ from benchmarks.bench import memory, registry, rows
 from benchmarks.bench.registry import Target
 from benchmarks.bench.timing import Call, Plan, Timer, Watch, alternate, quantile
 from benchmarks.kernels import cases as cases_kernels
+from benchmarks.kernels.check import wrong_pass
 from benchmarks.kernels.kernel_call import KernelCall, Kind, weights
 from zo_kernels.backends.native import instruction_sets
 
@@ -37,6 +39,48 @@ def test_kernels_rows_are_flat_and_carry_their_units(rows_of):
         assert row["gb_per_s"] > 0 and row["share_of_copy"] > 0
         assert row["ratio_p10"] <= row["ratio"] <= row["ratio_p90"] and row["baseline_seconds_median"] > 0
         assert row["target"] is None  # it is stated for large tensors alone
+
+
+def test_signs_are_timed_beside_a_stream_and_normals(rows_of):
+    fastest = instruction_sets()[0]
+    status, found, _ = rows_of("kernels", "--elements", "4096", "--only", f"^bf16/native:{fastest}/.*rademacher")
+    assert status == 0 and all(row["distribution"] == "rademacher" and row["correct"] is True for row in found)
+    baselines: dict[str, set[str]] = {}
+    for row in found:
+        baselines.setdefault(row["case"].split(":")[1].partition("/")[2], set()).add(row["baseline"])
+    every = {"in-place stream", "normals"}
+    assert baselines["distribution=rademacher"] == every | {"eager", "published MeZO with randint"}
+    assert baselines["directions=64/distribution=rademacher"] == every
+    assert baselines["mask=bits/distribution=rademacher"] == every | {"unmasked"}
+    assert baselines["rounding=stochastic/distribution=rademacher"] == every | {"nearest"}
+    assert len(baselines) == 14 - (len(baselines) == 13)  # with two threads, where there are as many processors
+
+
+@pytest.mark.parametrize(
+    ("timed", "expected"),
+    [
+        (("fp32", 2**26, {}), {"in-place stream": 0.9, "normals": 2.0}),
+        (("bf16", 2**26, {}), {"in-place stream": 0.75, "normals": 1.8}),
+        (("bf16", 2**20, {}), {"normals": 5.0}),
+        (("fp32", 2**26, {"mask": "bits"}), {"unmasked": 1 / 1.15}),
+        (("fp32", 2**26, {"directions": 64}), {"normals": 12.0}),
+        (("fp32", 2**23, {}), {}),
+    ],
+)
+def test_targets_of_signs_are_those_of_avx2_on_one_thread(timed, expected):
+    dtype, elements, changed = timed
+    kind = dataclasses.replace(cases_kernels.SIGNS, **changed)
+    stated = cases_kernels.Timed("", dtype, "native:avx2", elements, kind)
+    assert cases_kernels._bounds_of_signs(stated) == expected
+    for other in (dataclasses.replace(stated, threads=2), dataclasses.replace(stated, backend="native:avx512")):
+        assert cases_kernels._bounds_of_signs(other) == {}
+
+
+def test_normals_are_no_signs():
+    call = KernelCall(weights(4096, torch.float32, CPU), Kind(distribution="rademacher"), "native")
+    call._passes = [dataclasses.replace(do, distribution="normal") for do in call._passes]
+    signs = [dataclasses.replace(do, distribution="rademacher") for do in call._passes]
+    assert wrong_pass(call.entries, signs[0], call.run) is not None
 
 
 def test_skipped_cases_have_reasons_and_no_times(rows_of, monkeypatch, capsys):

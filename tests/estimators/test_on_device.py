@@ -27,7 +27,7 @@ from zo_kernels.backends import pending
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "decay": {"weight_decay": 0.1},
-    "directions": {"directions": 3, "weight_decay": 0.1},
+    "directions": {"directions": 3, "weight_decay": 0.1, "distribution": "rademacher"},
     "bf16": {"directions": 2},
 }
 PERTURB = ("in_place", "in_forward")

@@ -16,6 +16,7 @@ for module in ("rich", "matplotlib", "safetensors"):
 from rich.console import Console  # noqa: E402
 from tiny_run import cut_off, tiny_encoder, tiny_options, write_table  # noqa: E402
 
+import zo_kernels as zo  # noqa: E402
 from zo_kernels.finetune import Config, cli, finetune, load_classifier  # noqa: E402
 from zo_kernels.finetune import pretrained as minilm  # noqa: E402
 from zo_kernels.finetune.classifier.batches import Texts  # noqa: E402
@@ -167,12 +168,13 @@ def test_run_folder_and_reload(options: dict[str, object], tmp_path: Path, capsy
 
 
 def test_what_a_run_says_first(options: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
-    finetune(Config(**{**options, "steps": 1, "max_tokens": 4, "dtype": "bf16", "perturb": "in_place"}))
+    bf16 = {"dtype": "bf16", "perturb": "in_place", "distribution": "rademacher"}
+    finetune(Config(**{**options, "steps": 1, "max_tokens": 4, **bf16}))
     (start,) = records(Path(str(options["out"])), "start")
     said = capsys.readouterr().out
     assert f"{start['train']} texts to train on, {start['dev']} for development, {start['test']} for the" in said
     assert start["cut"] and f"{start['cut']} texts are longer than 4 tokens (--max-tokens) and were cut" in said
-    assert f"{start['weights_trained']:,} of {start['weights']:,} weights trained, bf16" in said
+    assert f"{start['weights_trained']:,} of {start['weights']:,} weights trained, bf16, rademacher noise" in said
     assert "they drift" in said
 
 
@@ -241,8 +243,10 @@ def test_refused_steps_are_counted_and_end_a_hopeless_run(
 def test_resume_and_replay_by_command(
     options: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = finetune(Config(**options | {"out": str(tmp_path / "whole"), "method": "lezo"}))
-    run = cut_off({**options, "method": "lezo"}, monkeypatch, 4)
+    options |= {"method": "lezo", "distribution": "rademacher"}
+    whole = finetune(Config(**options | {"out": str(tmp_path / "whole")}))
+    run = cut_off(options, monkeypatch, 4)
+    assert zo.Trajectory.load(run / "trajectory.zo").setups[0][1].distribution == "rademacher"
     moved = run.rename(tmp_path / "moved")
     assert cli.main(["replay", str(moved), "--step", "3", "--out", str(moved / "early")]) == 0
     assert "weights after step 3 of 4" in capsys.readouterr().out
@@ -330,6 +334,7 @@ def test_a_finished_run_cannot_be_resumed_nor_one_with_other_settings(
         (["--seed", "-1"], "--seed"),
         (["--method", "sgd"], "--method"),
         (["--dtype", "int8"], "--dtype"),
+        (["--distribution", "signs"], "--distribution"),
         (["--anchor-lr", "1e-3"], "--anchor-lr belongs to --method mezo-svrg"),
         (["--test-data", "x.tsv"], "--test-data: expected together with --data"),
         (["--data", "missing.tsv"], "missing.tsv: no such file"),

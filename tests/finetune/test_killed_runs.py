@@ -33,9 +33,11 @@ KILLS = 8  # `make attack` has hundreds
 RUNS = {
     "mezo": {},
     "lezo, bf16": {"method": "lezo", "dtype": "bf16"},
-    "sparse-mezo, directions": {"method": "sparse-mezo", "directions": 2, "perturb": "in_forward"},
+    "sparse-mezo, directions of signs": {
+        "method": "sparse-mezo", "directions": 2, "distribution": "rademacher", "perturb": "in_forward"
+    },
     "mezo-svrg": {"method": "mezo-svrg", "anchor_every": 3, "anchor_examples": 16},
-}
+}  # fmt: skip
 
 
 class Counted(NamedTuple):

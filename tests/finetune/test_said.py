@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +40,7 @@ WITHOUT_EFFECT: dict[str, tuple[dict[str, Any], str]] = {
         {"task": "sst2", "model": "m", "max_new_tokens": 9}, "--max-new-tokens belongs to .* generated, .* --task sst2"
     ),
     "rounding": ({"rounding": "nearest"}, "--rounding belongs to 16-bit weights, got nearest with --dtype fp32"),
+    "distribution": ({"distribution": "signs"}, "--distribution: expected one of normal, rademacher, got 'signs'"),
     "drop": ({"method": "lezo", "freeze": "encoder"}, "--drop leaves some blocks of the encoder unchanged, got 0.5"),
     "anchor": ({"anchor_every": 3}, "--anchor-every belongs to --method mezo-svrg, got --method mezo"),
     "test examples": ({"test_examples": "some"}, "--test-examples: expected a whole number of at least 1, or all, got"),
@@ -104,9 +106,17 @@ def test_settings_that_were_changed_are_named(
     (run / "config.json").write_bytes(before)
     metrics = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     first = json.loads(metrics[0])
-    del first["settings"], first["notes"]  # as a version before wrote it
+    del first["settings"]["distribution"]  # as a version that knew normals alone wrote it
     (run / "metrics.jsonl").write_text("\n".join([json.dumps(first), *metrics[1:], ""]), encoding="utf-8")
+    rewrite(run / "config.json", distribution="rademacher")
+    with pytest.raises(ValueError, match=r"got distribution 'normal' \(now 'rademacher'\): restore them"):
+        train.resume(run, Console(quiet=True))
+    rewrite(run / "config.json", distribution=None)
+    older = Path(shutil.copytree(run, tmp_path / "older"))
     assert train.resume(run, Console(quiet=True)).steps == 2
+    del first["settings"], first["notes"]  # and as one before that did
+    (older / "metrics.jsonl").write_text("\n".join([json.dumps(first), *metrics[1:], ""]), encoding="utf-8")
+    assert train.resume(older, Console(quiet=True)).steps == 2
 
 
 def test_an_evaluation_shows_a_bar() -> None:

@@ -37,7 +37,8 @@ pytestmark = pytest.mark.usefixtures("own_cache", "without_curves")
 def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
     """Of a classifier, whose head is made before training."""
     folder = tmp_path_factory.mktemp("tiny")
-    return tiny_options(tiny_encoder(folder / "tiny"), write_table(folder / "words.tsv"))
+    tiny = tiny_options(tiny_encoder(folder / "tiny"), write_table(folder / "words.tsv"))
+    return {**tiny, "distribution": "rademacher"}
 
 
 def arguments(options: Options, out: Path, rates: tuple[float, ...] = RATES) -> list[str]:

@@ -48,6 +48,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "drop": ({"drop": -0.1}, ValueError, r"drop: "),
     "perturb": ({"perturb": "never"}, ValueError, r"perturb: "),
     "rounding": ({"rounding": "up"}, ValueError, r"rounding: "),
+    "distribution": ({"distribution": "signs"}, ValueError, r"distribution: .*'normal', 'rademacher', got 'signs'"),
     "zo_seed": ({"zo_seed": -1}, ValueError, r"zo_seed: "),
     "objective": ({"objective": "f1"}, ValueError, r"objective: "),
     "objective of code": ({"objective": len}, TypeError, r"objective: "),
@@ -88,9 +89,11 @@ def test_defaults_are_harmless_and_survive_a_round_trip(tmp_path: Path) -> None:
 def test_command_line(tmp_path: Path) -> None:
     command = HfArgumentParser(ZOTrainingArguments)
     line = f"--output_dir {tmp_path} --use_cpu --method mezo-svrg --anchor_lr 1e-4 --drop 0.5 --objective accuracy"
+    line += " --distribution rademacher"
     (args,) = command.parse_args_into_dataclasses(line.split())
     assert (args.method, args.anchor_lr, args.drop, args.sparsity) == ("mezo-svrg", 1e-4, 0.5, None)
     assert (args.objective, args.zo_seed, args.directions) == ("accuracy", None, 1)
+    assert (args.distribution, arguments(tmp_path).distribution) == ("rademacher", "normal")
     ours = {known.name: known for known in dataclasses.fields(ZOTrainingArguments) if known.name not in KNOWN}
     assert all(known.metadata["help"] for known in ours.values())
     with pytest.raises(SystemExit):
@@ -101,12 +104,14 @@ def test_options_reach_the_optimizer(tmp_path: Path) -> None:
     trainer = trained(
         tmp_path, method="mezo-svrg", eps=1e-4, directions=2, sparsity=0.25, drop=0.5, weight_decay=0.1, max_steps=1,
         anchor_every=7, anchor_lr=0.5, perturb="in_forward", rounding="nearest", zo_seed=9, backend="reference",
+        distribution="rademacher",
     )  # fmt: skip
     optimizer: Any = trainer.zo_optimizer
     (group,) = optimizer.param_groups
     assert (group["eps"], group["sparsity"], group["weight_decay"], group["anchor_lr"]) == (1e-4, 0.25, 0.1, 0.5)
     assert (optimizer.directions, optimizer.drop, optimizer.anchor_every, optimizer.seed) == (2, 0.5, 7, 9)
     assert (optimizer.perturb, optimizer.rounding, optimizer.backend) == ("in_forward", "nearest", "reference")
+    assert optimizer.distribution == optimizer.trajectory.setups[0][1].distribution == "rademacher"
     assert trained(tmp_path, max_steps=1, seed=3).zo_optimizer.seed == 3
 
 

@@ -22,7 +22,7 @@ TOLD: dict[str, str] = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_model_card_names_the_method(method: str, tmp_path: Path) -> None:
-    trainer = made(tmp_path, method=method, directions=2, eps=0.002, **METHODS[method][1])
+    trainer = made(tmp_path, method=method, directions=2, eps=0.002, distribution="rademacher", **METHODS[method][1])
     trainer.create_model_card()
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text()
@@ -33,6 +33,7 @@ def test_the_model_card_names_the_method(method: str, tmp_path: Path) -> None:
         "learning_rate=0.001",
         "eps=0.002",
         "directions=2",
+        "distribution=rademacher",
         "seed=42",
     ):
         assert told in line

@@ -23,7 +23,7 @@ from zo_kernels.integrations.transformers import ZOTrainer, ZOTrainingArguments,
 RUNS = {
     **{method: {**options, "method": method} for method, (_, options) in METHODS.items()},
     "accumulated, decayed": {"gradient_accumulation_steps": 2, "lr_scheduler_type": "linear", "weight_decay": 0.1},
-    "bf16": {"rounding": "stochastic"},
+    "bf16": {"rounding": "stochastic", "distribution": "rademacher"},
 }
 SAVED: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps": 7}
 
@@ -114,12 +114,26 @@ def test_an_optimizer_of_ones_own_is_resumed_and_never_replaced(tmp_path: Path) 
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
-def test_resuming_as_another_method(tmp_path: Path) -> None:
+def test_resuming_as_another_method_or_with_another_distribution(tmp_path: Path) -> None:
+    """Those of versions that knew normals alone, too; and by an optimizer of one's own."""
+    model = model_of("mezo")
+    own = zo.MeZO(model, lr=1e-3, distribution="rademacher")
     trained(tmp_path, **SAVED)
-    with pytest.raises(
-        ValueError, match=r"method: expected 'mezo', with which the run to be resumed began, got 'lezo'"
-    ):
-        made(tmp_path, method="lezo", **SAVED).train(resume_from_checkpoint=True)
+    path = tmp_path / "checkpoint-7" / "zo_trainer.json"
+    began = "with which the run to be resumed began, got"
+    for _ in range(2):
+        for trainer, told in (
+            (made(tmp_path, method="lezo", **SAVED), f"method: expected 'mezo', {began} 'lezo'"),
+            (made(tmp_path, distribution="rademacher", **SAVED), f"distribution: expected 'normal', {began} 'radema"),
+            (made(tmp_path, model, optimizers=(own, None), **SAVED), f"distribution: expected 'normal', {began}"),
+        ):
+            with pytest.raises(ValueError, match=told):
+                trainer.train(resume_from_checkpoint=True)
+        before = json.loads(path.read_bytes())
+        before.pop("distribution", None)
+        path.write_text(json.dumps(before))
+    assert own.distribution == "rademacher"
+    made(tmp_path, **SAVED).train(resume_from_checkpoint=True)
 
 
 def test_limits_and_the_best_model(tmp_path: Path) -> None:
@@ -168,7 +182,9 @@ def test_damaged_checkpoints_are_passed_over_or_refused(tmp_path: Path) -> None:
         assert checkpoints.last_whole(tmp_path) == str(tmp_path / "checkpoint-2")
     told = tmp_path / "checkpoint-2" / "zo_trainer.json"
     sound = json.loads(told.read_bytes())
-    for field, wrong in (("version", 2), ("version", "1"), ("options", {}), ("data", {"epoch": 1}), ("data", [])):
+    for field, wrong in (
+        ("version", 2), ("version", "1"), ("distribution", None), ("options", {}), ("data", {"epoch": 1}), ("data", [])
+    ):  # fmt: skip
         told.write_text(json.dumps({**sound, field: wrong}))
         with pytest.raises(ValueError, match=r"resume_from_checkpoint: expected .*checkpoint-2/zo_trainer\.json"):
             made(tmp_path, **SAVED).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

@@ -62,12 +62,15 @@ def mean_over_tokens(model: nn.Module, batches: list[Any]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("method", "accumulated"), [("mezo", 1), ("mezo", 3), ("sparse-mezo", 3), ("lezo", 1), ("mezo-svrg", 3)]
-)
-def test_steps_are_those_of_the_optimizer(method: str, accumulated: int, tmp_path: Path) -> None:
+    ("method", "accumulated", "distribution"),
+    [("mezo", 1, "rademacher"), ("mezo", 3, "normal"), ("sparse-mezo", 3, "normal"), ("lezo", 1, "normal"),
+     ("mezo-svrg", 3, "rademacher")],
+)  # fmt: skip
+def test_steps_are_those_of_the_optimizer(method: str, accumulated: int, distribution: str, tmp_path: Path) -> None:
     model, kept = seeded(models.opt, 2), Kept()
     start = copy.deepcopy(model)
     options: dict[str, Any] = {**METHODS[method][1], "method": method, "gradient_accumulation_steps": accumulated}
+    options["distribution"] = distribution
     if method == "mezo-svrg":
         options["anchor_examples"] = 5
     trainer = trained(tmp_path, model, tokens(24, ignored=True), data_collator=kept, **options)
@@ -75,8 +78,11 @@ def test_steps_are_those_of_the_optimizer(method: str, accumulated: int, tmp_pat
     if method == "mezo-svrg":  # two anchors have three batches each
         assert len(batches) >= 4 * accumulated + 6
         batches = [b for b in batches if not any(is_of_an_anchor(b, trainer, step) for step in (0, 2))]
-    expected, seen = by_hand(trainer, start, batches, accumulated)
+    expected, seen = by_hand(trainer, start, batches, accumulated, distribution=distribution)
     assert_same(weights(model), expected)
+    if distribution != "normal":
+        others, _ = by_hand(trainer, start, batches, accumulated)
+        assert not [name for name, value in others.items() if torch.equal(value, expected[name])]
     assert [loss for _, loss, _ in losses(trainer)] == pytest.approx(seen, rel=1e-6)
     assert {name: value for name, value in weights(model).items() if torch.equal(value, start.state_dict()[name])} == {}
 

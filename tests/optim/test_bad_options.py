@@ -124,6 +124,12 @@ OPTIMIZERS: dict[str, Row] = {
     ),
     **option(
         zo.MeZO,
+        "distribution",
+        ("uniform", ValueError, r"distribution: expected one of 'normal', 'rademacher', got 'uniform'"),
+        (None, TypeError, r"distribution: .*got NoneType"),
+    ),
+    **option(
+        zo.MeZO,
         "backend",
         ("gpu", ValueError, r"backend: .*got 'gpu'"),
         (0, TypeError, r"backend: .*got int"),

@@ -13,7 +13,7 @@ from scripted import METHODS, assert_same, script, snapshot, take_step
 from torch import Tensor, nn
 
 import zo_kernels as zo
-from zo_kernels import backends
+from zo_kernels import backends, spec
 from zo_kernels.perturbation import slots
 from zo_kernels.weights import pinned
 
@@ -51,15 +51,18 @@ def no_waiting() -> Iterator[Any]:
     torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("distribution", spec.DISTRIBUTIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("perturb", PERTURB)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_updates_have_the_bits_of_the_cpu(backend: str, method: str, perturb: str, dtype: torch.dtype) -> None:
-    ends = []
+def test_updates_have_the_bits_of_the_cpu(
+    backend: str, method: str, perturb: str, dtype: torch.dtype, distribution: str
+) -> None:
+    ends, options = [], {"perturb": perturb, "directions": 2, "distribution": distribution}
     for device in ("cpu", "cuda"):
         model = block_mlp(dtype=dtype).to(device)
-        zero = optimizer(method, model, perturb=perturb, directions=2, backend=None if device == "cpu" else backend)
+        zero = optimizer(method, model, backend=None if device == "cpu" else backend, **options)
         calls = iter(range(1000))
         x = torch.ones(1, 5, dtype=dtype, device=device)
 
@@ -104,10 +107,10 @@ def test_launches_of_a_step(backend: str) -> None:
 @pytest.mark.parametrize("method", ["MeZO", "SparseMeZO"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_graphed_steps(backend: str, method: str, perturb: str) -> None:
-    ends = []
+    ends, distribution = [], "rademacher" if perturb == "in_forward" else "normal"
     for graph in (False, True):
         model, closure = on_gpu()
-        zero = optimizer(method, model, perturb=perturb, directions=2, backend=backend)
+        zero = optimizer(method, model, perturb=perturb, directions=2, backend=backend, distribution=distribution)
         scheduler = torch.optim.lr_scheduler.ExponentialLR(zero, 0.9)
         step = zero.graphed(closure) if graph else lambda zero=zero, closure=closure: zero.step(closure)
         losses = []

@@ -44,6 +44,10 @@ STEPS: dict[str, tuple[type, dict[str, Any]]] = {
         zo.LeZO,
         {"drop": 0.75, "sparsity": 0.3, "directions": 3, "weight_decay": 0.5},
     ),
+    "Sparse-LeZO, 3 directions, weight decay, signs": (
+        zo.LeZO,
+        {"drop": 0.5, "sparsity": 0.3, "directions": 3, "weight_decay": 0.5, "distribution": "rademacher"},
+    ),
 }
 
 
@@ -57,7 +61,7 @@ def test_step_is_the_published_one(spec: str, passes: list[set[str]]) -> None:
     with pytest.warns(UserWarning, match=r"left dense: .*plane\.bias") if "sparsity" in options else nullcontext():
         opt = cls(model, lr=LR, eps=EPS, seed=SEED, **options)
     start = snapshot(model)
-    reference = Reference(start, exempt=is_exempt(model))
+    reference = Reference(start, exempt=is_exempt(model), distribution=options.get("distribution", "normal"))
     h = heights(start, options["sparsity"]) if "sparsity" in options else {}
     drops = set()
 
@@ -148,6 +152,7 @@ def test_thresholds_are_fixed_in_the_first_step() -> None:
 # Law 6. Masks and anchors keep it, in the subspace they leave.
 UNBIASED = {
     "MeZO": (zo.MeZO, {}),
+    "MeZO, signs": (zo.MeZO, {"distribution": "rademacher"}),
     "SparseMeZO": (zo.SparseMeZO, {"sparsity": 0.5}),
     "MeZOSVRG at an anchor": (zo.MeZOSVRG, {"anchor_lr": 1.0}),
 }
@@ -174,8 +179,9 @@ def test_spsa_is_unbiased(spec: str) -> None:
     if "sparsity" in options:
         gradient = gradient * (start.abs() <= percentile(start, options["sparsity"]))
     estimate = start.double() - model.w.detach().double()
-    # z z' g has covariance |g|^2 I + g g'.
-    error = torch.sqrt((gradient.norm() ** 2 + gradient**2) / n) * (gradient != 0)
+    # Element i of z z' g has the variance |g|^2 + g_i^2; of signs |g|^2 - g_i^2, since z_i^2 = 1.
+    own = -(gradient**2) if "distribution" in options else gradient**2
+    error = torch.sqrt((gradient.norm() ** 2 + own) / n) * (gradient != 0)
     assert ((estimate - gradient).abs() <= SIGMAS * error).all()
     along = (estimate @ gradient) / gradient.norm() ** 2
     assert abs(along - 1) < SIGMAS * math.sqrt(2 / n)

@@ -40,6 +40,7 @@ SVRG: dict[str, dict[str, Any]] = {
     "every fifth": {"anchor_every": 5},
     "separate directions": {"anchor_every": 3, "shared_direction": False},
     "2 directions, weight decay": {"anchor_every": 4, "directions": 2, "weight_decay": 0.5},
+    "2 directions, signs": {"anchor_every": 3, "directions": 2, "distribution": "rademacher"},
     "sparse, layers dropped, separate": {
         "anchor_every": 3,
         "sparsity": 0.4,
@@ -58,7 +59,7 @@ def test_svrg_is_the_published_recursion(spec: str, passes: list[set[str]]) -> N
     model = block_mlp()
     opt = zo.MeZOSVRG(model, lr=LR, anchor_lr=anchor_lr, eps=EPS, seed=SEED, **options)
     start = snapshot(model)
-    reference = Reference(start, exempt=is_exempt(model))
+    reference = Reference(start, exempt=is_exempt(model), distribution=options.get("distribution", "normal"))
     h = {name: percentile(t, options["sparsity"]) for name, t in start.items()} if "sparsity" in options else {}
 
     for step in range(2 * q + 2):

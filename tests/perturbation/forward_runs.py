@@ -26,6 +26,7 @@ OPTIONS = st.fixed_dictionaries(
         "drop": st.sampled_from([0.0, 0.5]),
         "weight_decay": st.sampled_from([0.0, 0.1]),
         "rounding": st.sampled_from(["auto", "nearest"]),
+        "distribution": st.sampled_from(["normal", "rademacher"]),
     }
 )
 OUTPUTS = st.sampled_from([3, 50])  # with 50, the head is so large that a block is perturbed as one

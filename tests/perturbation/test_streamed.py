@@ -51,7 +51,9 @@ def test_modules_that_use_their_weights_in_every_way(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("options", [{}, {"sparsity": 0.5}, {"drop": 0.5, "directions": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"sparsity": 0.5, "distribution": "rademacher"}, {"drop": 0.5, "directions": 2}], ids=str
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_methods(method: str, options: dict[str, Any], dtype: torch.dtype) -> None:
     compared(block_mlp(dtype=dtype), method, lambda model: real_loss(model, 0), **options)

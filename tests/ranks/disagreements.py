@@ -76,6 +76,9 @@ START = {
     "drop": Case("drop: 0.5 on {others}, 0.25 on {odd}", {"drop": 0.25}, method="LeZO"),
     "perturb": Case("perturb: in_place on {others}, in_forward on {odd}", {"perturb": "in_forward"}),
     "rounding": Case("stochastic rounding: True on {others}, False on {odd}", {"rounding": "nearest"}),
+    "distribution": Case(
+        "distribution: normal on {others}, rademacher on {odd}", {"distribution": "rademacher"}, method="MeZOSVRG"
+    ),
     "strict": Case("strict: False on {others}, True on {odd}", {"strict": True}),
     "split": Case(
         "parallel: batch on {others}, directions on {odd}", {"how": {"split": "directions"}}, options={"directions": 12}

@@ -19,7 +19,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import zo_kernels as zo
 
-OPTIONS: dict[str, dict[str, Any]] = {"batch": {}, "directions": {"directions": 4}}
+OPTIONS: dict[str, dict[str, Any]] = {"batch": {}, "directions": {"directions": 4, "distribution": "rademacher"}}
 
 
 @pytest.mark.parametrize("split", OPTIONS)

@@ -35,9 +35,10 @@ def test_noise_is_that_of_the_whole(ranks: Pool, layout: str, size: int) -> None
 METHODS: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
     "MeZO": ("MeZO", torch.float32, {"weight_decay": 0.1, "directions": 2}),
     "MeZO, bf16": ("MeZO", torch.bfloat16, {}),
+    "SparseMeZO, bf16, signs": ("SparseMeZO", torch.bfloat16, {"sparsity": 0.3, "distribution": "rademacher"}),
     "SparseMeZO": ("SparseMeZO", torch.float32, {"sparsity": 0.6}),
     "SparseMeZO, fp16": ("SparseMeZO", torch.float16, {"sparsity": 0.3}),
-    "LeZO": ("LeZO", torch.float32, {}),
+    "LeZO, signs": ("LeZO", torch.float32, {"distribution": "rademacher"}),
     "MeZOSVRG": ("MeZOSVRG", torch.float32, {"sparsity": 0.5, "drop": 0.5}),
 }
 

@@ -56,13 +56,61 @@ def test_options_that_differ_from_the_run_s_are_told(tmp_path: Path) -> None:
     start = copy.deepcopy(model)
     go(build("MeZO", model, trajectory=tmp_path / "run.zo"), model, 2)
     with pytest.warns(UserWarning) as told:
-        build("MeZO", start, seed=12, directions=2, eps=0.5, weight_decay=0.1, perturb="in_forward").resume(
-            tmp_path / "run.zo"
-        )
+        others = {"eps": 0.5, "weight_decay": 0.1, "perturb": "in_forward", "distribution": "rademacher"}
+        build("MeZO", start, seed=12, directions=2, **others).resume(tmp_path / "run.zo")
     kept, changed = (str(warning.message) for warning in told)
-    assert kept == "resume: the run had seed 11 (not 12), directions 1 (not 2); the run's are taken"
+    assert kept == (
+        "resume: the run had seed 11 (not 12), directions 1 (not 2), distribution normal (not rademacher); the run's "
+        "are taken"
+    )
     assert "eps 0.02 (not 0.5), weight_decays (0.0,) (not (0.1,)), in_place True (not False); the optim" in changed
     assert told[0].filename == __file__
+
+
+@pytest.mark.parametrize("weights", ["first", "last"])
+@pytest.mark.parametrize("method", ["MeZO", "MeZOSVRG"])
+def test_a_run_of_signs_goes_on_with_signs(method: str, weights: str, tmp_path: Path) -> None:
+    """Also of MeZO-SVRG between two anchors, and by an optimizer that was made for normals."""
+    model = block_mlp(**SHAPE)
+    start = copy.deepcopy(model)
+    opt = build(method, model, trajectory=tmp_path / "run.zo", distribution="rademacher")
+    seen = go(opt, model, 5)
+    (tmp_path / "cut.zo").write_bytes((tmp_path / "run.zo").read_bytes())
+    state = copy.deepcopy([model.state_dict(), opt.state_dict()])
+    seen += go(opt, model, 3)[1:]
+    again = build(method, other := copy.deepcopy(start))
+    if weights == "last":
+        other.load_state_dict(state[0])
+        again.load_state_dict(state[1])
+        again.resume(tmp_path / "cut.zo", weights="last")
+    else:
+        with pytest.warns(UserWarning, match=r"distribution rademacher \(not normal\); the run's are taken"):
+            again.resume(tmp_path / "cut.zo")
+    assert again.distribution == "rademacher"
+    assert_same(go(again, other, 3)[-1], seen[-1])
+    same_after_replay(start, tmp_path / "cut.zo", None, seen[-1])
+    with pytest.raises(AttributeError):
+        opt.distribution = "normal"
+
+
+def test_directions_since_an_anchor_have_one_distribution(tmp_path: Path) -> None:
+    """A checkpoint of another run, of normals, ends what can be replayed of a run of signs; it is not mixed with it."""
+    start = block_mlp(**SHAPE)
+    seen = go(
+        build("MeZOSVRG", model := copy.deepcopy(start), distribution="rademacher", trajectory=tmp_path / "run.zo"),
+        model,
+        4,
+    )
+    (tmp_path / "copy.zo").write_bytes((tmp_path / "run.zo").read_bytes())
+    go(other := build("MeZOSVRG", model := copy.deepcopy(start)), model, 4)
+    opt = build("MeZOSVRG", model := copy.deepcopy(model))
+    opt.load_state_dict(other.state_dict())
+    with pytest.warns(UserWarning, match=r"distribution rademacher \(not normal\)"):
+        opt.resume(tmp_path / "copy.zo", weights="last")
+    go(opt, model, 1)
+    with pytest.raises(ValueError, match="it can be replayed with upto=4"):
+        zo.replay(copy.deepcopy(start), tmp_path / "copy.zo")
+    same_after_replay(start, tmp_path / "copy.zo", 4, seen[4])
 
 
 def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ OPTIONS = st.fixed_dictionaries(
         "weight_decay": st.sampled_from([0.0, 0.1]),
         "rounding": st.sampled_from(["nearest", "stochastic"]),
         "perturb": st.sampled_from(["in_place", "in_forward"]),
+        "distribution": st.sampled_from(["normal", "rademacher"]),
     }
 )
 
@@ -76,7 +77,7 @@ def test_a_loaded_run_goes_on_bit_for_bit(method, options, dtype, steps, model_f
     saved = torch.load(file)  # weights_only: nothing but tensors and plain values
 
     other = block_mlp(depth=2, dtype=dtype, seed=1)
-    other_opt = build(method, other, seed=SEED + 1, **options)
+    other_opt = build(method, other, seed=SEED + 1, **{**options, "distribution": "normal"})
     if model_first:
         other.load_state_dict(saved["model"])
     other_opt.load_state_dict(saved["opt"])
@@ -84,6 +85,7 @@ def test_a_loaded_run_goes_on_bit_for_bit(method, options, dtype, steps, model_f
     assert_same(snapshot(model), snapshot(other))
     assert_same_future((opt, model), (other_opt, other), range(steps, steps + 6))
     assert other_opt.step_count == steps + 6
+    assert other_opt.distribution == options["distribution"]
 
 
 @pytest.mark.parametrize("steps", range(9))
@@ -183,7 +185,8 @@ def test_a_distributed_checkpoint_goes_on_bit_for_bit(
 ) -> None:
     options = {"sparsity": 0.5, "drop": 0.5, "directions": 2, "perturb": perturb}
     model, other = block_mlp(), block_mlp(seed=1)
-    opt, other_opt = build(method, model, **options), build(method, other, SEED + 1, **options)
+    opt = build(method, model, **options, distribution="rademacher")
+    other_opt = build(method, other, SEED + 1, **options)
     go_on(opt, model, range(6))
     if stateful:
         through_checkpoint(tmp_path, {"model": model, "opt": opt}, {"model": other, "opt": other_opt})

@@ -80,6 +80,7 @@ COMMON: list[Row] = [
     *rows(("zo", "refused_steps"), (-1, "got -1"), (10, "between 0 and 6, got 10"), (None, "got NoneType")),
     *rows(("zo", "directions"), (0, "got 0"), (2**16 + 1, "got 65537"), (2.0, "got float"), (GONE, "got none")),
     *rows(("zo", "drop"), (1.0, "got 1.0"), (-0.1, "got -0.1"), (math.nan, "got nan"), ("0", "got str")),
+    *rows(("zo", "distribution"), ("uniform", "'normal', 'rademacher', got 'uniform'"), (None, "got NoneType")),
     *rows(
         ("zo", "param_ids"),
         ([1], "expected 16 entries, .* got 1: it is"),
@@ -267,7 +268,8 @@ def test_a_load_that_fails_half_way_is_undone(method: str, failure: str, monkeyp
 def test_states_of_before_versions_load_and_hooks_see_what_torch_loads(method: str) -> None:
     source = run_of(method, 6)[1].state_dict()
     assert source["zo"].pop("version") == 1
-    opt = run_of(method, 3)[1]
+    assert source["zo"].pop("distribution") == "normal"  # as all were
+    opt = run_of(method, 3, distribution="rademacher")[1]
     seen: list[Any] = []
 
     def other_lr(opt: Any, given: State) -> State:
@@ -279,7 +281,7 @@ def test_states_of_before_versions_load_and_hooks_see_what_torch_loads(method: s
     for _ in range(2):
         opt.load_state_dict(source)
     assert seen == [["param_groups", "state"]] * 2
-    assert opt.param_groups[0]["lr"] == 0.25 and opt.step_count == 6
+    assert opt.param_groups[0]["lr"] == 0.25 and opt.step_count == 6 and opt.distribution == "normal"
     handle.remove()
     opt.load_state_dict(source)
     assert opt.param_groups[0]["lr"] == 1e-2 and len(seen) == 2

@@ -31,6 +31,7 @@ OPTIONS = st.fixed_dictionaries(
         "sparsity": st.sampled_from([0.0, 0.5]),
         "drop": st.sampled_from([0.0, 0.5]),
         "weight_decay": st.sampled_from([0.0, 0.1]),
+        "distribution": st.sampled_from(["normal", "rademacher"]),
     }
 )
 # What may happen between the steps of a run.
@@ -99,7 +100,13 @@ def test_replay_is_the_run(method, dtype, options, shared, events) -> None:
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS, ids=lambda x: str(x))
 def test_every_backend_replays_to_the_same_bits(backend: str, device: torch.device) -> None:
-    for dtype, options in ((torch.bfloat16, {}), (torch.float32, {"perturb": "in_place", "sparsity": 0.5})):
+    signs = {"distribution": "rademacher"}
+    for dtype, options in (
+        (torch.bfloat16, {}),
+        (torch.float32, {"perturb": "in_place", "sparsity": 0.5}),
+        (torch.bfloat16, signs),
+        (torch.float32, {"directions": 2, **signs}),
+    ):
         model = block_mlp(depth=1, width=4, dtype=dtype)
         start = copy.deepcopy(model)
         opt = build("MeZO", model, **options)
@@ -109,16 +116,22 @@ def test_every_backend_replays_to_the_same_bits(backend: str, device: torch.devi
         assert_same({n: p.cpu() for n, p in snapshot(moved).items()}, snapshot(model))
 
 
-def test_threads_and_passes_put_together_change_no_bit(passes: list[set[str]]) -> None:
+@pytest.mark.parametrize(
+    ("distribution", "steps", "together"),
+    [("normal", 20, 1), ("normal", 22, 2), ("rademacher", 64, 1), ("rademacher", 65, 2)],
+)
+def test_threads_and_passes_put_together_change_no_bit(
+    distribution: str, steps: int, together: int, passes: list[set[str]]
+) -> None:
     model = block_mlp(**SHAPE)
     start = copy.deepcopy(model)
-    opt = build("MeZO", model, perturb="in_place")
-    final = go(opt, model, 20)[-1]
+    opt = build("MeZO", model, perturb="in_place", distribution=distribution)
+    final = go(opt, model, steps)[-1]
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         passes.clear()
         same_after_replay(start, opt.trajectory, None, final)
-        assert len(passes) == 1  # of 60 in the run
+        assert len(passes) == together  # of three a step in the run
     torch.set_num_threads(1)
 
 

@@ -78,7 +78,8 @@ def run(opt: zo.ZeroOrderOptimizer, model: nn.Module, steps: int, first: int = 0
 class Noise:
     """z of every parameter by name, in float64: noise v1 with each element's own parameter id."""
 
-    def __init__(self, every: Weights):
+    def __init__(self, every: Weights, distribution: str = "normal"):
+        self.draw = {"normal": self.normals, "rademacher": self.signs}[distribution]
         self.shapes = {name: t.shape for name, t in every.items()}
         ids = names.param_ids(every)
         sizes = [t.numel() for t in every.values()]
@@ -89,20 +90,30 @@ class Noise:
 
     def __call__(self, seed: int) -> Weights:
         if seed not in self.known:
-            c = self.index >> 2
-            key = (seed & 0xFFFFFFFF, seed >> 32)
-            x = philox4x32((c & 0xFFFFFFFF, c >> 32, self.ids, torch.zeros_like(c)), key)
-            z = torch.stack([*box_muller(x[0], x[1]), *box_muller(x[2], x[3])])
-            z = z.gather(0, (self.index & 3)[None])[0].double().split(self.sizes)
+            z = self.draw((seed & 0xFFFFFFFF, seed >> 32)).double().split(self.sizes)
             self.known[seed] = {n: t.view(s) for (n, s), t in zip(self.shapes.items(), z, strict=True)}
         return self.known[seed]
+
+    def normals(self, key: tuple[int, int]) -> Tensor:
+        c = self.index >> 2
+        x = philox4x32((c & 0xFFFFFFFF, c >> 32, self.ids, torch.zeros_like(c)), key)
+        z = torch.stack([*box_muller(x[0], x[1]), *box_muller(x[2], x[3])])
+        return z.gather(0, (self.index & 3)[None])[0]
+
+    def signs(self, key: tuple[int, int]) -> Tensor:
+        c, i = self.index // 128, self.index % 32
+        x = torch.stack(philox4x32((c & 0xFFFFFFFF, c >> 32, self.ids, torch.ones_like(c)), key))
+        word = x.gather(0, (self.index % 128 // 32)[None])[0]
+        return 1 - 2 * (word >> (i // 2 + 16 * (i % 2)) & 1)
 
 
 class Reference:
     """What a step should do, for weights given in float64."""
 
-    def __init__(self, weights: Weights, *, exempt: Callable[[str], bool] = lambda name: False):
-        self.z, self.exempt = Noise(weights), exempt
+    def __init__(
+        self, weights: Weights, *, exempt: Callable[[str], bool] = lambda name: False, distribution: str = "normal"
+    ):
+        self.z, self.exempt = Noise(weights, distribution), exempt
 
     def move(
         self, w: Weights, along: dict[int, float], masks: Weights, untouched: Any = (), decay: float = 1.0

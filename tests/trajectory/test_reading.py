@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import random
 import struct
@@ -19,6 +20,7 @@ from small_runs import SHAPE
 import zo_kernels as zo
 from zo_kernels.trajectory import FaultyTrajectory
 from zo_kernels.trajectory.record import MAGIC
+from zo_kernels.trajectory.setups import as_text
 from zo_kernels.trajectory.trajectory import read
 
 RUNS = [
@@ -112,6 +114,19 @@ def test_newer_versions_are_not_taken_for_damage(what: str) -> None:
         assert zo.Trajectory.from_bytes(data, recover=True).steps == found.steps == 3
 
 
+def test_only_signs_are_named() -> None:
+    """A run of normals has the bytes that earlier versions wrote; the field that they do not know makes them refuse."""
+    parts = records(a_run())
+    given = setup_of(parts[0])
+    assert "distribution" not in given
+    (_, setup), *_ = zo.Trajectory.from_bytes(sealed(parts)).setups
+    assert setup.distribution == "normal" and as_text(setup) == json.dumps(given, separators=(",", ":")).encode()
+    signs = json.loads(as_text(replace(setup, distribution="rademacher")))
+    assert signs == {**given, "distribution": "rademacher"}
+    found = zo.Trajectory.from_bytes(sealed([setup_record(signs), *parts[1:]]))
+    assert found.setups[0][1].distribution == "rademacher" and found.steps == 10
+
+
 def test_foreign_files_and_other_versions() -> None:
     rest = sealed(records(a_run()), b"ZOTRAJ2\n")
     for data, message in (
@@ -145,7 +160,8 @@ SETUPS = [
         ("method", 3), ("noise", None), ("step", -1), ("step", 1.5), ("step", 2**60), ("continues", 1), ("seed", -1),
         ("seed", 2**64), ("seed", True), ("directions", 0), ("directions", 10**8), ("directions", "1"), ("eps", 0),
         ("eps", float("nan")), ("eps", float("inf")), ("eps", -1.0), ("drop", 1.0), ("drop", -0.1), ("blocks", -1),
-        ("blocks", 10**9), ("in_place", "yes"), ("stochastic", 0), ("weight_decays", []), ("weight_decays", 0.5),
+        ("blocks", 10**9), ("in_place", "yes"), ("stochastic", 0), ("weight_decays", []), ("distribution", None),
+        ("distribution", "uniform"), ("distribution", ["normal"]), ("weight_decays", 0.5),
         ("weight_decays", [-1.0, 0.0]), ("weight_decays", [float("inf"), 0.0]), ("svrg", None), ("anchored", True),
         ("shared_direction", True), ("weights", []), ("weights", [3]),
     ]),
@@ -218,6 +234,12 @@ RECORDS = {
     "other anchored weights": (
         lambda a, b: [*b[:3], setup_record({**_weightless(setup_of(b[0])), "step": 2, "anchored": True})],
         "weights: expected those of the setup before",
+    ),
+    "other directions since the anchor": (
+        lambda a, b: [
+            *b[:3], setup_record({**setup_of(b[0]), "step": 2, "anchored": True, "distribution": "rademacher"})
+        ],
+        "distribution: expected normal, as of the directions since the anchor, got rademacher",
     ),
 }  # fmt: skip
 

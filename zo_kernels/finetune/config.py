@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from zo_kernels.finetune.tasks import TASKS
+from zo_kernels.spec import DISTRIBUTIONS
 
 METHODS = ("mezo", "sparse-mezo", "lezo", "mezo-svrg")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -87,6 +88,7 @@ class Config:
     anchor_examples: int | None = None
     perturb: str = "auto"
     rounding: str = "auto"
+    distribution: str = "normal"
     steps: int = 500
     batch_size: int = 16
     max_tokens: int | None = None
@@ -106,6 +108,7 @@ class Config:
             ("freeze", FROZEN),
             ("perturb", PERTURB),
             ("rounding", ROUNDINGS),
+            ("distribution", DISTRIBUTIONS),
             ("model_kind", MODEL_KINDS),
             ("loss", (None, *LOSSES)),
             ("objective", OBJECTIVES),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import device, nn
 
-from .. import checks
+from .. import checks, spec
 from ..closures.losses import Closure, check_closure
 from ..closures.watch import Closures
 from ..estimators.draws import MAX_DIRECTIONS
@@ -34,17 +34,16 @@ from ..weights.tables import Weights
 from ..weights.trained import Trained, trainable
 
 
-def held_by(part: str, name: str) -> Any:
-    """Return a property that reads and writes the attribute `name` of one of the optimizer's parts."""
-    return property(
-        lambda self: getattr(getattr(self, part), name), lambda self, v: setattr(getattr(self, part), name, v)
-    )
+def held_by(part: str, name: str, *, fixed: bool = False) -> Any:
+    """Return a property that reads the attribute `name` of one of the optimizer's parts, and writes it unless fixed."""
+    read = property(lambda self: getattr(getattr(self, part), name))
+    return read if fixed else read.setter(lambda self, value: setattr(getattr(self, part), name, value))
 
 
 class ZeroOrderOptimizer(torch.optim.Optimizer):
-    """The base of all methods: SPSA along Gaussian directions that are regenerated from seeds, never stored.
+    """The base of all methods: SPSA along random directions that are regenerated from seeds, never stored.
 
-    Each step draws n directions z_k. With L the closure's loss (MeZO, arXiv 2305.17333),
+    Each step draws n directions z_k, of normals or of random signs. With L the closure's loss (MeZO, arXiv 2305.17333),
 
         g_k = (L(θ + ε z_k) - L(θ - ε z_k)) / 2ε
         θ  <- (1 - lr * weight_decay) θ - lr / n * sum_k g_k z_k
@@ -74,6 +73,8 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             Buffers move there for good, and parameters on the CPU move to pinned memory. Forwards between steps need
             `streaming()`.
         rounding: how 16-bit weights are rounded: "nearest", "stochastic", or "auto", which is stochastic.
+        distribution: "normal", z_k ~ N(0, I); or "rademacher", whose elements are -1 or +1 with probability 1/2 each
+            (Spall 1992, IEEE TAC 37(3)) and cost less. E[z zᵀ] = I for both. The attribute cannot be written.
         trajectory: path of a new file; every step is appended to it.
         sync: when the file is forced to the disk, so that it survives a power cut: "step" (costs milliseconds a step),
             "checkpoint" (by `state_dict()` and at the end), "never". It survives a killed process in any case.
@@ -103,6 +104,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     directions: int = held_by("_run", "directions")
     drop: float = held_by("_trained", "drop")
     rounding: str = held_by("_trained", "rounding")
+    distribution: str = held_by("_trained", "distribution", fixed=True)
     backend: str | None = held_by("_trained", "backend")
     step_count: int = held_by("_run", "steps")
     refused_steps: int = held_by("_run", "refused_steps")
@@ -122,6 +124,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         perturb: str = "auto",
         execution_device: device | str | None = None,
         rounding: str = "auto",
+        distribution: str = "normal",
         trajectory: str | Path | None = None,
         sync: str = "checkpoint",
         parallel: str | Parallel = "auto",
@@ -134,6 +137,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         drop = checks.number("drop", drop, 0.0, 1.0, open_high=True)
         checks.choice("perturb", perturb, PERTURB)
         checks.choice("rounding", rounding, ("auto", *ROUNDINGS))
+        checks.choice("distribution", distribution, spec.DISTRIBUTIONS)
         checks.choice("sync", sync, SYNC)
         if not isinstance(strict, bool):
             raise TypeError(f"strict: expected a bool, got {type(strict).__name__}")
@@ -142,7 +146,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         if self._ranks is not None:
             self._ranks.check_directions(directions)
         self._estimator = TwoSided() if _estimator is None else _estimator
-        self._trained = Trained(params, blocks, drop, rounding, backend, warner)
+        self._trained = Trained(params, blocks, drop, rounding, distribution, backend, warner)
 
         defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "decay_all": False, "sparsity": sparsity}
         check_group(defaults, "")
@@ -274,10 +278,10 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     ) -> None:
         """Go on with a run that was cut off, and append to its trajectory's file.
 
-        The next step is the one that the run would have taken. Seed, directions, drop, thresholds (and MeZO-SVRG's
-        shared_direction) come from the file; eps, weight decay, perturb and rounding are this optimizer's, with a
-        warning if they differ. Set the scheduler and the data to `step_count` yourself. The first of several ranks
-        reads and writes the file; their number may change. An incomplete last record, from a killed process, is cut.
+        The next step is the one that the run would have taken. Seed, directions, drop, distribution, thresholds (and
+        MeZO-SVRG's shared_direction) come from the file; eps, weight decay, perturb and rounding are this optimizer's,
+        with a warning if they differ. Set the scheduler and the data to `step_count` yourself. The first of several
+        ranks reads and writes the file; their number may change. The incomplete last record of a killed run is cut.
 
         Args:
             path: the file.
@@ -383,8 +387,8 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a run: the next step draws the directions that the run's next step would have drawn.
 
-        The state's lr, eps, weight_decay, sparsity, seed, directions, drop and MeZO-SVRG's options replace those of
-        this optimizer. Its own perturb, rounding, backend and parallel stay: they say how a step is computed.
+        The state's lr, eps, weight_decay, sparsity, seed, directions, drop, distribution and MeZO-SVRG's options
+        replace this optimizer's. Its own perturb, rounding, backend and parallel stay: they say how steps are computed.
 
         Raises:
             TypeError, ValueError: the state is of another kind of optimizer or of a newer zo_kernels, its parameters

@@ -8,7 +8,7 @@ from .base import ZeroOrderOptimizer
 class MeZO(ZeroOrderOptimizer):
     """SPSA along one random direction a step, which is regenerated from a seed and never stored.
 
-        g = (L(θ + ε z) - L(θ - ε z)) / 2ε,   z ~ N(0, I)
+        g = (L(θ + ε z) - L(θ - ε z)) / 2ε,   z ~ N(0, I), or z_i = ±1 with distribution="rademacher"
         θ <- (1 - lr * weight_decay) θ - lr * g z
 
     Start with MeZO; the other methods change one thing about it. A step calls the closure twice, and needs no memory

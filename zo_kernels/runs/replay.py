@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -25,7 +26,8 @@ from ..weights.tables import Weight, Weights
 
 # A replay that fails in the middle cannot undo its steps: a copy of the first weights would take as much memory again.
 _NOW = "; the parameters now hold what came of the replay: load the first ones again"
-_MOST_DIRECTIONS = 64  # of one merged pass
+# Of one merged pass. A step in place has three of one seed; the CPU's kernel takes 64 seeds of signs at a time.
+_MOST_DIRECTIONS = {"normal": 64, "rademacher": 3 * 64}
 
 
 @torch.no_grad()
@@ -209,7 +211,7 @@ class Replay:
             p = self._tensors[w.name]
             weights.append(Weight(w.name, p, shard_of(w.name, p), w.param_id, w.row, w.block, w.threshold))
         rows = 2 * len(setup.weight_decays)
-        return Weights(weights, rows, setup.stochastic, anchors, setup.in_place, self._backend)
+        return Weights(weights, rows, setup.stochastic, setup.distribution, anchors, setup.in_place, self._backend)
 
     def _forget(self) -> None:
         self.path, self.dropped, self.age = None, frozenset(), None
@@ -285,13 +287,14 @@ class _Queue:
     """Merges passes over weights where that changes no bit.
 
     Passes over the same unmasked float32 weights, of which only the first has a decay, are one chain of fused
-    multiply-adds (docs/noise.md, 4).
+    multiply-adds (docs/noise.md, 4). All passes of a queue have the distribution of its weights.
     """
 
     def __init__(self, weights: Weights):
         self._weights = weights
         self._chains = all(w.tensor.dtype == torch.float32 and w.threshold is None for w in weights.weights)
-        self._waiting: Pass | None = None
+        self._waiting: list[Pass] = []
+        self._directions, self._most = 0, _MOST_DIRECTIONS[weights.distribution]
         self.describe = weights.describe
 
     def run(self, do: Pass, *, record: bool = False, then: Sequence[Call] = ()) -> None:
@@ -300,20 +303,21 @@ class _Queue:
             self._weights.run(do, record=record, then=then)
             return
         at_once(then)
-        waiting = self._waiting
-        if waiting is None:
-            self._waiting = do
-            return
-        fits = len(waiting.seeds) + len(do.seeds) <= _MOST_DIRECTIONS
-        if fits and waiting.active == do.active and all(d == 1.0 for d in do.decays):
-            scales = [[*a, *b] for a, b in zip(waiting.scales, do.scales, strict=True)]
-            self._waiting = Pass([*waiting.seeds, *do.seeds], scales, waiting.decays, do.stochastic, do.active)
-            return
-        self._weights.run(waiting)
-        self._waiting = do
+        if self._waiting and not self._continues(do):
+            self.flush()
+        self._waiting.append(do)
+        self._directions += len(do.seeds)
+
+    def _continues(self, do: Pass) -> bool:
+        """Say whether a pass can be merged with those that are waiting."""
+        fits = self._directions + len(do.seeds) <= self._most
+        return fits and self._waiting[0].active == do.active and all(d == 1.0 for d in do.decays)
 
     def flush(self) -> None:
-        """Make the pass that is waiting."""
-        if self._waiting is not None:
-            self._weights.run(self._waiting)
-            self._waiting = None
+        """Make the passes that are waiting."""
+        if not self._waiting:
+            return
+        waiting, self._waiting, self._directions = self._waiting, [], 0
+        seeds: Any = [seed for do in waiting for seed in do.seeds]
+        scales = [[scale for row in rows for scale in row] for rows in zip(*(do.scales for do in waiting), strict=True)]
+        self._weights.run(replace(waiting[0], seeds=seeds, scales=scales))

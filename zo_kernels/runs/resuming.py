@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from .. import checks, names
 from ..estimators.protocol import ReplayedEnd
@@ -112,13 +113,15 @@ class Resume:
         run.steps = trajectory.steps
         run.refused_steps = trajectory.refused_steps
         run.seed, run.directions, trained.drop = setup.seed, setup.directions, setup.drop
+        trained.distribution = setup.distribution
         trained.thresholds = Thresholds.of_trajectory(run.warner, by_name, trajectory)
         trained.weights = None
         run.recording.note_versions(self._prepare())
 
     def _warn_of_other_options(self, setup: Setup) -> None:
         run = self._run
-        kept = {"seed": run.seed, "directions": run.directions, "drop": run.trained.drop}
+        kept: dict[str, Any] = {"seed": run.seed, "directions": run.directions, "drop": run.trained.drop}
+        kept |= {"distribution": run.trained.distribution}
         changed = {"eps": eps_of(self._groups), "weight_decays": tuple(weight_decays_of(self._groups)[::2])}
         changed |= {"in_place": run.perturbation.name == "in_place", "stochastic": run.trained.rounding != "nearest"}
         for own, what in ((kept, "the run's are taken"), (changed, "the optimizer's are taken from here on")):

@@ -269,6 +269,7 @@ class Run:
             "sparsity": [group["sparsity"] for group in groups],
             "perturb": self.perturbation.name,
             "stochastic rounding": weights.stochastic,
+            "distribution": weights.distribution,
             "strict": self.warner.strict,
             "noise": spec.VERSION,
         }
@@ -279,6 +280,7 @@ class Run:
         return Setup(
             method=self.method,
             noise=spec.VERSION,
+            distribution=weights.distribution,
             step=self.steps,
             continues=continues and self._replayable,
             seed=self.seed,

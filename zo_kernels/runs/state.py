@@ -20,6 +20,7 @@ from ..weights.trained import every_parameter, trainable
 from .run import Groups, Kept, Run
 
 VERSION = 1  # of the part of a state under "zo"; a state without a version has this one
+_LATER = ("version", "distribution")  # keys that states of earlier versions do not have
 _MAX_STEPS = 2**44 - 1  # the noise has no directions for more steps (docs/noise.md, 6)
 
 
@@ -45,7 +46,7 @@ def check_run(zo: Any, ours: Mapping[str, Any], names: Sequence[str], blocks: in
     for key in ("method", "noise"):
         if type(zo.get(key)) is not str or zo[key] != ours[key]:
             raise ValueError(f"{at}{key}: expected {ours[key]!r}, got {zo.get(key)!r}")
-    if absent := [key for key in ours if key not in zo and key != "version"]:
+    if absent := [key for key in ours if key not in zo and key not in _LATER]:
         raise ValueError(f"{at}{absent[0]}: expected a value, got none")
     if unknown := [key for key in zo if key not in ours]:
         raise ValueError(f"state_dict: zo: expected {', '.join(ours)}, got also {unknown[0]!r}")
@@ -69,6 +70,7 @@ def check_run(zo: Any, ours: Mapping[str, Any], names: Sequence[str], blocks: in
         "refused_steps": checks.integer(f"{at}refused_steps", zo["refused_steps"], 0, steps),
         "directions": checks.integer(f"{at}directions", zo["directions"], 1, MAX_DIRECTIONS),
         "drop": drop,
+        "distribution": checks.choice(f"{at}distribution", zo.get("distribution", "normal"), spec.DISTRIBUTIONS),
         "thresholds": [
             None if h is None else checks.number(f"{at}thresholds[{i}]", h, 0.0, checks.MAX_FLOAT32)
             for i, h in enumerate(thresholds)
@@ -141,6 +143,7 @@ def saved(run: Run, groups: Groups, kept: Kept) -> dict[str, Any]:
         "refused_steps": run.refused_steps,
         "directions": run.directions,
         "drop": run.trained.drop,
+        "distribution": run.trained.distribution,
         "param_ids": [run.trained.ids[p] for p in parameters],
         "thresholds": [run.trained.thresholds.get(p) for p in parameters],
         **run.estimator.state(groups, kept),
@@ -165,7 +168,7 @@ def take(run: Run, found: Mapping[str, Any], groups: Groups, kept: Kept) -> bool
     """Take a checked state; return whether θ must be rewritten from it before the next step."""
     trained = run.trained
     run.seed, run.steps, run.directions = found["seed"], found["step_count"], found["directions"]
-    trained.drop = found["drop"]
+    trained.drop, trained.distribution = found["drop"], found["distribution"]
     run.refused_steps = found["refused_steps"]
     trained.thresholds = Thresholds.of_state(run.warner, every_parameter(groups), found)
     trained.weights = run.progress = None

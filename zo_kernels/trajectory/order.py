@@ -54,6 +54,11 @@ class Order:
             return
         if not self.anchored:
             raise ValueError("anchored: expected False, since no earlier record took an anchor, got True")
+        if setup.distribution != before.distribution:
+            raise ValueError(
+                f"distribution: expected {before.distribution}, as of the directions since the anchor, got "
+                f"{setup.distribution}"
+            )
         if [(w.name, w.shape, w.dtype) for w in setup.weights] != [(w.name, w.shape, w.dtype) for w in before.weights]:
             raise ValueError("weights: expected those of the setup before, which have anchors, got others")
         if len(setup.weight_decays) < len(before.weight_decays):

@@ -6,10 +6,10 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
-from .. import checks
+from .. import checks, spec
 
 MAX_TEXT = 2**25  # bytes of a setup: about 150,000 weights
 MAX_DIRECTIONS = 2**16
@@ -43,6 +43,7 @@ class Setup:
     Args:
         method: class name of the optimizer.
         noise: version of the noise.
+        distribution: of the noise. Its text is absent if it is "normal", as in files from before there were others.
         step: steps taken before.
         continues: whether the weights are those that the earlier records lead to; True for the first setup.
         seed, directions, eps, drop: options of the optimizer.
@@ -58,6 +59,7 @@ class Setup:
 
     method: str
     noise: str
+    distribution: str = field(default="normal", kw_only=True)
     step: int
     continues: bool
     seed: int
@@ -84,7 +86,10 @@ def as_text(setup: Setup) -> bytes:
         TypeError, ValueError: it could not; the message names the field.
     """
     check(setup)
-    text = json.dumps(asdict(setup), separators=(",", ":")).encode()
+    given = asdict(setup)
+    if setup.distribution == "normal":  # earlier versions read such a setup, and refuse one with a field more
+        del given["distribution"]
+    text = json.dumps(given, separators=(",", ":")).encode()
     if len(text) > MAX_TEXT:
         raise ValueError(f"trajectory: expected at most {MAX_TEXT} bytes of names and options, got {len(text)}")
     return text
@@ -146,9 +151,9 @@ def _fields(name: str, given: Any, kind: Any) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise TypeError(f"{name}: expected an object, got {type(given).__name__}")
     known = [f.name for f in fields(kind)]
-    if missing := [field for field in known if field not in given]:
+    if missing := [f.name for f in fields(kind) if f.name not in given and f.default is MISSING]:
         raise ValueError(f"{name}: expected the field {missing[0]}, got none")
-    if unknown := [field for field in given if field not in known]:
+    if unknown := [key for key in given if key not in known]:
         raise ValueError(f"{name}: expected the fields {', '.join(known)}, got also {unknown[0]}")
     return given
 
@@ -179,6 +184,7 @@ def check(setup: Setup) -> None:
     """
     _text("method", setup.method)
     _text("noise", setup.noise)
+    checks.choice("distribution", setup.distribution, spec.DISTRIBUTIONS)
     checks.integer("step", setup.step, 0, MAX_STEP)
     checks.integer("seed", setup.seed, 0, checks.MAX_SEED)
     checks.integer("directions", setup.directions, 1, MAX_DIRECTIONS)

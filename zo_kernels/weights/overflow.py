@@ -1,9 +1,10 @@
 """Rejects updates that might make weights infinite, judged by eps, lr and g alone: no weight is read.
 
-No |z| is above 6.56 (docs/noise.md, 3), so a step of SPSA moves a weight w by at most |decay - 1| |w| + 6.56 lr max|g|,
-and a step of MeZO-SVRG by three times the last term. With |decay| <= 1, and lr |g| and eps within the limits below, a
-weight of at most half its dtype's maximum stays finite when it is perturbed and updated: float16 reaches at most
-0.5 + 3 * 0.103 of its 65504, the other dtypes far less of their 3.4e38.
+No |z| is above 6.56 (docs/noise.md, 3; of a sign it is 1), so a step of SPSA moves a weight w by at most
+|decay - 1| |w| + 6.56 lr max|g|, and a step of MeZO-SVRG by three times the last term. With |decay| <= 1, and lr |g|
+and eps within the limits below, a weight of at most half its dtype's maximum stays finite when it is perturbed and
+updated: float16 reaches at most 0.5 + 3 * 0.103 of its 65504, the other dtypes far less of their 3.4e38. The limits are
+the same for signs, so that a step is skipped or taken whatever the distribution.
 """
 
 from __future__ import annotations

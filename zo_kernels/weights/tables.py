@@ -56,6 +56,7 @@ class Weights:
         weights: the weights, all on one device.
         rows: how many rows of scales and decays there are.
         stochastic: whether 16-bit weights are rounded stochastically.
+        distribution: of z, one of `spec.DISTRIBUTIONS`.
         anchors: for each weight a snapshot that passes may start from instead, or None.
         keep_masks: see above.
         backend: see `add_noise_`.
@@ -79,13 +80,15 @@ class Weights:
         weights: Sequence[Weight],
         rows: int,
         stochastic: bool,
+        distribution: str,
         anchors: Sequence[Tensor] | None,
         keep_masks: bool,
         backend: str | None,
         on_write: Callable[[], None] | None = None,
         copied_to: device | None = None,
     ):
-        self.weights, self.rows, self.stochastic, self.backend = tuple(weights), rows, stochastic, backend
+        self.weights, self.rows, self.backend = tuple(weights), rows, backend
+        self.stochastic, self.distribution = stochastic, distribution
         self.theta = [w.tensor.detach() for w in weights]
         self.anchors = None if anchors is None else list(anchors)
         self.shards = [w.shard for w in weights]
@@ -158,9 +161,9 @@ class Weights:
         seeds: Any = list(deltas)
         if (where := device_of(*deltas.values())) is not None:
             columns = [vector([d] * self.rows if isinstance(d, float) else d, where) for d in deltas.values()]
-            return Pass(seeds, torch.stack(columns, 1), decays, self.stochastic, active)
+            return Pass(seeds, torch.stack(columns, 1), decays, self.stochastic, active, self.distribution)
         by_row: Any = [[d if isinstance(d, float) else d[r] for d in deltas.values()] for r in range(self.rows)]
-        return Pass(seeds, by_row, decays, self.stochastic, active)
+        return Pass(seeds, by_row, decays, self.stochastic, active, self.distribution)
 
     def move(
         self,

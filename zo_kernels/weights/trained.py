@@ -38,11 +38,11 @@ class Trained:
         params: what the optimizer was given.
         blocks: transformer blocks, as the user gave them.
         drop: the fraction of blocks that a step leaves alone.
-        rounding, backend: see `ZeroOrderOptimizer`.
+        rounding, distribution, backend: see `ZeroOrderOptimizer`.
 
     Attributes:
         module: the module that the optimizer was given; None if it was given parameters.
-        drop, rounding, backend: as given.
+        drop, rounding, distribution, backend: as given, or as a loaded state or a resumed run has them.
         weights: the tables; None if there are none, or they are no longer valid.
         builds: how often tables were built.
         steps: how many steps were taken with the current tables.
@@ -61,6 +61,7 @@ class Trained:
         blocks: Sequence[nn.Module] | None,
         drop: float,
         rounding: str,
+        distribution: str,
         backend: str | None,
         warner: Warner,
     ):
@@ -69,7 +70,7 @@ class Trained:
         if self._reshard is not None:
             self._reshard()  # between forwards FSDP may show gathered parameters, which it frees later
         self._blocks, self.drop, self._warner = blocks, drop, warner
-        self.rounding, self.backend = rounding, backend
+        self.rounding, self.distribution, self.backend = rounding, distribution, backend
         self.weights: Weights | None = None
         self._built_for: tuple[list[Any], int] | None = None
         self.builds = self.steps = 0
@@ -216,8 +217,17 @@ class Trained:
         """
         self.weights = None
         self.builds += 1
-        rows, stochastic = 2 * len(groups), self.rounding != "nearest"
-        return Weights(found, rows, stochastic, anchors, keep_masks, self.backend, self._reshard, copied_to)
+        return Weights(
+            found,
+            2 * len(groups),
+            self.rounding != "nearest",
+            self.distribution,
+            anchors,
+            keep_masks,
+            self.backend,
+            self._reshard,
+            copied_to,
+        )
 
     def use(self, weights: Weights, groups: Groups) -> None:
         """Use these tables from now on, until a parameter changes."""

@@ -1,7 +1,8 @@
 """Writes the runs of this folder: a trajectory of each kind, and a digest of the weights that it leads to.
 
 They were written by version 0.1.0 (`python -m tests.runs.recorded.make`) and are not to be written again: what a later
-version changes by accident, in the format, in what a step draws or in how it moves weights, fails their replay.
+version changes by accident, in the format, in what a step draws or in how it moves weights, fails their replay. Those
+that are there already are left alone, so a kind that is added here is written by itself.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import zo_kernels as zo
 
 FOLDER = Path(__file__).parent
 STEPS = 7
+SIGNS = {"distribution": "rademacher"}
 KINDS = {
     "mezo": ("MeZO", torch.float32, {}),
     "mezo-directions": ("MeZO", torch.float32, {"directions": 3, "weight_decay": 0.1}),
@@ -26,6 +28,9 @@ KINDS = {
     "lezo": ("LeZO", torch.float32, {"drop": 0.5}),
     "svrg": ("MeZOSVRG", torch.float32, {"anchor_every": 3}),
     "svrg-separate-bf16": ("MeZOSVRG", torch.bfloat16, {"anchor_every": 4, "shared_direction": False}),
+    "signs": ("MeZO", torch.float32, {"directions": 2, "weight_decay": 0.1, **SIGNS}),
+    "signs-sparse-in-forward-bf16": ("SparseMeZO", torch.bfloat16, {"sparsity": 0.6, "perturb": "in_forward", **SIGNS}),
+    "signs-svrg": ("MeZOSVRG", torch.float32, {"anchor_every": 3, "drop": 0.5, **SIGNS}),
 }
 
 
@@ -67,5 +72,6 @@ def run(kind: str, path: Path) -> str:
 
 
 if __name__ == "__main__":
-    ends = {kind: run(kind, FOLDER / f"{kind}.zo") for kind in KINDS}
+    ends = json.loads((FOLDER / "ends.json").read_text())
+    ends |= {kind: run(kind, FOLDER / f"{kind}.zo") for kind in KINDS if kind not in ends}
     (FOLDER / "ends.json").write_text(json.dumps(ends, indent=1) + "\n")

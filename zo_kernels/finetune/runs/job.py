@@ -21,6 +21,7 @@ from zo_kernels.finetune.prompts import learner as prompts
 from zo_kernels.trajectory import FaultyTrajectory
 
 _OF_NO_STEP = ("out", "overwrite")  # do not decide any bit; a folder may be moved
+_ADDED = {"distribution": "normal"}  # settings that earlier versions did not have, and what their runs did
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -188,6 +189,7 @@ def _optimizer(config: Config, model: nn.Module) -> zo.ZeroOrderOptimizer:
         "backend": config.backend,
         "perturb": config.perturb,
         "rounding": config.rounding,
+        "distribution": config.distribution,
     }
     if (anchor := config.anchor) is not None:
         return zo.MeZOSVRG(model, anchor_lr=anchor.lr, anchor_every=anchor.every, **options)
@@ -207,7 +209,7 @@ def _device(name: str) -> torch.device:
 def record_start(job: Job, metrics: Metrics) -> dict[str, Any]:
     """Write the record "start": everything that decides the bits of a run. A resumed run compares it instead.
 
-    Returns the record. Raises ValueError if data, versions or settings have changed.
+    Returns what `report.opening_lines` tells of. Raises ValueError if data, versions or settings have changed.
     """
     start, before = _start(job), metrics.find("start")
     changed = {} if before is None else {k: (before.get(k), v) for k, v in start.items() if before.get(k) != v}
@@ -219,12 +221,12 @@ def record_start(job: Job, metrics: Metrics) -> dict[str, Any]:
         metrics.write("start", **start, notes=list(job.learner.notes), settings=settings)
     else:
         _check_settings(job.folder / run_folder.CONFIG, before.get("settings", settings), settings)
-    return {**start, "notes": job.learner.notes}
+    return {**start, "distribution": job.config.distribution, "notes": job.learner.notes}
 
 
 def _check_settings(path: Path, before: Any, now: dict[str, Any]) -> None:
     """Raise ValueError that names settings which were changed since the run was started."""
-    before = before if isinstance(before, dict) else {}
+    before = {**_ADDED, **before} if isinstance(before, dict) else {}
     if changed := [name for name in sorted(now.keys() & before.keys()) if now[name] != before[name]]:
         told = ", ".join(f"{name} {before[name]!r} (now {now[name]!r})" for name in changed)
         raise ValueError(

@@ -44,7 +44,7 @@ def opening_lines(start: dict[str, Any]) -> list[str]:
     """Lines that say what is trained on which data."""
     lines = [
         f"{start['method']}, {start['model']}: {start['weights_trained']:,} of {start['weights']:,} weights trained, "
-        f"{start['dtype']}",
+        f"{start['dtype']}, {start['distribution']} noise",
         f"{_subject(start)}: {start['train']} texts to train on, {start['dev']} for development, "
         f"{start['test']} for the held-out test",
     ]

@@ -13,6 +13,7 @@ from zo_kernels.estimators.draws import MAX_DIRECTIONS
 from zo_kernels.ops import ROUNDINGS
 from zo_kernels.optim.base import PERTURB
 from zo_kernels.ranks.parallel import SPLITS
+from zo_kernels.spec import DISTRIBUTIONS
 
 METHODS = ("mezo", "sparse-mezo", "lezo", "mezo-svrg")
 OBJECTIVES = ("loss", "accuracy")
@@ -107,6 +108,10 @@ class ZOTrainingArguments(TrainingArguments):
     rounding: Literal["auto", "nearest", "stochastic"] = field(
         default="auto", metadata={"help": "How updates of 16-bit weights are rounded (auto: stochastic)."}
     )
+    distribution: Literal["normal", "rademacher"] = field(
+        default="normal",
+        metadata={"help": "Of the noise: normal, or rademacher, which is random signs and makes passes faster."},
+    )
     offload: bool = field(
         default=False,
         metadata={"help": "Keep the weights in CPU memory, and copy those of each module to the GPU when it runs."},
@@ -130,6 +135,7 @@ class ZOTrainingArguments(TrainingArguments):
             ("method", METHODS),
             ("perturb", PERTURB),
             ("rounding", ("auto", *ROUNDINGS)),
+            ("distribution", DISTRIBUTIONS),
             ("objective", OBJECTIVES),
             ("parallel", SPLITS),
         ):

@@ -27,6 +27,7 @@ def make_optimizer(model: nn.Module, args: ZOTrainingArguments) -> zo.ZeroOrderO
         "directions": args.directions,
         "perturb": args.perturb,
         "rounding": args.rounding,
+        "distribution": args.distribution,
         "backend": args.backend,
         "parallel": args.parallel,
         "execution_device": args.device if args.offload else None,

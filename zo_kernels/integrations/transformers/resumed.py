@@ -20,7 +20,7 @@ _OF_ARGUMENTS = (
     "label_smoothing_factor", "average_tokens_across_devices", "world_size",
 )  # fmt: skip
 
-_FIELDS = {"method": (str,), "options": (dict,), "data": (dict, type(None))}
+_FIELDS = {"method": (str,), "distribution": (str,), "options": (dict,), "data": (dict, type(None))}
 _OF_DATA = {"epoch": (int,), "batches": (int,), "drawn": (bool,), "generators": (dict,), "last": (str, type(None))}
 _OF_OPTIONS = {"per_device_train_batch_size": (int,), "world_size": (int,)}
 _ANEW = "load the model from the checkpoint and leave resume_from_checkpoint out"
@@ -42,7 +42,8 @@ def kept_by_state(optimizer: ZeroOrderOptimizer) -> dict[str, Any]:
         "anchor_lr": [group.get("unscheduled_rates", (0, group.get("anchor_lr")))[1] for group in groups],
     }
     told = {name: values[0] if len(set(values)) == 1 else values for name, values in of_groups.items()}
-    told |= {"zo_seed": optimizer.seed, "directions": optimizer.directions, "drop": optimizer.drop}
+    told |= {"zo_seed": optimizer.seed, "distribution": optimizer.distribution}
+    told |= {"directions": optimizer.directions, "drop": optimizer.drop}
     return told | {name: getattr(optimizer, name, None) for name in ("anchor_every", "shared_direction")}
 
 
@@ -56,13 +57,13 @@ def given(args: ZOTrainingArguments, optimizer: ZeroOrderOptimizer, objective: A
     return json.loads(json.dumps(told, default=lambda value: getattr(value, "value", str(value))))
 
 
-def check_method(saved: Mapping[str, Any], args: ZOTrainingArguments) -> None:
-    """Raise ValueError if the run used another method."""
-    if saved["method"] != args.method:
-        raise ValueError(
-            f"method: expected {saved['method']!r}, with which the run to be resumed began, got {args.method!r}; "
-            f"{_ANEW}"
-        )
+def check_unchanged(saved: Mapping[str, Any], now: Mapping[str, str]) -> None:
+    """Raise ValueError unless the run used the method and the distribution that are given now."""
+    for name, value in now.items():
+        if saved[name] != value:
+            raise ValueError(
+                f"{name}: expected {saved[name]!r}, with which the run to be resumed began, got {value!r}; {_ANEW}"
+            )
 
 
 def tell_of_changes(
@@ -137,15 +138,23 @@ def _path(checkpoint: str | Path, args: ZOTrainingArguments) -> Path:
     return Path(checkpoint) / ("zo_trainer.json" if args.world_size == 1 else f"zo_trainer_{args.process_index}.json")
 
 
-def save(checkpoint: str | Path, args: ZOTrainingArguments, options: Mapping[str, Any], place: Any) -> None:
-    """Write the method, the options and the place in the data into a checkpoint; `saved` reads them."""
-    told = {"version": 1, "method": args.method, "options": options, "data": place}
+def save(
+    checkpoint: str | Path, args: ZOTrainingArguments, optimizer: ZeroOrderOptimizer, objective: Any, place: Any
+) -> None:
+    """Write method, distribution, options and the place in the data into a checkpoint; `saved` reads them."""
+    told = {
+        "version": 1,
+        "method": args.method,
+        "distribution": optimizer.distribution,
+        "options": given(args, optimizer, objective),
+        "data": place,
+    }
     files.replace(_path(checkpoint, args), json.dumps(told).encode())
 
 
 def saved(checkpoint: str | Path, args: ZOTrainingArguments) -> dict[str, Any] | None:
-    """The options of a checkpoint, its method and the place in the data; None if it is an earlier version's, or one of
-    another number of processes that this one was not among.
+    """What `save` wrote into a checkpoint; None if it is an earlier version's, or one of another number of processes
+    that this one was not among.
 
     Raises ValueError if the file is damaged, or a newer version's.
     """
@@ -164,6 +173,8 @@ def saved(checkpoint: str | Path, args: ZOTrainingArguments) -> dict[str, Any] |
             f"resume_from_checkpoint: expected {path} of version 1, got {version}: the checkpoint was made by a "
             "newer zo_kernels; update this one"
         )
+    if version == 1:
+        told = {"distribution": "normal", **told}  # earlier versions had no other, and named none
     wrong = "version" if version != 1 else _wrong(told, _FIELDS) or _wrong(told["options"], _OF_OPTIONS)
     if wrong or (told["data"] is not None and (wrong := _wrong(told["data"], _OF_DATA))):
         raise ValueError(f"resume_from_checkpoint: expected what ZOTrainer wrote to {path}, got another {wrong} in it")

@@ -305,21 +305,21 @@ class ZOTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        resumed.save(output_dir, self.args, self._options(), None if self._data is None else self._data.place())
-
-    def _options(self) -> dict[str, Any]:
-        return resumed.given(self.args, self.zo_optimizer, self._objective)
+        place = None if self._data is None else self._data.place()
+        resumed.save(output_dir, self.args, self.zo_optimizer, self._objective, place)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
         checkpoints.check_resumable(checkpoint)
         saved, optimizer = resumed.saved(checkpoint, self.args), self.zo_optimizer
-        if saved is not None and self._made_optimizer:
-            resumed.check_method(saved, self.args)
+        if saved is not None:
+            made = {"method": self.args.method} if self._made_optimizer else {}
+            resumed.check_unchanged(saved, {**made, "distribution": optimizer.distribution})
         given = resumed.kept_by_state(optimizer)
         super()._load_optimizer_and_scheduler(checkpoint)
-        resumed.tell_of_changes(optimizer, given, self._options(), saved)
+        taken = resumed.given(self.args, optimizer, self._objective)
+        resumed.tell_of_changes(optimizer, given, taken, saved)
         self._data = TrainingData(resumed.seed_of_data(self.args), resumed.place_in_data(saved, self.args))
         if self.is_world_process_zero():
             checkpoints.take_back(checkpoint, self._folder())
