@@ -111,7 +111,7 @@ def axpy(
     counter = (start + offset) >> SHIFT
     counter_low, c_hi = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
 
-    # A line is one 128-bit access. Of normals, it has one counter's elements if they have 32 bits, two's if they have 16.
+    # A line is one 128-bit access. Of normals, it has the elements of one counter if they have 32 bits, else of two.
     LINE: tl.constexpr = 128 // DTYPE.primitive_bitwidth
     LINES: tl.constexpr = 4 * COUNTERS // LINE
     # Of signs, a thread has a slot, and in each row a line of it: see `line_of`.
