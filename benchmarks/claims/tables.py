@@ -86,7 +86,7 @@ def rademacher(rows: Sequence[Row]) -> Table:
     def more(row: Row) -> list[str]:
         return [row["dev_loss_difference_verdict"] if row["distribution"] == "rademacher" else "–"]
 
-    return _learned(rows, "rademacher", "directions", "minus normals'", "lower loss", more=more)
+    return _learned(rows, "rademacher", "way", "minus normals'", "lower loss", more=more)
 
 
 def variance(rows: Sequence[Row]) -> Table:

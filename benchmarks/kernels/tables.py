@@ -12,17 +12,23 @@ _DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def signs(rows: Sequence[Row]) -> Table:
-    """A line for each kind of pass with signs and each of its baselines: the ratio of every dtype."""
-    found: dict[tuple[str, str], dict[str, Row]] = {}
+    """A line for each pass with signs: its time, and how many times as long each of its baselines takes."""
+    cases: dict[tuple[str, str], dict[str, Row]] = {}
     for row in good(rows):
         if row.get("distribution") == "rademacher" and row.get("ratio") is not None:
-            found.setdefault((_pass(row), row["baseline"]), {})[row["dtype"]] = row
-    lines, last = [], ""
-    for (name, baseline), of in found.items():
-        ratios = [spread(of[dtype], "ratio", ".2f") if dtype in of else "" for dtype in _DTYPES]
-        lines.append(["" if name == last else name, baseline, *ratios])
-        last = name
-    return ("", "against", *_DTYPES.values()), lines
+            cases.setdefault((_pass(row), _DTYPES[row["dtype"]]), {})[row["baseline"]] = row
+    lines = []
+    for which, of in cases.items():
+        first = next(iter(of.values()))
+        ns = f"{1e9 * first['seconds_median'] / first['elements']:.3f}"
+        lines.append([*which, ns, *("" if name not in of else spread(of[name], "ratio", ".2f") for name in _AGAINST)])
+    passes = list(dict.fromkeys(name for name, _ in cases))
+    lines.sort(key=lambda line: passes.index(line[0]))  # the dtypes of a pass together
+    headings = ("in-place stream", "normals", "without mask", "rounded to nearest", "eager", "with `randint`")
+    return ("pass", "", "ns an element", *headings), lines
+
+
+_AGAINST = ("in-place stream", "normals", "unmasked", "nearest", "eager", "published MeZO with randint")
 
 
 def _pass(row: Row) -> str:

@@ -16,7 +16,7 @@ struct Avx2 {
   using M = __m256i;  // all ones or zeros in each 32-bit lane
   static constexpr int kLanes = 8;
   static constexpr int kPhiloxTiles = 2, kBoxMullerTiles = 2;  // three and four spill registers
-  static constexpr int kSignWords = 1;
+  static constexpr int kSignWords = 2;                         // with all their elements in registers
 
   ZO_OP I word(uint32_t x) { return _mm256_set1_epi32(int(x)); }
   ZO_OP I key(const uint32_t* x) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(x)); }  // 8 copies
@@ -51,9 +51,11 @@ struct Avx2 {
     return _mm256_slli_epi32(a, N);
   }
   ZO_OP I shrv(I a, I by) { return _mm256_srlv_epi32(a, by); }
-  // Two numbers, in turn; and of each of these turns the number that bit 0 of the same lane of `which` says.
-  ZO_OP F pairs(const float* x) { return _mm256_castpd_ps(_mm256_broadcast_sd(reinterpret_cast<const double*>(x))); }
-  ZO_OP F pick(F pairs, I which) { return _mm256_permutevar_ps(pairs, which); }
+  // Two numbers, and the one or the other of them by bit 0 of each word.
+  ZO_OP F pair(const float (&x)[2]) {
+    return _mm256_castpd_ps(_mm256_broadcast_sd(static_cast<const double*>(static_cast<const void*>(x))));
+  }
+  ZO_OP F of_pair(F pair, I bit) { return _mm256_permutevar_ps(pair, bit); }
   ZO_OP I min(I a, I b) { return _mm256_min_epi32(a, b); }
   ZO_OP F from_int(I a) { return _mm256_cvtepi32_ps(a); }
   ZO_OP F as_float(I a) { return _mm256_castsi256_ps(a); }

@@ -16,7 +16,7 @@ struct Avx512 {
   using M = __mmask16;
   static constexpr int kLanes = 16;
   static constexpr int kPhiloxTiles = 4, kBoxMullerTiles = 4;
-  static constexpr int kSignWords = 2;
+  static constexpr int kSignWords = 2;  // with all their elements in registers
 
   ZO_OP I word(uint32_t x) { return _mm512_set1_epi32(int(x)); }
   ZO_OP I key(const uint32_t* x) { return _mm512_set1_epi32(int(*x)); }
@@ -51,11 +51,13 @@ struct Avx512 {
     return _mm512_slli_epi32(a, N);
   }
   ZO_OP I shrv(I a, I by) { return _mm512_srlv_epi32(a, by); }
-  // Two numbers, in turn; and of each of these turns the number that bit 0 of the same lane of `which` says.
-  ZO_OP F pairs(const float* x) {
-    return _mm512_castpd_ps(_mm512_broadcastsd_pd(_mm_load_sd(reinterpret_cast<const double*>(x))));
+  // Two numbers, and the one or the other of them by bit 0 of each word.
+  ZO_OP F pair(const float (&x)[2]) {
+    int64_t both;
+    memcpy(&both, x, 8);
+    return as_float(_mm512_set1_epi64(both));
   }
-  ZO_OP F pick(F pairs, I which) { return _mm512_permutevar_ps(pairs, which); }
+  ZO_OP F of_pair(F pair, I bit) { return _mm512_permutevar_ps(pair, bit); }
   ZO_OP I min(I a, I b) { return _mm512_min_epi32(a, b); }
   ZO_OP F from_int(I a) { return _mm512_cvtepi32_ps(a); }
   ZO_OP F as_float(I a) { return _mm512_castsi512_ps(a); }

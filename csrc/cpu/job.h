@@ -21,9 +21,7 @@ struct Direction {
     }
   };
   Word k0[kPhiloxRounds], k1[kPhiloxRounds], round1_c0, round1_c2, round2_c2;
-  // n_scales of them; more than one if Job::several: consecutive directions of one seed. Of signs each is two numbers,
-  // scale and -scale.
-  const float* scales;
+  const float* scales;  // n_scales of them; more than one if Job::several: consecutive directions of one seed
   int n_scales;
   uint64_t seed;
 };

@@ -117,8 +117,7 @@ void blocks(const Job& job, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; i += block.kElements) {
     const int64_t tiles = (end - i < block.kElements ? end - i : block.kElements) / n;
     const uint64_t counter = uint64_t(e.offset + i) >> 2;
-    const Place place{static_cast<const char*>(e.src) + i * bytes, static_cast<char*>(e.dst) + i * bytes,
-                      K == MaskKind::kBool ? e.mask_data + i : nullptr, e.threshold, job.decay};
+    const Place place = place_of<K>(job, i, bytes);
     if (K == MaskKind::kBits) block.mask.read(e.mask_data, i, tiles * n);
     // Philox touches no memory, so the weights are fetched while it runs.
     _Pragma("GCC unroll 8") for (int64_t line = 0; line < tiles * n * bytes; line += 64)
@@ -145,7 +144,7 @@ void blocks(const Job& job, int64_t begin, int64_t end) {
 template <class V, DType D, bool Stochastic, MaskKind K, bool Several = false>
 void blocks_of(const Job& job, int64_t begin, int64_t end) {
   job.distribution == Distribution::kNormal ? blocks<V, D, Stochastic, K, Several>(job, begin, end)
-                                            : sign_stretches<V, D, Stochastic, K, Several>(job, begin, end);
+                                            : sign_stretches<V, D, Stochastic, K>(job, begin, end);
 }
 
 template <class V, DType D, bool Stochastic>
@@ -171,9 +170,9 @@ void dispatch(const Job& job, int64_t begin, int64_t end) {
 template <class V>
 void range(const Job& job, int64_t begin, int64_t end) {
   const bool signs = job.distribution == Distribution::kRademacher;
-  const int64_t head = -(job.entry->offset + begin) & (signs ? kWordSigns - 1 : 3);
+  const int64_t head = -(job.entry->offset + begin) & (signs ? 31 : 3);
   const int64_t first = begin + (head < end - begin ? head : end - begin);
-  const int64_t past = end - (end - first) % (signs ? kWordSigns : Block<V>::kTile);
+  const int64_t past = end - (end - first) % (signs ? 32 : Block<V>::kTile);
   scalar_range(job, begin, first);
   if (first < past) {
     switch (job.entry->dtype) {

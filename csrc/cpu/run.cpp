@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <limits>
 #include <memory>
 #include <thread>
 
@@ -38,6 +39,9 @@ size_t repeats(const std::vector<uint64_t>& seeds, size_t k) {
   return n;
 }
 
+// To float32; NaNs become the one that has a single bit set below its exponent (see bf16_high_half in tile.h).
+float number(double x) { return x == x ? float(x) : std::numeric_limits<float>::quiet_NaN(); }
+
 // A thread's own memory. It is allocated before the threads begin, so that nothing can fail once weights have changed,
 // and not initialised, so that each thread is the first to touch its pages.
 struct Workspace {
@@ -46,7 +50,7 @@ struct Workspace {
   std::unique_ptr<uint32_t[]> elements;  // a chunk that is not contiguous, copied
   Workspace(size_t n, int64_t staged)
       : directions(new Direction[n + 1]),
-        scales(new float[2 * n + kApart]),
+        scales(new float[n + kApart]),
         elements(staged ? new uint32_t[size_t(staged)] : nullptr) {}
 };
 
@@ -147,15 +151,11 @@ void Table::run(const std::vector<uint64_t>& seeds, const std::vector<double>& s
         chunk = {&part, nullptr, 0, part.numel};
       }
       const Entry& e = *chunk.entry;
-      const bool several = e.dtype == DType::kFloat32 && e.mask == MaskKind::kNone;
+      const bool several = !signs && e.dtype == DType::kFloat32 && e.mask == MaskKind::kNone;
       const double* row = scales.data() + size_t(e.group) * seeds.size();
-      const size_t width = signs ? 2 : 1;  // of a direction in own.scales
-      for (size_t k = 0; k < seeds.size(); ++k) {
-        own.scales[width * k] = float(row[k]);
-        if (signs) own.scales[width * k + 1] = -own.scales[width * k];
-      }
+      for (size_t k = 0; k < seeds.size(); ++k) own.scales[k] = number(row[k]);
       Direction& rounding = own.directions[seeds.size()];
-      const float decay = float(decays[size_t(e.group)]);
+      const float decay = number(decays[size_t(e.group)]);
       Job job{&e, own.directions.get(), 0, distribution, &rounding, decay, stochastic, false};
       if (e.mask == MaskKind::kRecord)
         memset(e.mask_data + chunk.begin / 8, 0, size_t((chunk.end - chunk.begin + 7) / 8));
@@ -166,8 +166,8 @@ void Table::run(const std::vector<uint64_t>& seeds, const std::vector<double>& s
         for (size_t k = 0, n; k < seeds.size(); k += n) {
           n = several ? repeats(seeds, k) : 1;
           job.several |= n > 1;
-          prepare(own.directions[size_t(job.n_directions++)], seeds[k], own.scales.get() + width * k, n, e.param_id,
-                  index, signs ? kSignShift : kNormalShift, signs ? kSignStream : kNormalStream);
+          prepare(own.directions[size_t(job.n_directions++)], seeds[k], own.scales.get() + k, n, e.param_id, index,
+                  signs ? kSignShift : kNormalShift, signs ? kSignStream : kNormalStream);
         }
         if (signs && stochastic && e.dtype != DType::kFloat32)
           prepare(rounding, seeds[0], nullptr, 0, e.param_id, index, kSignRoundingShift, kSignRoundingStream);

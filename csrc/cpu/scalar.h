@@ -75,7 +75,7 @@ inline void scalar_signs(const Job& job, int64_t begin, int64_t end) {
       for (int r = 0; r < d.n_scales; ++r)
         for (int64_t j = 0; j < count; ++j) {
           const int64_t i = index + j;
-          t[j] += from_bits(to_bits(d.scales[2 * r]) ^ sign_bit(x.x[i / 32 % 4], i));
+          t[j] += from_bits(to_bits(d.scales[r]) ^ sign_bit(x.x[i / 32 % 4], i));
         }
     }
     Words y = {};

@@ -12,6 +12,8 @@ namespace {
 // A function whose loops get a register allocation of their own.
 #define ZO_APART static __attribute__((noinline))
 
+// Of a NaN with more bits set than a bf16 has, the sum could carry into the sign. There is none: NaNs of scales and
+// decays have one bit (run.cpp), those of weights are bf16's, and arithmetic passes on the bits of one of its operands.
 template <class V>
 ZO_OP typename V::I bf16_high_half(typename V::F t, bool stochastic, typename V::I rho) {
   const typename V::I bits = V::as_words(t);
@@ -64,9 +66,7 @@ struct Memory {
       V::store(p, x);
       V::store(p + 4 * V::kLanes, y);
     } else if (D == DType::kBFloat16) {
-      // A NaN comes from a weight, so that the 16 bits below its last place are zero, or is the processor's own.
-      // Neither carries into the sign bit.
-      const I x = bf16_high_half<V>(a, Stochastic, rho_a), y = bf16_high_half<V>(b, Stochastic, rho_b);
+      I x = bf16_high_half<V>(a, Stochastic, rho_a), y = bf16_high_half<V>(b, Stochastic, rho_b);
       I words = V::merge_pairs(V::template shr<16>(x), y);
       if (Masked) words = V::select_pairs(keep_a, keep_b, V::load(src), words);
       V::store(p, words);
@@ -85,6 +85,13 @@ struct Place {
   const uint8_t* bools;
   float threshold, decay;
 };
+
+template <MaskKind K>
+ZO_OP Place place_of(const Job& job, int64_t i, int bytes) {
+  const Entry& e = *job.entry;
+  return {static_cast<const char*>(e.src) + i * bytes, static_cast<char*>(e.dst) + i * bytes,
+          K == MaskKind::kBool ? e.mask_data + i : nullptr, e.threshold, job.decay};
+}
 
 // Which elements of a tile are masked out and keep their bits.
 template <class V, MaskKind K, bool Sequential>

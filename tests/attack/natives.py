@@ -85,7 +85,10 @@ def _crafted_native(draw: random.Random) -> Result:
     scales, decays = [0.5] * (groups * directions), [1.0] * groups
     active: Any = draw.choice((None, list(range(count))))
     threads, stochastic, chosen = 1, False, "scalar"
-    how = draw.choice(("entry", "entry", "scales", "decays", "seeds", "active", "threads", "set", "nothing"))
+    distribution: Any = draw.randrange(2)
+    how = draw.choice(
+        ("entry", "entry", "scales", "decays", "seeds", "active", "threads", "distribution", "set", "nothing")
+    )
     wrong = True
     if how == "entry":
         entry = draw.choice(entries)
@@ -116,6 +119,8 @@ def _crafted_native(draw: random.Random) -> Result:
         wrong = not 0 <= value < count
     elif how == "threads":
         threads, wrong = draw.choice((0, -1, 2**31 - 1, -(2**31), 2**40, 5)), False
+    elif how == "distribution":
+        distribution = draw.choice([n for n in [*NASTY, None, "x", 1.5] if n not in (0, 1)])
     elif how == "set":
         chosen = draw.choice(("", "none", "avx9999", "x" * 10**6))
     else:
@@ -123,7 +128,7 @@ def _crafted_native(draw: random.Random) -> Result:
     told = f"native: {how}"
     try:
         table = _native.Table([tuple(entry) for entry in entries])
-        table.run(seeds, scales, decays, stochastic, active, threads, chosen)
+        table.run(seeds, scales, decays, distribution, stochastic, active, threads, chosen)
     except (ValueError, TypeError, IndexError, OverflowError):
         expect(wrong or how == "threads", f"{told}: refused what is right")
         expect(arena.untouched(), f"{told}: refused, and memory changed")
@@ -169,7 +174,9 @@ def _crafted_ops(draw: random.Random) -> Result:
         given = {name: getattr(e, name) for name in Entry.__slots__}
         return Entry(**{**given, **change})
 
-    how = draw.choice(("src", "dst", "group", "id", "offset", "mask", "no mask", "active", "scales", "decays", "seeds"))
+    distribution: Any = draw.choice(("normal", "rademacher"))
+    how = draw.choice(("src", "dst", "group", "id", "offset", "mask", "no mask", "active", "scales", "decays", "seeds",
+                       "distribution"))  # fmt: skip
     wrong = True
     if how == "src":
         entries[at] = entry(src=other)
@@ -194,12 +201,16 @@ def _crafted_ops(draw: random.Random) -> Result:
         scales = draw.choice(([], [[]], [[0.5] * (directions + 1)] * groups, [[0.5] * directions] * (groups - 1)))
     elif how == "decays":
         decays = draw.choice(([], [1.0] * (groups - 1), [None] * groups, ["x"] * groups))
+    elif how == "distribution":
+        distribution = draw.choice(("", "Normal", "cauchy", 0, 1, None, 1.5))
     else:
         seeds = draw.choice((seeds * 2, seeds[:-1], [-1] * directions, [2**64] * directions, ["x"] * directions))
         wrong = seeds[0:1] not in ([-1], [2**64])  # as for any pass, their bits count
     told = f"ops: {how}"
     try:
-        ops.Table(entries, [f"t{i}" for i in range(count)]).apply(Pass(seeds, scales, decays, False, active))
+        ops.Table(entries, [f"t{i}" for i in range(count)]).apply(
+            Pass(seeds, scales, decays, False, active, distribution)
+        )
     except (ValueError, TypeError, IndexError, OverflowError, AttributeError, NotImplementedError):
         expect(arena.untouched(), f"{told}: refused, and memory changed")
         return Result("refused")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
@@ -149,12 +150,46 @@ def test_only_active_entries_change(backend, device, dtype):
 
 @pytest.mark.parametrize(("backend", "device"), [b for b in KERNELS if b[0] != "triton"], ids=str)
 @each_dtype
-def test_directions_of_one_seed_in_a_row(backend, device, dtype):
+@each_distribution
+def test_directions_of_one_seed_in_a_row(backend, device, dtype, distribution):
     """Their noise may be made once; the sum is rounded after each of them all the same."""
     seeds, scales = [5, 5, 7, 5, 7, 7, 7], [1e-3, -2e-3, 0.25, 3e-6, -1.0, 1e-7, 0.7]
     for n in (1, 2, 7):
-        do = Pass(seeds[:n], [scales[:n], scales[::-1][:n]], [0.9, 1.0], True)
+        do = Pass(seeds[:n], [scales[:n], scales[::-1][:n]], [0.9, 1.0], True, distribution=distribution)
         check(backend, device, table(dtype, MaskKind.NONE, in_place=True, shards=SMALL), do)
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+@each_dtype
+@pytest.mark.parametrize("directions", [31, 33, 96])
+def test_more_signs_than_are_added_at_once(backend, dtype, directions):
+    """Sums wait for further directions, some of which repeat a seed."""
+    seeds = [k - k % 5 % 2 for k in range(directions)]
+    scales = [(-1) ** k * 10.0 ** (k % 7 - 5) for k in range(directions)]
+    do = Pass(seeds, [scales, scales[::-1]], [1.0, 0.9], True, distribution="rademacher")
+    shards = [(5, 30), (1025, 2), (2500, 2**39 - 130)]
+    check(backend, torch.device("cpu"), table(dtype, MaskKind.RECORD, in_place=False, shards=shards), do)
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+@each_dtype
+@each_distribution
+@each_rounding
+@pytest.mark.parametrize("payload", [1, 2**51, 2**52 - 1], ids=hex)
+def test_every_nan_stays_one(backend, dtype, distribution, rounding, payload):
+    """Also one whose bits, all set, would carry into the sign when it is rounded: of weights, a scale or a decay."""
+    [nan] = struct.unpack("<d", struct.pack("<Q", 0x7FF << 52 | payload))
+    w = torch.tensor([*range(1, 2**10), *range(2**15 - 2**10, 2**15)] * 2, dtype=torch.int16)
+    w[w.numel() // 2 :] |= -(2**15)
+    weights = w.view(dtype) if dtype != torch.float32 else (w.int() << 16).view(dtype)
+    for scale, decay in ((1e-3, 1.0), (nan, 1.0), (1e-3, nan), (torch.inf, 1.0), (1e-3, torch.inf)):
+        entry = Entry(torch.empty_like(weights), weights, 3)
+        check(
+            backend,
+            weights.device,
+            [entry],
+            Pass([1], [[scale]], [decay], rounding == "stochastic", None, distribution),
+        )
 
 
 @each_backend
@@ -174,40 +209,58 @@ SEVERAL_CHUNKS = 2 * 2**15 + 77  # of work for a thread, and a ragged one
 
 
 @lru_cache
-def several_chunks(kind):
+def several_chunks(kind, distribution):
     """The bits of a tensor after a pass, and the mask bits that it recorded."""
     w, recorded = weights(SEVERAL_CHUNKS, torch.bfloat16, 0), torch.zeros((SEVERAL_CHUNKS + 7) // 8, dtype=torch.uint8)
-    reference.prepare([Entry(w, w, 9, 0, 0, kind, 0.01, recorded)])(a_pass(2, "stochastic"))
+    reference.prepare([Entry(w, w, 9, 0, 0, kind, 0.01, recorded)])(two_directions(distribution))
     return bits(w), recorded
+
+
+def two_directions(distribution):
+    return a_pass(2, "stochastic", distribution=distribution)
+
+
+@pytest.mark.parametrize(("backend", "device"), [b for b in KERNELS if b[0] in ("triton", "cuda")], ids=str)
+@each_dtype
+@pytest.mark.parametrize("directions", [9, 12])
+def test_signs_of_many_directions(backend, device, dtype, directions):
+    """On a GPU the words of eight further directions are made together, the last time maybe of fewer."""
+    shards = interpreted_shards(True, "rademacher") if interpreted(backend, device) else SHARDS
+    scales = [1e-3 * (-1.5) ** k for k in range(directions)]
+    do = Pass(list(range(directions)), [scales, scales[::-1]], [0.9, 1.0], True, distribution="rademacher")
+    check(backend, device, table(dtype, MaskKind.NONE, in_place=True, shards=shards), do)
 
 
 @pytest.mark.parametrize("backend", NATIVE)
 @pytest.mark.parametrize("kind", [MaskKind.NONE, MaskKind.RECORD], ids=lambda k: k.name.lower())
-def test_bits_do_not_depend_on_threads(backend, kind):
-    want, want_recorded = several_chunks(kind)
+@each_distribution
+def test_bits_do_not_depend_on_threads(backend, kind, distribution):
+    want, want_recorded = several_chunks(kind, distribution)
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
         w, recorded = weights(SEVERAL_CHUNKS, torch.bfloat16, 0), torch.zeros_like(want_recorded)
         entry = Entry(w, w, 9, 0, 0, kind, 0.01, recorded)
-        backends.resolve(backend, w.device).prepare([entry])(a_pass(2, "stochastic"))
+        backends.resolve(backend, w.device).prepare([entry])(two_directions(distribution))
         assert torch.equal(bits(w), want)
         assert torch.equal(recorded, want_recorded)
 
 
 @pytest.mark.parametrize("backend", NATIVE)
-def test_bits_do_not_depend_on_shards(backend):
+@each_distribution
+def test_bits_do_not_depend_on_shards(backend, distribution):
     w = weights(SEVERAL_CHUNKS, torch.bfloat16, 0)
     shards = [Entry(w[a:b], w[a:b], 9, a) for a, b in pairwise([0, 1, 4098, 50001, SEVERAL_CHUNKS])]
-    backends.resolve(backend, w.device).prepare(shards)(a_pass(2, "stochastic"))
-    assert torch.equal(bits(w), several_chunks(MaskKind.NONE)[0])
+    backends.resolve(backend, w.device).prepare(shards)(two_directions(distribution))
+    assert torch.equal(bits(w), several_chunks(MaskKind.NONE, distribution)[0])
 
 
 @pytest.mark.parametrize("backend", NATIVE)
-def test_flushing_subnormals_changes_nothing(backend):
+@each_distribution
+def test_flushing_subnormals_changes_nothing(backend, distribution):
     # A caller's floating-point mode must not reach the kernels: weights and scales this small give subnormal sums.
     entries = [Entry(w, w, 3) for w in [torch.full((64,), 1e-39)]]
     want = to(entries, torch.device("cpu"))
-    do = Pass([5], [[1e-39]], [1.0])
+    do = Pass([5], [[1e-39]], [1.0], distribution=distribution)
     reference.prepare(want)(do)
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor cannot flush subnormals")
@@ -223,7 +276,8 @@ def test_flushing_subnormals_changes_nothing(backend):
 @given(data=st.data())
 def test_any_pass(backend, data):
     n = data.draw(st.integers(0, 300), "n")
-    offset = data.draw(st.one_of(st.integers(0, 9), st.integers(0, 2**62), st.integers(2**34 - 300, 2**34)), "offset")
+    near = [st.integers(high - 300, high) for limits in HIGH.values() for high in limits]
+    offset = data.draw(st.one_of(st.integers(0, 200), st.integers(0, 2**62), *near), "offset")
     dtype = data.draw(st.sampled_from(DTYPES), "dtype")
     kind = data.draw(st.sampled_from(list(MaskKind)), "kind")
     k = data.draw(st.integers(1, 4), "directions")
@@ -233,6 +287,7 @@ def test_any_pass(backend, data):
         [data.draw(st.lists(scale, min_size=k, max_size=k), "scales")],
         [data.draw(st.sampled_from([1.0, 0.0, 0.999, -1.5]), "decay")],
         data.draw(st.booleans(), "stochastic"),
+        distribution=data.draw(st.sampled_from(DISTRIBUTIONS), "distribution"),
     )
     src = weights(n, dtype, data.draw(st.integers(0, 99), "weights"))
     dst = src if data.draw(st.booleans(), "in place") else torch.full_like(src, torch.nan)
@@ -248,7 +303,8 @@ def test_any_pass(backend, data):
 @pytest.mark.parametrize("kind", [MaskKind.NONE, MaskKind.RECORD], ids=lambda k: k.name.lower())
 @pytest.mark.parametrize("tuning", [DEFAULT, Tuning(prefetch=True, most_blocks=2, warps=8)], ids=["", "tuned"])
 @in_place_or_not
-def test_chunks_of_several_blocks(monkeypatch, kind, tuning, in_place):
+@each_distribution
+def test_chunks_of_several_blocks(monkeypatch, kind, tuning, in_place, distribution):
     """A GPU's program takes several blocks of a large table; a chunk need not begin or end with the tensor. Tuning
     changes no bit.
     """
@@ -261,16 +317,17 @@ def test_chunks_of_several_blocks(monkeypatch, kind, tuning, in_place):
     entries = table(torch.bfloat16, kind, in_place=in_place, shards=shards)
     with tuned(tuning):
         assert gpu_table.GpuTable(entries, block).groups[0].blocks_per_chunk == 2
-        check(*triton[0], entries, a_pass(1, "stochastic"))
+        check(*triton[0], entries, a_pass(1, "stochastic", distribution=distribution))
 
 
 @pytest.mark.parametrize(("backend", "device"), [b for b in KERNELS if b[0] in ("triton", "cuda")], ids=str)
 @each_kind
 @pytest.mark.parametrize("ragged", [0, 3], ids=["aligned", "not aligned"])
-def test_a_chunk_beyond_2_32_elements(backend, device, kind, ragged):
+@each_distribution
+def test_a_chunk_beyond_2_32_elements(backend, device, kind, ragged, distribution):
     """In 32 bits its index would be another one's."""
     block = INTERPRETED_BLOCK if interpreted(backend, device) else gpu_table.BLOCK
-    check_far_chunk(backend, device, kind, 2**32, block - ragged, block)
+    check_far_chunk(backend, device, kind, 2**32, block - ragged, block, distribution)
 
 
 def meta_entry(n, kind=MaskKind.NONE):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from matrix import DEVICE
+from matrix import DEVICE, DISTRIBUTIONS
 
 from zo_kernels import backends, ops
 from zo_kernels.backends import native, reference
@@ -59,11 +59,13 @@ RUNS: dict[str, tuple[int, Any, str]] = {
     "no scales": (1, [], r"scales: expected 2 rows"),
     "a decay less": (2, [1.0], r"decays: expected one for each of the table's 2 groups, got 1"),
     "a decay more": (2, [1.0] * 3, r"scales: expected 3 rows of 1 numbers"),
-    "entry 3 of 3": (4, [3], r"active: expected indices of the table's 3 entries, got 3"),
-    "entry -1": (4, [0, -1], r"active: .*got -1"),
-    "an entry twice": (4, [0, 2, 0], r"active: expected each entry once, got 0 twice"),
-    "no thread": (5, 0, r"threads: expected 1 to 65536, got 0"),
-    "too many threads": (5, 2**31 - 1, r"threads: expected 1 to 65536, got 2147483647"),
+    "distribution 2": (3, 2, r"distribution: expected 0 or 1, got 2"),
+    "distribution -1": (3, -1, r"distribution: expected 0 or 1, got -1"),
+    "entry 3 of 3": (5, [3], r"active: expected indices of the table's 3 entries, got 3"),
+    "entry -1": (5, [0, -1], r"active: .*got -1"),
+    "an entry twice": (5, [0, 2, 0], r"active: expected each entry once, got 0 twice"),
+    "no thread": (6, 0, r"threads: expected 1 to 65536, got 0"),
+    "too many threads": (6, 2**31 - 1, r"threads: expected 1 to 65536, got 2147483647"),
 }
 
 
@@ -78,7 +80,7 @@ class Plain:
             [w.data_ptr(), w.data_ptr(), 8, 0, i, i % 2, 0, int(kind), 1.0, m.data_ptr(), 32, 32, m.nbytes]
             for i, (w, m, kind) in enumerate(zip(self.weights, self.masks, kinds, strict=True))
         ]
-        self.run: list[Any] = [[1], [1.0, 1.0], [1.0, 1.0], False, None, 1, "scalar"]
+        self.run: list[Any] = [[1], [1.0, 1.0], [1.0, 1.0], 0, False, None, 1, "scalar"]
 
     def call(self) -> None:
         native._native.Table([tuple(row) for row in self.rows]).run(*self.run)
@@ -104,14 +106,16 @@ def test_native_refuses(name: str) -> None:
 
 
 @SCALAR
-def test_native_does_the_rest() -> None:
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_native_does_the_rest(distribution: str) -> None:
     plain = Plain()
+    plain.run[3] = DISTRIBUTIONS.index(distribution)
     plain.call()
     assert not plain.untouched
     [w] = torch.zeros(1, 64)
     native._native.Table([(w.data_ptr(), w.data_ptr(), 64, LAST - 64, 0, 0, 0, 0, 0.0, 0, 256, 256, 0)]).run(*plain.run)
     want = torch.zeros(64)
-    reference.prepare([Entry(want, want, 0, LAST - 64)])(Pass([1], [[1.0]], [1.0]))
+    reference.prepare([Entry(want, want, 0, LAST - 64)])(Pass([1], [[1.0]], [1.0], distribution=distribution))
     assert torch.equal(w, want)
 
 
@@ -191,6 +195,10 @@ PASSES: dict[str, tuple[dict[str, Any], str]] = {
     "a group too many": (
         {"scales": [[1.0]], "decays": [1.0]},
         r"decays: expected one for each of the table's 2 groups",
+    ),
+    "a distribution that is none": (
+        {"distribution": "cauchy"},
+        r"distribution: expected normal or rademacher, got 'cauchy'",
     ),
     "no groups": ({"scales": [], "decays": []}, r"decays: expected one for each of the table's 2 groups, got 0"),
     "entry 2 of 2": ({"active": [0, 2]}, r"active: expected indices of the table's 2 entries, got 2"),

@@ -53,6 +53,14 @@ static inline simde__m256i _mm512_cvtps_ph(simde__m512 a, int) {
   return simde__m256i_from_private(r);
 }
 
+static inline simde__m512 _mm512_permutevar_ps(simde__m512 a, simde__m512i which) {
+  simde__m512_private r;
+  const simde__m512_private x = simde__m512_to_private(a);
+  const simde__m512i_private w = simde__m512i_to_private(which);
+  for (int i = 0; i < 16; ++i) r.f32[i] = x.f32[i / 4 * 4 + (w.u32[i] & 3)];
+  return simde__m512_from_private(r);
+}
+
 // SIMDe's fmadd may be a multiplication and an addition.
 #undef _mm512_fmadd_ps
 static inline simde__m512 _mm512_fmadd_ps(simde__m512 a, simde__m512 b, simde__m512 c) {

@@ -91,11 +91,13 @@ class _Run(InC):
 
     def bound(self, do: Pass) -> Callable[[], object]:
         numbers, threads = do.once("native", _numbers), torch.get_num_threads()
-        return partial(self._table.run, *numbers, DISTRIBUTIONS.index(do.distribution), do.stochastic, do.active, threads, self._instruction_set)
+        return partial(self._table.run, *numbers, do.stochastic, do.active, threads, self._instruction_set)
 
 
-def _numbers(do: Pass) -> tuple[list[int], list[float], list[float]]:
-    """Seeds, scales (groups * directions) and decays (groups)."""
+def _numbers(do: Pass) -> tuple[list[int], list[float], list[float], int]:
+    """Seeds, scales (groups * directions), decays (groups) and the number of the distribution."""
+    if do.distribution not in DISTRIBUTIONS:
+        raise ValueError(f"distribution: expected {' or '.join(DISTRIBUTIONS)}, got {do.distribution!r}")
     given, do, n = do, do.on_host(), len(do.seeds)
     try:
         even = len(do.scales) == len(do.decays) and all(len(row) == n for row in do.scales)
@@ -103,4 +105,4 @@ def _numbers(do: Pass) -> tuple[list[int], list[float], list[float]]:
         even = False
     if do is not given or not even:  # the rest is checked in C++
         rows_of(given)
-    return do.host_seeds, [s for row in do.scales for s in row], list(do.decays)
+    return do.host_seeds, [s for row in do.scales for s in row], list(do.decays), DISTRIBUTIONS.index(do.distribution)

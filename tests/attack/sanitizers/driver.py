@@ -21,6 +21,7 @@ from memory import BITS, BOOL, NONE, RECORD, Tensor
 
 SEEDS = [0, 2**64 - 1, 0x0123456789ABCDEF]
 LAST = 2**63 - 1
+NORMAL, SIGNS = 0, 1  # csrc/axpy.h: Distribution
 # Elements and the index of the first: ragged ends, where a counter's high half changes, and the last indices.
 SHARDS = [
     *((n, 0) for n in (0, 1, 4, 15, 31, 64, 500, 1025)),
@@ -28,6 +29,8 @@ SHARDS = [
     (65, 2**34 - 37),
     (127, 2**34 - 64),
     (64, 2**34 - 32),
+    (300, 2**35 - 140),
+    (2049, 2**39 - 1000),
     (1000, 2**62 + 5),
     (33, 2**40 + 1),
     (1, LAST - 1),
@@ -64,12 +67,15 @@ def matrix(native: Any, which: str) -> Iterator[str]:
         rows = [tuple(t.row()) for t in tensors]
         table, strided = native.Table(rows), native.Table(rows, strides(tensors))
         seeds, scales = [SEEDS[0], SEEDS[0], SEEDS[1], SEEDS[2]], [1e-3, -0.25, 3e-6, 1e-3]
-        for stochastic, threads in ((False, 1), (True, 3)):
-            table.run(SEEDS[:1], [1e-3, -2e-3], [1.0, 1.0], stochastic, None, threads, which)
-            table.run(seeds, [*scales, *reversed(scales)], [0.9, 1.0], stochastic, None, threads, which)
-            table.run(SEEDS[1:], [0.5, 0.1] * 2, [1.0, 0.5], stochastic, [len(shards) - 1, 3, 17], threads, which)
-            strided.run(seeds[:2], [1e-3, -2e-3, 0.5, 0.1], [1.0, 0.9], stochastic, None, threads, which)
+        for z, stochastic, threads in ((NORMAL, False, 1), (NORMAL, True, 3), (SIGNS, False, 3), (SIGNS, True, 1)):
+            table.run(SEEDS[:1], [1e-3, -2e-3], [1.0, 1.0], z, stochastic, None, threads, which)
+            table.run(seeds, [*scales, *reversed(scales)], [0.9, 1.0], z, stochastic, None, threads, which)
+            table.run(SEEDS[1:], [0.5, 0.1] * 2, [1.0, 0.5], z, stochastic, [len(shards) - 1, 3, 17], threads, which)
+            strided.run(seeds[:2], [1e-3, -2e-3, 0.5, 0.1], [1.0, 0.9], z, stochastic, None, threads, which)
             calls += 4
+        many = [SEEDS[k % 3] + k for k in range(70)]  # more signs than a sweep adds at once
+        table.run(many, [1e-3] * 140, [0.9, 1.0], SIGNS, dtype > 0, [*range(12), len(shards) - 1], 2, which)
+        calls += 1
         yield f"{which} dtype {dtype} mask {mask} in place {in_place}: {digest(tensors)}"
 
 
@@ -123,6 +129,7 @@ def crafted() -> Iterator[Refusal]:
         *(("seeds", value) for value in ([], [1, 2], [-1], [2**64], None, [1.5])),
         *(("scales", value) for value in ([], [1.0], [1.0] * 3, [1.0] * 200, None, ["1"])),
         *(("decays", value) for value in ([], [1.0], [1.0] * 3, None)),
+        *(("distribution", value) for value in (-1, 2, 2**31, 2**64, None, 0.5)),
         *(("active", value) for value in ([4], [-1], [0, 0], [2**62], [2**63], [0, 1, 2, 3, 0], ["0"], 0)),
         *(("threads", value) for value in (0, -1, -(2**31), 2**16 + 1, 2**40)),
         *(("which", value) for value in ("", "sse", None)),
@@ -137,8 +144,8 @@ def refusals(native: Any) -> Iterator[str]:
     before = digest(tensors)
     for name, change in crafted():
         rows = [t.row() for t in tensors]
-        run = {"seeds": [1], "scales": [1.0, 1.0], "decays": [1.0, 1.0], "stochastic": False, "active": None}
-        run |= {"threads": 1, "which": "scalar"}
+        run: dict[str, Any] = {"seeds": [1], "scales": [1.0, 1.0], "decays": [1.0, 1.0], "distribution": NORMAL}
+        run |= {"stochastic": False, "active": None, "threads": 1, "which": "scalar"}
         change(rows, run)
         try:
             native.Table([tuple(row) for row in rows]).run(*run.values())
@@ -163,7 +170,7 @@ def together(native: Any, which: str) -> Iterator[str]:
     done, outcomes = [], []
 
     def add(table: Any) -> None:
-        table.run([5], [1e-3] * 2, [1.0, 1.0], False, None, 2, which)
+        table.run([5], [1e-3] * 2, [1.0, 1.0], SIGNS, False, None, 2, which)
 
     def work(table: Any, shared: Any) -> None:
         for _ in range(8):
