@@ -28,7 +28,7 @@ _SEED, _PARAM_ID = 2**63 + 5, 7
 _NOISE, _PASSES = 20_005, 2**18  # elements, if as many are asked for
 # Where the high half of a distribution's counters changes, and where a range begins within a counter.
 _OFFSETS = {"normal": (0, 2**34 - 4096, 5), "rademacher": (0, 2**35 - 4096, 2**39 - 4096, 5)}
-# Of signs few, since each mask is another kernel to compile; enough directions for a group whose words are made together.
+# Of signs few, since each mask is another kernel to compile; more directions than those whose words are made together.
 _KINDS = {"normal": tuple(MaskKind), "rademacher": (MaskKind.NONE, MaskKind.RECORD)}
 _DIRECTIONS = {"normal": 2, "rademacher": 10}
 _SHORT = (4099, 8, 1, 2048 * 3 + 8)  # lengths of the other tensors of a pass
@@ -75,15 +75,11 @@ def _noise(
 ) -> None:
     """Ranges of the noise that begin at different indices."""
     for offset in offsets:
-        make = partial(
-            noise, n, seed=_SEED, param_id=_PARAM_ID, offset=offset, dtype=dtype, distribution=distribution
-        )
+        make = partial(noise, n, seed=_SEED, param_id=_PARAM_ID, offset=offset, dtype=dtype, distribution=distribution)
         _same(make(device=device, backend=backend), make(backend=trusted), f"the noise from {offset} on")
 
 
-def _passes(
-    distribution: str, backend: str, trusted: str, device: torch.device, dtype: torch.dtype, n: int
-) -> None:
+def _passes(distribution: str, backend: str, trusted: str, device: torch.device, dtype: torch.dtype, n: int) -> None:
     """Passes of several directions with decay, of masks and roundings, one after the other on the same weights."""
     generator = torch.Generator().manual_seed(0)
     lengths = (n, *_SHORT)

@@ -48,7 +48,9 @@ def compile_kernel(variant: Variant) -> Mapping[str, Any]:
     from zo_kernels.backends.triton.kernels import axpy_kernel
 
     on_rocm = isinstance(variant.arch, str)
+    gpu = GPUTarget("hip", variant.arch, 64) if on_rocm else GPUTarget("cuda", variant.arch, 32)
     constants = {
+        "DISTRIBUTION": variant.distribution,
         "DTYPE": getattr(tl, _TYPES[variant.dtype]),
         "MASK": int(variant.mask),
         "STOCHASTIC": variant.stochastic and variant.dtype != "fp32",
@@ -56,13 +58,13 @@ def compile_kernel(variant: Variant) -> Mapping[str, Any]:
         "IN_PLACE": variant.in_place,
         "ALIGNED": variant.aligned,
         "COUNTERS": COUNTERS,
+        "THREADS": gpu.warp_size * variant.tuning.warps,
         "TARGET": "hip" if on_rocm else "cuda",
         "PREFETCH": variant.tuning.prefetch,
     }
     types = _POINTERS | {p.name: p.annotation_type for p in axpy_kernel.params if p.annotation_type}
     signature = {name: types.get(name, "constexpr") for name in axpy_kernel.arg_names}
     source = ASTSource(axpy_kernel, signature=signature, constexprs=constants)
-    gpu = GPUTarget("hip", variant.arch, 64) if on_rocm else GPUTarget("cuda", variant.arch, 32)
     return triton.compile(source, target=gpu, options=options(variant.tuning)).asm
 
 

@@ -16,7 +16,7 @@ struct Avx2 {
   using M = __m256i;  // all ones or zeros in each 32-bit lane
   static constexpr int kLanes = 8;
   static constexpr int kPhiloxTiles = 2, kBoxMullerTiles = 2;  // three and four spill registers
-  static constexpr int kSignWords = 2;                         // with all their elements in registers
+  static constexpr int kSignWords = 2, kTurnedWords = 2;       // with all their elements in registers
 
   ZO_OP I word(uint32_t x) { return _mm256_set1_epi32(int(x)); }
   ZO_OP I key(const uint32_t* x) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(x)); }  // 8 copies
@@ -51,10 +51,11 @@ struct Avx2 {
     return _mm256_slli_epi32(a, N);
   }
   ZO_OP I shrv(I a, I by) { return _mm256_srlv_epi32(a, by); }
-  // Two numbers, and the one or the other of them by bit 0 of each word.
-  ZO_OP F pair(const float (&x)[2]) {
-    return _mm256_castpd_ps(_mm256_broadcast_sd(static_cast<const double*>(static_cast<const void*>(x))));
+  // Of s, s, -s, -s: what of_pair takes from, so that it is -s in the lanes whose bit 0 is set; or, for `quad`, bit 1.
+  ZO_OP F pair(const float (&x)[4]) {
+    return _mm256_castpd_ps(_mm256_broadcast_sd(reinterpret_cast<const double*>(x + 1)));
   }
+  ZO_OP F quad(const float (&x)[4]) { return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(x)); }
   ZO_OP F of_pair(F pair, I bit) { return _mm256_permutevar_ps(pair, bit); }
   ZO_OP I min(I a, I b) { return _mm256_min_epi32(a, b); }
   ZO_OP F from_int(I a) { return _mm256_cvtepi32_ps(a); }
@@ -123,6 +124,18 @@ struct Avx2 {
     const F low = _mm256_unpacklo_ps(a, b);
     b = _mm256_unpackhi_ps(a, b);
     a = low;
+  }
+  // Mixes a and b: their even lanes, then their odd ones; unpack undoes it.
+  ZO_OP void mix(F& a, F& b) {
+    const F even = _mm256_shuffle_ps(a, b, 0x88);
+    b = _mm256_shuffle_ps(a, b, 0xDD);
+    a = even;
+  }
+  // The same of lanes in pairs; it undoes itself.
+  ZO_OP void mix_pairs(F& a, F& b) {
+    const __m256d x = _mm256_castps_pd(a), y = _mm256_castps_pd(b);
+    a = _mm256_castpd_ps(_mm256_unpacklo_pd(x, y));
+    b = _mm256_castpd_ps(_mm256_unpackhi_pd(x, y));
   }
   ZO_OP I load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   ZO_OP void store(void* p, I a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a); }

@@ -16,7 +16,7 @@ struct Avx512 {
   using M = __mmask16;
   static constexpr int kLanes = 16;
   static constexpr int kPhiloxTiles = 4, kBoxMullerTiles = 4;
-  static constexpr int kSignWords = 2;  // with all their elements in registers
+  static constexpr int kSignWords = 2, kTurnedWords = 4;  // with all their elements in registers
 
   ZO_OP I word(uint32_t x) { return _mm512_set1_epi32(int(x)); }
   ZO_OP I key(const uint32_t* x) { return _mm512_set1_epi32(int(*x)); }
@@ -51,12 +51,11 @@ struct Avx512 {
     return _mm512_slli_epi32(a, N);
   }
   ZO_OP I shrv(I a, I by) { return _mm512_srlv_epi32(a, by); }
-  // Two numbers, and the one or the other of them by bit 0 of each word.
-  ZO_OP F pair(const float (&x)[2]) {
-    int64_t both;
-    memcpy(&both, x, 8);
-    return as_float(_mm512_set1_epi64(both));
+  // Of s, s, -s, -s: what of_pair takes from, so that it is -s in the lanes whose bit 0 is set; or, for `quad`, bit 1.
+  ZO_OP F pair(const float (&x)[4]) {
+    return _mm512_castpd_ps(_mm512_broadcastsd_pd(_mm_load_sd(reinterpret_cast<const double*>(x + 1))));
   }
+  ZO_OP F quad(const float (&x)[4]) { return _mm512_broadcast_f32x4(_mm_load_ps(x)); }
   ZO_OP F of_pair(F pair, I bit) { return _mm512_permutevar_ps(pair, bit); }
   ZO_OP I min(I a, I b) { return _mm512_min_epi32(a, b); }
   ZO_OP F from_int(I a) { return _mm512_cvtepi32_ps(a); }
@@ -125,6 +124,18 @@ struct Avx512 {
     const F low = _mm512_unpacklo_ps(a, b);
     b = _mm512_unpackhi_ps(a, b);
     a = low;
+  }
+  // Mixes a and b: their even lanes, then their odd ones; unpack undoes it.
+  ZO_OP void mix(F& a, F& b) {
+    const F even = _mm512_shuffle_ps(a, b, 0x88);
+    b = _mm512_shuffle_ps(a, b, 0xDD);
+    a = even;
+  }
+  // The same of lanes in pairs; it undoes itself.
+  ZO_OP void mix_pairs(F& a, F& b) {
+    const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+    a = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
+    b = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
   }
   ZO_OP I load(const void* p) { return _mm512_loadu_si512(p); }
   ZO_OP void store(void* p, I a) { _mm512_storeu_si512(p, a); }

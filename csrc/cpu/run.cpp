@@ -151,9 +151,12 @@ void Table::run(const std::vector<uint64_t>& seeds, const std::vector<double>& s
         chunk = {&part, nullptr, 0, part.numel};
       }
       const Entry& e = *chunk.entry;
-      const bool several = !signs && e.dtype == DType::kFloat32 && e.mask == MaskKind::kNone;
       const double* row = scales.data() + size_t(e.group) * seeds.size();
-      for (size_t k = 0; k < seeds.size(); ++k) own.scales[k] = number(row[k]);
+      bool several = e.dtype == DType::kFloat32 && e.mask == MaskKind::kNone;
+      for (size_t k = 0; k < seeds.size(); ++k) {
+        own.scales[k] = number(row[k]);
+        several &= !signs || own.scales[k] != 0.0f;  // signs.h: an element that is turned may not stay zero
+      }
       Direction& rounding = own.directions[seeds.size()];
       const float decay = number(decays[size_t(e.group)]);
       Job job{&e, own.directions.get(), 0, distribution, &rounding, decay, stochastic, false};

@@ -4,7 +4,15 @@
 //
 // A word of Philox serves 32 elements. The words of a stretch of elements are made first, for as many directions as fit
 // into the L1 cache; then one sweep loads some elements, adds every direction to them in registers, rounds them and
-// stores them.
+// stores them. A direction costs a register of elements a shift, a choice between scale and -scale, and an addition.
+// Two things save some of that where there are many:
+//
+// - V::of_pair looks at bit 0, V::of_quad at bit 1. So registers are mixed in pairs, such that the signs of the second
+//   are the neighbours of the first one's, and one shift serves both.
+// - Of n scales of one seed, t + s z = z (z t + s) needs no choice but that of z: the elements are turned by their
+// signs,
+//   every s is added as it is, and they are turned back; together with the turn of the next seed, by the difference of
+//   the signs.
 #pragma once
 
 #include "noise.h"
@@ -17,17 +25,26 @@ namespace {
 constexpr int kStretch = 2048;     // elements, of whole counters
 constexpr int kMostTogether = 32;  // directions whose words are made before a sweep: 8 KiB, and as much for their keys
 
+constexpr int kAhead = 4096;  // bytes by which weights are fetched before they are needed
+
 struct Stretch {
   alignas(64) uint32_t words[kMostTogether][kStretch / 32];
+  alignas(64) uint32_t back[kStretch / 32];  // see Way::kTurned
   alignas(64) uint32_t rounding[kStretch / 2];
   alignas(64) float sums[kStretch];  // so far, if there are more directions
   BlockBits<kStretch> mask;
 };
 
-// What is added to an element whose sign bit is 0, and whose is 1.
-struct alignas(8) Scale {
-  float of_bit[2];
+// A scale s for V::pair and V::quad: what is added to an element whose sign bit is 0, and whose is 1.
+struct alignas(16) Scale {
+  float x[4];
+  explicit Scale(float s = 0.0f) : x{s, s, -s, -s} {}
 };
+
+// How a sweep adds directions: a single one without a decay; some; so many that mixing registers pays; or some scales
+// of each seed.
+enum class Way { kPlain, kFew, kMany, kTurned };
+constexpr int kManyDirections = 4;
 
 // The directions that a sweep adds.
 struct Together {
@@ -35,6 +52,9 @@ struct Together {
   bool first, last;  // whether the first and the last of all directions are among them
   const uint32_t* words[kMostTogether];
   Scale scales[kMostTogether];
+  // Way::kTurned: `words` are the differences to the words before; these are the last ones. The scales are in `turned`.
+  const uint32_t* back;
+  const Direction* turned;
 };
 
 // A single direction, in registers: stores to dst might change `Together`, as far as a compiler knows.
@@ -65,19 +85,25 @@ ZO_APART void ordered_words(const Direction& d, uint64_t counter, int64_t counte
   if (i < counters) words_of_tiles<V, 1>(d, counter + uint64_t(i), out + 4 * i);
 }
 
-// The bit of a word that has the sign of an element: for the registers that hold the
-// 32 elements of a word, two for each tile.
+// The bit of a word that has the sign of an element: for the registers that hold the 32 elements of a word, two for
+// each tile; and for the first of each two registers that are mixed, whose second one has the next bit.
 template <class V, bool Sequential>
 struct Shifts {
   static constexpr int kRegisters = 32 / V::kLanes;
   alignas(64) uint32_t x[kRegisters][V::kLanes];
-  constexpr Shifts() : x() {
+  alignas(64) uint32_t mixed[kRegisters / 2][V::kLanes];
+  constexpr Shifts() : x(), mixed() {
+    constexpr int n = V::kLanes;
     for (int r = 0; r < kRegisters; ++r)
-      for (int lane = 0; lane < V::kLanes; ++lane) {
-        const int i = Sequential ? r * V::kLanes + lane : 2 * (r / 2 * V::kLanes + lane) + r % 2;
-        x[r][lane] = uint32_t(i / 2 + 16 * (i % 2));
+      for (int lane = 0; lane < n; ++lane) x[r][lane] = bit(Sequential ? r * n + lane : 2 * (r / 2 * n + lane) + r % 2);
+    for (int r = 0; r < kRegisters / 2; ++r)
+      for (int lane = 0; lane < n; ++lane) {
+        const int second = lane / 2 % 2 ? n : 0;  // from the second register
+        mixed[r][lane] = Sequential ? bit(2 * r * n + lane / 4 * 4 + lane % 2 + second)
+                                    : bit(2 * (lane / 4 * 4 + lane % 2 * 2 + second) + r);
       }
   }
+  static constexpr uint32_t bit(int i) { return uint32_t(i / 2 + 16 * (i % 2)); }
 };
 
 // The 16 random bits of stochastic rounding of a tile, in the low halves.
@@ -93,22 +119,43 @@ ZO_OP void rounding_pairs(const uint32_t* words, typename V::I& a, typename V::I
   }
 }
 
-// Adds directions to the elements of W words, from element i of a stretch on. Plain: one direction, no decay.
-template <class V, DType D, bool Stochastic, MaskKind K, bool Plain, int W>
+// Mixes registers: see Shifts.
+template <class V, bool Sequential, int Tiles>
+ZO_OP void mix(typename V::F (&t)[2 * Tiles]) {
+  _Pragma("GCC unroll 16") for (int r = 0; r < Tiles; ++r) Sequential
+      ? V::mix_pairs(t[2 * r], t[2 * r + 1])
+      : V::mix(t[r / 2 * 4 + r % 2], t[(r / 2 * 4 + r % 2 + 2) % (2 * Tiles)]);
+}
+
+template <class V, bool Sequential, int Tiles>
+ZO_OP void unmix(typename V::F (&t)[2 * Tiles]) {
+  _Pragma("GCC unroll 16") for (int r = 0; r < Tiles; ++r) Sequential
+      ? V::mix_pairs(t[2 * r], t[2 * r + 1])
+      : V::unpack(t[r / 2 * 4 + r % 2], t[(r / 2 * 4 + r % 2 + 2) % (2 * Tiles)]);
+}
+
+// Adds directions to the elements of W words, from element i of a stretch on.
+template <class V, DType D, bool Stochastic, MaskKind K, Way How, int W>
 ZO_OP void apply_signs(const Place& at, const Together& together, const Only& only, int64_t i, Stretch& stretch) {
   using Mem = Memory<V, D>;
   using F = typename V::F;
   using I = typename V::I;
-  constexpr bool masked = K != MaskKind::kNone;
+  constexpr bool masked = K != MaskKind::kNone, plain = How == Way::kPlain;
   constexpr int tile = 2 * V::kLanes, tiles = W * 32 / tile, registers = 32 / V::kLanes;
+  // Elements in their order are mixed with those of the same tile; even and odd ones with those of the next tile.
+  constexpr bool mixed = (How == Way::kMany || How == Way::kTurned) && (Mem::kSequential || registers == 4);
+  constexpr int apart = Mem::kSequential ? 1 : 2;
   static constexpr Shifts<V, Mem::kSequential> shifts;
 
   const char* src = at.src + i * Mem::kBytes;
+  if (plain && W == V::kSignWords)  // with so little to compute, the weights must be on their way
+    _Pragma("GCC unroll 8") for (int line = 0; line < W * 32 * Mem::kBytes; line += 64)
+        __builtin_prefetch(src + kAhead + line, 1);
   F t[2 * tiles];
   _Pragma("GCC unroll 16") for (int j = 0; j < tiles; ++j) {
-    if (Plain || together.first) {
+    if (plain || together.first) {
       Mem::read(src + j * tile * Mem::kBytes, t[2 * j], t[2 * j + 1]);
-      if (!Plain) {
+      if (!plain) {
         t[2 * j] = V::mul(V::number(at.decay), t[2 * j]);
         t[2 * j + 1] = V::mul(V::number(at.decay), t[2 * j + 1]);
       }
@@ -117,21 +164,56 @@ ZO_OP void apply_signs(const Place& at, const Together& together, const Only& on
       t[2 * j + 1] = V::as_float(V::load(stretch.sums + i + j * tile + V::kLanes));
     }
   }
-  const int n = Plain ? 1 : together.n;
-  for (int k = 0; k < n; ++k) {
-    const uint32_t* words = (Plain ? only.words : together.words[k]) + i / 32;
-    const F scale = V::pair(Plain ? only.scale.of_bit : together.scales[k].of_bit);
-    _Pragma("GCC unroll 16") for (int r = 0; r < 2 * tiles; ++r) {
-      const I bit = V::shrv(V::word(words[r / registers]), V::load(shifts.x[r % registers]));
-      t[r] = V::add(t[r], V::of_pair(scale, bit));
+  // Calls add(p, bits, neighbours) for each register p: its signs are bits 0, or bits 1 if they are its neighbour's
+  // too.
+  const auto each = [&](const uint32_t* words, const auto& add) {
+    if (mixed) {
+      _Pragma("GCC unroll 16") for (int r = 0; r < tiles; ++r) {
+        const int p = Mem::kSequential ? 2 * r : r / 2 * 4 + r % 2;
+        const I bit = V::shrv(V::word(words[2 * r / registers]), V::load(shifts.mixed[r % (registers / 2)]));
+        add(t[p], bit, false);
+        add(t[p + apart], bit, true);
+      }
+    } else {
+      _Pragma("GCC unroll 16") for (int r = 0; r < 2 * tiles; ++r)
+          add(t[r], V::shrv(V::word(words[r / registers]), V::load(shifts.x[r % registers])), false);
+    }
+  };
+  if (mixed && together.first) mix<V, Mem::kSequential, tiles>(t);
+  if (How == Way::kTurned) {
+    const Scale turn(0.0f);
+    const F by_0 = V::pair(turn.x), by_1 = V::quad(turn.x);
+    const auto turned = [&](F& x, I bit, bool neighbour) {
+      x = V::as_float(V::xor2(V::as_words(x), V::as_words(V::of_pair(neighbour ? by_1 : by_0, bit))));
+    };
+    for (int k = 0; k < together.n; ++k) {
+      each(together.words[k] + i / 32, turned);
+      const Direction& d = together.turned[k];
+      for (int s = 0; s < d.n_scales; ++s) {
+        const F scale = V::number(d.scales[s]);
+        _Pragma("GCC unroll 16") for (int r = 0; r < 2 * tiles; ++r) t[r] = V::add(t[r], scale);
+      }
+    }
+    each(together.back + i / 32, turned);
+  } else {
+    for (int k = 0; k < (plain ? 1 : together.n); ++k) {
+      const Scale& scale = plain ? only.scale : together.scales[k];
+      const F by_0 = V::pair(scale.x), by_1 = mixed ? V::quad(scale.x) : by_0;
+      each((plain ? only.words : together.words[k]) + i / 32,
+           [&](F& x, I bit, bool neighbour) { x = V::add(x, V::of_pair(neighbour ? by_1 : by_0, bit)); });
     }
   }
+  if (mixed && together.last) unmix<V, Mem::kSequential, tiles>(t);
   _Pragma("GCC unroll 16") for (int j = 0; j < tiles; ++j) {
     const int64_t first = i + j * tile;
-    if (!Plain && !together.last) {
+    if (!plain && !together.last) {
       V::store(stretch.sums + first, V::as_words(t[2 * j]));
       V::store(stretch.sums + first + V::kLanes, V::as_words(t[2 * j + 1]));
       continue;
+    }
+    if (How == Way::kTurned) {  // a sum of zero is +0, which a turn makes -0
+      t[2 * j] = V::add(t[2 * j], V::number(0.0f));
+      t[2 * j + 1] = V::add(t[2 * j + 1], V::number(0.0f));
     }
     const char* const from = src + j * tile * Mem::kBytes;
     I rho_even, rho_odd;
@@ -147,13 +229,21 @@ ZO_OP void apply_signs(const Place& at, const Together& together, const Only& on
   }
 }
 
-template <class V, DType D, bool Stochastic, MaskKind K, bool Plain>
+template <class V, DType D, bool Stochastic, MaskKind K, Way How>
 ZO_APART void sweep_signs(const Place at, const Together& together, int64_t n, Stretch& stretch) {
-  constexpr int W = V::kSignWords;
+  // A turned element waits for each of its additions, so more of them are under way.
+  constexpr int W = How == Way::kTurned ? V::kTurnedWords : V::kSignWords;
   const Only only{together.words[0], together.scales[0]};
   int64_t i = 0;
-  for (; i + 32 * W <= n; i += 32 * W) apply_signs<V, D, Stochastic, K, Plain, W>(at, together, only, i, stretch);
-  for (; W > 1 && i < n; i += 32) apply_signs<V, D, Stochastic, K, Plain, 1>(at, together, only, i, stretch);
+  for (; i + 32 * W <= n; i += 32 * W) apply_signs<V, D, Stochastic, K, How, W>(at, together, only, i, stretch);
+  for (; W > 1 && i < n; i += 32) apply_signs<V, D, Stochastic, K, How, 1>(at, together, only, i, stretch);
+}
+
+// Replaces the words of each of n directions by their differences to those before, and keeps the last ones.
+inline void differences(Stretch& stretch, int n) {
+  memcpy(stretch.back, stretch.words[n - 1], sizeof(stretch.back));
+  for (int k = n - 1; k > 0; --k)
+    for (int j = 0; j < kStretch / 32; ++j) stretch.words[k][j] ^= stretch.words[k - 1][j];
 }
 
 // begin + offset and end + offset are multiples of 32, so that stretches hold whole words.
@@ -161,7 +251,8 @@ template <class V, DType D, bool Stochastic, MaskKind K>
 void sign_stretches(const Job& job, int64_t begin, int64_t end) {
   constexpr int bytes = Memory<V, D>::kBytes;
   const Entry& e = *job.entry;
-  const bool plain = job.n_directions == 1 && job.decay == 1.0f;
+  constexpr bool may_turn = D == DType::kFloat32 && K == MaskKind::kNone;
+  const bool plain = job.n_directions == 1 && job.decay == 1.0f && !job.several;
   Stretch stretch;
   Together together;
   for (int64_t i = begin, n; i < end; i += n) {
@@ -181,12 +272,20 @@ void sign_stretches(const Job& job, int64_t begin, int64_t end) {
         const bool again = k > 0 && d[k].seed == d[k - 1].seed;
         if (!again) ordered_words<V>(d[k], uint64_t(index) >> kSignShift, counters, stretch.words[k]);
         together.words[k] = again ? together.words[k - 1] : stretch.words[k] + skip;
-        together.scales[k] = {{*d[k].scales, -*d[k].scales}};
+        together.scales[k] = Scale(*d[k].scales);
       }
-      if (plain)
-        sweep_signs<V, D, Stochastic, K, true>(at, together, n, stretch);
-      else
-        sweep_signs<V, D, Stochastic, K, false>(at, together, n, stretch);
+      if (plain) {
+        sweep_signs<V, D, Stochastic, K, Way::kPlain>(at, together, n, stretch);
+      } else if (may_turn && job.several) {
+        together.turned = d;
+        together.back = stretch.back + skip;
+        differences(stretch, together.n);
+        sweep_signs<V, D, Stochastic, K, may_turn ? Way::kTurned : Way::kFew>(at, together, n, stretch);
+      } else if (job.n_directions < kManyDirections) {
+        sweep_signs<V, D, Stochastic, K, Way::kFew>(at, together, n, stretch);
+      } else {
+        sweep_signs<V, D, Stochastic, K, Way::kMany>(at, together, n, stretch);
+      }
     }
     if (K == MaskKind::kRecord) stretch.mask.write(e.mask_data, i, n);
   }

@@ -21,8 +21,8 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-constexpr int64_t kMostPrograms = INT32_MAX;                 // in a launch
-constexpr int64_t kRecordedByProgram = 1024;                 // elements, with 128 threads of 8 (launch.cu)
+constexpr int64_t kMostPrograms = INT32_MAX;  // in a launch
+constexpr int64_t kRecordedByProgram = 1024;  // elements, with 128 threads of 8 (launch.cu)
 // So that sums and products fit 32 bits.
 constexpr int kMostActive = 1 << 30, kMostDirections = 1 << 30, kMostBlocks = 1 << 16;
 

@@ -15,7 +15,8 @@ RAW = "@@raw:"  # begins a text that goes into JSON without quotes
 NASTY: list[Any] = [
     -1, 0, 1, 2, 5, 1000, 10**6, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**63, 2**64 - 1, 2**64, 10**40, -(2**63), 1.5,
     -1e-3, 1e-300, 1e30, 1e300, f"{RAW}1e400", f"{RAW}NaN", f"{RAW}-Infinity", f"{RAW}{'9' * 5000}", "", "x", "0",
-    "v1", "v2", "MeZO", "float64", "normal", "rademacher", "µ\u2028\ud83d\ude00", "\x00", "a" * 100000, None, True, False, [], [0], [[]], {},
+    "v1", "v2", "MeZO", "float64", "normal", "rademacher",
+    "µ\u2028\ud83d\ude00", "\x00", "a" * 100000, None, True, False, [], [0], [[]], {},
     {"a": 1}, [None], [1e30], [-1.0], f"{RAW}{'[' * 200}{']' * 200}", f"{RAW}{'[' * 100000}{']' * 100000}",
     [0] * 100000,
 ]  # fmt: skip

@@ -16,7 +16,8 @@ from attack.workers import Result, expect
 
 SMALL = [name for name in RUNS if name != "long"]
 NASTY: list[Any] = [
-    None, True, -1, 0, 3, 1.5, 2**31, 2**63, 2**64, 2**70, float("nan"), float("inf"), -1.0, "", "x", "normal", "rademacher", [], [1], [[]],
+    None, True, -1, 0, 3, 1.5, 2**31, 2**63, 2**64, 2**70, float("nan"), float("inf"), -1.0, "", "x",
+    "normal", "rademacher", [], [1], [[]],
     [[1, 2]], {}, {"a": 1}, (), b"x", torch.zeros(0), torch.zeros(3), torch.tensor(float("nan")), object(),
 ]  # fmt: skip
 Case = tuple[str, int]

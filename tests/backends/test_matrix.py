@@ -220,6 +220,17 @@ def two_directions(distribution):
     return a_pass(2, "stochastic", distribution=distribution)
 
 
+@pytest.mark.parametrize(("backend", "device"), [b for b in KERNELS if b[0] in ("triton", "cuda")], ids=str)
+@each_dtype
+@pytest.mark.parametrize("directions", [9, 12])
+def test_signs_of_many_directions(backend, device, dtype, directions):
+    """On a GPU the words of eight further directions are made together, the last time maybe of fewer."""
+    shards = interpreted_shards(True, "rademacher") if interpreted(backend, device) else SHARDS
+    scales = [1e-3 * (-1.5) ** k for k in range(directions)]
+    do = Pass(list(range(directions)), [scales, scales[::-1]], [0.9, 1.0], True, distribution="rademacher")
+    check(backend, device, table(dtype, MaskKind.NONE, in_place=True, shards=shards), do)
+
+
 @pytest.mark.parametrize("backend", NATIVE)
 @pytest.mark.parametrize("kind", [MaskKind.NONE, MaskKind.RECORD], ids=lambda k: k.name.lower())
 @each_distribution
@@ -292,7 +303,8 @@ def test_any_pass(backend, data):
 @pytest.mark.parametrize("kind", [MaskKind.NONE, MaskKind.RECORD], ids=lambda k: k.name.lower())
 @pytest.mark.parametrize("tuning", [DEFAULT, Tuning(prefetch=True, most_blocks=2, warps=8)], ids=["", "tuned"])
 @in_place_or_not
-def test_chunks_of_several_blocks(monkeypatch, kind, tuning, in_place):
+@each_distribution
+def test_chunks_of_several_blocks(monkeypatch, kind, tuning, in_place, distribution):
     """A GPU's program takes several blocks of a large table; a chunk need not begin or end with the tensor. Tuning
     changes no bit.
     """
@@ -305,16 +317,17 @@ def test_chunks_of_several_blocks(monkeypatch, kind, tuning, in_place):
     entries = table(torch.bfloat16, kind, in_place=in_place, shards=shards)
     with tuned(tuning):
         assert gpu_table.GpuTable(entries, block).groups[0].blocks_per_chunk == 2
-        check(*triton[0], entries, a_pass(1, "stochastic"))
+        check(*triton[0], entries, a_pass(1, "stochastic", distribution=distribution))
 
 
 @pytest.mark.parametrize(("backend", "device"), [b for b in KERNELS if b[0] in ("triton", "cuda")], ids=str)
 @each_kind
 @pytest.mark.parametrize("ragged", [0, 3], ids=["aligned", "not aligned"])
-def test_a_chunk_beyond_2_32_elements(backend, device, kind, ragged):
+@each_distribution
+def test_a_chunk_beyond_2_32_elements(backend, device, kind, ragged, distribution):
     """In 32 bits its index would be another one's."""
     block = INTERPRETED_BLOCK if interpreted(backend, device) else gpu_table.BLOCK
-    check_far_chunk(backend, device, kind, 2**32, block - ragged, block)
+    check_far_chunk(backend, device, kind, 2**32, block - ragged, block, distribution)
 
 
 def meta_entry(n, kind=MaskKind.NONE):

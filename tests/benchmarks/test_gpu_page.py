@@ -105,7 +105,8 @@ def test_suites_of_a_dry_run(tmp_path, capsys):
     told = dry_run(tmp_path, {"bits"}, ["--only", "^native|/noise/bf16"])  # Triton's passes are in test_matrix.py
     told |= dry_run(tmp_path, {stage.name for stage in suites(TOY)} - {"bits"} - OF_MODELS)
     assert ran(told["machine"]) and ("triton/noise/bf16" in ran(told["bits"])) == INTERPRETS
-    assert set(ran(told["bandwidth"])) == {"fp32/native:scalar", "bf16/native:scalar"}
+    bf16 = "bf16/native:scalar"
+    assert set(ran(told["bandwidth"])) == {"fp32/native:scalar", bf16, f"{bf16}/distribution=rademacher"}
     assert [row["skipped"] for row in told["ncu-cuda"]] == ["ncu needs a GPU"]
     assert {row["skipped"] for row in told["tuning"]} == {"PyTorch sees no GPU here"} and len(told["tuning"]) == 7
 
@@ -153,7 +154,7 @@ def test_a_dry_run_comes_back_as_a_page(tmp_path, capsys, monkeypatch):
     assert main(["gpu", "--dry-run", "--out", str(out), "--only", "^bandwidth$"]) == 0
     assert os.listdir(out) == ["gpu.tgz"]
     shown = capsys.readouterr().out
-    assert re.search(r"^bandwidth +ok +\d+ +85 +4 of 14 rows are correct", shown, re.MULTILINE)
+    assert re.search(r"^bandwidth +ok +\d+ +90 +10 of 22 rows are correct", shown, re.MULTILINE)
     assert "\nbenchmarks kernels\n" in shown and "\nfp32/native:scalar" in shown
 
     file = str(out / "gpu.tgz")

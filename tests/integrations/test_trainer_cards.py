@@ -16,8 +16,7 @@ from zo_kernels.integrations.transformers import ZOTrainer
 
 PAPERS = {"mezo": "2305.17333", "sparse-mezo": "2402.15751", "lezo": "2410.09823", "mezo-svrg": "2404.08080"}
 TOLD: dict[str, str] = {
-    "mezo": "MeZO of", "sparse-mezo": "sparsity=0.5", "lezo": "drop=0.5, distribution=rademacher",
-    "mezo-svrg": "anchor_lr=0.001",
+    "mezo": "MeZO of", "sparse-mezo": "sparsity=0.5", "lezo": "drop=0.5", "mezo-svrg": "anchor_lr=0.001",
 }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ def moved(
     untouched: Any = (),
     decay: Callable[[str], float] = lambda name: 1.0,
     rounding: str = "nearest",
+    distribution: str = "normal",
 ) -> Weights:
     """round(decay * w + m . sum along[seed] * z(seed)) of each of a model's weights; untouched ones as they are."""
     of_module = names.of_module(model)  # which knows the name that counts, should a parameter have several
@@ -44,6 +45,7 @@ def moved(
             decay=factor,
             masks=None if masks is None else [masks[name] for name in found],
             rounding=rounding,
+            distribution=distribution,
         )
     return out
 

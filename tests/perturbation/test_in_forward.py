@@ -209,7 +209,8 @@ def test_modules_see_the_specified_bits(method, dtype, options, outputs, shared)
     lr = 0.01
     svrg = method == "MeZOSVRG"
     opt = build(method, model, lr=lr, **options, **({"shared_direction": shared} if svrg else {}))
-    rounding = "nearest" if options["rounding"] == "nearest" else "stochastic"
+    how = {"rounding": "nearest" if options["rounding"] == "nearest" else "stochastic"}
+    how |= {"distribution": options["distribution"]}
     recorder, limits, exempt = Recorder(model), thresholds(opt, model), is_exempt(model)
     n = options["directions"]
 
@@ -226,7 +227,7 @@ def test_modules_see_the_specified_bits(method, dtype, options, outputs, shared)
         if svrg and not anchoring:
             evaluations.append((start, direction_seeds(SEED, step, n, 0 if shared else SEPARATE_SLOT)))
         expected = [
-            moved(model, source, {seed: signed}, masks=masks, untouched=untouched, rounding=rounding)
+            moved(model, source, {seed: signed}, masks=masks, untouched=untouched, **how)
             for source, seeds in evaluations
             for seed in seeds
             for signed in (EPS, -EPS)
@@ -241,7 +242,7 @@ def test_modules_see_the_specified_bits(method, dtype, options, outputs, shared)
                 assert real_loss(twin, 0).item() == loss
         if anchoring or not svrg:
             update = {s: -lr * g / n for s, g in zip(evaluations[0][1], opt.projected_gradients, strict=True)}
-            after = moved(model, theta, update, masks=masks, untouched=untouched, decay=decay, rounding=rounding)
+            after = moved(model, theta, update, masks=masks, untouched=untouched, decay=decay, **how)
             assert_same(after, snapshot(model))
 
 

@@ -19,7 +19,7 @@ from zo_kernels.integrations.transformers import ZOTrainer, ZOTrainingArguments
 METHODS: dict[str, tuple[type[zo.ZeroOrderOptimizer], dict[str, Any]]] = {
     "mezo": (zo.MeZO, {}),
     "sparse-mezo": (zo.SparseMeZO, {"sparsity": 0.5}),
-    "lezo": (zo.LeZO, {"drop": 0.5, "distribution": "rademacher"}),
+    "lezo": (zo.LeZO, {"drop": 0.5}),
     "mezo-svrg": (zo.MeZOSVRG, {"anchor_every": 2, "anchor_lr": 1e-3}),
 }
 # Batches of examples of about one length, as transformers 5 and those before call it.

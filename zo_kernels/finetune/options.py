@@ -76,8 +76,8 @@ def add_options(parser: argparse.ArgumentParser, several: Collection[str] = ()) 
         "in_place for fp32 and in_forward for 16-bit weights", choices=settings.PERTURB)  # fmt: skip
     add(method, "--rounding", "how updates of 16-bit weights are rounded; auto chooses stochastic",
         choices=settings.ROUNDINGS)  # fmt: skip
-    add(method, "--distribution", "what the random directions are drawn from: normal, or rademacher for random signs, "
-        "which are cheaper", choices=settings.DISTRIBUTIONS)  # fmt: skip
+    add(method, "--distribution", "of the noise: normal, or rademacher, which is random signs and makes passes over "
+        "the weights faster", choices=settings.DISTRIBUTIONS)  # fmt: skip
     add(method, "--weight-decay", "decoupled weight decay; biases and normalisation layers are not decayed",
         type=float)  # fmt: skip
     add(method, "--directions", "random directions averaged in each step; each costs two forwards", type=int)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from .. import checks, names
 from ..estimators.protocol import ReplayedEnd
@@ -119,7 +120,7 @@ class Resume:
 
     def _warn_of_other_options(self, setup: Setup) -> None:
         run = self._run
-        kept = {"seed": run.seed, "directions": run.directions, "drop": run.trained.drop}
+        kept: dict[str, Any] = {"seed": run.seed, "directions": run.directions, "drop": run.trained.drop}
         kept |= {"distribution": run.trained.distribution}
         changed = {"eps": eps_of(self._groups), "weight_decays": tuple(weight_decays_of(self._groups)[::2])}
         changed |= {"in_place": run.perturbation.name == "in_place", "stochastic": run.trained.rounding != "nearest"}

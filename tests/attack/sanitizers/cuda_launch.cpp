@@ -11,11 +11,11 @@ struct Axpy {
   const Coefficients& coefficients;
   int programs;
 
-  template <DType D, MaskKind M, bool STOCHASTIC, bool DECAY>
-  void operator()(Variant<D, M, STOCHASTIC, DECAY>) const {
+  template <Distribution Z, DType D, MaskKind M, bool STOCHASTIC, bool DECAY>
+  void operator()(Variant<Z, D, M, STOCHASTIC, DECAY>) const {
     for (int chunk = 0; chunk < programs; ++chunk)
       for (int thread = 0; thread < kThreads; ++thread)
-        axpy_thread<D, M, STOCHASTIC, DECAY>(work, coefficients, chunk, thread);
+        axpy_thread<Z, D, M, STOCHASTIC, DECAY>(work, coefficients, chunk, thread);
   }
 };
 

@@ -73,7 +73,7 @@ def matrix(native: Any, which: str) -> Iterator[str]:
             table.run(SEEDS[1:], [0.5, 0.1] * 2, [1.0, 0.5], z, stochastic, [len(shards) - 1, 3, 17], threads, which)
             strided.run(seeds[:2], [1e-3, -2e-3, 0.5, 0.1], [1.0, 0.9], z, stochastic, None, threads, which)
             calls += 4
-        many = [SEEDS[k % 3] + k for k in range(70)]  # more signs than a sweep adds at once
+        many = [(SEEDS[k % 3] + k) % 2**64 for k in range(70)]  # more signs than a sweep adds at once
         table.run(many, [1e-3] * 140, [0.9, 1.0], SIGNS, dtype > 0, [*range(12), len(shards) - 1], 2, which)
         calls += 1
         yield f"{which} dtype {dtype} mask {mask} in place {in_place}: {digest(tensors)}"

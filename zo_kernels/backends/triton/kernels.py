@@ -10,7 +10,18 @@ import triton.language as tl
 
 from .. import gpu_table
 from ..types import MaskKind
-from .noise import fma, leaf, normal, round_nearest, round_stochastic
+from .noise import (
+    add_signs,
+    fma,
+    leaf,
+    line_of,
+    normal,
+    of_neighbour,
+    round_nearest,
+    round_stochastic,
+    sign_rounding_bits,
+    sign_words,
+)
 
 NONE = tl.constexpr(int(MaskKind.NONE))
 THRESHOLD = tl.constexpr(int(MaskKind.THRESHOLD))
@@ -34,9 +45,10 @@ def widen(w, TARGET: tl.constexpr):
 
 
 @triton.jit
-def place_in(tensor, block, line, column, LINE: tl.constexpr, ALIGNED: tl.constexpr):
+def place_in(tensor, block, line, column, LINE: tl.constexpr, ALIGNED: tl.constexpr, SIGNS: tl.constexpr):
     """Pointers to a block's elements."""
-    pointers = tensor + block + (line + column)
+    # In this order a thread keeps a pointer for all blocks. Signs leave registers for it, normals do not.
+    pointers = tensor + (line + column) + block if SIGNS and ALIGNED else tensor + block + (line + column)
     if ALIGNED:
         pointers = tl.max_contiguous(tl.multiple_of(pointers, (16, 16)), (1, LINE))
     return pointers
@@ -54,8 +66,9 @@ def inside_of(first, end, block, line, column, ALIGNED: tl.constexpr):
 @triton.jit
 def axpy(
     row, chunk, blocks_per_chunk, seeds, scales, decays, directions,
-    DTYPE: tl.constexpr, MASK: tl.constexpr, STOCHASTIC: tl.constexpr, DECAY: tl.constexpr, IN_PLACE: tl.constexpr,
-    ALIGNED: tl.constexpr, COUNTERS: tl.constexpr, TARGET: tl.constexpr, PREFETCH: tl.constexpr,
+    DISTRIBUTION: tl.constexpr, DTYPE: tl.constexpr, MASK: tl.constexpr, STOCHASTIC: tl.constexpr, DECAY: tl.constexpr,
+    IN_PLACE: tl.constexpr, ALIGNED: tl.constexpr, COUNTERS: tl.constexpr, THREADS: tl.constexpr, TARGET: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """One chunk of one tensor, block by block.
 
@@ -67,10 +80,12 @@ def axpy(
         row: pointer to the tensor's row of the table, see `gpu_table`.
         chunk: int32, counted from the first that the tensor touches.
         seeds: pointer to `directions` uint64; scales, decays: to float32 (groups, directions) and (groups,).
+        DISTRIBUTION: of z, "normal" or "rademacher".
         DTYPE: of the weights.
         DECAY: False if all decays are 1.
         IN_PLACE: True only if dst and src are the same.
         ALIGNED: whether numel and offset are multiples of 8, and dst and src of 16 bytes.
+        THREADS: in a program. They change where the words of signs are made, and no bit.
         TARGET: "cuda", "hip" or "interpreter".
         PREFETCH: whether a block's weights are loaded while the noise of the one before is made.
     """
@@ -91,39 +106,58 @@ def axpy(
     scales += group.to(tl.int64) * directions
     scale = tl.load(scales)
     decay = tl.load(decays + group.to(tl.int32))
-    counter = (start + offset) >> 2
+    SIGNS: tl.constexpr = DISTRIBUTION == "rademacher"
+    SHIFT: tl.constexpr = 7 if SIGNS else 2
+    counter = (start + offset) >> SHIFT
     counter_low, c_hi = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
 
-    # A line is one 128-bit access: the elements of one counter if they have 32 bits, of two counters if they have 16.
+    # A line is one 128-bit access. Of normals, it has the elements of one counter if they have 32 bits, else of two.
     LINE: tl.constexpr = 128 // DTYPE.primitive_bitwidth
     LINES: tl.constexpr = 4 * COUNTERS // LINE
-    line = LINE * tl.arange(0, LINES)[:, None]
+    # Of signs, a thread has a slot, and in each row a line of it: see `line_of`.
+    ROWS: tl.constexpr = max(1, min(16 // LINE, LINES // THREADS)) if SIGNS else 1
+    SLOTS: tl.constexpr = LINES // ROWS
+    lines = tl.arange(0, LINES)
+    if SIGNS:
+        lines = line_of(lines // SLOTS, lines % SLOTS, ROWS)
+        counters = counter_low | (LINE * line_of(0, tl.arange(0, SLOTS), ROWS) >> SHIFT).to(tl.uint32)
+    else:
+        counters = counter_low | (lines * (LINE // 4)).to(tl.uint32)
+    line = LINE * lines[:, None]
     column = tl.arange(0, LINE)[None, :]
-    counters = counter_low | (tl.arange(0, LINES) * (LINE // 4)).to(tl.uint32)
 
     begin = first // (4 * COUNTERS) * (4 * COUNTERS)
     if PREFETCH:
         following = tl.load(
-            place_in(sources, begin, line, column, LINE, ALIGNED),
+            place_in(sources, begin, line, column, LINE, ALIGNED, SIGNS),
             mask=inside_of(first, end, begin, line, column, ALIGNED),
         )
     for block in range(begin, end, 4 * COUNTERS):
-        dst = place_in(weights, block, line, column, LINE, ALIGNED)
+        dst = place_in(weights, block, line, column, LINE, ALIGNED, SIGNS)
         inside = inside_of(first, end, block, line, column, ALIGNED)
-        if PREFETCH:  # noqa: SIM108 - a conditional expression would load, too
+        if PREFETCH:
             old = following
         else:
-            old = tl.load(place_in(sources, block, line, column, LINE, ALIGNED), mask=inside)
+            old = tl.load(place_in(sources, block, line, column, LINE, ALIGNED, SIGNS), mask=inside)
         w = widen(old, TARGET)
 
-        c_lo = counters | tl.cast(block >> 2, tl.uint32)
-        # The first direction stands before the loop because its words round the result.
-        z, rho = normal(c_lo, c_hi, param_id, k0, k1, LINE, TARGET)
-        t = fma(scale, z, decay * w if DECAY else w, TARGET)
-        for k in range(1, directions):
-            more0, more1 = halves(seeds + k)
-            z, _ = normal(c_lo, c_hi, param_id, more0, more1, LINE, TARGET)
-            t = fma(tl.load(scales + k), z, t, TARGET)
+        c_lo = counters | tl.cast(block >> SHIFT, tl.uint32)
+        # The first direction stands apart because its words round the result.
+        if SIGNS:
+            x0, x1, x2, x3 = sign_words(c_lo, c_hi, param_id, k0, k1, TARGET)
+            t = add_signs(decay * w if DECAY else w, scale, x0, x1, x2, x3)
+            t = add_further_signs(t, c_lo, c_hi, param_id, seeds, scales, directions, TARGET)
+            if STOCHASTIC:
+                index = start + offset + block
+                rounding = (index >> 3).to(tl.uint32) | lines.to(tl.uint32)
+                rho = sign_rounding_bits(rounding, (index >> 35).to(tl.uint32), param_id, k0, k1, TARGET)
+        else:
+            z, rho = normal(c_lo, c_hi, param_id, k0, k1, LINE, TARGET)
+            t = fma(scale, z, decay * w if DECAY else w, TARGET)
+            for k in range(1, directions):
+                more0, more1 = halves(seeds + k)
+                z, _ = normal(c_lo, c_hi, param_id, more0, more1, LINE, TARGET)
+                t = fma(tl.load(scales + k), z, t, TARGET)
 
         new = round_stochastic(t, rho, old.dtype) if STOCHASTIC else round_nearest(t, old.dtype, TARGET)
 
@@ -145,20 +179,41 @@ def axpy(
                 keep = tl.abs(w) <= threshold
             if MASK == RECORD:
                 byte = tl.arange(0, COUNTERS // 2)
+                if SIGNS:
+                    at = byte * (8 // LINE)
+                    byte = line_of(at // SLOTS, at % SLOTS, ROWS) // (8 // LINE)
                 wanted = (8 * byte >= first - block) & (8 * byte < end - block)
                 tl.store(mask + (place >> 3) + byte, pack_bits(keep), mask=wanted)
             new = tl.where(keep, new, old)
         if PREFETCH:
             following = tl.load(
-                place_in(sources, block + 4 * COUNTERS, line, column, LINE, ALIGNED),
+                place_in(sources, block + 4 * COUNTERS, line, column, LINE, ALIGNED, SIGNS),
                 mask=inside_of(first, end, block + 4 * COUNTERS, line, column, ALIGNED),
             )
         tl.store(dst, new, mask=inside)
 
 
+@triton.jit
+def add_further_signs(t, c_lo, c_hi, param_id, seeds, scales, directions, TARGET: tl.constexpr):
+    """t + sum_k scale_k * z_k over all directions but the first, one after the other: see `add_signs`.
+
+    Eight neighbouring slots have one counter. So of eight directions, each makes the words of one, for all of them.
+    """
+    slot = tl.arange(0, c_lo.shape[0])
+    for k in range(1, directions, 8):
+        mine = tl.minimum(k + (slot & 7), directions - 1)
+        k0, k1 = halves(seeds + mine)
+        x0, x1, x2, x3 = sign_words(c_lo, c_hi, param_id, k0, k1, TARGET)
+        scale = tl.load(scales + mine)
+        for j in range(tl.minimum(directions - k, 8)):
+            words = of_neighbour(x0, j), of_neighbour(x1, j), of_neighbour(x2, j), of_neighbour(x3, j)
+            t = add_signs(t, of_neighbour(scale, j), *words)
+    return t
+
+
 @leaf
 def halves(address):
-    """The two uint32 words at a pointer to 64 bits, the low one first."""
+    """The two uint32 words at a pointer to 64 bits, the low one first; or at each of several."""
     words = address.to(tl.pointer_type(tl.uint32))
     return tl.load(words), tl.load(words + 1)
 
@@ -176,8 +231,9 @@ def pack_bits(keep):
 )
 def axpy_kernel(
     rows, ids, first_chunk, active: tl.int32, blocks_per_chunk: tl.int32, seeds, scales, decays, directions: tl.int32,
-    DTYPE: tl.constexpr, MASK: tl.constexpr, STOCHASTIC: tl.constexpr, DECAY: tl.constexpr, IN_PLACE: tl.constexpr,
-    ALIGNED: tl.constexpr, COUNTERS: tl.constexpr, TARGET: tl.constexpr, PREFETCH: tl.constexpr,
+    DISTRIBUTION: tl.constexpr, DTYPE: tl.constexpr, MASK: tl.constexpr, STOCHASTIC: tl.constexpr, DECAY: tl.constexpr,
+    IN_PLACE: tl.constexpr, ALIGNED: tl.constexpr, COUNTERS: tl.constexpr, THREADS: tl.constexpr, TARGET: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """axpy on the program's chunk; see `gpu_table`."""
     chunk = tl.program_id(0)
@@ -190,7 +246,7 @@ def axpy_kernel(
     row = rows + FIELDS * tl.load(ids + low).to(tl.int64)
     axpy(
         row, chunk - tl.load(first_chunk + low), blocks_per_chunk, seeds, scales, decays, directions,
-        DTYPE, MASK, STOCHASTIC, DECAY, IN_PLACE, ALIGNED, COUNTERS, TARGET, PREFETCH,
+        DISTRIBUTION, DTYPE, MASK, STOCHASTIC, DECAY, IN_PLACE, ALIGNED, COUNTERS, THREADS, TARGET, PREFETCH,
     )  # fmt: skip
 
 

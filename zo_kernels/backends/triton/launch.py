@@ -83,10 +83,10 @@ def prepare(entries: Sequence[Entry]) -> Callable[[Pass], None]:
                 _record(entry, 4 * counters, here, table.tuning)
             for group, work in table.launches(do):
                 stochastic = do.stochastic and group.dtype != torch.float32
-                if (kernel := group.kernels.get((stochastic, numbers.decay))) is not None:
+                if (kernel := group.kernels.get((do.distribution, stochastic, numbers.decay))) is not None:
                     _again(kernel, group, work, numbers, stream)
                 else:
-                    _first(group, work, numbers, stochastic, counters, here, table.tuning)
+                    _first(group, work, numbers, do.distribution, stochastic, counters, here, table.tuning)
 
     return run
 
@@ -100,7 +100,14 @@ def _context(where: device, here: str) -> AbstractContextManager[object]:
 
 
 def _first(
-    group: Group, work: Work, numbers: Coefficients, stochastic: bool, counters: int, here: str, tuning: Tuning
+    group: Group,
+    work: Work,
+    numbers: Coefficients,
+    distribution: str,
+    stochastic: bool,
+    counters: int,
+    here: str,
+    tuning: Tuning,
 ) -> None:
     """Launch by way of Triton's compiler, and keep the compiled kernel."""
     import triton.language as tl
@@ -108,6 +115,7 @@ def _first(
     from .kernels import axpy_kernel
 
     constants = {
+        "DISTRIBUTION": distribution,
         "DTYPE": getattr(tl, str(group.dtype).removeprefix("torch.")),
         "MASK": int(group.mask),
         "STOCHASTIC": stochastic,
@@ -115,6 +123,7 @@ def _first(
         "IN_PLACE": group.in_place,
         "ALIGNED": group.aligned,
         "COUNTERS": counters,
+        "THREADS": _warp_size(here) * tuning.warps,
         "TARGET": here,
         "PREFETCH": tuning.prefetch,
     }
@@ -133,7 +142,7 @@ def _first(
     )
     if here != "interpreter":
         kernel = kernel.result() if hasattr(kernel, "result") else kernel
-        group.kernels[stochastic, numbers.decay] = kernel, tuple(constants.values())
+        group.kernels[distribution, stochastic, numbers.decay] = kernel, tuple(constants.values())
 
 
 def _again(compiled: tuple[Any, tuple[Any, ...]], group: Group, work: Work, numbers: Coefficients, stream: int) -> None:
@@ -149,6 +158,14 @@ def _again(compiled: tuple[Any, tuple[Any, ...]], group: Group, work: Work, numb
         *constants,
         stream=stream,
     )
+
+
+def _warp_size(here: str) -> int:
+    if here == "interpreter":
+        return 1
+    from triton.runtime import driver
+
+    return driver.active.get_current_target().warp_size
 
 
 def _record(entry: Entry, block: int, here: str, tuning: Tuning) -> None:

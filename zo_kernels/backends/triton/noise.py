@@ -1,4 +1,4 @@
-"""noise v1 on a GPU: Philox4x32-7 -> Box-Muller -> rounding, as Triton device functions.
+"""noise v1 on a GPU: Philox4x32-7 -> Box-Muller or signs -> rounding, as Triton device functions.
 
 docs/noise.md is the specification and zo_kernels/spec.py the reference; operations have the same order. Arithmetic is
 float32, and every fused multiply-add is written out.
@@ -10,6 +10,8 @@ import triton.language as tl
 from ... import spec
 
 ROUNDS = tl.constexpr(spec.PHILOX_ROUNDS)
+NORMAL_STREAM, SIGN_STREAM = tl.constexpr(spec.NORMAL_STREAM), tl.constexpr(spec.SIGN_STREAM)
+SIGN_ROUNDING_STREAM = tl.constexpr(spec.SIGN_ROUNDING_STREAM)
 M0, M1 = tl.constexpr(spec.PHILOX_M0), tl.constexpr(spec.PHILOX_M1)
 W0, W1 = tl.constexpr(spec.PHILOX_W0), tl.constexpr(spec.PHILOX_W1)
 SPLIT, SPLIT_Y = tl.constexpr(spec.LOG_SPLIT), tl.constexpr(spec.LOG_SPLIT_Y)
@@ -47,12 +49,12 @@ def product(x, M: tl.constexpr, TARGET: tl.constexpr):
 
 
 @leaf
-def philox4x32(c_lo, c_hi, param_id, k0, k1, TARGET: tl.constexpr):
-    """Four uint32 words of c_lo's shape; the other counter words and the key are uint32 scalars.
+def philox4x32(c_lo, c_hi, param_id, k0, k1, STREAM: tl.constexpr, TARGET: tl.constexpr):
+    """Four uint32 words of c_lo's shape; the other counter words are uint32 scalars, the key too or of that shape.
 
     With three of the four counter words uniform, the first round and a half cost next to nothing.
     """
-    x0, x1, x2, x3 = c_lo, c_hi, param_id, tl.full((), 0, tl.uint32)
+    x0, x1, x2, x3 = c_lo, c_hi, param_id, tl.full((), STREAM, tl.uint32)
     for r in tl.static_range(ROUNDS):
         l0, h0 = product(x0, M0, TARGET)
         l1, h1 = product(x2, M1, TARGET)
@@ -130,7 +132,7 @@ def box_muller(a, b, TARGET: tl.constexpr):
 @leaf
 def four(c_lo, c_hi, param_id, k0, k1, TARGET: tl.constexpr):
     """The four float32 normals of each counter, then their four uint32 rounding bits in [0, 2**16)."""
-    x0, x1, x2, x3 = philox4x32(c_lo, c_hi, param_id, k0, k1, TARGET)
+    x0, x1, x2, x3 = philox4x32(c_lo, c_hi, param_id, k0, k1, NORMAL_STREAM, TARGET)
     z0, z1 = box_muller(x0, x1, TARGET)
     z2, z3 = box_muller(x2, x3, TARGET)
     h0 = ((x1 >> 15) & 0xFF00) | (x1 & 0xFF)
@@ -161,6 +163,77 @@ def normal(c_lo, c_hi, param_id, k0, k1, LINE: tl.constexpr, TARGET: tl.constexp
     rho = tl.join(tl.join(h0, h2), tl.join(h1, h3))
     shape: tl.constexpr = (c_lo.shape[0], LINE)
     return tl.reshape(z, shape), tl.reshape(rho, shape)
+
+
+@leaf
+def line_of(row, slot, ROWS: tl.constexpr):
+    """Which line of a block is a slot's in a row, under signs.
+
+    All lines of a slot, which is a thread's, are of one counter. The lines of eight slots in a row are neighbours, so
+    that one access of a warp is to whole stretches of 128 bytes.
+    """
+    return (slot >> 3) * (8 * ROWS) + 8 * row + (slot & 7)
+
+
+@leaf
+def sign_words(c_lo, c_hi, param_id, k0, k1, TARGET: tl.constexpr):
+    """The four uint32 words of each counter's 128 signs, as four tensors of c_lo's shape."""
+    return philox4x32(c_lo, c_hi, param_id, k0, k1, SIGN_STREAM, TARGET)
+
+
+@triton.jit
+def in_lines(x, ROWS: tl.constexpr):
+    """(1 or ROWS, slots) -> (lines, 1): what each line gets of its slot."""
+    x = tl.broadcast_to(x, (ROWS, x.shape[-1]))
+    return tl.reshape(x, (x.numel, 1))
+
+
+@triton.jit
+def add_signs(t, scale, x0, x1, x2, x3):
+    """t + scale * z, rounded once: the fma of docs/noise.md, since z is -1 or 1.
+
+    Args:
+        t: float32 (lines, LINE).
+        scale: float32 scalar, or (slots,) that are equal.
+        x0, x1, x2, x3: uint32 (slots,), words of the counter that all lines of a slot have, see `line_of`.
+    """
+    LINE: tl.constexpr = t.shape[1]
+    SLOTS: tl.constexpr = x0.shape[0]
+    ROWS: tl.constexpr = t.shape[0] // SLOTS
+    first = LINE * line_of(tl.arange(0, ROWS)[:, None], tl.arange(0, SLOTS)[None, :], ROWS)
+    even = tl.where((first & 64) != 0, x2[None, :], x0[None, :])
+    odd = tl.where((first & 64) != 0, x3[None, :], x1[None, :])
+    # One shift a line brings its first two signs into bits 0 and 16, so that those of the elements are constants.
+    word = tl.where((first & 32) != 0, odd, even) >> ((first & 31) >> 1).to(tl.uint32)
+    column = tl.arange(0, LINE)[None, :]
+    sign = (in_lines(word, ROWS) << (31 - (column >> 1) - 16 * (column & 1)).to(tl.uint32)) & 0x80000000
+    scale = scale.to(tl.uint32, bitcast=True)
+    if len(scale.shape) == 1:
+        scale = in_lines(scale[None, :], ROWS)
+    return t + (sign ^ scale).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def of_neighbour(x, which):
+    """Of each eight neighbours in x, all get the value of one. On a GPU these are eight threads of a warp."""
+    eights: tl.constexpr = (x.shape[0] // 8, 8)
+    return tl.reshape(tl.gather(tl.reshape(x, eights), tl.full(eights, 0, tl.int32) + which, 1), x.shape)
+
+
+@triton.jit
+def sign_rounding_bits(c_lo, c_hi, param_id, k0, k1, TARGET: tl.constexpr):
+    """The bits that stochastic rounding adds to the eight elements of each counter, under signs.
+
+    Args:
+        c_lo: uint32 (lines,).
+        c_hi, param_id, k0, k1: uint32 scalars; the key is the first direction's seed.
+
+    Returns:
+        uint32 (lines, 8) in [0, 2**16).
+    """
+    x0, x1, x2, x3 = philox4x32(c_lo, c_hi, param_id, k0, k1, SIGN_ROUNDING_STREAM, TARGET)
+    words = tl.join(tl.join(x0, x2), tl.join(x1, x3))
+    return tl.reshape(tl.join(words & 0xFFFF, words >> 16), (c_lo.shape[0], 8))
 
 
 @triton.jit

@@ -109,7 +109,8 @@ class ZOTrainingArguments(TrainingArguments):
         default="auto", metadata={"help": "How updates of 16-bit weights are rounded (auto: stochastic)."}
     )
     distribution: Literal["normal", "rademacher"] = field(
-        default="normal", metadata={"help": "What the noise is drawn from: normal, or rademacher for random signs, ±1."}
+        default="normal",
+        metadata={"help": "Of the noise: normal, or rademacher, which is random signs and makes passes faster."},
     )
     offload: bool = field(
         default=False,
