@@ -51,12 +51,12 @@ struct Avx2 {
     return _mm256_slli_epi32(a, N);
   }
   ZO_OP I shrv(I a, I by) { return _mm256_srlv_epi32(a, by); }
-  // Of s, s, -s, -s: what of_pair takes from, so that it is -s in the lanes whose bit 0 is set; or, for `quad`, bit 1.
+  // Of s, s, -s, -s: what `chosen` takes from, so that it is -s in the lanes whose bit 0 is set, or for `quad` bit 1.
   ZO_OP F pair(const float (&x)[4]) {
     return _mm256_castpd_ps(_mm256_broadcast_sd(reinterpret_cast<const double*>(x + 1)));
   }
   ZO_OP F quad(const float (&x)[4]) { return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(x)); }
-  ZO_OP F of_pair(F pair, I bit) { return _mm256_permutevar_ps(pair, bit); }
+  ZO_OP F chosen(F from, I word) { return _mm256_permutevar_ps(from, word); }
   ZO_OP I min(I a, I b) { return _mm256_min_epi32(a, b); }
   ZO_OP F from_int(I a) { return _mm256_cvtepi32_ps(a); }
   ZO_OP F as_float(I a) { return _mm256_castsi256_ps(a); }

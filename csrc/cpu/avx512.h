@@ -51,12 +51,12 @@ struct Avx512 {
     return _mm512_slli_epi32(a, N);
   }
   ZO_OP I shrv(I a, I by) { return _mm512_srlv_epi32(a, by); }
-  // Of s, s, -s, -s: what of_pair takes from, so that it is -s in the lanes whose bit 0 is set; or, for `quad`, bit 1.
+  // Of s, s, -s, -s: what `chosen` takes from, so that it is -s in the lanes whose bit 0 is set, or for `quad` bit 1.
   ZO_OP F pair(const float (&x)[4]) {
     return _mm512_castpd_ps(_mm512_broadcastsd_pd(_mm_load_sd(reinterpret_cast<const double*>(x + 1))));
   }
   ZO_OP F quad(const float (&x)[4]) { return _mm512_broadcast_f32x4(_mm_load_ps(x)); }
-  ZO_OP F of_pair(F pair, I bit) { return _mm512_permutevar_ps(pair, bit); }
+  ZO_OP F chosen(F from, I word) { return _mm512_permutevar_ps(from, word); }
   ZO_OP I min(I a, I b) { return _mm512_min_epi32(a, b); }
   ZO_OP F from_int(I a) { return _mm512_cvtepi32_ps(a); }
   ZO_OP F as_float(I a) { return _mm512_castsi512_ps(a); }

@@ -4,15 +4,13 @@
 //
 // A word of Philox serves 32 elements. The words of a stretch of elements are made first, for as many directions as fit
 // into the L1 cache; then one sweep loads some elements, adds every direction to them in registers, rounds them and
-// stores them. A direction costs a register of elements a shift, a choice between scale and -scale, and an addition.
-// Two things save some of that where there are many:
+// stores them. A direction costs a register a shift, a choice between scale and -scale, and an addition. Where there
+// are many, two things save some of that:
 //
-// - V::of_pair looks at bit 0, V::of_quad at bit 1. So registers are mixed in pairs, such that the signs of the second
-//   are the neighbours of the first one's, and one shift serves both.
-// - Of n scales of one seed, t + s z = z (z t + s) needs no choice but that of z: the elements are turned by their
-// signs,
-//   every s is added as it is, and they are turned back; together with the turn of the next seed, by the difference of
-//   the signs.
+// - A choice may look at bit 0 or at bit 1. So registers are mixed, two and two, such that the signs of the second one
+//   are the next bits of the first one's, and one shift serves both.
+// - Several scales s of one seed: t + s z = z (z t + s). The elements are turned by their signs, each s is added as it
+//   is, and they are turned back; in one with the turn of the next seed, by the difference of the signs.
 #pragma once
 
 #include "noise.h"
@@ -24,8 +22,7 @@ namespace {
 
 constexpr int kStretch = 2048;     // elements, of whole counters
 constexpr int kMostTogether = 32;  // directions whose words are made before a sweep: 8 KiB, and as much for their keys
-
-constexpr int kAhead = 4096;  // bytes by which weights are fetched before they are needed
+constexpr int kAhead = 4096;       // bytes by which weights are fetched before they are needed
 
 struct Stretch {
   alignas(64) uint32_t words[kMostTogether][kStretch / 32];
@@ -35,7 +32,7 @@ struct Stretch {
   BlockBits<kStretch> mask;
 };
 
-// A scale s for V::pair and V::quad: what is added to an element whose sign bit is 0, and whose is 1.
+// A scale s for V::pair and V::quad, which V::chosen takes s or -s from.
 struct alignas(16) Scale {
   float x[4];
   explicit Scale(float s = 0.0f) : x{s, s, -s, -s} {}
@@ -119,21 +116,6 @@ ZO_OP void rounding_pairs(const uint32_t* words, typename V::I& a, typename V::I
   }
 }
 
-// Mixes registers: see Shifts.
-template <class V, bool Sequential, int Tiles>
-ZO_OP void mix(typename V::F (&t)[2 * Tiles]) {
-  _Pragma("GCC unroll 16") for (int r = 0; r < Tiles; ++r) Sequential
-      ? V::mix_pairs(t[2 * r], t[2 * r + 1])
-      : V::mix(t[r / 2 * 4 + r % 2], t[(r / 2 * 4 + r % 2 + 2) % (2 * Tiles)]);
-}
-
-template <class V, bool Sequential, int Tiles>
-ZO_OP void unmix(typename V::F (&t)[2 * Tiles]) {
-  _Pragma("GCC unroll 16") for (int r = 0; r < Tiles; ++r) Sequential
-      ? V::mix_pairs(t[2 * r], t[2 * r + 1])
-      : V::unpack(t[r / 2 * 4 + r % 2], t[(r / 2 * 4 + r % 2 + 2) % (2 * Tiles)]);
-}
-
 // Adds directions to the elements of W words, from element i of a stretch on.
 template <class V, DType D, bool Stochastic, MaskKind K, Way How, int W>
 ZO_OP void apply_signs(const Place& at, const Together& together, const Only& only, int64_t i, Stretch& stretch) {
@@ -142,9 +124,10 @@ ZO_OP void apply_signs(const Place& at, const Together& together, const Only& on
   using I = typename V::I;
   constexpr bool masked = K != MaskKind::kNone, plain = How == Way::kPlain;
   constexpr int tile = 2 * V::kLanes, tiles = W * 32 / tile, registers = 32 / V::kLanes;
-  // Elements in their order are mixed with those of the same tile; even and odd ones with those of the next tile.
+  // Registers p and p + apart are mixed: the two of a tile, or the even or the odd elements of two tiles.
   constexpr bool mixed = (How == Way::kMany || How == Way::kTurned) && (Mem::kSequential || registers == 4);
   constexpr int apart = Mem::kSequential ? 1 : 2;
+  const auto first_of = [](int r) { return Mem::kSequential ? 2 * r : r / 2 * 4 + r % 2; };
   static constexpr Shifts<V, Mem::kSequential> shifts;
 
   const char* src = at.src + i * Mem::kBytes;
@@ -164,27 +147,30 @@ ZO_OP void apply_signs(const Place& at, const Together& together, const Only& on
       t[2 * j + 1] = V::as_float(V::load(stretch.sums + i + j * tile + V::kLanes));
     }
   }
-  // Calls add(p, bits, neighbours) for each register p: its signs are bits 0, or bits 1 if they are its neighbour's
-  // too.
+  // Calls add(register, word, next) for each register: its signs are bits 0 of `word`, or bits 1 if `next`.
   const auto each = [&](const uint32_t* words, const auto& add) {
-    if (mixed) {
+    if constexpr (mixed) {
       _Pragma("GCC unroll 16") for (int r = 0; r < tiles; ++r) {
-        const int p = Mem::kSequential ? 2 * r : r / 2 * 4 + r % 2;
-        const I bit = V::shrv(V::word(words[2 * r / registers]), V::load(shifts.mixed[r % (registers / 2)]));
-        add(t[p], bit, false);
-        add(t[p + apart], bit, true);
+        const I word = V::shrv(V::word(words[2 * r / registers]), V::load(shifts.mixed[r % (registers / 2)]));
+        add(t[first_of(r)], word, false);
+        add(t[first_of(r) + apart], word, true);
       }
     } else {
       _Pragma("GCC unroll 16") for (int r = 0; r < 2 * tiles; ++r)
           add(t[r], V::shrv(V::word(words[r / registers]), V::load(shifts.x[r % registers])), false);
     }
   };
-  if (mixed && together.first) mix<V, Mem::kSequential, tiles>(t);
+  if constexpr (mixed) {
+    if (together.first)
+      _Pragma("GCC unroll 16") for (int r = 0; r < tiles; ++r) Mem::kSequential
+          ? V::mix_pairs(t[2 * r], t[2 * r + 1])
+          : V::mix(t[first_of(r)], t[first_of(r) + apart]);
+  }
   if (How == Way::kTurned) {
-    const Scale turn(0.0f);
-    const F by_0 = V::pair(turn.x), by_1 = V::quad(turn.x);
-    const auto turned = [&](F& x, I bit, bool neighbour) {
-      x = V::as_float(V::xor2(V::as_words(x), V::as_words(V::of_pair(neighbour ? by_1 : by_0, bit))));
+    const Scale sign(0.0f);
+    const F by_0 = V::pair(sign.x), by_1 = V::quad(sign.x);
+    const auto turned = [&](F& x, I word, bool next) {
+      x = V::as_float(V::xor2(V::as_words(x), V::as_words(V::chosen(next ? by_1 : by_0, word))));
     };
     for (int k = 0; k < together.n; ++k) {
       each(together.words[k] + i / 32, turned);
@@ -200,10 +186,15 @@ ZO_OP void apply_signs(const Place& at, const Together& together, const Only& on
       const Scale& scale = plain ? only.scale : together.scales[k];
       const F by_0 = V::pair(scale.x), by_1 = mixed ? V::quad(scale.x) : by_0;
       each((plain ? only.words : together.words[k]) + i / 32,
-           [&](F& x, I bit, bool neighbour) { x = V::add(x, V::of_pair(neighbour ? by_1 : by_0, bit)); });
+           [&](F& x, I word, bool next) { x = V::add(x, V::chosen(next ? by_1 : by_0, word)); });
     }
   }
-  if (mixed && together.last) unmix<V, Mem::kSequential, tiles>(t);
+  if constexpr (mixed) {
+    if (together.last)
+      _Pragma("GCC unroll 16") for (int r = 0; r < tiles; ++r) Mem::kSequential
+          ? V::mix_pairs(t[2 * r], t[2 * r + 1])
+          : V::unpack(t[first_of(r)], t[first_of(r) + apart]);
+  }
   _Pragma("GCC unroll 16") for (int j = 0; j < tiles; ++j) {
     const int64_t first = i + j * tile;
     if (!plain && !together.last) {

@@ -121,7 +121,7 @@ STOPPED = {"runs/texts": 2, "runs/mine": 35}
 # Indented blocks that nobody types: equations, what is printed, lists of folders.
 TEXTS = {
     "why.md": ["g = (L("],
-    "noise.md": ["key     =", "d = bits(y)", "t ← decay", "h  =", "dieharder -a"],
+    "noise.md": ["key     =", "d = bits(y)", "t ← decay", "h  =", "dieharder -a", "(x0, x1", "(y0, y1"],
     "design.md": ["w ← round", "csrc/"],
     "scale.md": ["RanksDiffer: ranks", "RankLost: ranks"],
 }
