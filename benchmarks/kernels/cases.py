@@ -242,7 +242,7 @@ def _bounds_of_signs(timed: Timed) -> dict[str, float | None]:
     if timed.backend != _SIGNS_ON or timed.threads > 1:
         return {}
     if timed.elements < _STATED_FOR:
-        in_cache = kind == SIGNS and timed.elements <= _IN_CACHE and dtype in _AGAINST_NORMALS
+        in_cache = kind == SIGNS and timed.elements == _IN_CACHE and dtype in _AGAINST_NORMALS
         return {"normals": _IN_CACHE_AGAINST_NORMALS} if in_cache else {}
     if kind == SIGNS:
         return {"in-place stream": _AGAINST_STREAM.get(dtype), "normals": _AGAINST_NORMALS.get(dtype)}
