@@ -131,9 +131,11 @@ ZO_OP void apply_signs(const Place& at, const Together& together, const Only& on
   static constexpr Shifts<V, Mem::kSequential> shifts;
 
   const char* src = at.src + i * Mem::kBytes;
-  if (plain && W == V::kSignWords)  // with so little to compute, the weights must be on their way
+  // With so little to compute, the weights must be on their way; if there is more, those of the next stretch.
+  constexpr int ahead = plain || How == Way::kFew ? kAhead : kStretch * Mem::kBytes;
+  if (W > 1 && (plain || together.first))
     _Pragma("GCC unroll 8") for (int line = 0; line < W * 32 * Mem::kBytes; line += 64)
-        __builtin_prefetch(src + kAhead + line, 1);
+        __builtin_prefetch(src + ahead + line, 1);
   F t[2 * tiles];
   _Pragma("GCC unroll 16") for (int j = 0; j < tiles; ++j) {
     if (plain || together.first) {

@@ -41,7 +41,7 @@ def test_a_table_out_of_date_is_told_and_written(tmp_path, capsys):
 @pytest.mark.parametrize(
     "mark, told",
     [
-        ("table peers-los of docs/results/peers.csv", "expected a table of passes"),
+        ("table peers-los of docs/results/peers.csv", "expected a table of signs-passes"),
         ("table lezo of docs/results/peers.csv", "no rows for the table lezo"),
         ("table lezo of docs/results/none.csv", "there is no file"),
         ("a comment", "expected marks such as"),
