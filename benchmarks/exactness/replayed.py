@@ -33,6 +33,7 @@ VARIANTS = [
     {"dtype": "bf16", "method": "mezo", "perturb": "in_forward"},
     {"dtype": "fp32", "method": "lezo", "perturb": "in_place"},
     {"dtype": "fp32", "method": "mezo", "perturb": "in_place", "distribution": "rademacher"},
+    {"dtype": "fp32", "method": "mezo", "perturb": "in_forward", "distribution": "rademacher"},
     {"dtype": "bf16", "method": "mezo", "perturb": "in_forward", "distribution": "rademacher"},
 ]
 _REAL = 24  # steps before the replay, and as many after it

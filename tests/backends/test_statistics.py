@@ -285,9 +285,6 @@ def test_stochastic_rounding_is_unbiased(place: str, size: float, distribution: 
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Random signs, and the bits that round under them.
-
 SIGN_STREAMS = {
     "one direction": lambda n: signs(n),
     "all zero": lambda n: signs(n, seed=0, param_id=0),
