@@ -68,10 +68,10 @@ def test_four_ways_to_run_in_16_bits(exactness):
 
 def test_replay_is_timed_and_measured(exactness):
     status, found, _ = exactness("^replay")
-    assert status == 0 and len(found) == 4 + 2 * 2
+    assert status == 0 and len(found) == 4 + 2 * 3
     whole = [row for row in found if row["baseline"] != "normals"]
     pairs = [row for row in found if row["baseline"] == "normals"]
-    assert [row["distribution"] for row in pairs] == ["rademacher"] * 2
+    assert [row["distribution"] for row in pairs] == ["rademacher"] * 3
     assert all(row["ratio"] > 0 and row["samples"] >= 3 and row["target"] is None for row in pairs)
     for row in whole:
         assert row["steps"] == 40 and row["real_steps"] == 24 and row["bytes_a_step"] == 24

@@ -137,14 +137,9 @@ def test_signs_pass_and_so_do_their_roundings():
     assert tests["products of four of a word"] == math.comb(32, 4)
 
 
-def often_equal(draw, *which):
-    """One sign of a counter is another one's a little more often than not."""
-    z = draw(*which).view(-1, 128)
-    z[::8, 90] = z[::8, 5]
-    return z.flatten()
-
-
 def product_of_others(places):
+    """A sign of a word is the product of others a little more often than not."""
+
     def change(draw, *which):
         z = draw(*which).view(-1, 32)
         z[::8, 30] = z[::8, places].prod(1)
@@ -160,7 +155,7 @@ def product_of_others(places):
             lambda draw, *which: draw(*which).view(-1, 128).index_fill(1, torch.tensor(77), 1.0).flatten(),
             {"each sign of a counter, largest"},
         ),
-        (often_equal, {"products of two of a counter, largest"}),
+        (product_of_others([5]), {"products of two of a counter, largest"}),
         (product_of_others([2, 7]), {"products of three of a word, largest"}),
         (product_of_others([2, 7, 11]), {"products of four of a word, largest"}),
         (lambda draw, step, number, count: draw(0, 0, count), {"products of two of a counter, sum of squares"}),

@@ -95,7 +95,7 @@ def test_a_run_prints_a_table(capsys):
     title, headings, first, *more = capsys.readouterr().out.splitlines()
     assert title == "benchmarks kernels" and headings.split()[:2] == ["case", "elements"]
     assert first.startswith("fp32/native:scalar") and "in-place stream" in first
-    [published] = (line for line in more if "published MeZO" in line)
+    published = next(line for line in more if "published MeZO" in line)
     assert published.startswith(" ") and published.index("published MeZO") == headings.index("against")
 
 

@@ -26,8 +26,8 @@ from ..weights.tables import Weight, Weights
 
 # A replay that fails in the middle cannot undo its steps: a copy of the first weights would take as much memory again.
 _NOW = "; the parameters now hold what came of the replay: load the first ones again"
-# Of one merged pass. With signs, most of a pass is reading and writing the weights, so more directions share it: 64 steps
-# in place, which have three of one seed each.
+# Of one merged pass. With signs, most of a pass is reading and writing the weights, so more directions share it: 64
+# steps in place, which have three of one seed each.
 _MOST_DIRECTIONS = {"normal": 64, "rademacher": 3 * 64}
 
 
