@@ -53,7 +53,9 @@ struct Avx512 {
   ZO_OP I shrv(I a, I by) { return _mm512_srlv_epi32(a, by); }
   // Of s, s, -s, -s: what `chosen` takes from, so that it is -s in the lanes whose bit 0 is set, or for `quad` bit 1.
   ZO_OP F pair(const float (&x)[4]) {
-    return _mm512_castpd_ps(_mm512_broadcastsd_pd(_mm_load_sd(reinterpret_cast<const double*>(x + 1))));
+    double both;  // their bits: nothing is computed with it
+    memcpy(&both, x + 1, 8);
+    return _mm512_castpd_ps(_mm512_set1_pd(both));
   }
   ZO_OP F quad(const float (&x)[4]) { return _mm512_broadcast_f32x4(_mm_load_ps(x)); }
   ZO_OP F chosen(F from, I word) { return _mm512_permutevar_ps(from, word); }
