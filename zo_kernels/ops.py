@@ -201,7 +201,7 @@ def add_noise_(
         masks: for each tensor None (all elements change), a threshold h (elements with |w| <= h change) or a bool
             tensor of its shape and device (elements where it is true change). All other elements keep their bits.
         rounding: how results are rounded to 16 bits: "nearest" (ties to even) or "stochastic". No effect on float32.
-        distribution: of z: "normal", or "rademacher" for random signs, which cost a small part of the time.
+        distribution: of z: "normal", or "rademacher" for random signs, which are cheaper to make.
         backend: None to choose by device ("native" on a CPU, "triton" on a GPU), or "reference", "native",
             "native:avx512", "native:avx2", "native:scalar", "triton", "cuda".
 
