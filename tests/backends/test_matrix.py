@@ -192,6 +192,17 @@ def test_every_nan_stays_one(backend, dtype, distribution, rounding, payload):
         )
 
 
+@pytest.mark.parametrize("backend", NATIVE)
+@pytest.mark.parametrize("scales", [[0.5, -1.0, 0.5], [0.5, -0.5], [0.5, -1.0, 0.5] * 13, [0.0] * 4], ids=len)
+@pytest.mark.parametrize("decay", [1.0, -1.0, 0.0])
+def test_sums_of_zero_have_the_sign_of_the_reference(backend, scales, decay):
+    """A kernel may negate elements while it adds several scales of one seed of signs to them."""
+    halves = torch.randint(-4, 5, (3000,), generator=torch.Generator().manual_seed(0)) * 0.5
+    halves[::17] = -0.0
+    do = Pass([k // 3 for k in range(len(scales))], [scales], [decay], distribution="rademacher")
+    check(backend, torch.device("cpu"), [Entry(halves, halves, 5, 37)], do)
+
+
 @each_backend
 def test_memory_that_is_not_aligned(backend, device):
     storage = weights(1001, torch.bfloat16, 0).to(device)
