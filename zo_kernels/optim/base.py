@@ -64,6 +64,8 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         directions: how many random directions each step averages (n).
         sparsity: fraction of each tensor that is left alone: weights with |θ| <= h take part, where h is the exact
             percentile at the first step. See `SparseMeZO`, also for tensors that stay dense.
+        mask: "redrawn": each step takes the mask |θ| <= h from its weights; "kept": the run keeps that of its first
+            step, one bit a weight. See `SparseMeZO`. The attribute cannot be written.
         drop: fraction of the transformer blocks that each step leaves alone; each step draws them again. See `LeZO`.
         blocks: the transformer blocks; None to find them (`optim.blocks.find_blocks`).
         perturb: "in_place"; "in_forward", which needs a module that is not compiled; "auto": in the forward for 16-bit
@@ -105,6 +107,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     drop: float = held_by("_trained", "drop")
     rounding: str = held_by("_trained", "rounding")
     distribution: str = held_by("_trained", "distribution", fixed=True)
+    mask: str = held_by("_trained", "mask", fixed=True)
     backend: str | None = held_by("_trained", "backend")
     step_count: int = held_by("_run", "steps")
     refused_steps: int = held_by("_run", "refused_steps")
@@ -119,6 +122,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         seed: int = 0,
         directions: int = 1,
         sparsity: float = 0.0,
+        mask: str = "redrawn",
         drop: float = 0.0,
         blocks: Sequence[nn.Module] | None = None,
         perturb: str = "auto",
@@ -146,7 +150,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         if self._ranks is not None:
             self._ranks.check_directions(directions)
         self._estimator = TwoSided() if _estimator is None else _estimator
-        self._trained = Trained(params, blocks, drop, rounding, distribution, backend, warner)
+        self._trained = Trained(params, blocks, drop, rounding, distribution, mask, backend, warner)
 
         defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "decay_all": False, "sparsity": sparsity}
         check_group(defaults, "")
@@ -381,7 +385,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return `torch.optim.Optimizer.state_dict`, and under "zo" all that the run needs to go on bit for bit."""
         self._run.recording.sync()
-        return {**super().state_dict(), "zo": state.saved(self._run, self.param_groups, self.state)}
+        return state.whole(self._run, super().state_dict(), self.param_groups, self.state)
 
     @alone("load_state_dict")
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

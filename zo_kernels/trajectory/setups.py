@@ -14,6 +14,7 @@ from .. import checks, spec
 MAX_TEXT = 2**25  # bytes of a setup: about 150,000 weights
 MAX_DIRECTIONS = 2**16
 MAX_STEP = 2**44 - 1  # more does not fit the counters that seeds are drawn from
+MASKS = ("redrawn", "kept")
 _MAX_BLOCKS = 2**16
 _MAX_DIMENSIONS = 1000
 _MAX_GROUPS = 2**20
@@ -44,6 +45,8 @@ class Setup:
         method: class name of the optimizer.
         noise: version of the noise.
         distribution: of the noise. Its text is absent if it is "normal", as in files from before there were others.
+        mask: one of MASKS: whether each step takes the magnitude masks from its weights, or the run keeps those of the
+            moment when a weight's first setup was made. Its text is absent if it is "redrawn", for the same reason.
         step: steps taken before.
         continues: whether the weights are those that the earlier records lead to; True for the first setup.
         seed, directions, eps, drop: options of the optimizer.
@@ -60,6 +63,7 @@ class Setup:
     method: str
     noise: str
     distribution: str = field(default="normal", kw_only=True)
+    mask: str = field(default="redrawn", kw_only=True)
     step: int
     continues: bool
     seed: int
@@ -87,8 +91,9 @@ def as_text(setup: Setup) -> bytes:
     """
     check(setup)
     given = asdict(setup)
-    if setup.distribution == "normal":  # earlier versions read such a setup, and refuse one with a field more
-        del given["distribution"]
+    for f in fields(setup):  # earlier versions read a setup without such a field, and refuse one with a field more
+        if f.default is not MISSING and given[f.name] == f.default:
+            del given[f.name]
     text = json.dumps(given, separators=(",", ":")).encode()
     if len(text) > MAX_TEXT:
         raise ValueError(f"trajectory: expected at most {MAX_TEXT} bytes of names and options, got {len(text)}")
@@ -185,6 +190,7 @@ def check(setup: Setup) -> None:
     _text("method", setup.method)
     _text("noise", setup.noise)
     checks.choice("distribution", setup.distribution, spec.DISTRIBUTIONS)
+    checks.choice("mask", setup.mask, MASKS)
     checks.integer("step", setup.step, 0, MAX_STEP)
     checks.integer("seed", setup.seed, 0, checks.MAX_SEED)
     checks.integer("directions", setup.directions, 1, MAX_DIRECTIONS)
