@@ -87,7 +87,8 @@ class Replay:
     Attributes:
         weights: the tables in use; None before the first step.
         masks: the bits of each weight's mask, by name, if the run keeps its masks.
-        path, dropped, age: what MeZO-SVRG remembers after the last rebuilt step: see `protocol.ReplayedEnd`.
+        path, dropped, age, anchor_losses: what MeZO-SVRG remembers after the last rebuilt step: see
+            `protocol.ReplayedEnd`.
 
     Raises:
         ValueError: parameters and trajectory do not fit together; nothing has been changed.
@@ -108,6 +109,7 @@ class Replay:
         self.path: Path | None = None
         self.dropped: frozenset[int] = frozenset()
         self.age: int | None = None
+        self.anchor_losses: list[float] = []
         self._stale = False  # whether θ must still be written from the path
         for _, setup in trajectory.setups:
             if setup.noise != spec.VERSION:
@@ -250,6 +252,7 @@ class Replay:
                 self.dropped = self._draws(record).dropped()
                 n = Numbers.of([record.losses], record.eps, rates, decay_factors(rates, rows))
                 self.path, self.age = Path.started(weights.rows, self._seeds(record, ANCHOR_SLOT), n), 1
+                self.anchor_losses += [record.loss] if n.ok and record.loss is not None else []
                 self._stale = True
             case Kind.BETWEEN:
                 if self.path is None or self.age is None:
