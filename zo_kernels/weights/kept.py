@@ -91,30 +91,60 @@ def _packed(rows: Tensor) -> Tensor:
     if missing := -rows.shape[1] % _BITS:
         rows = torch.nn.functional.pad(rows, (0, missing))
     # Eight bools are one number, whose byte i is 0 or 1; the product has bit i in bit 56 + i.
-    return (rows.contiguous().view(torch.int64).flatten() * 0x0102040810204080 >> 56).to(torch.uint8)
+    return (rows.reshape(-1).view(torch.int64) * 0x0102040810204080 >> 56).to(torch.uint8)
+
+
+def _bytes(n: int) -> int:
+    return -(-n // _BITS)
 
 
 def _unpacked(bits: Tensor, rows: int, n: int) -> Tensor:
     """Undo `_packed`: bool (rows, n)."""
     each = bits[:, None] >> torch.arange(_BITS, dtype=torch.uint8, device=bits.device) & 1
-    return each.view(rows, -1)[:, :n].bool()
+    return each.view(rows, _BITS * _bytes(n))[:, :n].bool()
+
+
+def _saves_bits(p: Any) -> bool:
+    """Whether a state has bits of p: uint8, as many rows as p has, each of which begins at a byte.
+
+    If not, it has bools, of p's shape: if p is one-dimensional, or sharded otherwise than in whole bytes of rows. This
+    depends on no rank, so that all agree; and hardly on how p is sharded, so that others may load the state.
+    """
+    if p.dim() < 2:
+        return False
+    across = [
+        p.device_mesh.size(i)
+        for i, placement in enumerate(p.placements if is_sharded(p) else ())
+        if not placement.is_replicate() and placement.dim > 0
+    ]
+    return not across or (p.dim() == 2 and len(across) == 1 and -(-p.shape[1] // across[0]) % _BITS == 0)
+
+
+def _rows(shape: Sequence[int]) -> tuple[int, int]:
+    """Return the shape of the bits of a tensor of this shape."""
+    return shape[0], _bytes(math.prod(shape[1:]))
+
+
+def _to_save(bits: Tensor, p: Tensor, shard: Shard) -> Tensor:
+    """Return what a state has as the mask of p."""
+    here, runs = shard.tensor.shape, len(shard.runs)
+    run, row = shard.tensor.numel() // runs, math.prod(here[1:])
+    if not _saves_bits(p):
+        return like(p, _unpacked(bits, runs, run).view(here), shard.whole)
+    if run % _BITS or row % _BITS:
+        bits = _packed(_unpacked(bits, runs, run).view(here[0], row))
+    return like(p, bits.view(_rows(here)), _rows(shard.whole))
 
 
 def saved(state: dict[str, Any], groups: Sequence[Mapping[str, Any]], names: Mapping[Tensor, str]) -> dict[str, Any]:
-    """Return PyTorch's part of a state so that processes may hold other shards when they load it.
-
-    The mask of a sharded parameter becomes a bool DTensor with its shape and placements: one byte a weight instead of a
-    bit, while the state exists. Others stay as they are.
-    """
+    """Return PyTorch's part of a state with masks that processes may load that hold other shards: see `_saves_bits`."""
     parameters = [p for group in groups for p in group["params"]]
-    entries = dict(state["state"])
-    for key, entry in entries.items():
-        if MASK in entry and is_sharded(p := parameters[key]):
-            shard = shard_of(names[p], p)
-            here, runs = tuple(shard.tensor.shape), len(shard.runs)
-            whole = _unpacked(entry[MASK], runs, shard.tensor.numel() // runs).view(here)
-            entries[key] = {**entry, MASK: like(p, whole)}
-    return {**state, "state": entries}
+    entries = {
+        key: {**entry, MASK: _to_save(entry[MASK], p, shard_of(names[p], p))}
+        for key, entry in state["state"].items()
+        if MASK in entry and (p := parameters[key]) is not None
+    }
+    return {**state, "state": {**state["state"], **entries}}
 
 
 def without(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,7 +168,7 @@ def checked(
         names: of the parameters.
 
     Raises:
-        TypeError, ValueError: a mask is missing, or is none of the parameter.
+        TypeError, ValueError: a mask is missing, or is no mask of its parameter.
     """
     found = {}
     for p, h in zip(parameters, thresholds, strict=True):
@@ -155,18 +185,24 @@ def checked(
 
 
 def _bits(name: str, given: Any, p: Tensor, shard: Shard) -> Tensor:
+    """Check what a state has as the mask of p, and return its bits as tables want them."""
     if not isinstance(given, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(given).__name__}")
-    w, runs, sharded = shard.tensor, len(shard.runs), is_sharded(p)
-    dtype, shape = (torch.bool, shard.whole) if sharded else (torch.uint8, (mask_bytes(w.numel(), runs),))
-    here = local(given)
+    w, runs, packed, sharded = shard.tensor, len(shard.runs), _saves_bits(p), is_sharded(p)
+    dtype, shape, here = torch.bool, shard.whole, tuple(w.shape)
+    if packed:
+        dtype, shape, here = torch.uint8, _rows(shape), _rows(here)
+    mask = local(given)
     if (
-        (given.dtype, tuple(given.shape), is_sharded(given)) != (dtype, shape, sharded)
-        or (sharded and here.shape != w.shape)
-        or here.layout != torch.strided
-        or here.is_meta
+        (given.dtype, tuple(given.shape), tuple(mask.shape), is_sharded(given)) != (dtype, shape, here, sharded)
+        or mask.layout != torch.strided
+        or mask.is_meta
     ):
-        what = f"{'a DTensor of bool' if sharded else 'uint8, one bit a weight,'} of shape {shape}"
+        what = f"{'a DTensor of ' * sharded}{'uint8, one bit a weight,' if packed else 'bool'} of shape {shape}"
         got = f"{str(given.dtype).removeprefix('torch.')} of shape {tuple(given.shape)} on {given.device}"
         raise ValueError(f"{name}: expected {what}, got {got}")
-    return _packed(here.to(w.device).reshape(runs, -1)) if sharded else here.detach().to(w.device, copy=True)
+    mask, run, row = mask.detach().to(w.device), w.numel() // runs, math.prod(w.shape[1:])
+    if packed and not (run % _BITS or row % _BITS):
+        return mask.flatten().clone()
+    each = _unpacked(mask.flatten(), w.shape[0], row) if packed else mask
+    return _packed(each.reshape(runs, run))
