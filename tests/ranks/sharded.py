@@ -168,6 +168,15 @@ def checkpointed(group: Any, path: str, layout: str, steps: range) -> dict[str, 
     return whole(model)
 
 
+def masks_of(group: Any, layout: str) -> dict[str, tuple[torch.dtype, list[int]]]:
+    """The dtype and the shape of each mask in a state, as a whole."""
+    model = LAYOUTS[layout](block_mlp(**SHAPE), group)
+    opt = build("SparseMeZO", model, mask="kept", parallel=zo.Parallel("batch", group))
+    names = [name for name, _ in model.named_parameters()]
+    found = {names[i]: entry["mask"] for i, entry in opt.state_dict()["state"].items()}
+    return {name: (mask.dtype, list(mask.shape)) for name, mask in found.items()}
+
+
 def elements(group: Any, layout: str) -> bool:
     """Whether each shard's stretches are the elements that PyTorch says are there."""
     from zo_kernels.weights.shards import shard_of

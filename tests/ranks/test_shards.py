@@ -100,6 +100,15 @@ def test_state_of_shards(ranks: Pool, method: str, mask: str) -> None:
     assert all(ranks.run(2, sharded.saved, layout="fsdp", method=method, mask=mask))
 
 
+def test_masks_in_a_state_are_bits_where_shards_of_them_are_bytes(ranks: Pool) -> None:
+    """Other shards than those of rows may end within a byte; then a state has bools, which anybody can share."""
+    for layout, size, down in (("plain", 1, (torch.uint8, [6, 2])), ("tensor", 2, (torch.bool, [6, 12]))):
+        for masks in ranks.run(size, sharded.masks_of, layout=layout):
+            assert masks["blocks.0.up.weight"] == (torch.uint8, [12, 1])
+            assert masks["blocks.0.up.bias"] == (torch.bool, [12])
+            assert masks["blocks.0.down.weight"] == down
+
+
 def test_another_number_of_shards_goes_on_with_the_masks_of_a_checkpoint(ranks: Pool, tmp_path: Path) -> None:
     (one,) = ranks.run(1, sharded.checkpointed, path=str(tmp_path / "one"), layout="plain", steps=range(9))
     path = str(tmp_path / "several")

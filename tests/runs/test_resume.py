@@ -29,8 +29,10 @@ def test_resume_goes_on_bit_for_bit(method: str, cut: int, tmp_path: Path) -> No
     seen += go(opt, model, 3)[1:]
     path.write_bytes(whole[: max(len(whole) - cut, 0)])
     other = copy.deepcopy(start)
-    again = build(method, other, **options)
+    again = build(method, other, **{**options, **({"mask": "kept"} if cut == 8 else {})})
     again.resume(path)
+    assert again.mask == options["mask"]
+    assert any("mask" in entry for entry in again.state.values()) == (again.mask == "kept")
     assert again.step_count < 7 or not cut
     assert_same(snapshot(other), seen[again.step_count])
     go(again, other, 7 - again.step_count)
