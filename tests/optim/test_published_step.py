@@ -41,6 +41,7 @@ STEPS: dict[str, tuple[type, dict[str, Any]]] = {
     "MeZO, 3 directions": (zo.MeZO, {"directions": 3}),
     "MeZO, weight decay": (zo.MeZO, {"weight_decay": 0.5}),
     "SparseMeZO": (zo.SparseMeZO, {"sparsity": 0.6}),
+    "SparseMeZO, kept": (zo.SparseMeZO, {"sparsity": 0.6, "mask": "kept"}),
     "LeZO": (zo.LeZO, {"drop": 0.5}),
     "Sparse-LeZO, 3 directions, weight decay": (
         zo.LeZO,
@@ -95,13 +96,16 @@ def test_step_is_the_published_one(spec: str, passes: list[set[str]]) -> None:
     start = snapshot(model)
     reference = Reference(start, exempt=is_exempt(model), distribution=options.get("distribution", "normal"))
     h = heights(start, options["sparsity"]) if "sparsity" in options else {}
-    drops = set()
+    drops, first, redrawn = set(), clean_masks(start, h), False
     one_sided = cls is zo.FZOO or options.get("estimator") == "one_sided"
     divisor = Divisor("std" if cls is zo.FZOO else options.get("normalize", "none"))
 
     for step in range(4):
         before = snapshot(model)
         masks = clean_masks(before, h)
+        redrawn |= any(not torch.equal(masks[name], first[name]) for name in masks)
+        if "mask" in options:
+            masks = first
         passes.clear()
         (closure,) = run(opt, model, 1, first=step)
         after = snapshot(model)
@@ -132,6 +136,7 @@ def test_step_is_the_published_one(spec: str, passes: list[set[str]]) -> None:
                 keep = torch.ones_like(masks[name]) if name in untouched else ~masks[name]
                 assert same_bits(t[keep], before[name][keep]), name
     assert len(drops) > 1 or "drop" not in options
+    assert redrawn or "sparsity" not in options  # or kept masks would be those of each step
 
 
 def test_decay_all_takes_in_biases_and_norms() -> None:

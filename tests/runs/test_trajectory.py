@@ -29,6 +29,7 @@ OPTIONS = st.fixed_dictionaries(
         "rounding": st.sampled_from(["nearest", "stochastic"]),
         "directions": st.integers(1, 3),
         "sparsity": st.sampled_from([0.0, 0.5]),
+        "mask": st.sampled_from(["redrawn", "kept"]),
         "drop": st.sampled_from([0.0, 0.5]),
         "weight_decay": st.sampled_from([0.0, 0.1]),
         "distribution": st.sampled_from(["normal", "rademacher"]),

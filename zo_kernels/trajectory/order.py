@@ -50,6 +50,8 @@ class Order:
             return
         if setup.step != steps:
             raise ValueError(f"step: expected {steps}, as the earlier records count, got {setup.step}")
+        if setup.mask != before.mask:
+            raise ValueError(f"mask: expected {before.mask}, as before, got {setup.mask}")
         if not setup.anchored:
             return
         if not self.anchored:
