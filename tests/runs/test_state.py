@@ -50,6 +50,7 @@ OPTIONS = st.fixed_dictionaries(
         "rounding": st.sampled_from(["nearest", "stochastic"]),
         "perturb": st.sampled_from(["in_place", "in_forward"]),
         "distribution": st.sampled_from(["normal", "rademacher"]),
+        "normalize": st.sampled_from(["none", "rms"]),
     }
 )
 
@@ -57,6 +58,10 @@ OPTIONS = st.fixed_dictionaries(
 def build(method: str, model: nn.Module, seed: int = SEED, **options: Any) -> zo.ZeroOrderOptimizer:
     if method == "MeZOSVRG":
         options = {"anchor_lr": 1e-2, "anchor_every": 4, "anneal": 2.0, "anneal_above": 1.0, **options}
+    if method in ("MeZOSVRG", "FZOO"):
+        options.pop("normalize", None)
+    if method == "FZOO":
+        options["directions"] = 1 + options.get("directions", 1)
     return METHODS[method](model, **{"lr": 1e-2, "eps": EPS, "seed": seed, "perturb": "in_place", **options})
 
 

@@ -222,7 +222,7 @@ RECORDS = {
     "between without an anchor": (lambda a, b: [b[0], b[2]], "expected a step at an anchor before"),
     "more directions": (
         lambda a, b: [a[0], a[1][:2] + b"\1\0" + a[1][4:] + bytes(8)],
-        "flags and count: expected 0 and 0 or 2 and 0",
+        "flags and count: expected 0 and 0 or 1 and 0",
     ),
     "a rate for each of one": (lambda a, b: [b[0], b[1][:1] + b"\1" + b[1][2:]], "flags and count: expected 0 and 0"),
     "probes": (lambda a, b: [a[0], _probes(3)], "probes: expected at most 2"),

@@ -15,8 +15,9 @@ from .. import checks, spec
 from ..closures.losses import Closure, check_closure
 from ..closures.watch import Closures
 from ..estimators.draws import MAX_DIRECTIONS
+from ..estimators.normalize import RMS
 from ..estimators.protocol import Estimator, Step
-from ..estimators.two_sided import TwoSided
+from ..estimators.spsa import chosen
 from ..ops import ROUNDINGS
 from ..perturbation.choice import PERTURB, Perturbation
 from ..perturbation.place import Place
@@ -45,10 +46,10 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
 
     Each step draws n directions z_k, of normals or of random signs. With L the closure's loss (MeZO, arXiv 2305.17333),
 
-        g_k = (L(θ + ε z_k) - L(θ - ε z_k)) / 2ε
-        θ  <- (1 - lr * weight_decay) θ - lr / n * sum_k g_k z_k
+        g_k = (L(θ + ε z_k) - L(θ - ε z_k)) / 2ε, or one-sided (L(θ + ε z_k) - L(θ)) / ε
+        θ  <- (1 - lr * weight_decay) θ - lr / (n D) * sum_k g_k z_k,   D = 1 unless it is normalized
 
-    *In place*, a step overwrites the weights by 2n + 1 fused passes; the last one restores and updates at once. Every
+    *In place*, a fused pass moves the weights to each loss away from θ, and one more restores and updates at once. Each
     pass rounds, so 16-bit weights drift. *In the forward*, each module runs on a perturbed copy of its weights, in a
     buffer that the next module reuses, and only the update writes θ. docs/exactness.md has measurements of both.
 
@@ -62,10 +63,13 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             their group has `decay_all=True`.
         seed: 64-bit seed of the run.
         directions: how many random directions each step averages (n).
+        estimator: "two_sided", 2n forwards; or "one_sided", n + 1 forwards, of which one is at θ. See `FZOO`.
+        normalize: what the learning rate is divided by (D): "none"; "std", the standard deviation over the step's g_k;
+            "rms", a running root mean square of g, or a `zo_kernels.RMS` with its numbers.
         sparsity: fraction of each tensor that is left alone: weights with |θ| <= h take part, where h is the exact
             percentile at the first step. See `SparseMeZO`, also for tensors that stay dense.
         mask: "redrawn": each step takes the mask |θ| <= h from its weights; "kept": the run keeps that of its first
-            step, one bit a weight. See `SparseMeZO`. The attribute cannot be written.
+            step, one bit a weight. See `SparseMeZO`.
         drop: fraction of the transformer blocks that each step leaves alone; each step draws them again. See `LeZO`.
         blocks: the transformer blocks; None to find them (`optim.blocks.find_blocks`).
         perturb: "in_place"; "in_forward", which needs a module that is not compiled; "auto": in the forward for 16-bit
@@ -76,7 +80,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             `streaming()`.
         rounding: how 16-bit weights are rounded: "nearest", "stochastic", or "auto", which is stochastic.
         distribution: "normal", z_k ~ N(0, I); or "rademacher", whose elements are -1 or +1 with probability 1/2 each
-            (Spall 1992, IEEE TAC 37(3)) and cost less. E[z zᵀ] = I for both. The attribute cannot be written.
+            (Spall 1992, IEEE TAC 37(3)) and cost less. E[z zᵀ] = I for both.
         trajectory: path of a new file; every step is appended to it.
         sync: when the file is forced to the disk, so that it survives a power cut: "step" (costs milliseconds a step),
             "checkpoint" (by `state_dict()` and at the end), "never". It survives a killed process in any case.
@@ -86,14 +90,15 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         backend: see `zo_kernels.add_noise_`.
         strict: raise ValueError where the optimizer would warn that the run is going wrong.
 
-    A group may have its own `lr`, `eps`, `weight_decay`, `decay_all` and `sparsity`; any other key is an error.
+    A group may have its own `lr`, `eps`, `weight_decay`, `decay_all` and `sparsity`; any other key is an error. The
+    attributes `estimator`, `normalize`, `distribution` and `mask` are those of the run, and cannot be written.
 
     Attributes:
-        step_count: steps taken, skipped ones included.
-        refused_steps: steps skipped (see `step`). Reading this or one of the next two waits for a GPU.
+        step_count, refused_steps: steps taken, and skipped ones of them (see `step`). Reading refused_steps or one of
+            the next two waits for a GPU.
         projected_gradients: g_k of the last step; zeros if it was skipped.
         trajectory: the record of the run, a `zo_kernels.Trajectory`; `zo_kernels.replay` rebuilds weights from it.
-        trajectory_path: the file that the record is written to; None if there is none, or if another rank writes it.
+        trajectory_path: the file that it is written to; None if there is none, or if another rank writes it.
         bytes_sent: bytes that this rank sent to each of the others: 32 a step, 16 a direction of its own, and 64 or
             more whenever options change.
 
@@ -104,6 +109,8 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     perturb: str = held_by("_perturbation", "name")
     seed: int = held_by("_run", "seed")
     directions: int = held_by("_run", "directions")
+    estimator: str = held_by("_estimator", "name", fixed=True)
+    normalize: str = held_by("_estimator", "normalize", fixed=True)
     drop: float = held_by("_trained", "drop")
     rounding: str = held_by("_trained", "rounding")
     distribution: str = held_by("_trained", "distribution", fixed=True)
@@ -121,6 +128,8 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         seed: int = 0,
         directions: int = 1,
+        estimator: str = "two_sided",
+        normalize: str | RMS = "none",
         sparsity: float = 0.0,
         mask: str = "redrawn",
         drop: float = 0.0,
@@ -143,15 +152,13 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         checks.choice("rounding", rounding, ("auto", *ROUNDINGS))
         checks.choice("distribution", distribution, spec.DISTRIBUTIONS)
         checks.choice("sync", sync, SYNC)
-        if not isinstance(strict, bool):
-            raise TypeError(f"strict: expected a bool, got {type(strict).__name__}")
+        checks.boolean("strict", strict)
         self._warner = warner = Warner(strict)
         self._ranks = ranks_of(parallel)
         if self._ranks is not None:
             self._ranks.check_directions(directions)
-        self._estimator = TwoSided() if _estimator is None else _estimator
+        self._estimator = chosen(estimator, normalize, directions, _estimator)
         self._trained = Trained(params, blocks, drop, rounding, distribution, mask, backend, warner)
-
         defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "decay_all": False, "sparsity": sparsity}
         check_group(defaults, "")
         splits = self._ranks is not None and self._ranks.how.split == "directions"
@@ -172,14 +179,14 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         """Take one step: evaluate two losses a direction, then update the weights.
 
         Args:
-            closure: returns the loss, a scalar tensor or a number. It is called 2 * directions times, without
-                gradients. All calls of a step must compute the same function (same batch, same dropout), and may not
-                write to trained weights. In the forward, a weight may also be read by a module that does not own it:
-                the step notices, perturbs it there too, and calls the closure once more. A weight that is read where
-                no module runs is an error (docs/exactness.md).
+            closure: returns the loss, a scalar tensor or a number. It is called 2 * directions times, one-sided
+                directions + 1 times, without gradients. All calls of a step must compute the same function (same batch,
+                same dropout), and may not write to trained weights. In the forward, a weight may also be read by a
+                module that does not own it: the step notices, perturbs it there too, and calls the closure once more.
+                A weight that is read where no module runs is an error (docs/exactness.md).
 
         Returns:
-            The mean of the losses: a tensor if the closure returns tensors, else a float.
+            The mean of the losses (one-sided: that at θ): a tensor if the closure returns tensors, else a float.
 
         Warns:
             UserWarning: once for each reason; a ValueError if `strict`. The losses are too coarse for ε: they have 16
@@ -210,7 +217,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         assert progress is not None
         with nullcontext() if self._ranks is None else self._ranks.reporting_errors(run.steps):
             step = self._begin(progress, *(check_closure(name, closure) for name, closure in closures.items()))
-        estimate = self._estimator.estimate(step)  # losses at θ ± ε z_k, and g_k
+        estimate = self._estimator.estimate(step)  # losses around θ, and g_k
         estimate.update(run.taking(progress, estimate, step.eps))  # θ <- decay θ - lr / n sum_k g_k z_k, and the record
         run.taken(progress, step.weights)
         return estimate.losses.mean(self._ranks is not None)
@@ -346,21 +353,10 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         """
         check_closure("closure", closure)
         checks.integer("warmup", warmup, 1)
-        if not isinstance(same_bits, bool):
-            raise TypeError(f"same_bits: expected a bool, got {type(same_bits).__name__}")
-        if (reason := self._why_steps_differ() or cannot_be_graphed(self._prepare().theta[0].device)) is not None:
+        checks.boolean("same_bits", same_bits)
+        if (reason := cannot_be_graphed(self._run, self._prepare().theta[0].device)) is not None:
             raise ValueError(f"graphed: expected an optimizer whose steps can be captured, but {reason}; use opt.step")
         return GraphedStep(self, closure, warmup, same_bits)
-
-    def _why_steps_differ(self) -> str | None:
-        """Say why steps launch different kernels; None if all launch the same ones."""
-        if self._ranks is not None:
-            return "ranks exchange their losses in every step"
-        if self._perturbation.execution_device is not None:
-            return "with execution_device, weights are copied to where the forward runs in every step"
-        return self._estimator.why_steps_differ or (
-            "with drop, every step changes other weights" if self.drop else None
-        )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Train more parameters from the next step on, as `torch.optim.Optimizer.add_param_group` does.

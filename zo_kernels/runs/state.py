@@ -24,7 +24,10 @@ from .run import Groups, Kept, Run
 
 VERSION = 1  # of the part of a state under "zo"; a state without a version has this one
 # Keys that states of earlier versions do not have.
-_LATER = ("version", "distribution", "mask", "anneal", "anneal_above", "annealed", "anchor_loss")
+_LATER = (
+    *("version", "distribution", "mask", "estimator", "normalize", "rms"),
+    *("anneal", "anneal_above", "annealed", "anchor_loss"),
+)
 _MAX_STEPS = 2**44 - 1  # the noise has no directions for more steps (docs/noise.md, 6)
 
 
