@@ -90,7 +90,7 @@ class Setup:
 
     @property
     def most_probes(self) -> int:
-        """How many times a step of SPSA perturbs the weights; for MeZO-SVRG, an estimate of it."""
+        """How many times the probes of an estimate perturb the weights."""
         return DIFFERENCES[self.estimator].probes(self.directions)
 
 
