@@ -31,6 +31,8 @@ KINDS = {
     "signs": ("MeZO", torch.float32, {"directions": 2, "weight_decay": 0.1, **SIGNS}),
     "signs-sparse-in-forward-bf16": ("SparseMeZO", torch.bfloat16, {"sparsity": 0.6, "perturb": "in_forward", **SIGNS}),
     "signs-svrg": ("MeZOSVRG", torch.float32, {"anchor_every": 3, "drop": 0.5, **SIGNS}),
+    "kept-bf16": ("SparseMeZO", torch.bfloat16, {"sparsity": 0.6, "mask": "kept"}),
+    "kept-svrg": ("MeZOSVRG", torch.float32, {"anchor_every": 3, "sparsity": 0.6, "mask": "kept"}),
 }
 
 
