@@ -88,6 +88,11 @@ class Setup:
     anchored: bool
     weights: tuple[WeightSetup, ...]
 
+    @property
+    def most_probes(self) -> int:
+        """How many times a step of SPSA perturbs the weights; for MeZO-SVRG, an estimate of it."""
+        return DIFFERENCES[self.estimator].probes(self.directions)
+
 
 _LEAST_FIELDS = len(fields(WeightSetup))
 
