@@ -30,14 +30,8 @@ def measured(rows_of):
 
 
 @pytest.fixture
-def small(measured, monkeypatch):
-    """The same. Steps whose memory would be measured are taken without the profiler, which needs most of the time."""
-
-    def unwatched(prepare):
-        prepare()()
-        return 0
-
-    monkeypatch.setattr(memory, "_peak_cpu", unwatched)
+def small(measured, unwatched_memory):
+    """The same, where nobody looks at the memory."""
     return measured
 
 

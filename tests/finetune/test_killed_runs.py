@@ -107,9 +107,7 @@ def processes() -> ForkServerContext:
     return children.context()
 
 
-def run(
-    processes: ForkServerContext, options: dict[str, object], kill: Counted | None, *, resume: bool = False
-) -> int:
+def run(processes: ForkServerContext, options: dict[str, object], kill: Counted | None, *, resume: bool = False) -> int:
     """Run or resume. Returns what was counted, -1 if it was killed."""
     if kill is None:  # in this process, which is another than what was killed, and has run before
         whole_run(options, resume)
