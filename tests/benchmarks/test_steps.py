@@ -23,10 +23,16 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def small(rows_of):
+def measured(rows_of):
     """Run a suite quickly on a tiny model."""
     pytest.importorskip("transformers")
     return lambda suite, *more: rows_of(suite, "--shape", "tiny", "--threads", "1", *more)
+
+
+@pytest.fixture
+def small(measured, unwatched_memory):
+    """The same, where nobody looks at the memory."""
+    return measured
 
 
 @pytest.mark.parametrize("published", [True, False])
@@ -57,10 +63,10 @@ def test_baseline_steps_probe_restore_and_descend(published, svrg, masked):
             torch.testing.assert_close(p.data[start.abs() > 0.6], start[start.abs() > 0.6], rtol=0.0, atol=3e-6)
 
 
-def test_steps_of_a_tiny_model(small):
+def test_steps_of_a_tiny_model(measured):
     some = ("MeZO", "LeZO", "MeZOSVRG", "SparseMeZO/in_forward", "MeZOSVRG/in_forward")
     only = f"tiny/({'|'.join(some)})$"
-    status, found, table = small("step", "--only", only)
+    status, found, table = measured("step", "--only", only)
     assert status == 0 and len(table) == len(found)
     assert {row["case"] for row in found} == {f"tiny/{name}" for name in some}
     for row in found:
@@ -98,8 +104,8 @@ def test_a_wrong_step_has_no_time_and_the_run_fails(small, wrong_passes, case):
     assert found[0].get("seconds_median") is None and found[0].get("ratio") is None
 
 
-def test_steps_along_signs_are_compared_with_normals(small):
-    status, found, _ = small("step", "--only", "tiny/(MeZO|MeZOSVRG/in_forward)/rademacher$")
+def test_steps_along_signs_are_compared_with_normals(measured):
+    status, found, _ = measured("step", "--only", "tiny/(MeZO|MeZOSVRG/in_forward)/rademacher$")
     assert status == 0 and [row["baseline"] for row in found] == ["normals", "published passes"] * 2
     for row in found:
         assert row["correct"] is True and row["distribution"] == "rademacher" and row["ratio"] > 0
