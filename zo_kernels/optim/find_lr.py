@@ -32,6 +32,7 @@ _ENOUGH = 0.9  # of the largest gain: the smallest rate with so much is taken, s
 _LAST_FACTORS = 3  # if no rate gains, rates down to the largest one that did not diverge / 2^3 are tried
 _SAME = 1e-3  # relative; a GPU may add in another order, another batch has another loss
 _LEAST_STEPS = 2 * _WINDOW
+_STEPS = 4 * _WINDOW
 _TRIES = 5  # to restore the weights, if exceptions come meanwhile
 
 
@@ -86,7 +87,7 @@ def find_lr(
     closures: Callable[[], Iterable[StepClosures]],
     *,
     optimizer: Callable[..., ZeroOrderOptimizer] = MeZO,
-    steps: int = 20,
+    steps: int | None = None,
     start: float | None = None,
     most: int = 16,
     **options: Any,
@@ -114,7 +115,8 @@ def find_lr(
             each time that it is called. For MeZO-SVRG each is a pair, of its two closures. The random generators of
             PyTorch, NumPy and Python are in the same state at each call, and at the end as they were before.
         optimizer: a class of `zo_kernels`, or a function that takes model, lr and options and makes an optimizer.
-        steps: of each run, at least 10. The noisier the losses, the more are needed.
+        steps: of each run, at least 10. The noisier the losses, the more are needed. None: 20, or 10 if a step has
+            several directions, which average the noise.
         start: the rate to begin with. None: chosen by the first losses, for whatever units the optimizer has.
         most: how many rates are tried at most.
         options: of the optimizer, such as eps, seed and directions; they are those of the run that follows.
@@ -135,7 +137,8 @@ def find_lr(
     for name, why in (("lr", "it is what is looked for"), ("trajectory", "the runs are given up")):
         if name in options:
             raise ValueError(f"{name}: expected no such option of find_lr, since {why}; leave it out")
-    checks.integer("steps", steps, _LEAST_STEPS)
+    if steps is not None:
+        checks.integer("steps", steps, _LEAST_STEPS)
     checks.integer("most", most, 1)
     if start is not None:
         checks.number("start", start, 0.0, open_low=True)
@@ -154,10 +157,11 @@ class _Search:
         kept: _Kept,
         closures: Callable[[], Iterable[StepClosures]],
         make: Callable[[float], ZeroOrderOptimizer],
-        steps: int,
+        steps: int | None,
         most: int,
     ):
-        self._kept, self._closures, self._make, self._steps, self._most = kept, closures, make, steps, most
+        self._kept, self._closures, self._make, self._most = kept, closures, make, most
+        self._steps = steps or 0  # 0: not known yet
         self._tried: dict[int, TriedLR] = {}
         self._baseline: tuple[float, ...] = ()  # losses with lr = 0
         self._size = 0.0  # of a loss
@@ -240,6 +244,7 @@ class _Search:
         opt, losses, waiting, taken = self._make(lr), list[float](), list[Tensor | float](), 0
         if not isinstance(opt, ZeroOrderOptimizer):
             raise TypeError(f"optimizer: expected it to make a zo_kernels optimizer, got {type(opt).__name__}")
+        self._steps = self._steps or (_STEPS if opt.directions == 1 else _LEAST_STEPS)
         for taken, each in enumerate(islice(self._closures(), self._steps), 1):
             closures = each if isinstance(each, tuple) else (each,)
             try:
