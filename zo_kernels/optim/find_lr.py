@@ -70,6 +70,11 @@ class FoundLR:
     baseline: tuple[float, ...]
     forwards: int
 
+    @property
+    def steps(self) -> int:
+        """Of each run."""
+        return len(self.baseline)
+
     def __str__(self) -> str:
         """A table of the rates: how much each lowers the loss, and which was chosen."""
         lines = [f"lr {self.lr:.3g}, found by {self.forwards} forwards", f"{'lr':>10}  loss, from {self._from():.4g}"]

@@ -189,6 +189,7 @@ def optimizer_of(config: Config) -> tuple[type[zo.ZeroOrderOptimizer], dict[str,
         "seed": config.seed,
         "directions": config.directions,
         "sparsity": config.sparsity,
+        "mask": config.mask,
         "drop": config.drop,
         "backend": config.backend,
         "perturb": config.perturb,
@@ -196,7 +197,9 @@ def optimizer_of(config: Config) -> tuple[type[zo.ZeroOrderOptimizer], dict[str,
         "distribution": config.distribution,
     }
     if (anchor := config.anchor) is not None:
-        options |= {"anchor_lr": anchor.lr, "anchor_every": anchor.every}
+        options |= {"anchor_lr": anchor.lr, "anchor_every": anchor.every, "anneal": config.anneal}
+        if config.anneal_above is not None:
+            options["anneal_above"] = config.anneal_above
         return zo.MeZOSVRG, options
     if config.method == "fzoo":
         return zo.FZOO, options
