@@ -75,7 +75,7 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
     ("config.json", {"steps": 2**40}, "--steps: expected a whole number of at most"),
     ("config.json", {"lr": "fast"}, "lr: expected a number or null, got 'fast'"),
     ("config.json", {"lr": 10**400}, "lr: expected a number or null"),
-    ("config.json", {"lr": float("nan")}, "--lr: expected a finite number above 0, got nan"),
+    ("config.json", {"lr": float("nan")}, "--lr: expected a finite number above 0, or auto, got nan"),
     ("config.json", {"model": ["a"]}, "model: expected a text or null, got"),
     ("config.json", {"overwrite": 1}, "overwrite: expected true or false, got 1"),
     ("config.json", {"method": "sgd"}, "--method: expected one of"),

@@ -10,7 +10,7 @@ from typing import Any
 import models
 import pytest
 import torch
-from tiny_trainer import arguments, made, seeded, trained
+from tiny_trainer import arguments, assert_same, made, seeded, tokens, trained, weights
 from torch import nn
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -49,13 +49,21 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "perturb": ({"perturb": "never"}, ValueError, r"perturb: "),
     "rounding": ({"rounding": "up"}, ValueError, r"rounding: "),
     "distribution": ({"distribution": "signs"}, ValueError, r"distribution: .*'normal', 'rademacher', got 'signs'"),
-    "estimator": ({"estimator": "both"}, ValueError, r"estimator: expected one of 'two_sided', 'one_sided', got 'both'"),
+    "estimator": (
+        {"estimator": "both"},
+        ValueError,
+        r"estimator: expected one of 'two_sided', 'one_sided', got 'both'",
+    ),
     "estimator of fzoo": (
-        {"method": "fzoo", "estimator": "two_sided"}, ValueError, r"estimator: expected None .*'fzoo', .*'two_sided'",
+        {"method": "fzoo", "estimator": "two_sided"},
+        ValueError,
+        r"estimator: expected None .*'fzoo', .*'two_sided'",
     ),
     "normalize": ({"normalize": "max"}, ValueError, r"normalize: expected one of 'none', 'std', 'rms', got 'max'"),
     "normalize of svrg": (
-        {"method": "mezo-svrg", "normalize": "rms"}, ValueError, r"normalize: expected None .*'mezo-svrg', .*'rms'",
+        {"method": "mezo-svrg", "normalize": "rms"},
+        ValueError,
+        r"normalize: expected None .*'mezo-svrg', .*'rms'",
     ),
     "mask": ({"mask": "new", "sparsity": 0.5}, ValueError, r"mask: expected one of 'redrawn', 'kept', got 'new'"),
     "mask of all": ({"mask": "kept"}, ValueError, r"mask: expected None without sparsity, got 'kept'"),
@@ -129,6 +137,30 @@ def test_options_reach_the_optimizer(tmp_path: Path) -> None:
     other = trained(tmp_path, max_steps=1, estimator="one_sided", normalize="rms").zo_optimizer
     assert (other.estimator, other.normalize, other.directions, other.distribution) == ("one_sided", "rms", 1, "normal")
     assert trained(tmp_path, max_steps=1, seed=3).zo_optimizer.seed == 3
+
+
+@pytest.mark.parametrize("method", ["mezo-svrg", "fzoo"])
+def test_a_rate_is_found_before_training(method: str, tmp_path: Path) -> None:
+    """By the arguments' method, at the weights that training then begins with; and nothing is left of it."""
+    options: dict[str, Any] = {"method": method, "directions": 2, "max_steps": 1}
+    options |= {"anchor_examples": 4} if method == "mezo-svrg" else {}
+    trainer, expected = made(tmp_path / "a", **options), weights(trained(tmp_path / "b", **options).model)
+    before, state = weights(trainer.model), torch.get_rng_state()
+    found = trainer.find_lr(steps=10, start=2.0**-10)
+    assert_same(weights(trainer.model), before)
+    assert torch.equal(torch.get_rng_state(), state) and trainer.optimizer is None and trainer.model.training
+    assert 2.0**-10 in [each.lr for each in found.tried] and found.steps == 10
+    assert found.lr == trainer.find_lr(steps=10, start=2.0**-10).lr
+    trainer.train()
+    assert_same(weights(trainer.model), expected)
+    with pytest.raises(ValueError, match=r"optimizers: expected none yet, .*got .*call find_lr before train"):
+        trainer.find_lr()
+    with pytest.raises(ValueError, match=r"train_dataset: expected one with a length and indices, .* find_lr draw"):
+        made(tmp_path / "c", data=iter_only(), **{**options, "method": "mezo", "anchor_examples": None}).find_lr()
+
+
+def iter_only() -> Any:
+    return type("Stream", (torch.utils.data.IterableDataset,), {"__iter__": lambda self: iter(tokens())})()
 
 
 def test_what_needs_gradients_or_another_class(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import itertools
 import random
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -176,7 +177,7 @@ def test_ctrl_c_while_the_weights_are_put_back(times: int, monkeypatch: pytest.M
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "model": ({"model": [1]}, TypeError, r"model: expected a torch.nn.Module, got list"),
     "closures": ({"closures": [1]}, TypeError, r"closures: expected a function, got list"),
-    "too few": ({"closures": lambda: []}, ValueError, r"closures: expected at least 20 closures, .* got 0"),
+    "too few": ({"closures": list}, ValueError, r"closures: expected at least 20 closures, .* got 0"),
     "no closures": ({"closures": lambda: [3] * 20}, TypeError, r"closures: expected a function that returns the loss"),
     "steps": ({"steps": 9}, ValueError, r"steps: expected an integer at least 10, got 9"),
     "start": ({"start": 0.0}, ValueError, r"start: expected a finite number in \(0.0"),
@@ -201,8 +202,12 @@ def test_wrong_arguments(what: str) -> None:
 
 def test_closures_that_make_rates_incomparable() -> None:
     model, counted = Quadratic(), itertools.count()
-    with pytest.raises(ValueError, match="closures: expected the same closures each time it is called, got .* and"):
-        zo.find_lr(model, lambda: itertools.repeat(lambda shift=next(counted): model() + shift))
+
+    def shifted(by: int) -> Tensor:
+        return model() + by
+
+    with pytest.raises(ValueError, match=r"closures: expected the same closures each time it is called, got .* and"):
+        zo.find_lr(model, lambda: forever(partial(shifted, next(counted)))())
     with pytest.raises(ValueError, match=r"closures: expected losses that depend on the trained weights, got 3"):
         zo.find_lr(model, forever(lambda: torch.tensor(3.0)))
     with pytest.raises(ValueError, match="expected a finite loss, got nan"):

@@ -24,7 +24,7 @@ NORMALIZE = ("none", "std", "rms")
 MASKS = ("redrawn", "kept")
 AUTO = "auto"
 
-DEFAULT_LR = {"mezo": 8e-5, "sparse-mezo": 3e-4, "lezo": 1.2e-4, "mezo-svrg": 6e-5, "fzoo": 1e-3}
+DEFAULT_LR = {"mezo": 8e-5, "sparse-mezo": 3e-4, "lezo": 1.2e-4, "mezo-svrg": 6e-5, "fzoo": 5e-3}
 TASK_LR = {"mezo": 1e-6, "sparse-mezo": 2e-6, "lezo": 1e-6, "mezo-svrg": 1e-6, "fzoo": 1e-4}
 CLASSIFIER_TOKENS = 32
 _MOST_THREADS = 4096

@@ -87,7 +87,7 @@ _EVENTS: dict[str, dict[str, Any] | None] = {  # None: its fields are not checke
     },
     "lr": {
         "step": int, "lr": float, "learned": bool, "forwards": int, "baseline": tuple[float, ...],
-        "tried": tuple[dict[str, Any], ...],
+        "tried": tuple[dict, ...],
     },
     "step": {"step": int, **get_type_hints(Step)},
     "resume": {"step": int},

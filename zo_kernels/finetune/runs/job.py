@@ -22,7 +22,10 @@ from zo_kernels.trajectory import FaultyTrajectory
 
 _OF_NO_STEP = ("out", "overwrite")  # do not decide any bit; a folder may be moved
 # Settings that earlier versions did not have, and what their runs did.
-_ADDED = {"distribution": "normal", "estimator": "two_sided", "normalize": "none", "mask": "redrawn"}
+_ADDED = {
+    "distribution": "normal", "estimator": "two_sided", "normalize": "none", "mask": "redrawn",
+    "anneal": None, "anneal_above": None,
+}  # fmt: skip
 _OF_SVRG = {"estimator": None, "normalize": None}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -13,6 +13,9 @@ from zo_kernels.finetune.config import Config
 from zo_kernels.finetune.runs.job import Job, optimizer_of
 from zo_kernels.finetune.runs.steps import closures_of
 
+# A long run can afford to look farther: with a hundredth of its steps for each of some five rates, at 5 % of its price.
+_SHARE, _USUAL_STEPS, _MOST_STEPS = 100, 20, 100
+
 
 def find(job: Job, done: Callable[[], object]) -> zo.FoundLR:
     """Find a rate for the weights as they are, which are put back. After each forward `done` is called.
@@ -32,7 +35,9 @@ def find(job: Job, done: Callable[[], object]) -> zo.FoundLR:
         for step, batch in enumerate(learner.train.endless(config.batch_size, generator)):
             yield closures_of(config, learner, step, batch, loss)
 
-    return zo.find_lr(learner.predictor.model, closures, optimizer=make, **options)
+    steps = min(config.steps // _SHARE, _MOST_STEPS)
+    more = {"steps": steps} if steps > _USUAL_STEPS else {}
+    return zo.find_lr(learner.predictor.model, closures, optimizer=make, **more, **options)
 
 
 def forwards_of_run(config: Config) -> float:
