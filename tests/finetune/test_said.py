@@ -50,6 +50,9 @@ WITHOUT_EFFECT: dict[str, tuple[dict[str, Any], str]] = {
     "normalize": ({"method": "mezo-svrg", "normalize": "rms"}, "--normalize: --method mezo-svrg has its own; got rms"),
     "deviation": ({"normalize": "std"}, "--normalize std .* --directions .* at least 2 of them, got 1; take more"),
     "mask": ({"mask": "kept"}, "--mask belongs to --sparsity above 0, got kept with 0.0"),
+    "anchor of a world": (
+        {"method": "mezo-svrg", "anchor_examples": 2**30}, "--anchor-examples: expected a whole number of at most 1677"
+    ),
     "anneal": ({"anneal": 5.0}, "--anneal belongs to --method mezo-svrg, got --method mezo"),
     "anneal by 1": ({"method": "mezo-svrg", "anneal": 1.0}, "--anneal: expected a finite number above 1, got 1.0"),
     "anneal above": ({"method": "mezo-svrg", "anneal_above": 2.0}, "--anneal-above belongs to --anneal, got 2.0 alone"),
