@@ -180,11 +180,11 @@ def told_apart(group: Any, rank: int, **options: Any) -> str:
     return ""
 
 
-def goes_wrong(group: Any, split: str, failing: int, event: str, perturb: str, **options: Any) -> dict[str, Any]:
+def goes_wrong(group: Any, method: str, split: str, failing: int, event: str, perturb: str) -> dict[str, Any]:
     """In the third step one rank's loss is nan, or its closure raises, at its first call; then three steps more."""
     model = block_mlp(**SHAPE)
     start = block_mlp(**SHAPE)
-    opt = build("MeZO", model, perturb=perturb, parallel=zo.Parallel(split, group, check_every=1), **options)
+    opt = build(method, model, perturb=perturb, parallel=zo.Parallel(split, group, check_every=1))
     said = ""
     for step in range(6):
         good = CLOSURES[split](model, group, opt.step_count)

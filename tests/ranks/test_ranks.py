@@ -123,11 +123,18 @@ def test_weights_that_one_rank_sets_are_noticed_at_once(ranks: Pool) -> None:
         assert "weights changed from outside: False on ranks 0-2, True on rank 3" in said
 
 
-@pytest.mark.parametrize("event", ["nan", "raise"])
-@pytest.mark.parametrize("perturb", ["in_place", "in_forward"])
-def test_what_goes_wrong_on_one_rank_stops_the_step_on_all(ranks: Pool, event: str, perturb: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "perturb", "event"),
+    [
+        *(("MeZO", perturb, event) for perturb in ("in_place", "in_forward") for event in ("nan", "raise")),
+        ("FZOO", "in_place", "raise"),
+    ],
+)
+def test_what_goes_wrong_on_one_rank_stops_the_step_on_all(ranks: Pool, method: str, perturb: str, event: str) -> None:
     """Whoever then goes on has equal weights; the trajectory tells it all."""
-    first, *others = ranks.run(4, scenarios.goes_wrong, split="batch", failing=2, event=event, perturb=perturb)
+    first, *others = ranks.run(
+        4, scenarios.goes_wrong, method=method, split="batch", failing=2, event=event, perturb=perturb
+    )
     every = [first, *others]
     for rank, result in enumerate(every):
         assert same(result["weights"], first["weights"])
