@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -76,6 +78,23 @@ def train(
         "sent": opt.bytes_sent,
         "gradients": opt.projected_gradients,
     }
+
+
+def find_lr(group: Any, split: str, **options: Any) -> dict[str, Any]:
+    """From a rate at which the last rank's loss is soon nan."""
+    model = block_mlp(**SHAPE)
+    before, make, parallel = weights_of(model), CLOSURES[split], zo.Parallel(split, group)
+    last = distributed.get_rank(group) == distributed.get_world_size(group) - 1
+
+    def closure(loss: Callable[[], Tensor]) -> Tensor:
+        value = loss()
+        return value * (float("nan") if last and value > 20 else 1.0)
+
+    def closures() -> Iterator[Callable[[], Tensor]]:
+        return (partial(closure, make(model, group, step)) for step in itertools.count())
+
+    found = zo.find_lr(model, closures, parallel=parallel, start=8.0, steps=10, **options)
+    return {"found": found, "same": same(weights_of(model), before)}
 
 
 def train_on_device(group: Any, event: str, split: str, **options: Any) -> dict[str, Any]:

@@ -42,6 +42,16 @@ def test_one_two_and_four_ranks_have_equal_bits(ranks: Pool, method: str, split:
 
 
 @pytest.mark.parametrize("split", OPTIONS)
+def test_all_ranks_find_the_rate_of_one(ranks: Pool, split: str) -> None:
+    """Bit for bit, over rates that diverge at once."""
+    options = {"split": split, "perturb": "in_forward", **OPTIONS[split]}
+    (alone,) = ranks.run(1, scenarios.find_lr, **options)
+    assert alone["found"].learned and any(len(each.losses) < 5 for each in alone["found"].tried)
+    for rank in ranks.run(2, scenarios.find_lr, **options):
+        assert rank["same"] and rank["found"].lr == alone["found"].lr and rank["found"].tried == alone["found"].tried
+
+
+@pytest.mark.parametrize("split", OPTIONS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bits(ranks: Pool, split: str, dtype: torch.dtype) -> None:
     one, *others = (
