@@ -103,9 +103,9 @@ def find_lr(
     compared although losses are noisy. The run's losses are compared with those of lr = 0: batch by batch, on average
     over the second half of the steps. Rates differ by factors of two. The first one would change the loss by a tenth in
     a step if the loss were linear; the next ones surround the best. A rate at which the loss rises is stopped after 5
-    steps. Of all rates the smallest is taken that gains four fifths of the largest gain: too large a rate costs more than
-    one that is as much too small. It is right for the beginning of a run; let it fall in a long one, above all with
-    normalized steps, or halve it.
+    steps. Of all rates the smallest is taken that gains four fifths of the largest gain: too large a rate costs more
+    than one that is as much too small. It is right for the beginning of a run; let it fall in a long one, above all
+    with normalized steps, or halve it.
 
         found = zo.find_lr(model, lambda: (partial(loss_of, batch) for batch in loader), optimizer=zo.FZOO)
         print(found)

@@ -218,7 +218,7 @@ def _give_up_if_diverged(steps: Sequence[Step], config: Config) -> None:
     if len(last) == _MOST_REFUSED_IN_A_ROW and all(step.loss is None for step in last):
         raise Diverged(
             f"the last {len(last)} of {len(steps)} steps were refused, since a loss was not finite or the update too "
-            f"large for the weights: the run has diverged. Lower --lr, got {config.lr}, --eps, got {config.eps}, or "
+            f"large for the weights: the run has diverged. Lower --lr, got {steps[0].lr}, --eps, got {config.eps}, or "
             f"--weight-decay, got {config.weight_decay}"
         )
 
