@@ -30,7 +30,8 @@ class FZOO(ZeroOrderOptimizer):
     Speed", arXiv 2506.09034.
 
     Args:
-        directions: n, at least 2.
+        directions: n, at least 2. With fewer than five or so, D is now and then far too small, and the step far too
+            long: 1/D has no variance for n = 2 and 3. MeZO's `normalize="rms"` has no such tail.
         distribution: of u_k; "normal" for normals instead of signs.
 
     Other arguments, attributes, errors: `ZeroOrderOptimizer`. `step` returns l_0.

@@ -136,7 +136,8 @@ def _found_rate(job: Job, metrics: Metrics, console: Console) -> float:
             console.print(f"warning: {warning.message}", highlight=False, markup=False, soft_wrap=True)
         metrics.write("lr", **rate.as_record(found))
         record = metrics.records[-1]
-        report.draw_rates(record, job.folder / run_folder.RATES)
+    if not (picture := job.folder / run_folder.RATES).exists():
+        report.draw_rates(record, picture)
     console.print(report.rate_line(record, rate.forwards_of_run(job.config)), highlight=False, soft_wrap=True)
     return float(record["lr"])
 
