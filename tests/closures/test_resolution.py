@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import pickle
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -282,3 +284,18 @@ def test_copies_go_on_counting() -> None:
     for copied in (copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
         (told,) = said(lambda copied=copied: [step(copied, lambda: 0.3) for _ in range(10)])
         assert "in 20 steps" in told
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_directions_that_their_losses_do_not_tell_apart_are_told(strict: bool) -> None:
+    """One-sided, far from L(θ) all alike: curvature alone. FZOO would stand still without a word."""
+    losses = itertools.cycle([1.0, *(1.5 + 1e-5 * k for k in range(3))])
+    go = partial(run, lambda model, i: next(losses), 25, "FZOO", directions=3, strict=strict)
+    if strict:
+        with pytest.raises(ValueError, match=r"closure: the losses of the directions were within a thousandth of"):
+            go()
+        return
+    (told,) = said(go)
+    assert "in 20 steps in a row (now 1.5, and L(θ) 1)" in told and "use a smaller eps (got 0.001)" in told
+    losses = itertools.cycle([1.0, *(1.5 + 1e-2 * k for k in range(3))])
+    assert not said(go)

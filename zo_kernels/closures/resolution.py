@@ -21,12 +21,13 @@ from ..trajectory import Difference, Kind, Record
 from ..warn import Warner
 from .losses import Refused
 
-COARSE, _EQUAL, _DIVERGED = "resolution", "no difference", "divergence"  # topics of the reports
+COARSE, _EQUAL, _DIVERGED, _ALIKE = "resolution", "no difference", "divergence", "alike"  # topics of the reports
 # Steps in a row before a report. Healthy losses differ by thousands of grains: in float32 by 1e-3 L, a grain is 1e-7 L.
 _STEPS = 10
 _EQUAL_STEPS = 20  # an accuracy is often the same twice
 _FEW_GRAINS = 8  # with a difference of so few, g has three bits at most
 _COUNT_BELOW = 128  # a loss of fewer grains is a count, such as an accuracy; bfloat16, with 8 bits, reaches 128
+LEAST_SPREAD = 2.0**-10  # of one-sided losses, in parts of how far they are from that at θ: below, they are all alike
 _DIVERGED_FACTOR = 1e3  # a loss that has grown so much has diverged
 _CONVERGED = 1e-3  # a loss below this fraction of the largest one is expected to be coarse
 NARROW = frozenset((torch.bfloat16, torch.float16))
@@ -111,6 +112,14 @@ def _coarse(record: Record) -> _Coarse | None:
     return _Coarse(1, difference, grain, size)
 
 
+def _are_alike(record: Record) -> bool:
+    """Whether the losses of a one-sided step differ from that at θ, and hardly from each other."""
+    if not record.difference.one_sided or len(record.losses) < 2:
+        return False
+    away = [there - here for there, here in record.losses]
+    return max(map(abs, away)) > 0.0 and max(away) - min(away) < LEAST_SPREAD * max(map(abs, away))
+
+
 class Resolution:
     """Checks the losses of each recorded step. Losses on a GPU are checked later, when they have arrived."""
 
@@ -120,6 +129,7 @@ class Resolution:
         # Separately for steps at anchors (True), which have another closure, and for others (False):
         self._coarse: dict[bool, _Coarse | None] = {}
         self._equal: dict[bool, int] = {}  # steps in a row with L+ = L-
+        self._alike = 0  # one-sided steps in a row whose losses hardly tell the directions apart
         self._largest = 0.0  # the largest |L| so far
         self._first = 0.0  # the first |L| that was not 0
         self._fine = False  # whether any step had losses that were not coarse
@@ -157,6 +167,9 @@ class Resolution:
         if not math.isfinite(size):
             return None  # the device skipped this step, and made all its losses NaN
         self._largest, self._first = max(self._largest, size), self._first or size
+        self._alike = self._alike + 1 if _are_alike(record) else 0
+        if self._alike >= _EQUAL_STEPS and not self._warner.warned(_ALIKE):
+            return _ALIKE, _alike_message(record)
         if (step := _coarse(record)) is None:
             self._coarse[anchor], self._equal[anchor], self._fine = None, 0, True
             return None
@@ -190,6 +203,16 @@ def _equal_message(name: str, steps: int, record: Record) -> str:
         "trained weights: the closure calls another model or a copy, or the head is frozen, replaced or unused. "
         f"Perhaps eps is too small (got {record.eps:g}). Or the loss has few values, as in 16 bits or an accuracy: use "
         "a larger batch or eps"
+    )
+
+
+def _alike_message(record: Record) -> str:
+    there, here = record.losses[0]
+    return (
+        f"closure: the losses of the directions were within a thousandth of their distance from L(θ) in {_EQUAL_STEPS} "
+        f"steps in a row (now {there:.6g}, and L(θ) {here:.6g}): they tell of the curvature along any direction, which "
+        f"one-sided estimates do not cancel, and nothing is learned; use a smaller eps (got {record.eps:g}) or "
+        "estimator='two_sided'"
     )
 
 

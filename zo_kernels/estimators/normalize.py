@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, device
 
 from .. import checks
+from ..closures.resolution import LEAST_SPREAD
 from ..trajectory.setups import NORMALIZE
 from ..weights.rows import Value, device_of, divided, stacked, total
 
@@ -41,11 +42,6 @@ class RMS:
     def __post_init__(self) -> None:
         checks.number("normalize: beta", self.beta, 0.0, 1.0, open_high=True)
         checks.number("normalize: delta", self.delta, 0.0, 1e30)
-
-
-# In units of the largest |g|. If those of a step differ by less than that, they do not tell the directions apart: ε is
-# too large for one-sided estimates, or the loss too coarse. A division by it would only be a very long step.
-_LEAST_SPREAD = 2.0**-10
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +107,8 @@ class Normalizer:
         if self.kind == "std":
             shifted = _less(g, g[0])  # so that equal numbers have a mean of exactly 0, whatever n is
             d: Any = _root(divided(total(_squares(_less(shifted, divided(total(shifted), n)))), n - 1))
-            far = _LEAST_SPREAD * (max(map(abs, g)) if where is None else g.abs().max())
+            # A division by less would only be a very long step; `closures.resolution` tells of it.
+            far = LEAST_SPREAD * (max(map(abs, g)) if where is None else g.abs().max())
             d = (d if d > far else 0.0) if where is None else torch.where(d > far, d, 0.0)
         else:
             beta = self.rms.beta

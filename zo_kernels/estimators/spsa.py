@@ -84,7 +84,7 @@ class SPSA(Estimator):
                 )
 
     def options(self) -> list[str]:
-        return [f"estimator: {self.name}", f"normalize: {self.normalize} {self.normalizer.numbers[:2] or ''}"]
+        return [f"estimator: {self.name}", f"normalize: {self.normalize} {self.normalizer.numbers or ''}".rstrip()]
 
     def state(self, groups: Sequence[Mapping[str, Any]], kept: Mapping[Tensor, dict[str, Any]]) -> dict[str, Any]:
         return {"estimator": self.name, "normalize": self.normalize, "rms": list(self.normalizer.numbers)}

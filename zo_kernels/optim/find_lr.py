@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .. import checks
 from ..closures.losses import Closure, OutOfRange, check_closure
 from ..interrupts import signals_held
+from ..modes import inference_mode
 from ..warn import warn
 from ..weights.shards import local
 from .base import ZeroOrderOptimizer
@@ -190,7 +191,8 @@ class _Search:
                 raise ValueError(
                     f"most: expected the best rate to be among {self._most}, but of those from "
                     f"{first * 2.0 ** min(self._tried):.3g} to {first * 2.0 ** max(self._tried):.3g} "
-                    f"{'it is the first or the last' if self._gains() else 'all diverged'}; change start= or most="
+                    f"{'it is the first or the last' if self._gains() else 'all diverged'}; change start= or most=, or "
+                    "a rate that the search leaves alone, such as anchor_lr="
                 )
             self._tried[at] = self._try(first * 2.0**at)
         chosen, learned = self._chosen()
@@ -343,9 +345,11 @@ class _Kept:
 
     def _put_back(self) -> None:
         for p, kept in self._weights.items():
-            local(p).detach().copy_(kept)
+            with inference_mode(p.is_inference()):
+                local(p).detach().copy_(kept)
         for p, frozen in self._frozen:
-            p.requires_grad_(not frozen)
+            if p.requires_grad is frozen:
+                p.requires_grad_(not frozen)
         for name, b in self._model.named_buffers():
             before, now = self._buffers.get(name), local(b)
             # A cache may be new, or of another shape; and what repeats its elements in memory can only be read.

@@ -45,7 +45,8 @@ def kept_by_state(optimizer: ZeroOrderOptimizer) -> dict[str, Any]:
     told |= {"zo_seed": optimizer.seed, "distribution": optimizer.distribution}
     told |= {"directions": optimizer.directions, "drop": optimizer.drop}
     told |= {"estimator": optimizer.estimator, "normalize": optimizer.normalize, "mask": optimizer.mask}
-    return told | {name: getattr(optimizer, name, None) for name in ("anchor_every", "shared_direction", "anneal")}
+    of_svrg = ("anchor_every", "shared_direction", "anneal", "anneal_above")
+    return told | {name: getattr(optimizer, name, None) for name in of_svrg}
 
 
 def given(args: ZOTrainingArguments, optimizer: ZeroOrderOptimizer, objective: Any) -> dict[str, Any]:
