@@ -1,0 +1,103 @@
+"""A second implementation of steps in place, in a few lines over `zo.add_noise_`: the library's are compared with it.
+
+It also takes the steps that the library has no option for: momentum from replayed scalars.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import stdev
+
+import torch
+from torch import Tensor, nn
+
+import zo_kernels as zo
+from zo_kernels.estimators.draws import direction_seeds
+
+from ..arms import EPS
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a step estimates, and how it finds its size.
+
+    Args:
+        directions: of a step.
+        one_sided: losses at θ + ε z_k and at θ; else at θ + ε z_k and θ - ε z_k.
+        normalize: "none", "std" (of the step's slopes; FZOO, arXiv 2506.09034) or "rms" (the root of an exponential
+            mean of their squares; MEAZO, arXiv 2605.03869).
+        distribution: of z.
+        beta, delta: of "rms".
+        momentum: the factor by which a step's slopes count in the next one, and how many steps it replays.
+    """
+
+    directions: int = 1
+    one_sided: bool = False
+    normalize: str = "none"
+    distribution: str = "normal"
+    beta: float = 0.99
+    delta: float = 1e-8
+    momentum: tuple[float, int] = (0.0, 1)
+
+    @property
+    def forwards(self) -> int:
+        return self.directions + 1 if self.one_sided else 2 * self.directions
+
+
+class Twin:
+    """Steps of a `Kind`, in place."""
+
+    def __init__(self, model: nn.Module, lr: float, seed: int, *, kind: Kind, backend: str | None):
+        mezo = zo.MeZO(model, lr=lr, eps=EPS, seed=seed, parallel="off", perturb="in_place")
+        self.params = [p for group in mezo.param_groups for p in group["params"]]
+        self._lr, self._seed, self._kind, self._steps, self._mean_square = lr, seed, kind, 0, 0.0
+        ids = mezo.state_dict()["zo"]["param_ids"]
+        self._options = {"param_ids": ids, "backend": backend, "distribution": kind.distribution}
+        self._replayed: deque[dict[int, float]] = deque(maxlen=kind.momentum[1])
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor]) -> float:
+        kind, where = self._kind, dict[int, float]()
+        seeds = direction_seeds(self._seed, self._steps, kind.directions)
+        self._steps += 1
+
+        def loss_at(offset: dict[int, float]) -> float:
+            self._move(where, offset)
+            return closure().item()
+
+        if kind.one_sided:
+            here = loss_at({})
+            slopes = [(loss_at({s: EPS}) - here) / EPS for s in seeds]
+        else:
+            pairs = [(loss_at({s: EPS}), loss_at({s: -EPS})) for s in seeds]
+            slopes = [(above - below) / (2 * EPS) for above, below in pairs]
+        if not all(map(math.isfinite, slopes)):
+            raise ValueError("a loss is not finite")
+        size = self._size(slopes)
+        decay = kind.momentum[0]
+        self._replayed = deque(({s: decay * g for s, g in old.items()} for old in self._replayed), kind.momentum[1])
+        self._replayed.append({s: g / size for s, g in zip(seeds, slopes, strict=True)})
+        rate = -self._lr / kind.directions
+        self._move(where, {s: rate * g for old in reversed(self._replayed) for s, g in old.items()})
+        return here if kind.one_sided else pairs[0][0]
+
+    def _move(self, where: dict[int, float], to: dict[int, float]) -> None:
+        """Go from one sum of directions to another by one pass over those that they differ in."""
+        scales = {s: to.get(s, 0.0) - where.get(s, 0.0) for s in (*where, *(s for s in to if s not in where))}
+        if scales:
+            zo.add_noise_(self.params, list(scales), list(scales.values()), **self._options)
+        where.clear()
+        where.update(to)
+
+    def _size(self, slopes: Sequence[float]) -> float:
+        kind = self._kind
+        if kind.normalize == "std":
+            return stdev(slopes)
+        if kind.normalize == "rms":
+            square = sum(g * g for g in slopes) / len(slopes)
+            self._mean_square = kind.beta * self._mean_square + (1 - kind.beta) * square
+            return math.sqrt(self._mean_square / (1 - kind.beta**self._steps)) + kind.delta
+        return 1.0
