@@ -4,11 +4,13 @@ Fused kernels that regenerate Gaussian noise from a seed and apply it in place, 
 """
 
 from .ops import add_noise_, noise
-from .optim import LeZO, MeZO, MeZOSVRG, Parallel, RankLost, RanksDiffer, SparseMeZO, ZeroOrderOptimizer
+from .optim import FZOO, RMS, LeZO, MeZO, MeZOSVRG, Parallel, RankLost, RanksDiffer, SparseMeZO, ZeroOrderOptimizer
 from .runs.replay import replay
 from .trajectory import Trajectory
 
 __all__ = [
+    "FZOO",
+    "RMS",
     "LeZO",
     "MeZO",
     "MeZOSVRG",

@@ -92,9 +92,9 @@ def test_a_loss_in_16_bits_is_told_in_numbers(method: str, perturb: str, what: s
 
 
 def test_of_a_gpu_no_value_is_read() -> None:
-    told = resolution.narrow_loss_message(torch.empty((), dtype=torch.bfloat16, device="meta"), 1e-3)
+    told = resolution.narrow_loss_message(torch.empty((), dtype=torch.bfloat16, device="meta"), 1e-3, TWO_SIDED)
     assert "steps of 0.00391 to 0.00781 of its size" in told and "comes in steps of 3.91" in told
-    assert "at 0 it comes in steps of" in resolution.narrow_loss_message(torch.zeros((), dtype=torch.float16), 1e-3)
+    assert "at 0 it comes in steps of" in resolution.narrow_loss_message(torch.zeros((), dtype=torch.float16), 1e-3, TWO_SIDED)
 
 
 @pytest.mark.parametrize("perturb", PERTURB)

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from models import block_mlp, real_loss
 
 import zo_kernels as zo
-from zo_kernels.estimators.numbers import spsa_update
 from zo_kernels.estimators.protocol import Estimate, Step
-from zo_kernels.estimators.two_sided import TwoSided
+from zo_kernels.estimators.spsa import SPSA
 
 
-class Signs(TwoSided):
+class Signs(SPSA):
     """Moves by the sign of g alone."""
 
     def estimate(self, step: Step) -> Estimate:
         made = super().estimate(step)
-        signs = [1.0 if g > 0 else -1.0 for g in made.numbers.gradients[0]]
-        update = spsa_update(step.draws.seeds(), signs, made.numbers.rates)
-        finish = made.update.func  # type: ignore[attr-defined]
-        return replace(made, update=lambda then: finish(update, made.numbers.decays, then))
+        numbers = replace(made.numbers, along=[1.0 if g > 0 else -1.0 for g in made.numbers.along])
+        probes, seeds, _ = made.update.args  # type: ignore[attr-defined]
+        return replace(made, update=partial(self.finish_step, probes, seeds, numbers))
 
 
 class SignSGD(zo.ZeroOrderOptimizer):

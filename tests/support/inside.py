@@ -121,7 +121,7 @@ def losses_stay(patch: Patch, stay: bool = True) -> None:
 
 def graphs_here(patch: Patch, captured: Callable[..., Any] | None = None) -> None:
     """Steps can be captured on a CPU; by what, if that is given."""
-    patch.setattr(base, "cannot_be_graphed", lambda where: None)
+    patch.setattr(base, "cannot_be_graphed", lambda run, where: None)
     if captured is not None:
         patch.setattr(graphed, "captured", captured)
 

@@ -86,10 +86,10 @@ def value_of(loss: Any) -> tuple[Tensor | float, Value]:
     return loss, float(value)
 
 
-def check_pair(pair: Pair, eps: float) -> None:
-    """Raise Refused if g = (L+ - L-) / 2ε is too large for an update in float32. Losses on a device are not checked."""
+def check_pair(pair: Pair, span: float) -> None:
+    """Raise Refused if g, their difference / span, is too large for float32. Losses on a device are not checked."""
     plus, minus = pair
     if isinstance(plus, Tensor) or isinstance(minus, Tensor):
         return
-    if not abs(plus - minus) / (2 * eps) <= MAX_GRADIENT:
+    if not abs(plus - minus) / span <= MAX_GRADIENT:
         raise Refused(OutOfRange, f"expected losses whose difference fits float32, got {plus} and {minus}")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..interrupts import Call
-from ..trajectory import Kind, Record
+from ..trajectory import Difference, Kind, Record
 from ..warn import Warner
 from .losses import Refused
 
@@ -36,7 +36,7 @@ _FLOAT32 = (
 )
 
 
-def narrow_loss_message(loss: Tensor, eps: float) -> str:
+def narrow_loss_message(loss: Tensor, eps: float, difference: Difference) -> str:
     """The message for a loss in 16 bits: which steps g comes in. Does not read a value on a GPU."""
     info, what = torch.finfo(loss.dtype), f"closure: expected a float32 loss, got one of {loss.dtype}"
     known = loss.device.type == "cpu" and loss.numel() == 1 and not hasattr(loss, "full_tensor")
@@ -44,19 +44,19 @@ def narrow_loss_message(loss: Tensor, eps: float) -> str:
     if math.isfinite(size):
         grain = info.eps * 2.0 ** math.floor(math.log2(max(size, info.smallest_normal)))
         steps = (
-            f"at {size:.4g} it comes in steps of {grain:.3g}, so g = (L+ - L-) / 2 eps comes in steps of "
-            f"{_step(grain, eps)}"
+            f"at {size:.4g} it comes in steps of {grain:.3g}, so g = {difference.formula} comes in steps of "
+            f"{_step(grain, eps, difference)}"
         )
     else:
         steps = (
             f"it comes in steps of {info.eps / 2:.3g} to {info.eps:.3g} of its size, so for a loss of 1, "
-            f"g = (L+ - L-) / 2 eps comes in steps of {_step(info.eps, eps)}"
+            f"g = {difference.formula} comes in steps of {_step(info.eps, eps, difference)}"
         )
     return f"{what}: {steps}; {_FLOAT32}; or use an eps far above {eps:g}"
 
 
-def _step(grain: float, eps: float) -> str:
-    return f"{grain / (2 * eps):.3g}"
+def _step(grain: float, eps: float, difference: Difference) -> str:
+    return f"{grain / difference.span(eps):.3g}"
 
 
 def _grain(value: float) -> float:
@@ -176,24 +176,26 @@ class Resolution:
 
 def _divergence_message(name: str, first: float, record: Record) -> str:
     return (
-        f"{name}: losses have grown from {first:.4g} to {record.losses[0][0]:.4g}, and L+ and L- no longer differ: the "
-        "run has diverged; begin again with a smaller learning rate"
+        f"{name}: losses have grown from {first:.4g} to {record.losses[0][0]:.4g}, and {record.difference.losses} no "
+        "longer differ: the run has diverged; begin again with a smaller learning rate"
     )
 
 
 def _equal_message(name: str, steps: int, record: Record) -> str:
     return (
-        f"{name}: L+ and L- were equal, bit for bit, in {steps} steps in a row (now {record.losses[0][0]:.6g}), so g "
-        "is 0 and nothing is trained. Perhaps the loss does not depend on the trained weights: the closure calls "
-        "another model or a copy, or the head is frozen, replaced or unused. Perhaps eps is too small (got "
-        f"{record.eps:g}). Or the loss has few values, as in 16 bits or an accuracy: use a larger batch or eps"
+        f"{name}: {record.difference.losses} were equal, bit for bit, in {steps} steps in a row (now "
+        f"{record.losses[0][0]:.6g}), so g is 0 and nothing is trained. Perhaps the loss does not depend on the "
+        "trained weights: the closure calls another model or a copy, or the head is frozen, replaced or unused. "
+        f"Perhaps eps is too small (got {record.eps:g}). Or the loss has few values, as in 16 bits or an accuracy: use "
+        "a larger batch or eps"
     )
 
 
 def _coarse_message(name: str, found: _Coarse, record: Record) -> str:
+    difference, step = record.difference, _step(found.grain, record.eps, record.difference)
     return (
-        f"{name}: L+ and L- differed by {found.difference:.3g} at most in {found.steps} steps in a row, and losses of "
-        f"{found.size:.6g} come in steps of {found.grain:.3g} here, so g = (L+ - L-) / 2 eps comes in steps of "
-        f"{_step(found.grain, record.eps)} and is mostly rounding; use an eps far above {record.eps:g}, remove any "
-        f"constant that makes the loss large, and if the loss comes from 16 bits, {_FLOAT32}"
+        f"{name}: {difference.losses} differed by {found.difference:.3g} at most in {found.steps} steps in a row, and "
+        f"losses of {found.size:.6g} come in steps of {found.grain:.3g} here, so g = {difference.formula} comes in "
+        f"steps of {step} and is mostly rounding; use an eps far above {record.eps:g}, remove any constant that makes "
+        f"the loss large, and if the loss comes from 16 bits, {_FLOAT32}"
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..trajectory import TWO_SIDED, Difference
 from ..warn import Warner
 from ..weights.tables import Weights
 from . import first_order
@@ -37,7 +38,7 @@ class Closures:
             self._randomness.begin()
             self._draws.begin()
 
-    def wrap(self, closure: Closure, eps: float) -> Closure:
+    def wrap(self, closure: Closure, eps: float, difference: Difference = TWO_SIDED) -> Closure:
         """Return a closure that does the same and runs the checks. It raises ValueError where `Warner` does."""
         called = self._randomness.called() if self._randomness.found else None
 
@@ -52,7 +53,7 @@ class Closures:
                     "gradients within a step; remove zero_grad() and backward()"
                 ) from error
             if isinstance(loss, Tensor) and loss.dtype in NARROW and not self._warner.warned(COARSE):
-                self._warner.warn(COARSE, narrow_loss_message(loss, eps))
+                self._warner.warn(COARSE, narrow_loss_message(loss, eps, difference))
             if called is not None:
                 called()
             return loss

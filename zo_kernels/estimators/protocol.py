@@ -14,10 +14,11 @@ from ..closures.watch import Closures
 from ..interrupts import Call
 from ..perturbation.place import Place, Probes
 from ..ranks.parallel import Ranks
-from ..trajectory import Kind, Setup
-from ..weights.rows import Seed
+from ..trajectory import TWO_SIDED, Difference, Kind, Setup
+from ..weights.rows import Seed, Value
 from ..weights.tables import Weight, Weights
 from .draws import Draws
+from .normalize import Normalizer
 from .numbers import Numbers
 from .path import Path
 
@@ -27,19 +28,22 @@ class Losses:
     """The losses along some directions.
 
     Attributes:
-        pairs: (L+, L-) of each direction, also of those that other ranks evaluated.
+        pairs: the two losses of each direction, also of those that other ranks evaluated.
         seen: what the closure returned on this rank, in order.
+        difference: which two losses.
     """
 
     pairs: list[Pair]
     seen: list[Any]
+    difference: Difference = TWO_SIDED
 
     def mean(self, several_ranks: bool) -> Tensor | float:
-        """Return the mean loss, as a tensor if the closure returns tensors."""
-        first = self.seen[0]
+        """Return the mean loss, or that at θ if there is one, as a tensor if the closure returns tensors."""
+        first, one_sided = self.seen[0], self.difference.one_sided
         if not several_ranks:
-            return sum(self.seen) / len(self.seen)
-        mean = sum(value for pair in self.pairs for value in pair) / (2 * len(self.pairs))
+            return first if one_sided else sum(self.seen) / len(self.seen)
+        values = [value for pair in self.pairs for value in (pair[1:] if one_sided else pair)]
+        mean = sum(values) / len(values)
         return torch.as_tensor(mean, device=first.device).to(first) if isinstance(first, Tensor) else mean
 
 
@@ -101,9 +105,11 @@ class Step:
         self.note_probes(made)
         return made
 
-    def losses(self, probes: Probes, closure: Closure, seeds: Sequence[Seed]) -> Losses:
-        """Evaluate L(θ + ε z) and L(θ - ε z) for each direction. Ranks share the work, and each gets all losses."""
-        closure, found = self.watch.wrap(closure, self.eps), Losses([], [])
+    def losses(
+        self, probes: Probes, closure: Closure, seeds: Sequence[Seed], difference: Difference = TWO_SIDED
+    ) -> Losses:
+        """Evaluate the two losses of each direction. Ranks share the work, and each gets all losses."""
+        closure, found = self.watch.wrap(closure, self.eps, difference), Losses([], [], difference)
         if self.ranks is None:
             evaluate(probes, closure, seeds, self.eps, found)
             self.note_writes()
@@ -114,24 +120,32 @@ class Step:
             self.note_writes()
         except Exception as error:
             # Make the remaining moves: otherwise this rank's weights would be rounded differently from the others'.
-            for seed, signed in [(s, e) for s in own for e in (self.eps, -self.eps)][probes.moves :]:
-                probes.to({seed: signed})
+            for offset in offsets(own, self.eps, difference)[probes.moves :]:
+                probes.to(offset)
             self.ranks.report_error(error, len(own), *to_compare)
             raise
-        return Losses(self.ranks.exchange(found.pairs, *to_compare), found.seen)
+        return Losses(self.ranks.exchange(found.pairs, *to_compare), found.seen, difference)
+
+
+def offsets(seeds: Sequence[Seed], eps: float, difference: Difference) -> list[dict[Seed, float]]:
+    """Return where a step moves the weights: to θ + ε z of each direction, and to θ - ε z if it is two-sided."""
+    return [{seed: signed} for seed in seeds for signed in ((eps,) if difference.one_sided else (eps, -eps))]
 
 
 def evaluate(probes: Probes, closure: Closure, seeds: Sequence[Seed], eps: float, into: Losses) -> None:
-    """Evaluate the losses at θ + ε z and θ - ε z for each direction, and append them to `into`."""
+    """Evaluate the two losses of each direction, and append them to `into`. A loss at θ comes first."""
+
+    def at(offset: Mapping[Seed, float]) -> Value:
+        probes.to(offset)
+        loss, value = value_of(probes.evaluate(closure))
+        into.seen.append(loss)
+        return value
+
+    one_sided, span = into.difference.one_sided, into.difference.span(eps)
+    here = at({}) if one_sided else 0.0
     for seed in seeds:
-        values = []
-        for signed in (eps, -eps):
-            probes.to({seed: signed})
-            loss, value = value_of(probes.evaluate(closure))
-            into.seen.append(loss)
-            values.append(value)
-        pair = (values[0], values[1])
-        check_pair(pair, eps)
+        pair = at({seed: eps}), here if one_sided else at({seed: -eps})
+        check_pair(pair, span)
         into.pairs.append(pair)
 
 
@@ -157,7 +171,7 @@ class Estimate:
 
 
 class Estimator:
-    """Decides which losses a step evaluates, and computes the update from them. `TwoSided` is the simplest one.
+    """Decides which losses a step evaluates, and computes the update from them. `SPSA` is the simplest one.
 
     A new estimator must write `estimate`. A replay computes updates from recorded losses, so `runs/replay.py` must
     learn the new update; until then the optimizer warns, and a replay refuses the run. All other methods have defaults,
@@ -165,15 +179,19 @@ class Estimator:
 
     - `fill_group`, `check_options`: its options in parameter groups
     - `begin`, `forget`, `anchors`, `after_rebuild`, `rewrite_theta`: weights that change, and what it keeps of them
-    - `setup_fields`, `agreed`, `options`: what a trajectory records and ranks compare
+    - `setup_fields`, `check_setup`, `agreed`, `options`: what a trajectory records and ranks compare
     - `state`, `check_state`, `check_group`, `check_kept`, `load_state`, `continue_from`: saving and resuming
 
     Attributes:
+        name: what `optimizer.estimator` is.
+        normalize: what `optimizer.normalize` is.
         group_options: its options in a parameter group, besides those of every optimizer.
         can_rewrite_theta: whether `rewrite_theta` can restore θ, whatever the weights are now.
         why_steps_differ: why its steps launch different kernels; None if all launch the same ones.
     """
 
+    name: str = "its own"
+    normalize: str = "none"
     group_options: tuple[str, ...] = ()
     can_rewrite_theta = False
     why_steps_differ: str | None = None
@@ -188,6 +206,9 @@ class Estimator:
         Raises:
             TypeError, ValueError: an option is invalid.
         """
+
+    def check_directions(self, directions: int) -> None:
+        """Raise ValueError unless it can estimate along so many directions a step."""
 
     def begin(self, changed: bool) -> None:
         """Begin a step. `changed`: something other than the optimizer has changed weights since the last one."""
@@ -214,9 +235,12 @@ class Estimator:
         """Write θ from what the estimator keeps, if it `can_rewrite_theta`."""
         raise NotImplementedError
 
-    def setup_fields(self) -> dict[str, bool]:
+    def setup_fields(self) -> dict[str, Any]:
         """Return the fields of a trajectory's setup that depend on the estimator."""
         return {"svrg": False, "shared_direction": False, "anchored": False}
+
+    def check_setup(self, setup: Setup) -> None:
+        """Raise ValueError unless it can continue a run with this setup, of the same method."""
 
     def agreed(self, groups: Sequence[Mapping[str, Any]]) -> list[str]:
         """Return texts "name: value" of what may change in every step, and must be equal on all ranks."""
@@ -279,9 +303,10 @@ class Estimator:
 
 @dataclass(frozen=True, slots=True)
 class ReplayedEnd:
-    """What MeZO-SVRG remembers at the end of a replayed run.
+    """What an estimator remembers at the end of a replayed run.
 
     Attributes:
+        normalizer: of SPSA.
         path: θ as the anchor plus a sum of directions; None if there is no anchor.
         dropped: blocks that are dropped until the next anchor.
         age: steps since the anchor; None if there is no anchor.
@@ -289,6 +314,7 @@ class ReplayedEnd:
         begun: whether a step was taken after the last setup.
     """
 
+    normalizer: Normalizer
     path: Path | None
     dropped: frozenset[int]
     age: int | None

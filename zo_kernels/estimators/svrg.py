@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import checks
 from ..interrupts import Call
-from ..trajectory import Kind, Setup
+from ..trajectory import TWO_SIDED, Kind, Setup
 from ..weights.rows import decay_factors, on_host
 from ..weights.shards import is_sharded, like, local
 from ..weights.tables import Weight, Weights
@@ -34,6 +34,7 @@ class SVRG(Estimator):
     """
 
     group_options = ("anchor_lr",)
+    name = "svrg"
     can_rewrite_theta = True
     why_steps_differ = "MeZO-SVRG's steps at an anchor and between anchors are not alike"
 
@@ -77,7 +78,7 @@ class SVRG(Estimator):
         given = zip(step.rates, self._anchor_rates, strict=True)
         rates = [2 * lr if anchor_lr is None else anchor_lr for lr, anchor_lr in given]
         decays = decay_factors(rates, step.weight_decays)
-        numbers = Numbers.of([losses.pairs], step.eps, rates, decays, reach=weights.reach)
+        numbers = Numbers.of([losses.pairs], TWO_SIDED.span(step.eps), rates, decays, reach=weights.reach)
         update = partial(self._advance, weights, Path.started(weights.rows, seeds, numbers), 1, True)
         return Estimate(Kind.ANCHOR, losses, numbers, update, rates)
 
@@ -90,8 +91,8 @@ class SVRG(Estimator):
         here = step.losses(self._probes(step), closure, seeds)
         there = step.losses(self._probes(step, from_anchor=True), closure, anchor_seeds)
         decays, others = decay_factors(step.rates, step.weight_decays), list(path.gradients.values())
-        pairs, reach = [here.pairs, there.pairs], step.weights.reach
-        numbers = Numbers.of(pairs, step.eps, step.rates, decays, path.ok, reach=reach, others=others)
+        pairs, reach, span = [here.pairs, there.pairs], step.weights.reach, TWO_SIDED.span(step.eps)
+        numbers = Numbers.of(pairs, span, step.rates, decays, path.ok, reach=reach, others=others)
         estimate = path.estimate(seeds, numbers.gradients[0], anchor_seeds, numbers.gradients[1])
         update = partial(self._advance, step.weights, path.advanced(estimate, numbers), age + 1, False)
         return Estimate(Kind.BETWEEN, here, numbers, update, step.rates, there.pairs)
@@ -138,7 +139,7 @@ class SVRG(Estimator):
             self._path.write(weights, weights.active(self._dropped), record=True)
         return True
 
-    def setup_fields(self) -> dict[str, bool]:
+    def setup_fields(self) -> dict[str, Any]:
         return {"svrg": True, "shared_direction": self.shared_direction, "anchored": self._age is not None}
 
     def agreed(self, groups: Sequence[Mapping[str, Any]]) -> list[str]:

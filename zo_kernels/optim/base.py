@@ -15,8 +15,9 @@ from .. import checks, spec
 from ..closures.losses import Closure, check_closure
 from ..closures.watch import Closures
 from ..estimators.draws import MAX_DIRECTIONS
+from ..estimators.normalize import RMS
 from ..estimators.protocol import Estimator, Step
-from ..estimators.two_sided import TwoSided
+from ..estimators.spsa import chosen
 from ..ops import ROUNDINGS
 from ..perturbation.choice import PERTURB, Perturbation
 from ..perturbation.place import Place
@@ -45,10 +46,10 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
 
     Each step draws n directions z_k, of normals or of random signs. With L the closure's loss (MeZO, arXiv 2305.17333),
 
-        g_k = (L(θ + ε z_k) - L(θ - ε z_k)) / 2ε
-        θ  <- (1 - lr * weight_decay) θ - lr / n * sum_k g_k z_k
+        g_k = (L(θ + ε z_k) - L(θ - ε z_k)) / 2ε, or one-sided (L(θ + ε z_k) - L(θ)) / ε
+        θ  <- (1 - lr * weight_decay) θ - lr / (n D) * sum_k g_k z_k,   D = 1 unless it is normalized
 
-    *In place*, a step overwrites the weights by 2n + 1 fused passes; the last one restores and updates at once. Every
+    *In place*, a fused pass moves the weights to each loss away from θ, and one more restores and updates at once. Each
     pass rounds, so 16-bit weights drift. *In the forward*, each module runs on a perturbed copy of its weights, in a
     buffer that the next module reuses, and only the update writes θ. docs/exactness.md has measurements of both.
 
@@ -62,6 +63,9 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             their group has `decay_all=True`.
         seed: 64-bit seed of the run.
         directions: how many random directions each step averages (n).
+        estimator: "two_sided", 2n forwards; or "one_sided", n + 1 forwards, of which one is at θ. See `FZOO`.
+        normalize: what the learning rate is divided by (D): "none"; "std", the standard deviation over the step's g_k;
+            "rms", a running root mean square of g, or a `zo_kernels.RMS` with its numbers.
         sparsity: fraction of each tensor that is left alone: weights with |θ| <= h take part, where h is the exact
             percentile at the first step. See `SparseMeZO`, also for tensors that stay dense.
         drop: fraction of the transformer blocks that each step leaves alone; each step draws them again. See `LeZO`.
@@ -102,6 +106,8 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     perturb: str = held_by("_perturbation", "name")
     seed: int = held_by("_run", "seed")
     directions: int = held_by("_run", "directions")
+    estimator: str = held_by("_estimator", "name", fixed=True)
+    normalize: str = held_by("_estimator", "normalize", fixed=True)
     drop: float = held_by("_trained", "drop")
     rounding: str = held_by("_trained", "rounding")
     distribution: str = held_by("_trained", "distribution", fixed=True)
@@ -118,6 +124,8 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         seed: int = 0,
         directions: int = 1,
+        estimator: str = "two_sided",
+        normalize: str | RMS = "none",
         sparsity: float = 0.0,
         drop: float = 0.0,
         blocks: Sequence[nn.Module] | None = None,
@@ -145,7 +153,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         self._ranks = ranks_of(parallel)
         if self._ranks is not None:
             self._ranks.check_directions(directions)
-        self._estimator = TwoSided() if _estimator is None else _estimator
+        self._estimator = chosen(estimator, normalize, directions, _estimator)
         self._trained = Trained(params, blocks, drop, rounding, distribution, backend, warner)
 
         defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "decay_all": False, "sparsity": sparsity}
@@ -168,14 +176,14 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         """Take one step: evaluate two losses a direction, then update the weights.
 
         Args:
-            closure: returns the loss, a scalar tensor or a number. It is called 2 * directions times, without
-                gradients. All calls of a step must compute the same function (same batch, same dropout), and may not
-                write to trained weights. In the forward, a weight may also be read by a module that does not own it:
-                the step notices, perturbs it there too, and calls the closure once more. A weight that is read where
-                no module runs is an error (docs/exactness.md).
+            closure: returns the loss, a scalar tensor or a number. It is called 2 * directions times, one-sided
+                directions + 1 times, without gradients. All calls of a step must compute the same function (same batch,
+                same dropout), and may not write to trained weights. In the forward, a weight may also be read by a
+                module that does not own it: the step notices, perturbs it there too, and calls the closure once more.
+                A weight that is read where no module runs is an error (docs/exactness.md).
 
         Returns:
-            The mean of the losses: a tensor if the closure returns tensors, else a float.
+            The mean of the losses (one-sided: that at θ): a tensor if the closure returns tensors, else a float.
 
         Warns:
             UserWarning: once for each reason; a ValueError if `strict`. The losses are too coarse for ε: they have 16
@@ -206,7 +214,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         assert progress is not None
         with nullcontext() if self._ranks is None else self._ranks.reporting_errors(run.steps):
             step = self._begin(progress, *(check_closure(name, closure) for name, closure in closures.items()))
-        estimate = self._estimator.estimate(step)  # losses at θ ± ε z_k, and g_k
+        estimate = self._estimator.estimate(step)  # losses around θ, and g_k
         estimate.update(run.taking(progress, estimate, step.eps))  # θ <- decay θ - lr / n sum_k g_k z_k, and the record
         run.taken(progress, step.weights)
         return estimate.losses.mean(self._ranks is not None)
@@ -344,19 +352,9 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         checks.integer("warmup", warmup, 1)
         if not isinstance(same_bits, bool):
             raise TypeError(f"same_bits: expected a bool, got {type(same_bits).__name__}")
-        if (reason := self._why_steps_differ() or cannot_be_graphed(self._prepare().theta[0].device)) is not None:
+        if (reason := cannot_be_graphed(self._run, self._prepare().theta[0].device)) is not None:
             raise ValueError(f"graphed: expected an optimizer whose steps can be captured, but {reason}; use opt.step")
         return GraphedStep(self, closure, warmup, same_bits)
-
-    def _why_steps_differ(self) -> str | None:
-        """Say why steps launch different kernels; None if all launch the same ones."""
-        if self._ranks is not None:
-            return "ranks exchange their losses in every step"
-        if self._perturbation.execution_device is not None:
-            return "with execution_device, weights are copied to where the forward runs in every step"
-        return self._estimator.why_steps_differ or (
-            "with drop, every step changes other weights" if self.drop else None
-        )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Train more parameters from the next step on, as `torch.optim.Optimizer.add_param_group` does.

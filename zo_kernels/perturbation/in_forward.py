@@ -106,7 +106,8 @@ class InForwardProbes:
             self._engine.restore()
 
     def evaluate(self, closure: Callable[[], Any]) -> Any:
-        do = self._weights.describe(self._offset, None, self._active)
+        # At θ no weight takes part: no copies are made.
+        do = self._weights.describe(self._offset, None, self._active if self._offset or self._from_anchor else ())
         return self._engine.evaluate(
             closure, do, step=self._step, from_anchor=self._from_anchor, watch=self._watch, missed=self._report_missed
         )

@@ -12,10 +12,10 @@ from torch import Tensor, device
 
 from ..backends.transfer import on_device, signed
 from ..closures.losses import Closure, OutOfRange, Pair, Refused, call, value_of
-from ..estimators.numbers import Numbers, spsa_update
+from ..estimators.numbers import Numbers
 from ..estimators.protocol import Estimate, Losses, Step, evaluate
+from ..estimators.spsa import SPSA
 from ..interrupts import Call, at_once, signals_held
-from ..trajectory import Kind
 from ..weights.groups import eps_of, rates_of, weight_decays_of
 from ..weights.overflow import unusable
 from ..weights.rows import Row, decay_factors
@@ -25,8 +25,18 @@ from .operations import Operation, Operations, first_difference
 from .run import Progress, Run
 
 
-def cannot_be_graphed(where: device) -> str | None:
-    """Say why steps on a device cannot be captured; None if they can."""
+def cannot_be_graphed(run: Run, where: device) -> str | None:
+    """Say why the steps of a run, of weights on a device, cannot be captured; None if they can."""
+    if run.ranks is not None:
+        return "ranks exchange their losses in every step"
+    if run.perturbation.execution_device is not None:
+        return "with execution_device, weights are copied to where the forward runs in every step"
+    if run.estimator.why_steps_differ is not None:
+        return run.estimator.why_steps_differ
+    if type(run.estimator).estimate is not SPSA.estimate:
+        return f"{type(run.estimator).__name__} is an estimator of your own"
+    if run.trained.drop:
+        return "with drop, every step changes other weights"
     return None if where.type == "cuda" else f"graphs need weights on a CUDA device, got {where}"
 
 
@@ -113,6 +123,8 @@ class GraphedStep:
     def __init__(self, optimizer: Steps, closure: Closure, warmup: int, same_bits: bool):
         self._optimizer, self._closure, self._warmup, self._same_bits = optimizer, closure, warmup, same_bits
         self._run = optimizer._run
+        estimator: Any = self._run.estimator
+        self._estimator: SPSA = estimator
         self._warm_for: tuple[Any, ...] | None = None
         self._captured_for: tuple[Any, ...] | None = None
         self._ordinary_steps = 0
@@ -153,13 +165,16 @@ class GraphedStep:
             self._rates.copy_(self._on_device(step.rates, torch.float64))
             if isinstance(self._decays, Tensor):
                 self._decays.copy_(self._on_device(decays, torch.float64))
+            self._sums.copy_(self._estimator.normalizer.sums(self._sums.device))
             step.probes(None)
             with signals_held():
                 weights.torn = True
                 self._replay()
                 torch.autograd.graph.increment_version([w for w in weights.theta if not w.is_inference()])
-                estimate = Estimate(Kind.STEP, Losses(self._pairs, []), self._numbers, _nothing, step.rates)
-                at_once([*run.taking(progress, estimate, step.eps), partial(setattr, weights, "torn", False)])
+                kind, normalizer = self._estimator.kind, self._numbers.normalizer.kept()
+                estimate = Estimate(kind, Losses(self._pairs, []), self._numbers, _nothing, step.rates)
+                noted = partial(setattr, self._estimator, "normalizer", normalizer)
+                at_once([*run.taking(progress, estimate, step.eps), noted, partial(setattr, weights, "torn", False)])
             run.taken(progress, weights)
             return self._loss.clone()
 
@@ -193,17 +208,19 @@ class GraphedStep:
 
         # Capturing moves no weight, so there is nothing to restore after an exception.
         unnoted = replace(step, note_probes=lambda probes: None)
+        self._sums = self._estimator.normalizer.sums(where)
+        estimator = SPSA(self._estimator.difference, self._estimator.normalizer.with_sums(self._sums))
 
         def body() -> tuple[Tensor, Numbers, list[Pair]]:
-            seeds, losses = list(self._seeds.unbind()), Losses([], [])
+            seeds, losses = list(self._seeds.unbind()), Losses([], [], estimator.difference)
             probes = unnoted.probes(None)
             evaluate(probes, self._closure, seeds, step.eps, losses)
             if not all(isinstance(value, Tensor) for pair in losses.pairs for value in pair):
                 first = losses.seen[0]
                 got = f"one on {first.device}" if isinstance(first, Tensor) else type(first).__name__
                 raise ValueError(f"closure: expected losses on {where}, for a graph, got {got}")
-            numbers = Numbers.of([losses.pairs], step.eps, self._rates, self._decays, reach=weights.reach)
-            probes.finish(spsa_update(seeds, numbers.gradients[0], numbers.rates), numbers.decays, [])
+            numbers = estimator.numbers(losses.pairs, step, self._rates, self._decays)
+            estimator.finish_step(probes, seeds, numbers, [])
             mean: Any = losses.mean(several_ranks=False)
             return mean, numbers, losses.pairs
 

@@ -13,12 +13,16 @@ from torch import Tensor, nn
 from .. import checks, names, spec
 from ..backends.types import Pass
 from ..estimators.draws import ANCHOR_SLOT, FIRST_SLOT, SEPARATE_SLOT, Draws
+from ..estimators.normalize import Normalizer
 from ..estimators.numbers import Numbers, spsa_update
 from ..estimators.path import Path
+from ..estimators.protocol import offsets
 from ..interrupts import Call, at_once
 from ..perturbation.in_place import Walk
-from ..trajectory import Kind, Record, Setup, Trajectory
+from ..trajectory import TWO_SIDED, Kind, Record, Setup, Trajectory
+from ..trajectory.difference import DIFFERENCES
 from ..trajectory.fingerprint import as_text
+from ..trajectory.record import TAKEN
 from ..weights.fingerprints import combined_fingerprint, fingerprints
 from ..weights.rows import decay_factors
 from ..weights.shards import local, shard_of
@@ -85,6 +89,7 @@ class Replay:
 
     Attributes:
         weights: the tables in use; None before the first step.
+        normalizer: for the next step.
         path, dropped, age: what MeZO-SVRG remembers after the last rebuilt step: see `protocol.ReplayedEnd`.
 
     Raises:
@@ -102,6 +107,7 @@ class Replay:
         self.trajectory, self._backend = trajectory, backend
         self._tensors = {name: p for p, name in names.bare(named).items()}
         self.weights: Weights | None = None
+        self.normalizer = Normalizer()
         self.path: Path | None = None
         self.dropped: frozenset[int] = frozenset()
         self.age: int | None = None
@@ -187,7 +193,7 @@ class Replay:
         self._flush()
         if self.weights is not None:
             self._check_values(setup)
-        self._setup = setup
+        self._setup, self.normalizer = setup, Normalizer.of_setup(setup.normalize, setup.rms)
         tensors = [local(self._tensors[w.name]) for w in setup.weights]
         known = self.weights
         anchors = None
@@ -224,7 +230,7 @@ class Replay:
         rates = [rate for rate in record.rates for _ in range(2)]
         rows = [w for decay in setup.weight_decays for w in (decay, 0.0)]
         match record.kind:
-            case Kind.STEP | Kind.REFUSED | Kind.INTERRUPTED:
+            case Kind.STEP | Kind.ONE_SIDED | Kind.REFUSED | Kind.INTERRUPTED:
                 if not setup.svrg:  # MeZO-SVRG restores the weights exactly, so there is nothing to replay
                     self._spsa(record, weights, rates, rows)
             case Kind.ANCHOR:
@@ -234,7 +240,7 @@ class Replay:
                 for w, anchor in zip(weights.weights, weights.anchors, strict=True):
                     anchor.copy_(w.tensor)
                 self.dropped = self._draws(record).dropped()
-                n = Numbers.of([record.losses], record.eps, rates, decay_factors(rates, rows))
+                n = Numbers.of([record.losses], TWO_SIDED.span(record.eps), rates, decay_factors(rates, rows))
                 self.path, self.age = Path.started(weights.rows, self._seeds(record, ANCHOR_SLOT), n), 1
                 self._stale = True
             case Kind.BETWEEN:
@@ -243,7 +249,7 @@ class Replay:
                 seeds = self._seeds(record)
                 anchor_seeds = seeds if setup.shared_direction else self._seeds(record, SEPARATE_SLOT)
                 losses = [record.losses, record.anchor_losses]
-                n = Numbers.of(losses, record.eps, rates, decay_factors(rates, rows), self.path.ok)
+                n = Numbers.of(losses, TWO_SIDED.span(record.eps), rates, decay_factors(rates, rows), self.path.ok)
                 estimate = self.path.estimate(seeds, n.gradients[0], anchor_seeds, n.gradients[1])
                 self.path = self.path.advanced(estimate, n)
                 self.age += 1
@@ -257,19 +263,21 @@ class Replay:
         return self._draws(record).seeds(slot)
 
     def _spsa(self, record: Record, weights: Weights, rates: Sequence[float], weight_decays: Sequence[float]) -> None:
-        setup = self._setup
+        setup, difference = self._setup, DIFFERENCES[self._setup.estimator]
         active, seeds = weights.active(self._draws(record).dropped()), self._seeds(record)
-        taken = record.kind is Kind.STEP
+        taken = record.kind in TAKEN
         walk = Walk(self._queue, active)
         if setup.in_place:
-            probes = [(seed, signed) for seed in seeds for signed in (setup.eps, -setup.eps)]
-            for seed, signed in probes if taken else probes[: record.probes]:
-                walk.to({seed: signed})
+            moves = offsets(seeds, setup.eps, difference)
+            for offset in moves if taken else moves[: record.probes]:
+                walk.to(offset)
             if not taken:
                 walk.to({})
         if taken:
-            n = Numbers.of([record.losses], record.eps, rates, decay_factors(rates, weight_decays))
-            walk.finish(spsa_update(seeds, n.gradients[0], n.rates), n.decays)
+            span, decays = difference.span(record.eps), decay_factors(rates, weight_decays)
+            n = Numbers.of([record.losses], span, rates, decays, normalizer=self.normalizer)
+            self.normalizer = n.normalizer
+            walk.finish(spsa_update(seeds, n.along, n.rates), n.decays)
 
     def _flush(self) -> None:
         if self.weights is None:

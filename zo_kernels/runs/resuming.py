@@ -82,6 +82,7 @@ class Resume:
             last = trajectory.setups[-1][1]
             if last.method != run.method:
                 raise ValueError(f"resume: expected a trajectory of {run.method}, got one of {last.method}")
+            run.estimator.check_setup(last)
             if run.ranks is not None and from_first:
                 run.ranks.check_directions(last.directions)
             self._warn_of_other_options(last)
@@ -106,7 +107,7 @@ class Resume:
         anchors = [] if tables is None or tables.anchors is None else tables.anchors
         pairs = [(w.parameter, a) for w, a in zip(tables.weights if tables else (), anchors, strict=False)]
         begun = trajectory.setups[-1][0] < len(trajectory)
-        end = ReplayedEnd(replay.path, replay.dropped, replay.age, pairs, begun)
+        end = ReplayedEnd(replay.normalizer, replay.path, replay.dropped, replay.age, pairs, begun)
         now = set(trainable(self._groups))
         ours = {name for name, p in by_name.items() if p in now}
         run.estimator.continue_from(end, setup, ours, self._kept)

@@ -14,8 +14,8 @@ from .. import names, spec
 from ..closures.losses import Refused
 from ..estimators.draws import Draws
 from ..estimators.protocol import Estimate, Estimator
+from ..estimators.spsa import SPSA
 from ..estimators.svrg import SVRG
-from ..estimators.two_sided import TwoSided
 from ..interrupts import Call, at_once, signals_held
 from ..perturbation.choice import Perturbation
 from ..perturbation.place import Probes
@@ -30,7 +30,7 @@ from ..weights.trained import Trained, trainable
 from .recording import Recording, weight_setups
 
 VISIT = "_inside"  # name of the attribute that holds the last visit of `attempt.alone`; copies do not have it
-REPLAYED = TwoSided.estimate, SVRG.estimate  # the updates that `replay.py` can repeat from losses
+REPLAYED = SPSA.estimate, SVRG.estimate  # the updates that `replay.py` can repeat from losses
 Groups = Sequence[Mapping[str, Any]]
 Kept = Mapping[Tensor, dict[str, Any]]  # torch.optim.Optimizer.state
 

@@ -20,7 +20,13 @@ from ..weights.trained import every_parameter, trainable
 from .run import Groups, Kept, Run
 
 VERSION = 1  # of the part of a state under "zo"; a state without a version has this one
-_LATER = ("version", "distribution")  # keys that states of earlier versions do not have
+_LATER = (
+    "version",
+    "distribution",
+    "estimator",
+    "normalize",
+    "rms",
+)  # keys that states of earlier versions do not have
 _MAX_STEPS = 2**44 - 1  # the noise has no directions for more steps (docs/noise.md, 6)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import struct
 
-from .record import DOUBLE, HEAD, LENGTH, RATE_EACH, Kind, Setup, Unknown
+from .difference import DIFFERENCES
+from .record import COMMON, DOUBLE, HEAD, LENGTH, RATE_EACH, TAKEN, Kind, Setup, Unknown, possible_flags
 from .setups import check as check_setup
 
 _HEAD_END = struct.Struct("<BBH")
 _RATES = {n: struct.Struct(f"<{n}d") for n in range(1, 9)}
-_SPSA, _SVRG = (Kind.STEP,), (Kind.ANCHOR, Kind.BETWEEN)
 
 
 class Order:
@@ -43,7 +43,7 @@ class Order:
         self._heads = {LENGTH.unpack(head)[0] for kind in _kinds(setup) for head in _heads(kind, setup)}
 
     def _check_after(self, before: Setup, setup: Setup, steps: int, records: int) -> None:
-        for name in ("method", "svrg"):
+        for name in ("method", "svrg", "estimator", "normalize"):
             if getattr(setup, name) != getattr(before, name):
                 raise ValueError(f"{name}: expected {getattr(before, name)}, as before, got {getattr(setup, name)}")
         if not (setup.continues and records):
@@ -85,8 +85,9 @@ class Order:
             return
         if kind is Kind.REFUSED or kind is Kind.INTERRUPTED:
             probes = LENGTH.unpack_from(data, start)[0]
-            if probes > 2 * setup.directions:
-                raise Unknown(f"probes: expected at most {2 * setup.directions}, two for each direction, got {probes}")
+            most = DIFFERENCES[setup.estimator].probes(setup.directions)
+            if probes > most:
+                raise Unknown(f"probes: expected at most {most}, with {setup.directions} directions, got {probes}")
             return
         self._checked = False
         groups = len(setup.weight_decays) if data[at + 5] & RATE_EACH else 1
@@ -125,11 +126,17 @@ class Order:
 
 def _kinds(setup: Setup) -> tuple[Kind, ...]:
     """The kinds of records that may follow a setup, other setups aside."""
-    return (*(_SVRG if setup.svrg else _SPSA), Kind.REFUSED, Kind.INTERRUPTED, Kind.CHECK)
+    spsa = Kind.ONE_SIDED if DIFFERENCES[setup.estimator].one_sided else Kind.STEP
+    taken = (Kind.ANCHOR, Kind.BETWEEN) if setup.svrg else (spsa,)
+    return (*taken, Kind.REFUSED, Kind.INTERRUPTED, Kind.CHECK)
 
 
 def _heads(kind: Kind, setup: Setup) -> list[bytes]:
-    if kind not in (*_SPSA, *_SVRG):
+    if kind not in TAKEN:
         return [_HEAD_END.pack(kind, 0, 0)]
-    rates = (0, RATE_EACH) if len(setup.weight_decays) > 1 else (0,)
-    return [_HEAD_END.pack(kind, each | double, setup.directions - 1) for each in rates for double in (0, DOUBLE)]
+    possible = possible_flags(kind) & ~(RATE_EACH if len(setup.weight_decays) == 1 else 0)
+    return [
+        _HEAD_END.pack(kind, flags, setup.directions - 1)
+        for flags in range(RATE_EACH | DOUBLE | COMMON + 1)
+        if not flags & ~possible
+    ]

@@ -4,15 +4,18 @@ A trajectory is 8 bytes of MAGIC, then any number of these records, all numbers 
 
     crc     uint32   CRC-32 of the rest of the record, continued from the crc of the record before (the first: of MAGIC)
     kind    uint8    `Kind`
-    flags   uint8    1: a rate for each parameter group, else one for all; 2: losses are float64, else float32
-    count   uint16   STEP, ANCHOR, BETWEEN: directions - 1; else 0
+    flags   uint8    1: a rate for each parameter group, else one for all; 2: losses are float64, else float32;
+                     4: ONE_SIDED alone: one loss at θ for all directions
+    count   uint16   STEP, ANCHOR, BETWEEN, ONE_SIDED: directions - 1; else 0
     body             SETUP: uint32 length, then JSON in UTF-8
                      STEP, ANCHOR: rates as float64, then L+ and L- of each direction
                      BETWEEN: rates, then L+ and L- of each direction at θ, then the same at the anchor
+                     ONE_SIDED: rates, then L(θ + εz) and L(θ) of each direction; with flag 4 L(θ), then each L(θ + εz)
                      REFUSED, INTERRUPTED: uint32 probes
                      CHECK: uint64, a fingerprint of all weights (`fingerprint.combined`), every 1000 steps
 
-A step of n directions takes 16 + 8 n bytes; a step of MeZO-SVRG between two anchors takes 16 + 16 n.
+A step of n directions takes 16 + 8 n bytes, a one-sided one 20 + 4 n; a step of MeZO-SVRG between two anchors takes
+16 + 16 n.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from .difference import ONE_SIDED, TWO_SIDED, Difference
 from .setups import Setup, WeightSetup, as_text, from_text
 
 __all__ = ["MAGIC", "MAX_GRADIENT", "Kind", "Record", "RefusedSteps", "Setup", "WeightSetup"]
@@ -32,9 +36,8 @@ MAGIC = b"ZOTRAJ1\n"
 HEAD = struct.Struct("<IBBH")
 LENGTH = struct.Struct("<I")
 _FINGERPRINT = struct.Struct("<Q")
-RATE_EACH, DOUBLE = 1, 2
+RATE_EACH, DOUBLE, COMMON = 1, 2, 4
 
-_STEPS = (1, 2, 3)  # kinds with losses
 MAX_GRADIENT = 1e30  # finite in float32 after multiplication with any usual learning rate
 
 
@@ -48,8 +51,10 @@ class Kind(IntEnum):
     REFUSED = 4  # a step that was skipped: it counts, and the weights were restored
     INTERRUPTED = 5  # a step whose closure raised: it does not count, and the weights were restored
     CHECK = 6  # no step, but a fingerprint of the weights
+    ONE_SIDED = 7  # SPSA from L(θ + εz) and L(θ)
 
 
+TAKEN = (Kind.STEP, Kind.ANCHOR, Kind.BETWEEN, Kind.ONE_SIDED)  # kinds with losses
 _KINDS = tuple(Kind)
 
 
@@ -77,7 +82,7 @@ class Record:
         step: steps taken before it.
         kind: the kind of step.
         rates: the learning rate of each parameter group; empty if the step was skipped or interrupted.
-        losses: (L+, L-) of each direction.
+        losses: (L+, L-) of each direction; of a one-sided step (L(θ + εz), L(θ)).
         anchor_losses: BETWEEN only: (L+, L-) of each direction at the anchor.
         probes: REFUSED and INTERRUPTED only: how many times the weights had been perturbed by then.
         eps: the scale of the perturbation.
@@ -93,8 +98,13 @@ class Record:
 
     @property
     def projected_gradients(self) -> list[float]:
-        """The projected gradient g = (L+ - L-) / 2 eps of each direction."""
-        return projected_gradients(self.losses, self.eps)
+        """The projected gradient g of each direction; see `Difference`."""
+        return projected_gradients(self.losses, self.difference.span(self.eps))
+
+    @property
+    def difference(self) -> Difference:
+        """Which losses the pairs hold."""
+        return ONE_SIDED if self.kind is Kind.ONE_SIDED else TWO_SIDED
 
     @property
     def refused(self) -> bool:
@@ -102,19 +112,20 @@ class Record:
 
         Such a step has kind REFUSED, except on a GPU: there its kind is written before its losses are known.
         """
-        gradients = (*self.projected_gradients, *projected_gradients(self.anchor_losses, self.eps))
+        at_anchor = projected_gradients(self.anchor_losses, self.difference.span(self.eps))
+        gradients = (*self.projected_gradients, *at_anchor)
         return self.kind is Kind.REFUSED or not all(abs(g) <= MAX_GRADIENT for g in gradients)
 
     @property
     def loss(self) -> float | None:
-        """The mean of the losses at θ ± eps z; None if the step has none."""
-        flat = [value for pair in self.losses for value in pair]
+        """The mean of the losses at θ ± eps z, or the one at θ of a one-sided step; None if the step has none."""
+        flat = [value for pair in self.losses for value in (pair[1:] if self.difference.one_sided else pair)]
         return sum(flat) / len(flat) if flat else None
 
 
-def projected_gradients(losses: Sequence[tuple[Any, Any]], eps: float) -> list[float]:
-    """The projected gradient g = (L+ - L-) / 2 eps of each pair of losses."""
-    return [(plus - minus) / (2 * eps) for plus, minus in losses]
+def projected_gradients(losses: Sequence[tuple[Any, Any]], span: float) -> list[float]:
+    """The projected gradient of each pair of losses, which are `span` apart along the direction."""
+    return [(there - here) / span for there, here in losses]
 
 
 class Damaged(ValueError):
@@ -142,9 +153,12 @@ def encode(record: Record, crc: int) -> bytes:
     each = len(set(record.rates)) > 1
     rates = record.rates if each else record.rates[:1]
     losses = [value for pair in (*record.losses, *record.anchor_losses) for value in pair]
+    common = record.kind is Kind.ONE_SIDED and len({struct.pack("<d", base) for _, base in record.losses}) == 1
+    if common:
+        losses = [losses[1], *losses[::2]]
     double = not all(_fits_float32(value) for value in losses)
     body = struct.pack(f"<{len(rates)}d", *rates) + struct.pack(f"<{len(losses)}{'d' if double else 'f'}", *losses)
-    flags = RATE_EACH * each | DOUBLE * double
+    flags = RATE_EACH * each | DOUBLE * double | COMMON * common
     return _seal(record.kind, flags, len(record.losses) - 1, body, crc)
 
 
@@ -211,14 +225,23 @@ def check(data: bytes | bytearray, at: int, crc: int, groups: int | None) -> tup
 
 def size_of(kind: int, flags: int, count: int, groups: int, length: int) -> int | None:
     """The bytes of a record, None if there is no such kind; `length` is that of a setup's text."""
-    if kind in _STEPS:
-        pairs = (count + 1) * (2 if kind == Kind.BETWEEN else 1)
-        return HEAD.size + 8 * (groups if flags & RATE_EACH else 1) + pairs * (16 if flags & DOUBLE else 8)
+    if kind in TAKEN:
+        losses = (count + 1) * (4 if kind == Kind.BETWEEN else 2)
+        if flags & COMMON & possible_flags(kind):
+            losses = count + 2
+        return HEAD.size + 8 * (groups if flags & RATE_EACH else 1) + losses * (8 if flags & DOUBLE else 4)
     if kind == Kind.SETUP:
         return HEAD.size + LENGTH.size + length
     if kind in (Kind.REFUSED, Kind.INTERRUPTED):
         return HEAD.size + LENGTH.size
     return HEAD.size + _FINGERPRINT.size if kind == Kind.CHECK else None
+
+
+def possible_flags(kind: int) -> int:
+    """The flags that a record of a kind may have, in one number."""
+    if kind not in TAKEN:
+        return 0
+    return RATE_EACH | DOUBLE | (COMMON if kind == Kind.ONE_SIDED else 0)
 
 
 def decode_setup(data: bytes | bytearray, at: int, end: int) -> Setup:
@@ -244,6 +267,9 @@ def decode(data: bytes | bytearray, at: int, end: int, step: int, setup: Setup) 
     start += 8 * len(rates)
     code = "d" if flags & DOUBLE else "f"
     flat: Any = struct.unpack(f"<{(end - start) // struct.calcsize(code)}{code}", data[start:end])
-    pairs = tuple(zip(flat[::2], flat[1::2], strict=True))
+    if flags & COMMON & possible_flags(kind):
+        pairs = tuple((loss, flat[0]) for loss in flat[1:])
+    else:
+        pairs = tuple(zip(flat[::2], flat[1::2], strict=True))
     each = rates if len(rates) == groups else rates * groups
     return Record(step, kind, each, pairs[: count + 1], pairs[count + 1 :], eps=setup.eps)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from json import JSONDecodeError
 from typing import Any
 
-from .record import DOUBLE, HEAD, LENGTH, RATE_EACH, Kind, size_of
+from .record import HEAD, LENGTH, TAKEN, Kind, possible_flags, size_of
 from .setups import MAX_DIRECTIONS, MAX_TEXT, Setup, loaded
 
 SETUP_BEGINS = b'{"method":"'
@@ -18,7 +18,7 @@ _MAX_OPTIONS = 2**14  # bytes of a setup's text before its weights
 _LONGEST_NUMBER = 24
 _DIRECTIONS = re.compile(rb'"directions":(\d{1,5})\b')
 _DECAYS = re.compile(rb'"weight_decays":\[([^\]]*)\]')
-_COUNTED = (Kind.STEP, Kind.ANCHOR, Kind.BETWEEN, Kind.REFUSED)  # kinds that are steps
+_COUNTED = (*TAKEN, Kind.REFUSED)  # kinds that are steps
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ class _Search:
         if len(data) - at < _TEXT:
             return None
         _, kind, flags, count = HEAD.unpack_from(data, at)
-        stepped = kind in (Kind.STEP, Kind.ANCHOR, Kind.BETWEEN)
-        if flags & ~(RATE_EACH | DOUBLE) if stepped else flags or count:
+        stepped = kind in TAKEN
+        if flags & ~possible_flags(kind) or (count and not stepped):
             return None
         if stepped and self._directions is not None and count != self._directions - 1:
             return None
@@ -155,7 +155,7 @@ class _Search:
         if len(self._data) - at < _TEXT:
             return set()
         count = (self._directions or HEAD.unpack_from(self._data, at)[3] + 1) - 1
-        sizes = {size_of(kind, flags, count, self._groups, 0) or 0 for kind in range(1, 7) for flags in range(4)}
+        sizes = {size_of(kind, flags, count, self._groups, 0) or 0 for kind in range(1, 8) for flags in range(8)}
         sizes.add(_TEXT + LENGTH.unpack_from(self._data, at + HEAD.size)[0])
         if (length := self._length(at)) is not None:
             sizes.add(_TEXT + length)
@@ -189,7 +189,7 @@ class _Search:
         """Try every byte after `at` where a head, or the text of a setup, may begin."""
         n = self._directions
         count = rb".." if n is None else re.escape((n - 1).to_bytes(4, "little")[:2])
-        heads = re.compile(rb"[\1-\3][\0-\3]" + count + rb"|[\4-\6]\0\0\0", re.DOTALL)
+        heads = re.compile(rb"(?:[\1-\3][\0-\3]|\007[\0-\7])" + count + rb"|[\4-\6]\0\0\0", re.DOTALL)
         start, head = at + 1, -1
         while self._tries > 0 and self._work > 0:
             self._tries -= 1

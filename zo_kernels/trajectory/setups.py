@@ -10,6 +10,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from .. import checks, spec
+from .difference import DIFFERENCES
 
 MAX_TEXT = 2**25  # bytes of a setup: about 150,000 weights
 MAX_DIRECTIONS = 2**16
@@ -18,6 +19,8 @@ _MAX_BLOCKS = 2**16
 _MAX_DIMENSIONS = 1000
 _MAX_GROUPS = 2**20
 _MAX_NAME = 2**12
+ESTIMATORS = tuple(DIFFERENCES)
+NORMALIZE = ("none", "std", "rms")
 _DTYPES = tuple(str(dtype).removeprefix("torch.") for dtype in checks.DTYPES)
 _FINGERPRINT = re.compile("[0-9a-f]{16}")
 
@@ -43,7 +46,10 @@ class Setup:
     Args:
         method: class name of the optimizer.
         noise: version of the noise.
-        distribution: of the noise. Its text is absent if it is "normal", as in files from before there were others.
+        distribution: of the noise.
+        estimator: the name of the `difference.Difference` that gives g; MeZO-SVRG's is "two_sided".
+        normalize: what the learning rates are divided by: "none", "std" or "rms" (`estimators.normalize`).
+        rms: of "rms" its beta and delta, and its two sums when the setup was made; else empty.
         step: steps taken before.
         continues: whether the weights are those that the earlier records lead to; True for the first setup.
         seed, directions, eps, drop: options of the optimizer.
@@ -60,6 +66,9 @@ class Setup:
     method: str
     noise: str
     distribution: str = field(default="normal", kw_only=True)
+    estimator: str = field(default="two_sided", kw_only=True)
+    normalize: str = field(default="none", kw_only=True)
+    rms: tuple[float, ...] = field(default=(), kw_only=True)
     step: int
     continues: bool
     seed: int
@@ -86,9 +95,9 @@ def as_text(setup: Setup) -> bytes:
         TypeError, ValueError: it could not; the message names the field.
     """
     check(setup)
-    given = asdict(setup)
-    if setup.distribution == "normal":  # earlier versions read such a setup, and refuse one with a field more
-        del given["distribution"]
+    # A field with a default is left out if it has it: earlier versions read such a setup, and refuse one with more.
+    usual = {f.name: f.default for f in fields(Setup) if f.default is not MISSING}
+    given = {name: value for name, value in asdict(setup).items() if name not in usual or usual[name] != value}
     text = json.dumps(given, separators=(",", ":")).encode()
     if len(text) > MAX_TEXT:
         raise ValueError(f"trajectory: expected at most {MAX_TEXT} bytes of names and options, got {len(text)}")
@@ -109,6 +118,7 @@ def from_text(text: bytes) -> Setup:
         w["shape"] = tuple(_listed(f"weights[{i}].shape", w["shape"]))
         w["threshold"] = _float(w["threshold"])
     given["weight_decays"] = tuple(map(_float, _listed("weight_decays", given["weight_decays"])))
+    given["rms"] = tuple(map(_float, _listed("rms", given.get("rms", []))))
     given["eps"], given["drop"] = _float(given["eps"]), _float(given["drop"])
     return Setup(**{**given, "weights": tuple(WeightSetup(**w) for w in weights)})
 
@@ -185,6 +195,7 @@ def check(setup: Setup) -> None:
     _text("method", setup.method)
     _text("noise", setup.noise)
     checks.choice("distribution", setup.distribution, spec.DISTRIBUTIONS)
+    _check_estimator(setup)
     checks.integer("step", setup.step, 0, MAX_STEP)
     checks.integer("seed", setup.seed, 0, checks.MAX_SEED)
     checks.integer("directions", setup.directions, 1, MAX_DIRECTIONS)
@@ -204,6 +215,19 @@ def check(setup: Setup) -> None:
         _check_weight(f"weights[{i}]", w, setup)
     if len({w.name for w in setup.weights}) < len(setup.weights):
         raise ValueError("weights: expected different names, got one twice")
+
+
+def _check_estimator(setup: Setup) -> None:
+    own = not setup.svrg
+    checks.choice("estimator", setup.estimator, ESTIMATORS if own else ESTIMATORS[:1])
+    checks.choice("normalize", setup.normalize, NORMALIZE if own else NORMALIZE[:1])
+    wanted = 4 if setup.normalize == "rms" else 0
+    if len(setup.rms) != wanted:
+        raise ValueError(f"rms: expected {wanted} numbers where normalize is {setup.normalize}, got {len(setup.rms)}")
+    for name, value, high in zip(("beta", "delta", "sum", "weight"), setup.rms, (1.0, 1e30, 1e60, 1.0), strict=False):
+        checks.number(f"rms: {name}", value, 0.0, high)
+    if setup.normalize == "std" and setup.directions < 2:
+        raise ValueError(f"directions: expected at least 2 where normalize is std, got {setup.directions}")
 
 
 def _many(name: str, given: Sequence[Any], least: int, most: int | None = None) -> None:

@@ -6,6 +6,7 @@ Both kinds use the same operations in the same order, so they give equal bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, device
@@ -51,6 +52,20 @@ def divided(value: Value, n: int) -> Value:
     """Return value / n."""
     # By a tensor: PyTorch divides by a Python number as a product with its reciprocal, which rounds differently.
     return value / vector([n], value.device)[0] if isinstance(value, Tensor) else value / n
+
+
+def total(values: Sequence[Value] | Tensor) -> Value:
+    """Return the sum of some numbers, or of a tensor (n,), added in the same order for both: by halves."""
+    if isinstance(values, Tensor):
+        while len(values) > 1:
+            half = len(values) // 2
+            values = torch.cat([values[:half] + values[half : 2 * half], values[2 * half :]])
+        return values[0]
+    known: list[Any] = list(values)
+    while len(known) > 1:
+        half = len(known) // 2
+        known = [a + b for a, b in zip(known[:half], known[half : 2 * half], strict=True)] + known[2 * half :]
+    return known[0]
 
 
 def stacked(values: Sequence[Value], where: device) -> Tensor:
