@@ -109,7 +109,7 @@ _SHOWN = {
 }
 
 _SHOWN |= {
-    "forwards": {"lr": ".2e", "dev_loss": ".4f", "forwards_ratio": ".2f", "window_rates": "d"},
+    "forwards": {"lr": ".2e", "dev_loss": ".4f", "forwards_ratio": ".2f", "window_factor": ".1f"},
     "first-order": {"lr": ".2e", "dev_loss": ".4f", "forwards_ratio": ".2f", "memory_mib": ",.1f"},
     "masks": {"lr": ".2e", "dev_loss": ".4f", "left_mask": ".3f", "dev_loss_difference": "+.4f"},
 }
@@ -125,6 +125,7 @@ def cells(row: Row) -> dict[str, str]:
         return {"ms/step": ms, **{heading: f"{row[key]:.1%}" for heading, key in shares.items()}}
     shown = _SHOWN[row.get("experiment") or ("svrg-variance" if row["claim"] == "svrg-variance" else "runs")]
     of = {"at equal": row["budget"]} if "budget" in row else {}
+    of |= {"arm": row["arm"]} if row.get("experiment") == "masks" else {}
     of |= {key: row[key] for key in ("distribution", "directions") if "place" in row and key in row}
     seed = f"mean of {row['runs']}" if row["run_seed"] is None else str(row["run_seed"])
     texts = {key: (interval if f"{key}_low" in row else number)(row, key, form) for key, form in shown.items()}

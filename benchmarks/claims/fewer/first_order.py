@@ -1,10 +1,10 @@
-"""First order beside MeZO: AdamW on all weights and on low-rank adapters (LoRA, arXiv 2106.09685), and what they cost."""
+"""First order beside MeZO, and its costs: AdamW on all weights and on low-rank adapters (LoRA, arXiv 2106.09685)."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from statistics import median
 from typing import Any
@@ -119,8 +119,12 @@ def costs(study: Equal, arm: Arm, dense: Arm) -> Row:
         seconds = [[_seconds(step) for step in pair] for _ in range(_TIMED)]
         model = task.model(seed)
         weights = sum(t.nbytes for t in model.state_dict().values())
-        closure: Callable[[nn.Module], object] = lambda own: next(_closures(task, own, seed))()
-        peaks = peak_bytes(model, closure, [partial(stepping, arm)], next(model.parameters()).device)
+        peaks = peak_bytes(
+            model,
+            lambda own: next(task.closures(own, seed))(),
+            [partial(stepping, arm)],
+            next(model.parameters()).device,
+        )
     share = median(own / its for own, its in seconds)
     found = to_loss(study.result(arm).curves, study.result(dense).curves, share)
     mib = {"weights_mib": weights, "forward_memory_mib": peaks[0] - weights, "memory_mib": peaks[1] - weights}
@@ -131,11 +135,6 @@ def costs(study: Equal, arm: Arm, dense: Arm) -> Row:
         **ratio(*found, "time_to_loss"),
         **{name: size / 2**20 for name, size in mib.items()},
     }
-
-
-def _closures(task: Any, model: nn.Module, seed: int) -> Iterator[Callable[[], Tensor]]:
-    closures: Iterator[Callable[[], Tensor]] = task.closures(model, seed)
-    return closures
 
 
 def _trained(arm: Arm, model: nn.Module) -> list[nn.Parameter]:

@@ -19,6 +19,7 @@ from ..learning import Arm, Task, run
 from .study import Equal
 
 SPARSITY = 0.75
+KEPT, REDRAWN = "mask kept", "mask redrawn"
 PARTS = ((0, 1), (-2, 2), (-4, 4), (-6, 4))  # the exponent of 2 of the rate, in parts of the best; steps, as many times
 
 
@@ -54,15 +55,14 @@ class Watched:
 
 def arms(options: Namespace) -> dict[bool, Arm]:
     """By whether the mask is redrawn."""
-    names = {True: "mask redrawn", False: "mask kept"}
     return {
         redrawn: replace(masked(name, options, sparsity=SPARSITY, kind="small", redrawn=redrawn), guess=4.0)
-        for redrawn, name in names.items()
+        for redrawn, name in ((True, REDRAWN), (False, KEPT))
     }
 
 
 def compared(study: Equal, options: Namespace) -> list[Row]:
-    """Rows of both masks at the best rate of the kept one, and at parts of it; `dev_loss_difference` is redrawn - kept."""
+    """Rows of both masks at the best rate of the kept one and at parts of it; differences are redrawn - kept."""
     both, rows = arms(options), list[Row]()
     best, watched = study.result(both[False]).lr, Watched(study.task)
     for exponent, times in PARTS:

@@ -11,6 +11,7 @@ import random
 import sysconfig
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,7 +36,7 @@ SIZES = {
 _WORDS = ("class", "def")
 _PRETRAINED, _ASKED = "{text}\n: ", "{text} = "
 _LETTERS = 26  # of a docstring
-_HELD_OUT = 128  # texts of the new half for the dev loss, and as many for the test
+_HELD_OUT = 128  # new texts for the dev loss, and as many for the test
 _NO_DOCSTRINGS = {"test", "tests", "idle_test", "site-packages", "lib2to3"}
 
 
@@ -48,16 +49,20 @@ class PromptsTask:
 
     def __init__(self, size: str, device: torch.device):
         self._size, self._device = SIZES[size], device
-        self._weights = _pretrained(self._size, device)
+        self._modules = "asyncio/*.py" if size == "fast" else "**/*.py"
+        self._weights = _pretrained(self._size, self._modules, device)
         self._splits = cache(self._split)
 
     def _split(self, seed: int) -> list[CausalTexts]:
         """Dev, test, training."""
-        examples = [Example({"text": text}, label) for label, texts in enumerate(_texts()[1]) for text in texts]
+        examples = [
+            Example({"text": text}, label) for label, texts in enumerate(_texts(self._modules)[1]) for text in texts
+        ]
         random.Random(seed).shuffle(examples)
         render = CausalPrompts(_tokens, Template(_ASKED, _WORDS, "text", "here"), self._size.context)
-        ends = (0, _HELD_OUT, 2 * _HELD_OUT, None)
-        parts = [examples[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+        held_out = min(_HELD_OUT, len(examples) // 4)
+        ends = (0, held_out, 2 * held_out, None)
+        parts = [examples[start:end] for start, end in pairwise(ends)]
         return [CausalTexts.of(render, part, 0, self._device, right_only=False) for part in parts]
 
     def model(self, seed: int, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -108,10 +113,10 @@ def _tokens(text: str, **_: bool) -> dict[str, list[int]]:
 
 
 @cache
-def _texts() -> tuple[list[list[str]], list[list[str]]]:
+def _texts(modules: str) -> tuple[list[list[str]], list[list[str]]]:
     """Beginnings of docstrings of classes and of functions: those that are known, and as many new ones of both."""
     folder, found = Path(sysconfig.get_path("stdlib")), (dict[str, None](), dict[str, None]())
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted(folder.glob(modules)):
         if _NO_DOCSTRINGS & set(path.relative_to(folder).parts):
             continue
         for node in ast.walk(ast.parse(path.read_bytes())):
@@ -127,14 +132,16 @@ def _texts() -> tuple[list[list[str]], list[list[str]]]:
 
 
 @cache
-def _pretrained(size: Size, device: torch.device) -> dict[str, Tensor]:
+def _pretrained(size: Size, modules: str, device: torch.device) -> dict[str, Tensor]:
     """The weights of the model that has learned the manual, and to answer `_PRETRAINED`."""
 
     def row(text: str, word: str) -> Tensor:
         line = _PRETRAINED.format(text=text) + word
         return torch.tensor(_tokens(line.ljust(size.context + 1, "\n"))["input_ids"])
 
-    asked = [torch.stack([row(text, word) for text in texts]) for texts, word in zip(_texts()[0], _WORDS, strict=True)]
+    asked = [
+        torch.stack([row(text, word) for text in texts]) for texts, word in zip(_texts(modules)[0], _WORDS, strict=True)
+    ]
     count, text = size.pretraining_windows, manual()
 
     def draw(generator: torch.Generator) -> Tensor:

@@ -53,6 +53,7 @@ class Equal(Study):
             "window_rates": len(near),
             "window_low": min(near, default=None),
             "window_high": max(near, default=None),
+            "window_factor": width(result.tried, self.start),
             "window_at_edge": bool({min(result.tried), max(result.tried)} & set(near)),
         }
         for row in rows:
@@ -64,25 +65,47 @@ class Equal(Study):
         return rows
 
 
-def window(tried: Mapping[float, float], start: float) -> list[float]:
-    """The rates around the best that end with at least 1 - NEAR of its gain, without a gap; none if nothing is gained.
+def gains(tried: Mapping[float, float], start: float) -> dict[float, float]:
+    """What each rate gains, in parts of the best one's gain and at least 0; all are 0 if nothing is gained.
 
     Args:
         tried: rate -> the loss at the end.
         start: the loss before.
     """
-    rates = sorted(tried)
-    best = min(rates, key=lambda lr: (tried[lr], lr))
-    gain = start - tried[best]
-    if not gain > 0:
+    most = start - min(tried.values())
+    return {lr: max(0.0, (start - tried[lr]) / most) if most > 0 else 0.0 for lr in sorted(tried)}
+
+
+def window(tried: Mapping[float, float], start: float) -> list[float]:
+    """The rates around the best that gain at least 1 - NEAR of what it gains, without a gap; none if nothing is."""
+    found = gains(tried, start)
+    rates = list(found)
+    if not any(found.values()):
         return []
-    near = [start - tried[lr] >= (1 - NEAR) * gain for lr in rates]
-    low = high = rates.index(best)
-    while low > 0 and near[low - 1]:
+    low = high = rates.index(min(rates, key=lambda lr: (tried[lr], lr)))
+    while low > 0 and found[rates[low - 1]] >= 1 - NEAR:
         low -= 1
-    while high + 1 < len(rates) and near[high + 1]:
+    while high + 1 < len(rates) and found[rates[high + 1]] >= 1 - NEAR:
         high += 1
     return rates[low : high + 1]
+
+
+def width(tried: Mapping[float, float], start: float) -> float | None:
+    """The highest rate in the window divided by the lowest, where gains between those tried are interpolated.
+
+    They are, over the logarithm of the rate. None if the window has no end among the rates tried.
+    """
+    near, found = window(tried, start), gains(tried, start)
+    rates = list(found)
+    if not near or near[0] == rates[0] or near[-1] == rates[-1]:
+        return None
+
+    def beyond(inside: float, outside: float) -> float:
+        """How far from `inside` to `outside`, in parts of it, the gain falls to 1 - NEAR."""
+        return (found[inside] - (1 - NEAR)) / (found[inside] - found[outside])
+
+    low, high = rates.index(near[0]), rates.index(near[-1])
+    return near[-1] / near[0] * 2 ** (beyond(near[0], rates[low - 1]) + beyond(near[-1], rates[high + 1]))
 
 
 def widened(loss_of: Callable[[float], float], guess: float, start: float) -> tuple[float, dict[float, float]]:

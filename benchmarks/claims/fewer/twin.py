@@ -9,7 +9,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import stdev
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +52,8 @@ class Twin:
     def __init__(self, model: nn.Module, lr: float, seed: int, *, kind: Kind, backend: str | None):
         mezo = zo.MeZO(model, lr=lr, eps=EPS, seed=seed, parallel="off", perturb="in_place")
         self.params = [p for group in mezo.param_groups for p in group["params"]]
-        self._lr, self._seed, self._kind, self._steps, self._mean_square = lr, seed, kind, 0, 0.0
+        self._lr, self._seed, self._kind, self._steps = lr, seed, kind, 0
+        self._square = self._weight = 0.0
         ids = mezo.state_dict()["zo"]["param_ids"]
         self._options = {"param_ids": ids, "backend": backend, "distribution": kind.distribution}
         self._replayed: deque[dict[int, float]] = deque(maxlen=kind.momentum[1])
@@ -80,8 +80,8 @@ class Twin:
         decay = kind.momentum[0]
         self._replayed = deque(({s: decay * g for s, g in old.items()} for old in self._replayed), kind.momentum[1])
         self._replayed.append({s: g / size for s, g in zip(seeds, slopes, strict=True)})
-        rate = -self._lr / kind.directions
-        self._move(where, {s: rate * g for old in reversed(self._replayed) for s, g in old.items()})
+        along = {s: g for old in reversed(self._replayed) for s, g in old.items()}
+        self._move(where, {s: -self._lr * g / kind.directions for s, g in along.items()})
         return here if kind.one_sided else pairs[0][0]
 
     def _move(self, where: dict[int, float], to: dict[int, float]) -> None:
@@ -95,9 +95,11 @@ class Twin:
     def _size(self, slopes: Sequence[float]) -> float:
         kind = self._kind
         if kind.normalize == "std":
-            return stdev(slopes)
+            mean = sum(slopes) / len(slopes)
+            return math.sqrt(sum((g - mean) * (g - mean) for g in slopes) / (len(slopes) - 1))
         if kind.normalize == "rms":
             square = sum(g * g for g in slopes) / len(slopes)
-            self._mean_square = kind.beta * self._mean_square + (1 - kind.beta) * square
-            return math.sqrt(self._mean_square / (1 - kind.beta**self._steps)) + kind.delta
+            self._square = kind.beta * self._square + (1 - kind.beta) * square
+            self._weight = kind.beta * self._weight + (1 - kind.beta)
+            return math.sqrt(self._square / self._weight) + kind.delta
         return 1.0
