@@ -4,13 +4,28 @@ Fused kernels that regenerate Gaussian noise from a seed and apply it in place, 
 """
 
 from .ops import add_noise_, noise
-from .optim import FZOO, RMS, LeZO, MeZO, MeZOSVRG, Parallel, RankLost, RanksDiffer, SparseMeZO, ZeroOrderOptimizer
+from .optim import (
+    FZOO,
+    RMS,
+    FoundLR,
+    LeZO,
+    MeZO,
+    MeZOSVRG,
+    Parallel,
+    RankLost,
+    RanksDiffer,
+    SparseMeZO,
+    TriedLR,
+    ZeroOrderOptimizer,
+    find_lr,
+)
 from .runs.replay import replay
 from .trajectory import Trajectory
 
 __all__ = [
     "FZOO",
     "RMS",
+    "FoundLR",
     "LeZO",
     "MeZO",
     "MeZOSVRG",
@@ -19,8 +34,10 @@ __all__ = [
     "RanksDiffer",
     "SparseMeZO",
     "Trajectory",
+    "TriedLR",
     "ZeroOrderOptimizer",
     "add_noise_",
+    "find_lr",
     "noise",
     "replay",
 ]

@@ -6,6 +6,7 @@
 - `fzoo`: FZOO, one-sided estimates and steps of a length of their own
 - `sparse_mezo`: Sparse-MeZO, which leaves large weights alone
 - `mezo_svrg`: MeZO-SVRG, which reduces the variance by an anchor
+- `find_lr`: finds a learning rate by short runs
 - `blocks`: finds the transformer blocks of a module
 - `streamed`, `pinned`: names that documents of earlier versions import from here
 """
@@ -14,6 +15,7 @@ from ..estimators.normalize import RMS
 from ..ranks.channel import RankLost
 from ..ranks.parallel import Parallel, RanksDiffer
 from .base import ZeroOrderOptimizer
+from .find_lr import FoundLR, TriedLR, find_lr
 from .fzoo import FZOO
 from .lezo import LeZO
 from .mezo import MeZO
@@ -23,6 +25,7 @@ from .sparse_mezo import SparseMeZO
 __all__ = [
     "FZOO",
     "RMS",
+    "FoundLR",
     "LeZO",
     "MeZO",
     "MeZOSVRG",
@@ -30,5 +33,7 @@ __all__ = [
     "RankLost",
     "RanksDiffer",
     "SparseMeZO",
+    "TriedLR",
     "ZeroOrderOptimizer",
+    "find_lr",
 ]
