@@ -111,11 +111,12 @@ _SHOWN = {
 _SHOWN |= {
     "forwards": {"lr": ".2e", "dev_loss": ".4f", "forwards_ratio": ".2f", "window_factor": ".1f"},
     "first-order": {"lr": ".2e", "dev_loss": ".4f", "forwards_ratio": ".2f", "memory_mib": ",.1f"},
+    "auto": {"lr": ".2e", "dev_loss": ".4f", "loss_ratio": ".3f", "forwards_price": ".0f"},
     "masks": {"lr": ".2e", "dev_loss": ".4f", "left_mask": ".3f", "dev_loss_difference": "+.4f"},
 }
 _SHOWN["others"] = _SHOWN["forwards"]
 
-_VERDICTS = ("forwards_verdict", "dev_loss_difference_verdict", "to_mezo_verdict", "to_normal_verdict")
+_VERDICTS = ("forwards_verdict", "loss_verdict", "dev_loss_difference_verdict", "to_mezo_verdict", "to_normal_verdict")
 
 
 def cells(row: Row) -> dict[str, str]:

@@ -9,7 +9,7 @@ from functools import partial
 from ...bench.registry import Case, Row
 from ..arms import library
 from ..learning import Arm
-from . import masks
+from . import auto, masks
 from .arms import forwards_arm, momentum_arm
 from .first_order import costs, first_order
 from .study import CHEAP, Equal, studies
@@ -32,6 +32,8 @@ def _of_task(options: Namespace, task: str, study: Equal) -> Iterator[tuple[str,
     mezo = library("MeZO", options)
     for arm in (mezo, *_forwards(options)):
         yield "forwards", arm.name, partial(study.rows, arm, mezo), mezo.name
+    for arm in (mezo, next(_forwards(options))):
+        yield "auto", arm.name, partial(auto.found, study, arm), f"{arm.name}, best of the grid"
     for arm in _first_order(mezo):
         yield "first-order", arm.name, partial(_with_costs, study, arm, mezo), mezo.name
     if task in CHEAP:

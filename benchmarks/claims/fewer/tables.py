@@ -38,6 +38,17 @@ def forwards(rows: Sequence[Row]) -> Table:
     return ("task", "method", "forwards a step", "lr", "dev loss", "minus MeZO's", *found, "rates in the window"), lines
 
 
+def auto(rows: Sequence[Row]) -> Table:
+    lines = []
+    for row in _means(rows, "auto"):
+        line = [row["task"], row["arm"], f"{row['grid_lr']:.1e}", f"{row['lr_lowest']:.1e} to {row['lr_highest']:.1e}"]
+        line += [f"{row['start_loss']:.3f} → {number(row, 'grid_dev_loss', '.3f')}", number(row, "dev_loss", ".3f")]
+        line += [interval(row, "loss_ratio", ".3f"), row["loss_verdict"] or "–"]
+        lines.append([*line, f"{row['forwards_price']:.0f}", f"{row['forwards']:,}"])
+    found = "best of the grid", "found", "loss with the grid's", "with the found", "ratio", "within 5 %"
+    return ("task", "method", *found, "forwards to find it", "of the run"), lines
+
+
 def others(rows: Sequence[Row]) -> Table:
     lines = []
     for row in _means(rows, "others"):
@@ -78,6 +89,7 @@ def first_order(rows: Sequence[Row]) -> Table:
 
 TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "fewer": forwards,
+    "fewer-auto": auto,
     "fewer-others": others,
     "fewer-masks": masks,
     "fewer-first-order": first_order,
