@@ -24,6 +24,7 @@ STEPS = {  # method, options, KiB allowed
     "MeZO, 3 directions, weight decay": ("MeZO", {"directions": 3, "weight_decay": 0.1}, 0),
     "LeZO": ("LeZO", {"drop": 0.5}, 0),
     "SparseMeZO": ("SparseMeZO", {"sparsity": 0.75}, 2048**2 * 4 // 8 // 1024),
+    "SparseMeZO, kept": ("SparseMeZO", {"sparsity": 0.75, "mask": "kept"}, 2048**2 * 4 // 8 // 1024),
     "MeZOSVRG": ("MeZOSVRG", {"anchor_every": 2}, 2048**2 * 4 * 4 // 1024),
     "MeZOSVRG, separate": ("MeZOSVRG", {"anchor_every": 2, "shared_direction": False}, 2048**2 * 4 * 4 // 1024),
 }
@@ -32,6 +33,7 @@ FORWARDS = {  # method, options, whether layers are within a parent that has as 
     "MeZO, forward": ("MeZO", {}, False, LAYER),
     "MeZO, forward, parents": ("MeZO", {"directions": 2, "weight_decay": 0.1}, True, 2 * LAYER),
     "SparseMeZO, forward": ("SparseMeZO", {"sparsity": 0.75}, False, LAYER),
+    "SparseMeZO, kept, forward": ("SparseMeZO", {"sparsity": 0.75, "mask": "kept"}, False, LAYER + LAYER * 4 // 32),
     "LeZO, forward": ("LeZO", {"drop": 0.5}, False, LAYER),
 }
 CALLS = {  # dtype, rounding, masked

@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass, replace
 from typing import Any
 
-from attack.layout import BETWEEN, CHECK, REFUSED, SETUP, STEP, Part, sealed
+from attack.layout import ANCHOR, BETWEEN, CHECK, ONE_SIDED, REFUSED, SETUP, STEP, Part, sealed
 from attack.runs import Recorded
 
 RAW = "@@raw:"  # begins a text that goes into JSON without quotes
@@ -183,13 +183,13 @@ def _record(draw: random.Random, parts: list[Part], at: int) -> Crafted:
     how = draw.choice(("kind", "flags", "count", "numbers", "numbers", "probes", "length", "fingerprint"))
     verdict = "open"
     if how == "kind":
-        part = replace(part, kind=draw.choice([k for k in (*range(7), 7, 100, 255) if k != part.kind]))
-        verdict = "wrong" if part.kind > CHECK else "open"
+        part = replace(part, kind=draw.choice([k for k in (*range(8), 8, 100, 255) if k != part.kind]))
+        verdict = "wrong" if part.kind > ONE_SIDED else "open"
     elif how == "flags":
         part = replace(part, flags=part.flags ^ draw.choice((1, 2, 3, 4, 128, 255)))
     elif how == "count":
         part = replace(part, count=draw.choice((0, 1, 2, 7, 65535)))
-    elif how == "numbers" and STEP <= part.kind <= BETWEEN:
+    elif how == "numbers" and part.kind in (STEP, ANCHOR, BETWEEN, ONE_SIDED):
         body = bytearray(part.body)
         value = draw.choice((float("nan"), float("inf"), -1.0, 1e308, -1e308, 0.0, 1e-320))
         struct.pack_into("<d", body, draw.randrange(0, len(body) - 7, 4), value)

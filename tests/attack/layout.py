@@ -7,8 +7,8 @@ import zlib
 from dataclasses import dataclass, replace
 
 MAGIC = b"ZOTRAJ1\n"
-SETUP, STEP, ANCHOR, BETWEEN, REFUSED, INTERRUPTED, CHECK = range(7)
-RATE_EACH, DOUBLE = 1, 2
+SETUP, STEP, ANCHOR, BETWEEN, REFUSED, INTERRUPTED, CHECK, ONE_SIDED = range(8)
+RATE_EACH, DOUBLE, COMMON = 1, 2, 4
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,10 @@ def parts_of(data: bytes, groups: int) -> list[Part]:
             size = 8
         else:
             rates = groups if flags & RATE_EACH else 1
-            pairs = (count + 1) * (2 if kind == BETWEEN else 1)
-            size = 8 * rates + pairs * (16 if flags & DOUBLE else 8)
+            losses = (count + 1) * (4 if kind == BETWEEN else 2)
+            if kind == ONE_SIDED and flags & COMMON:
+                losses = count + 2
+            size = 8 * rates + losses * (8 if flags & DOUBLE else 4)
         result.append(Part(kind, flags, count, data[at + 8 : at + 8 + size]))
         at += 8 + size
     assert at == len(data), "it is sound"

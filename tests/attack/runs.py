@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import zo_kernels as zo
 from attack.layout import CHECK, INTERRUPTED, SETUP, Part, parts_of
 
-METHODS = {"MeZO": zo.MeZO, "SparseMeZO": zo.SparseMeZO, "LeZO": zo.LeZO, "MeZOSVRG": zo.MeZOSVRG}
+METHODS = {"MeZO": zo.MeZO, "SparseMeZO": zo.SparseMeZO, "LeZO": zo.LeZO, "MeZOSVRG": zo.MeZOSVRG, "FZOO": zo.FZOO}
 SIGNS = {"distribution": "rademacher"}
 SVRG = {"anchor_every": 3, "anchor_lr": 1e-2}
 Bits = tuple[bytes, ...]
@@ -105,6 +105,10 @@ RUNS = {
     "svrg": Run("MeZOSVRG", {"directions": 2, **SIGNS}, interrupted={2: 3, 6: 1}, refused=(4,), eps_at=(5,)),
     "svrg apart": Run("MeZOSVRG", {"perturb": "in_forward", "shared_direction": False}, steps=8, check_every=2),
     "16 bits": Run("MeZO", {"perturb": "in_place"}, dtype=torch.bfloat16, interrupted={1: 1, 2: 0}, double=True),
+    "one-sided": Run("FZOO", {"directions": 3}, interrupted={3: 2, 9: 0}, refused=(5,), check_every=4),
+    "normalized": Run(
+        options={"normalize": "rms", "estimator": "one_sided"}, groups=2, double=True, eps_at=(4,), interrupted={2: 1}
+    ),
     "long": Run(steps=400, interrupted={100: 1, 333: 1}, eps_at=(200,), check_every=50),
 }
 

@@ -54,6 +54,10 @@ KINDS = {
     "in forward, sparse": Kind("SparseMeZO", FORWARD),
     "streamed": Kind(options={**FORWARD, "execution_device": "cpu"}),
     "streamed, blocks, fp16": Kind("LeZO", {**FORWARD, "execution_device": "cpu"}, dtype=torch.float16),
+    "one-sided, in place": Kind("FZOO", {**PLACE, "directions": 3}),
+    "one-sided, streamed, rms": Kind(
+        options={**FORWARD, "execution_device": "cpu", "normalize": "rms", "estimator": "one_sided"}
+    ),
     "svrg in place": Kind("MeZOSVRG", {"directions": 2}, steps=(0, 1, 3)),
     "svrg in place, bf16": Kind("MeZOSVRG", PLACE, dtype=torch.bfloat16, steps=(1, 3)),
     "svrg in forward": Kind("MeZOSVRG", FORWARD, steps=(0, 1, 3)),

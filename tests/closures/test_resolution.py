@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import zo_kernels as zo
 from zo_kernels.closures import resolution
+from zo_kernels.trajectory import TWO_SIDED
 
 PERTURB = ("in_place", "in_forward")
 Loss = Callable[[nn.Module, int], Any]
@@ -88,13 +89,16 @@ def test_a_loss_in_16_bits_is_told_in_numbers(method: str, perturb: str, what: s
         and spacing
         == 2.0 ** math.floor(math.log2(at)) * torch.finfo(torch.float16 if what == "float16" else torch.bfloat16).eps
     )
-    assert f"in steps of {spacing:.3g}, so g = (L+ - L-) / 2 eps comes in steps of {spacing / (2 * eps):.3g}" in told
+    formula, span = ("(L(θ + eps z) - L(θ)) / eps", eps) if method == "FZOO" else ("(L+ - L-) / 2 eps", 2 * eps)
+    assert f"in steps of {spacing:.3g}, so g = {formula} comes in steps of {spacing / span:.3g}" in told
 
 
 def test_of_a_gpu_no_value_is_read() -> None:
     told = resolution.narrow_loss_message(torch.empty((), dtype=torch.bfloat16, device="meta"), 1e-3, TWO_SIDED)
     assert "steps of 0.00391 to 0.00781 of its size" in told and "comes in steps of 3.91" in told
-    assert "at 0 it comes in steps of" in resolution.narrow_loss_message(torch.zeros((), dtype=torch.float16), 1e-3, TWO_SIDED)
+    assert "at 0 it comes in steps of" in resolution.narrow_loss_message(
+        torch.zeros((), dtype=torch.float16), 1e-3, TWO_SIDED
+    )
 
 
 @pytest.mark.parametrize("perturb", PERTURB)

@@ -90,6 +90,12 @@ OPTIMIZERS: dict[str, Row] = {
         (NAN, ValueError, r"sparsity: .*got nan"),
     ),
     **option(
+        zo.SparseMeZO,
+        "mask",
+        ("fixed", ValueError, r"mask: expected one of 'redrawn', 'kept', got 'fixed'"),
+        (None, TypeError, r"mask: .*got NoneType"),
+    ),
+    **option(
         zo.LeZO,
         "drop",
         (1.0, ValueError, r"drop: .*got 1.0"),
@@ -153,6 +159,19 @@ OPTIMIZERS: dict[str, Row] = {
         (-1.0, ValueError, r"anchor_lr: .*got -1.0"),
         (NAN, ValueError, r"anchor_lr: .*got nan"),
         ("1", TypeError, r"anchor_lr: .*got str"),
+    ),
+    **option(
+        zo.MeZOSVRG,
+        "anneal",
+        (1.0, ValueError, r"anneal: .*\(1.0, inf\), got 1.0"),
+        (NAN, ValueError, r"anneal: .*got nan"),
+        ("5", TypeError, r"anneal: .*got str"),
+    ),
+    **option(
+        zo.MeZOSVRG,
+        "anneal_above",
+        (0.95, ValueError, r"anneal_above: .*got 0.95"),
+        (None, TypeError, r"anneal_above: .*got NoneType"),
     ),
     **option(zo.MeZOSVRG, "shared_direction", (1, TypeError, r"shared_direction: .*got int")),
     "a misspelt option": (lambda m: zo.LeZO(m, lr=0.1, dorp=0.5), TypeError, r"dorp"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from scripted import (
     Noise,
     Reference,
     assert_close,
+    assert_same,
     block_names,
     clean_masks,
     heights,
@@ -39,6 +41,7 @@ STEPS: dict[str, tuple[type, dict[str, Any]]] = {
     "MeZO, 3 directions": (zo.MeZO, {"directions": 3}),
     "MeZO, weight decay": (zo.MeZO, {"weight_decay": 0.5}),
     "SparseMeZO": (zo.SparseMeZO, {"sparsity": 0.6}),
+    "SparseMeZO, kept": (zo.SparseMeZO, {"sparsity": 0.6, "mask": "kept"}),
     "LeZO": (zo.LeZO, {"drop": 0.5}),
     "Sparse-LeZO, 3 directions, weight decay": (
         zo.LeZO,
@@ -48,7 +51,37 @@ STEPS: dict[str, tuple[type, dict[str, Any]]] = {
         zo.LeZO,
         {"drop": 0.5, "sparsity": 0.3, "directions": 3, "weight_decay": 0.5, "distribution": "rademacher"},
     ),
+    "FZOO": (zo.FZOO, {"directions": 4, "weight_decay": 0.5, "distribution": "rademacher"}),
+    "FZOO, normals, masks, blocks": (
+        zo.FZOO,
+        {"directions": 3, "sparsity": 0.3, "drop": 0.5, "distribution": "normal"},
+    ),
+    "one-sided": (zo.MeZO, {"estimator": "one_sided"}),
+    "std": (zo.MeZO, {"normalize": "std", "directions": 3}),
+    "rms": (zo.MeZO, {"normalize": "rms"}),
+    "one-sided rms": (
+        zo.LeZO,
+        {"estimator": "one_sided", "normalize": zo.RMS(0.5, 0.25), "directions": 2, "drop": 0.5},
+    ),
 }
+
+
+class Divisor:
+    """What the g of a step are divided by, written as the papers have it (FZOO 2506.09034, MEAZO 2605.03869)."""
+
+    def __init__(self, normalize: Any):
+        self.kind = normalize
+        self.beta, self.delta = (normalize.beta, normalize.delta) if isinstance(normalize, zo.RMS) else (0.99, 1e-8)
+        self.v, self.t = 0.0, 0
+
+    def of(self, losses: list[float], gradients: list[float], one_sided: bool) -> float:
+        if self.kind == "none":
+            return 1.0
+        if self.kind == "std":  # of the losses, for one-sided estimates
+            return stdev(losses[1:]) / EPS if one_sided else stdev(gradients)
+        self.t += 1
+        self.v = self.beta * self.v + (1 - self.beta) * fmean(g * g for g in gradients)
+        return math.sqrt(self.v / (1 - self.beta**self.t)) + self.delta
 
 
 @pytest.mark.parametrize("spec", STEPS)
@@ -63,26 +96,35 @@ def test_step_is_the_published_one(spec: str, passes: list[set[str]]) -> None:
     start = snapshot(model)
     reference = Reference(start, exempt=is_exempt(model), distribution=options.get("distribution", "normal"))
     h = heights(start, options["sparsity"]) if "sparsity" in options else {}
-    drops = set()
+    drops, first, redrawn = set(), clean_masks(start, h), False
+    one_sided = cls is zo.FZOO or options.get("estimator") == "one_sided"
+    divisor = Divisor("std" if cls is zo.FZOO else options.get("normalize", "none"))
 
     for step in range(4):
         before = snapshot(model)
         masks = clean_masks(before, h)
+        redrawn |= any(not torch.equal(masks[name], first[name]) for name in masks)
+        if "mask" in options:
+            masks = first
         passes.clear()
         (closure,) = run(opt, model, 1, first=step)
         after = snapshot(model)
 
+        if one_sided:
+            assert_same(closure.seen.pop(0), before)
         dropped = untouched_blocks(model, before, closure.seen[0], masks)
         assert len(dropped) == round(options.get("drop", 0.0) * len(model.blocks))
         drops.add(frozenset(dropped))
         untouched = set().union(*(block_names(model)[i] for i in dropped))
-        assert passes == [set(before) - untouched] * (2 * n + 1)
+        assert passes == [set(before) - untouched] * (n + 1 if one_sided else 2 * n + 1)
 
         seeds = [direction_seed(SEED, step, k) for k in range(n)]
-        gradients = closure.gradients()
-        updates = [-LR * g / n for g in gradients]
+        losses = closure.losses
+        gradients = [(loss - losses[0]) / EPS for loss in losses[1:]] if one_sided else closure.gradients()
+        d = divisor.of(losses, gradients, one_sided)
+        updates = [-LR * g / (n * d) for g in gradients]
         tolerance = step_in_place(magnitude(before, after), EPS, updates)
-        probes = [(seed, signed) for seed in seeds for signed in (EPS, -EPS)]
+        probes = [(seed, signed) for seed in seeds for signed in ((EPS,) if one_sided else (EPS, -EPS))]
         for seen, (seed, signed) in zip(closure.seen, probes, strict=True):
             assert_close(seen, reference.move(before, {seed: signed}, masks, untouched), tolerance)
         assert opt.projected_gradients == gradients
@@ -94,6 +136,7 @@ def test_step_is_the_published_one(spec: str, passes: list[set[str]]) -> None:
                 keep = torch.ones_like(masks[name]) if name in untouched else ~masks[name]
                 assert same_bits(t[keep], before[name][keep]), name
     assert len(drops) > 1 or "drop" not in options
+    assert redrawn or "sparsity" not in options  # or kept masks would be those of each step
 
 
 def test_decay_all_takes_in_biases_and_norms() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from inside import losses_stay
 from models import Holder, block_mlp
 from scripted import (
     ANCHOR_SLOT,
@@ -217,3 +221,55 @@ def test_a_shared_direction_has_the_lower_variance() -> None:
         torch.stack([difference_of_estimates(choice, i) for i in draws]).var(0).sum().item() for choice in (True, False)
     )
     assert shared * SHARED_DIRECTION_FACTOR < separate
+
+
+ROSE = [1.0, 1.04, 1.2, float("nan"), 1.3, 1.3, 0.5, -0.9, -0.8]  # the losses at anchors, and how often it was too much
+ANNEALED = [0, 0, 1, 1, 2, 2, 2, 2, 3]
+
+
+@pytest.mark.parametrize("deferred", [False, True], ids=["on the host", "on a device"])
+def test_rates_fall_when_the_loss_at_an_anchor_rises(
+    deferred: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is that of rates set by hand, record for record; a state and a trajectory bring the schedule back."""
+    losses_stay(monkeypatch, deferred)
+
+    def make(model: nn.Module, **options: Any) -> zo.MeZOSVRG:
+        return zo.MeZOSVRG(model, lr=LR, anchor_lr=0.3, anchor_every=2, eps=EPS, seed=SEED, weight_decay=0.1, **options)
+
+    def period(opt: zo.MeZOSVRG, loss: float, lr: float, anchor_lr: float) -> None:
+        calls = iter((loss + EPS / 10, loss - EPS / 10, 0.3, 0.31, 0.3, 0.32))
+        opt.param_groups[0].update(lr=lr, anchor_lr=anchor_lr)
+        skipped = nullcontext() if loss == loss or deferred else pytest.raises(ValueError, match="finite loss")
+        for _ in range(1 if loss != loss and not deferred else 2):
+            with skipped:
+                opt.step(*[lambda: torch.tensor(next(calls), dtype=torch.float64)] * 2)
+
+    start, by_hand = block_mlp(depth=1), block_mlp(depth=1)
+    model = copy.deepcopy(start)
+    opt, other = make(model, anneal=4, trajectory=tmp_path / "run.zo"), make(by_hand)
+    for i, (loss, annealed) in enumerate(zip(ROSE, ANNEALED, strict=True)):
+        period(opt, loss, LR / (i + 1), 0.3)
+        assert opt.annealed == annealed
+        period(other, loss, LR / (i + 1) / 4**annealed, 0.3 / 4**annealed)
+    assert other.annealed == 0 and other.anneal is None
+    assert opt.trajectory.to_bytes() == other.trajectory.to_bytes()
+    assert_same(snapshot(model), snapshot(by_hand))
+
+    state = copy.deepcopy(opt.state_dict())
+    (tmp_path / "copy.zo").write_bytes((tmp_path / "run.zo").read_bytes())
+    loaded, resumed = copy.deepcopy(model), copy.deepcopy(start)
+    from_state, from_file = make(loaded), make(resumed, anneal=4)
+    from_state.load_state_dict(state)
+    from_state.record_to(tmp_path / "late.zo")
+    from_file.resume(tmp_path / "copy.zo")
+    for one in (opt, from_state, from_file):
+        assert (one.anneal, one.anneal_above, one.annealed) == (4, 1.05, 3)
+        period(one, -0.8, LR, 0.3)
+        period(one, -0.5, LR, 0.3)
+        assert one.annealed == 4 and [r.rates for r in one.trajectory[-2:]] == [(0.3 / 256,), (LR / 256,)]
+    assert_same(snapshot(model), snapshot(loaded))
+    assert_same(snapshot(model), snapshot(resumed))
+    (tmp_path / "cut.zo").write_bytes((tmp_path / "late.zo").read_bytes())
+    with pytest.warns(UserWarning, match="does not say how often rates had been divided"):
+        make(by_hand, anneal=4).resume(tmp_path / "cut.zo")

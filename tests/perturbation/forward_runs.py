@@ -36,6 +36,8 @@ quickly = partial(settings, deadline=None, database=None, derandomize=True)
 def build(method: str, model: nn.Module, lr: float = 0.0, **options: Any) -> zo.ZeroOrderOptimizer:
     if method == "MeZOSVRG":
         options = {"anchor_lr": lr, "anchor_every": 2, **options}
+    if method == "FZOO":
+        options["directions"] = 1 + options.get("directions", 1)
     options = {"eps": EPS, "seed": SEED, "drop": 0.0, "perturb": "in_forward", **options}
     return METHODS[method](model, lr=lr, **options)
 

@@ -212,7 +212,7 @@ def test_modules_see_the_specified_bits(method, dtype, options, outputs, shared)
     how = {"rounding": "nearest" if options["rounding"] == "nearest" else "stochastic"}
     how |= {"distribution": options["distribution"]}
     recorder, limits, exempt = Recorder(model), thresholds(opt, model), is_exempt(model)
-    n = options["directions"]
+    n, signs = opt.directions, ((EPS,) if method == "FZOO" else (EPS, -EPS))
 
     def decay(name: str) -> float:
         return 1.0 if exempt(name) else 1 - lr * options["weight_decay"]
@@ -230,8 +230,10 @@ def test_modules_see_the_specified_bits(method, dtype, options, outputs, shared)
             moved(model, source, {seed: signed}, masks=masks, untouched=untouched, **how)
             for source, seeds in evaluations
             for seed in seeds
-            for signed in (EPS, -EPS)
+            for signed in signs
         ]
+        if method == "FZOO":
+            expected.insert(0, theta)
         recorder.seen.clear()
         recorder.losses.clear()
         take_step(opt, recorder)
@@ -240,7 +242,7 @@ def test_modules_see_the_specified_bits(method, dtype, options, outputs, shared)
             assert_same(weights, got)
             with holding(twin, weights), torch.no_grad():
                 assert real_loss(twin, 0).item() == loss
-        if anchoring or not svrg:
+        if anchoring or method not in ("MeZOSVRG", "FZOO"):
             update = {s: -lr * g / n for s, g in zip(evaluations[0][1], opt.projected_gradients, strict=True)}
             after = moved(model, theta, update, masks=masks, untouched=untouched, decay=decay, **how)
             assert_same(after, snapshot(model))

@@ -79,6 +79,8 @@ START = {
     "distribution": Case(
         "distribution: normal on {others}, rademacher on {odd}", {"distribution": "rademacher"}, method="MeZOSVRG"
     ),
+    "mask": Case("mask: redrawn on {others}, kept on {odd}", {"mask": "kept"}),
+    "anneal": Case("anneal: None on {others}, 5.0 on {odd}", {"anneal": 5}, method="MeZOSVRG"),
     "strict": Case("strict: False on {others}, True on {odd}", {"strict": True}),
     "split": Case(
         "parallel: batch on {others}, directions on {odd}", {"how": {"split": "directions"}}, options={"directions": 12}

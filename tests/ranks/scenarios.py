@@ -15,12 +15,14 @@ import zo_kernels as zo
 
 SHAPE = {"depth": 2, "width": 4}
 MICRO_BATCHES = 4  # of a step, over all ranks
-METHODS = {"MeZO": zo.MeZO, "SparseMeZO": zo.SparseMeZO, "LeZO": zo.LeZO, "MeZOSVRG": zo.MeZOSVRG}
+METHODS = {"MeZO": zo.MeZO, "SparseMeZO": zo.SparseMeZO, "LeZO": zo.LeZO, "MeZOSVRG": zo.MeZOSVRG, "FZOO": zo.FZOO}
 
 
 def build(method: str, model: nn.Module, **options: Any) -> zo.ZeroOrderOptimizer:
     if method == "MeZOSVRG":
         options = {"anchor_lr": 1e-2, "anchor_every": 5, **options}
+    if method == "FZOO":
+        options = {"directions": 2, **options}
     if method == "LeZO":
         options = {"drop": 0.5, **options}
     return METHODS[method](model, **{"lr": 1e-2, "seed": 7, **options})

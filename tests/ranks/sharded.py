@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from models import BlockMLP, block_mlp, real_loss
 from scenarios import build
 from torch import Tensor, distributed, nn
@@ -124,27 +126,55 @@ def trained(group: Any, layout: str, steps: int, *, after_evaluation: bool = Fal
 
 def resumed(group: Any, path: str, layout: str, method: str, upto: int) -> dict[str, Any]:
     model = LAYOUTS[layout](block_mlp(**SHAPE), group)
-    opt = build(method, model, sparsity=0.5, eps=EPS, parallel=zo.Parallel("batch", group))
+    mask = "kept" if method == "MeZO" else "redrawn"
+    opt = build(method, model, sparsity=0.5, mask=mask, eps=EPS, parallel=zo.Parallel("batch", group))
     opt.resume(path, missing_ok=True)
     while (step := opt.step_count) < upto:
         opt.step(*[scripted(step), scripted(step + 50)][: 1 + (method == "MeZOSVRG")])
     return {"weights": whole(model)}
 
 
-def saved(group: Any, layout: str, method: str) -> bool:
+def saved(group: Any, layout: str, method: str, mask: str) -> bool:
     """A state taken and loaded in the middle goes on with the same bits."""
-    after = []
+    after, options = [], {"sparsity": 0.5, "eps": EPS, "lr": 0.1, "parallel": zo.Parallel("batch", group)}
     for again in (False, True):
         model = LAYOUTS[layout](block_mlp(**SHAPE), group)
-        opt = build(method, model, sparsity=0.5, eps=EPS, parallel=zo.Parallel("batch", group))
+        opt = build(method, model, mask=mask, **options)
         for step in range(7):
             if step == 3 and again:
                 state = opt.state_dict()
-                opt = build(method, model, sparsity=0.5, eps=EPS, parallel=zo.Parallel("batch", group))
+                opt = build(method, model, **options)
                 opt.load_state_dict(state)
             opt.step(*[scripted(step), scripted(step + 50)][: 1 + (method == "MeZOSVRG")])
         after.append(whole(model))
     return all(torch.equal(after[0][name], after[1][name]) for name in after[0])
+
+
+def checkpointed(group: Any, path: str, layout: str, steps: range) -> dict[str, Tensor]:
+    """Go on from a distributed checkpoint, unless the run begins, and leave one."""
+    model = LAYOUTS[layout](block_mlp(depth=2, width=8), group)  # shards of its rows are whole bytes of bits
+    opt = build("SparseMeZO", model, mask="kept", lr=0.1, eps=EPS, parallel=zo.Parallel("batch", group))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that PyTorch deprecates what it calls itself
+        if steps.start:
+            state = {"model": model.state_dict(), "opt": opt.state_dict()}
+            dcp.load(state, checkpoint_id=path, process_group=group)
+            model.load_state_dict(state["model"])
+            opt.load_state_dict(state["opt"])
+        for step in steps:
+            opt.step(scripted(step))
+        state = {"model": model.state_dict(), "opt": opt.state_dict()}
+        dcp.save(state, checkpoint_id=path, process_group=group)
+    return whole(model)
+
+
+def masks_of(group: Any, layout: str) -> dict[str, tuple[torch.dtype, list[int]]]:
+    """The dtype and the shape of each mask in a state, as a whole."""
+    model = LAYOUTS[layout](block_mlp(**SHAPE), group)
+    opt = build("SparseMeZO", model, mask="kept", parallel=zo.Parallel("batch", group))
+    names = [name for name, _ in model.named_parameters()]
+    found = {names[i]: entry["mask"] for i, entry in opt.state_dict()["state"].items()}
+    return {name: (mask.dtype, list(mask.shape)) for name, mask in found.items()}
 
 
 def elements(group: Any, layout: str) -> bool:

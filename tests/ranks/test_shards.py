@@ -37,7 +37,7 @@ METHODS: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
     "MeZO, bf16": ("MeZO", torch.bfloat16, {}),
     "SparseMeZO, bf16, signs": ("SparseMeZO", torch.bfloat16, {"sparsity": 0.3, "distribution": "rademacher"}),
     "SparseMeZO": ("SparseMeZO", torch.float32, {"sparsity": 0.6}),
-    "SparseMeZO, fp16": ("SparseMeZO", torch.float16, {"sparsity": 0.3}),
+    "SparseMeZO, fp16": ("SparseMeZO", torch.float16, {"sparsity": 0.3, "mask": "kept"}),
     "LeZO, signs": ("LeZO", torch.float32, {"distribution": "rademacher"}),
     "MeZOSVRG": ("MeZOSVRG", torch.float32, {"sparsity": 0.5, "drop": 0.5}),
 }
@@ -85,6 +85,7 @@ def test_tensor_parallel_models_train(ranks: Pool, layout: str, size: int, parts
 
 @pytest.mark.parametrize("method", ["MeZO", "MeZOSVRG"])
 def test_another_number_of_shards_resumes_a_run(ranks: Pool, method: str, tmp_path: Path) -> None:
+    """Also one that keeps its masks, as `sharded.resumed` does with MeZO."""
     (whole,) = ranks.run(1, sharded.resumed, layout="plain", path=str(tmp_path / "whole.zo"), method=method, upto=9)
     path = str(tmp_path / "cut.zo")
     ranks.run(4, sharded.resumed, layout="fsdp", path=path, method=method, upto=4)
@@ -93,9 +94,27 @@ def test_another_number_of_shards_resumes_a_run(ranks: Pool, method: str, tmp_pa
         assert same(rank["weights"], whole["weights"])
 
 
+@pytest.mark.parametrize("mask", ["redrawn", "kept"])
 @pytest.mark.parametrize("method", ["SparseMeZO", "MeZOSVRG"])
-def test_state_of_shards(ranks: Pool, method: str) -> None:
-    assert all(ranks.run(2, sharded.saved, layout="fsdp", method=method))
+def test_state_of_shards(ranks: Pool, method: str, mask: str) -> None:
+    assert all(ranks.run(2, sharded.saved, layout="fsdp", method=method, mask=mask))
+
+
+def test_masks_in_a_state_are_bits_where_shards_of_them_are_bytes(ranks: Pool) -> None:
+    """Other shards than those of rows may end within a byte; then a state has bools, which anybody can share."""
+    for layout, size, down in (("plain", 1, (torch.uint8, [6, 2])), ("tensor", 2, (torch.bool, [6, 12]))):
+        for masks in ranks.run(size, sharded.masks_of, layout=layout):
+            assert masks["blocks.0.up.weight"] == (torch.uint8, [12, 1])
+            assert masks["blocks.0.up.bias"] == (torch.bool, [12])
+            assert masks["blocks.0.down.weight"] == down
+
+
+def test_another_number_of_shards_goes_on_with_the_masks_of_a_checkpoint(ranks: Pool, tmp_path: Path) -> None:
+    (one,) = ranks.run(1, sharded.checkpointed, path=str(tmp_path / "one"), layout="plain", steps=range(9))
+    path = str(tmp_path / "several")
+    for size, layout, steps in ((4, "fsdp", range(4)), (2, "tensor", range(4, 7)), (4, "both", range(7, 9))):
+        every = ranks.run(size, sharded.checkpointed, path=path, layout=layout, steps=steps)
+    assert all(same(rank, one) for rank in every)
 
 
 def test_what_cannot_be_trained_is_refused(ranks: Pool) -> None:

@@ -21,15 +21,18 @@ def test_resume_goes_on_bit_for_bit(method: str, cut: int, tmp_path: Path) -> No
     model = block_mlp(**SHAPE)
     start = copy.deepcopy(model)
     path = tmp_path / "run.zo"
-    opt = build(method, model, sparsity=0.5)
+    options = {"sparsity": 0.5, "mask": "kept" if cut in (3, 30) else "redrawn"}
+    opt = build(method, model, **options)
     opt.record_to(path)
     seen = go(opt, model, 7)
     whole = path.read_bytes()
     seen += go(opt, model, 3)[1:]
     path.write_bytes(whole[: max(len(whole) - cut, 0)])
     other = copy.deepcopy(start)
-    again = build(method, other, sparsity=0.5)
+    again = build(method, other, **{**options, **({"mask": "kept"} if cut == 8 else {})})
     again.resume(path)
+    assert again.mask == options["mask"]
+    assert any("mask" in entry for entry in again.state.values()) == (again.mask == "kept")
     assert again.step_count < 7 or not cut
     assert_same(snapshot(other), seen[again.step_count])
     go(again, other, 7 - again.step_count)
@@ -56,12 +59,18 @@ def test_options_that_differ_from_the_run_s_are_told(tmp_path: Path) -> None:
     start = copy.deepcopy(model)
     go(build("MeZO", model, trajectory=tmp_path / "run.zo"), model, 2)
     with pytest.warns(UserWarning) as told:
-        others = {"eps": 0.5, "weight_decay": 0.1, "perturb": "in_forward", "distribution": "rademacher"}
+        others = {
+            "eps": 0.5,
+            "weight_decay": 0.1,
+            "perturb": "in_forward",
+            "distribution": "rademacher",
+            "mask": "kept",
+        }
         build("MeZO", start, seed=12, directions=2, **others).resume(tmp_path / "run.zo")
     kept, changed = (str(warning.message) for warning in told)
     assert kept == (
-        "resume: the run had seed 11 (not 12), directions 1 (not 2), distribution normal (not rademacher); the run's "
-        "are taken"
+        "resume: the run had seed 11 (not 12), directions 1 (not 2), distribution normal (not rademacher), "
+        "mask redrawn (not kept); the run's are taken"
     )
     assert "eps 0.02 (not 0.5), weight_decays (0.0,) (not (0.1,)), in_place True (not False); the optim" in changed
     assert told[0].filename == __file__
@@ -145,12 +154,13 @@ def test_resume_refuses(saved, tmp_path: Path) -> None:
         build("MeZO", block_mlp(**SHAPE), trajectory=own).resume(path)
 
 
+@pytest.mark.parametrize("mask", ["redrawn", "kept"])
 @pytest.mark.parametrize("method", METHODS)
-def test_resume_from_a_checkpoint(method: str, tmp_path: Path) -> None:
+def test_resume_from_a_checkpoint(method: str, mask: str, tmp_path: Path) -> None:
     """Weights, the optimizer's state and the file so far: nothing is replayed, the file goes on, and it is one run."""
     model = block_mlp(**SHAPE)
     start = copy.deepcopy(model)
-    opt = build(method, model, sparsity=0.5, trajectory=tmp_path / "run.zo")
+    opt = build(method, model, sparsity=0.5, mask=mask, trajectory=tmp_path / "run.zo")
     go(opt, model, 4)
     torch.save([model.state_dict(), opt.state_dict()], tmp_path / "checkpoint.pt")
     (tmp_path / "copy.zo").write_bytes((tmp_path / "run.zo").read_bytes())

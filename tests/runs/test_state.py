@@ -44,18 +44,24 @@ OPTIONS = st.fixed_dictionaries(
     {
         "directions": st.integers(1, 2),
         "sparsity": st.sampled_from([0.0, 0.5]),
+        "mask": st.sampled_from(["redrawn", "kept"]),
         "drop": st.sampled_from([0.0, 0.5]),
         "weight_decay": st.sampled_from([0.0, 0.1]),
         "rounding": st.sampled_from(["nearest", "stochastic"]),
         "perturb": st.sampled_from(["in_place", "in_forward"]),
         "distribution": st.sampled_from(["normal", "rademacher"]),
+        "normalize": st.sampled_from(["none", "rms"]),
     }
 )
 
 
 def build(method: str, model: nn.Module, seed: int = SEED, **options: Any) -> zo.ZeroOrderOptimizer:
     if method == "MeZOSVRG":
-        options = {"anchor_lr": 1e-2, "anchor_every": 4, **options}
+        options = {"anchor_lr": 1e-2, "anchor_every": 4, "anneal": 2.0, "anneal_above": 1.0, **options}
+    if method in ("MeZOSVRG", "FZOO"):
+        options.pop("normalize", None)
+    if method == "FZOO":
+        options["directions"] = 1 + options.get("directions", 1)
     return METHODS[method](model, **{"lr": 1e-2, "eps": EPS, "seed": seed, "perturb": "in_place", **options})
 
 
@@ -77,7 +83,7 @@ def test_a_loaded_run_goes_on_bit_for_bit(method, options, dtype, steps, model_f
     saved = torch.load(file)  # weights_only: nothing but tensors and plain values
 
     other = block_mlp(depth=2, dtype=dtype, seed=1)
-    other_opt = build(method, other, seed=SEED + 1, **{**options, "distribution": "normal"})
+    other_opt = build(method, other, seed=SEED + 1, **{**options, "distribution": "normal", "mask": "redrawn"})
     if model_first:
         other.load_state_dict(saved["model"])
     other_opt.load_state_dict(saved["opt"])
@@ -85,14 +91,14 @@ def test_a_loaded_run_goes_on_bit_for_bit(method, options, dtype, steps, model_f
     assert_same(snapshot(model), snapshot(other))
     assert_same_future((opt, model), (other_opt, other), range(steps, steps + 6))
     assert other_opt.step_count == steps + 6
-    assert other_opt.distribution == options["distribution"]
+    assert (other_opt.distribution, other_opt.mask) == (options["distribution"], options["mask"])
 
 
 @pytest.mark.parametrize("steps", range(9))
 @pytest.mark.parametrize("shared", [True, False])
 def test_svrg_resumes_at_every_point_of_a_period(steps: int, shared: bool) -> None:
     """The optimizer alone brings the weights back, and shares no memory with the state it was given."""
-    options = {"sparsity": 0.3, "drop": 0.5, "shared_direction": shared}
+    options = {"sparsity": 0.3, "drop": 0.5, "shared_direction": shared, "mask": "kept" if shared else "redrawn"}
     model, other = block_mlp(), block_mlp()
     opt, other_opt = build("MeZOSVRG", model, **options), build("MeZOSVRG", other, **options)
     go_on(opt, model, range(steps))
@@ -114,7 +120,7 @@ def test_svrg_resumes_at_every_point_of_a_period(steps: int, shared: bool) -> No
 @pytest.mark.parametrize("method", METHODS)
 def test_a_copied_optimizer_goes_on_bit_for_bit(method: str, scheduled: bool, how: str) -> None:
     model = block_mlp()
-    opt = build(method, model, sparsity=0.5)
+    opt = build(method, model, sparsity=0.5, mask="kept" if scheduled else "redrawn")
     if scheduled:  # a scheduler puts a wrapped step into the optimizer
         torch.optim.lr_scheduler.LambdaLR(opt, lambda i: 1.0)
     go_on(opt, model, range(6))
@@ -184,6 +190,7 @@ def test_a_distributed_checkpoint_goes_on_bit_for_bit(
     method: str, perturb: str, stateful: bool, tmp_path: Path
 ) -> None:
     options = {"sparsity": 0.5, "drop": 0.5, "directions": 2, "perturb": perturb}
+    options["mask"] = "kept" if stateful else "redrawn"
     model, other = block_mlp(), block_mlp(seed=1)
     opt = build(method, model, **options, distribution="rademacher")
     other_opt = build(method, other, SEED + 1, **options)

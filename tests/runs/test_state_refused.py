@@ -21,11 +21,11 @@ import zo_kernels as zo
 from zo_kernels.ops import Table
 
 State = dict[str, Any]
-OPTIONS = {"lr": 1e-2, "eps": EPS, "seed": SEED, "sparsity": 0.5, "drop": 0.5, "directions": 2}
+OPTIONS = {"lr": 1e-2, "eps": EPS, "seed": SEED, "sparsity": 0.5, "drop": 0.5, "directions": 2, "mask": "kept"}
 
 
 def build(method: str, model: nn.Module, **options: Any) -> zo.ZeroOrderOptimizer:
-    more = {"anchor_lr": 1e-2, "anchor_every": 4} if method == "MeZOSVRG" else {}
+    more = {"anchor_lr": 1e-2, "anchor_every": 4, "anneal": 5.0} if method == "MeZOSVRG" else {}
     return METHODS[method](model, **{**OPTIONS, **more, **options})
 
 
@@ -105,6 +105,16 @@ COMMON: list[Row] = [
     *rows(("param_groups", 0, "decay_all"), (1, "got int"), (GONE, "got none")),
     *rows(("state",), (GONE, "got none"), ([], "expected a dictionary, got list"), ({99: {}}, "got one of 99")),
     *rows(("state", 0), ([], "expected a dictionary, got list")),
+    *rows(("zo", "mask"), ("fixed", "'redrawn', 'kept', got 'fixed'"), (None, "got NoneType")),
+    *rows(("state", 2, "mask"), (GONE, "expected a mask of blocks.0.norm.weight, .*got none"), (None, "got NoneType")),
+    *rows(
+        ("state", 0, "mask"),
+        (torch.zeros(3, dtype=torch.uint8), r"uint8, one bit a weight, of shape \(4, 1\), got uint8 of shape \(3,\)"),
+        (torch.zeros(4, 5, dtype=torch.bool), "got bool"),
+        (torch.zeros(4, 1), "got float32"),
+        (torch.zeros(4, 1, dtype=torch.uint8, device="meta"), "on meta"),
+    ),
+    *rows(("state", 2, "mask"), (torch.zeros(4, dtype=torch.uint8), r"expected bool of shape \(4,\), got uint8")),
 ]
 SEEDED = [[5, [0.0, 0.0]]]
 SVRG: list[Row] = [
@@ -131,6 +141,10 @@ SVRG: list[Row] = [
     *rows(("zo", "anchor_gradients"), ([], "expected some, at age 2"), (None, "NoneType")),
     *rows(("zo", "anchor_gradients", 0), ([1, 2, 3], "expected 2 entries, got 3")),
     *rows(("zo", "anchor_gradients", 0, 1), (math.nan, "got nan"), ([], "got list")),
+    *rows(("zo", "anneal"), (1.0, "got 1.0"), ("5", "got str"), (math.inf, "got inf")),
+    *rows(("zo", "anneal_above"), (0.5, "got 0.5"), (None, "got NoneType")),
+    *rows(("zo", "annealed"), (-1, "got -1"), (7, "between 0 and 6, got 7"), (1.0, "got float")),
+    *rows(("zo", "anchor_loss"), (math.nan, "got nan"), ("low", "got str")),
     *rows(("param_groups", 0, "anchor_lr"), (-1.0, "got -1.0"), ("a", "got str"), (GONE, "got none")),
     *rows(("state",), ({}, "expected an anchor of embed.weight, at age 2, got none")),
     *rows(("state", 3, "anchor"), (GONE, "anchor of blocks.0.norm.bias"), (1.0, "got float"), (None, "got NoneType")),
@@ -266,9 +280,12 @@ def test_a_load_that_fails_half_way_is_undone(method: str, failure: str, monkeyp
 
 @pytest.mark.parametrize("method", ["MeZO", "MeZOSVRG"])
 def test_states_of_before_versions_load_and_hooks_see_what_torch_loads(method: str) -> None:
-    source = run_of(method, 6)[1].state_dict()
+    source = run_of(method, 6, mask="redrawn", **({"anneal": None} if method == "MeZOSVRG" else {}))[1].state_dict()
     assert source["zo"].pop("version") == 1
     assert source["zo"].pop("distribution") == "normal"  # as all were
+    assert source["zo"].pop("mask") == "redrawn"
+    for key in ("anneal", "anneal_above", "annealed", "anchor_loss"):
+        source["zo"].pop(key, None)
     opt = run_of(method, 3, distribution="rademacher")[1]
     seen: list[Any] = []
 
@@ -282,6 +299,8 @@ def test_states_of_before_versions_load_and_hooks_see_what_torch_loads(method: s
         opt.load_state_dict(source)
     assert seen == [["param_groups", "state"]] * 2
     assert opt.param_groups[0]["lr"] == 0.25 and opt.step_count == 6 and opt.distribution == "normal"
+    assert opt.mask == "redrawn" and not any("mask" in entry for entry in opt.state.values())
+    assert method == "MeZO" or opt.anneal is None
     handle.remove()
     opt.load_state_dict(source)
     assert opt.param_groups[0]["lr"] == 1e-2 and len(seen) == 2

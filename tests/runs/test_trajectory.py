@@ -29,9 +29,16 @@ OPTIONS = st.fixed_dictionaries(
         "rounding": st.sampled_from(["nearest", "stochastic"]),
         "directions": st.integers(1, 3),
         "sparsity": st.sampled_from([0.0, 0.5]),
+        "mask": st.sampled_from(["redrawn", "kept"]),
         "drop": st.sampled_from([0.0, 0.5]),
         "weight_decay": st.sampled_from([0.0, 0.1]),
         "distribution": st.sampled_from(["normal", "rademacher"]),
+    }
+)
+ESTIMATORS = st.fixed_dictionaries(
+    {
+        "estimator": st.sampled_from(["two_sided", "one_sided"]),
+        "normalize": st.sampled_from(["none", "std", "rms", zo.RMS(beta=0.5, delta=1e-3)]),
     }
 )
 # What may happen between the steps of a run.
@@ -75,14 +82,17 @@ def happen(event: str, opt: zo.ZeroOrderOptimizer, model: nn.Module, calls: int)
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     options=OPTIONS,
     shared=st.booleans(),
+    estimator=ESTIMATORS,
     events=st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 1)), min_size=1, max_size=10),
 )
-def test_replay_is_the_run(method, dtype, options, shared, events) -> None:
+def test_replay_is_the_run(method, dtype, options, shared, estimator, events) -> None:
     """Whatever happened in it, at every step, in one pass or in parts, and with other threads."""
     model = block_mlp(dtype=dtype, **SHAPE)
     start = copy.deepcopy(model)
     if method == "MeZOSVRG":
         options = {**options, "shared_direction": shared}
+    else:
+        options = {**options, **(estimator if method != "FZOO" else {}), "directions": options["directions"] + 1}
     opt = build(method, model, **options)
     after = {}
     for event, calls in events:
@@ -157,6 +167,7 @@ def test_what_a_record_says() -> None:
 def test_a_step_takes_at_most_32_bytes_a_direction(method: str, directions: int, tmp_path: Path) -> None:
     """With a rate that changes in every step."""
     model = block_mlp(**SHAPE)
+    directions += directions == 1 and method == "FZOO"
     opt = build(method, model, directions=directions, trajectory=tmp_path / "run.zo")
     sizes = []
     for i in range(7):

@@ -57,4 +57,5 @@ def tensors_of(result: Any) -> list[Tensor]:
     if isinstance(result, Tensor):
         return [result]
     loss, numbers, pairs = result
-    return [loss, numbers.losses, *numbers.gradients[0], *(value for pair in pairs for value in pair)]
+    sums = [numbers.normalizer.square, numbers.normalizer.weight] if numbers.normalizer.kind == "rms" else []
+    return [loss, numbers.losses, *numbers.gradients[0], *sums, *(value for pair in pairs for value in pair)]

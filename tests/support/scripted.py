@@ -19,7 +19,7 @@ from zo_kernels import names
 from zo_kernels.spec import box_muller, philox4x32
 
 LR, EPS, SEED = 0.1, 0.02, 11
-METHODS = {"MeZO": zo.MeZO, "SparseMeZO": zo.SparseMeZO, "LeZO": zo.LeZO, "MeZOSVRG": zo.MeZOSVRG}
+METHODS = {"MeZO": zo.MeZO, "SparseMeZO": zo.SparseMeZO, "LeZO": zo.LeZO, "MeZOSVRG": zo.MeZOSVRG, "FZOO": zo.FZOO}
 # What a run's seeds mean (docs/noise.md, 6): a change of these would break the replay of logs.
 ANCHOR_SLOT, SEPARATE_SLOT = 2**17, 2**18
 

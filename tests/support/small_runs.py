@@ -17,7 +17,7 @@ SHAPE = {"depth": 2, "width": 4}
 
 def build(method: str, params: Any, **options: Any) -> zo.ZeroOrderOptimizer:
     if method == "MeZOSVRG":
-        options = {"anchor_lr": 1e-2, "anchor_every": 3, **options}
+        options = {"anchor_lr": 1e-2, "anchor_every": 3, "anneal": 2.0, "anneal_above": 1.0, **options}
     return METHODS[method](params, **{"lr": 1e-2, "eps": EPS, "seed": SEED, **options})
 
 

@@ -19,7 +19,7 @@ from small_runs import SHAPE
 
 import zo_kernels as zo
 from zo_kernels.trajectory import FaultyTrajectory
-from zo_kernels.trajectory.record import MAGIC
+from zo_kernels.trajectory.record import MAGIC, Kind
 from zo_kernels.trajectory.setups import as_text
 from zo_kernels.trajectory.trajectory import read
 
@@ -114,17 +114,21 @@ def test_newer_versions_are_not_taken_for_damage(what: str) -> None:
         assert zo.Trajectory.from_bytes(data, recover=True).steps == found.steps == 3
 
 
-def test_only_signs_are_named() -> None:
-    """A run of normals has the bytes that earlier versions wrote; the field that they do not know makes them refuse."""
+@pytest.mark.parametrize(
+    ("field", "usual", "other"), [("distribution", "normal", "rademacher"), ("mask", "redrawn", "kept")]
+)
+def test_only_what_is_not_usual_is_named(field: str, usual: str, other: str) -> None:
+    """Other runs have the bytes that earlier versions wrote; a field that they do not know makes them refuse."""
     parts = records(a_run())
     given = setup_of(parts[0])
-    assert "distribution" not in given
+    assert field not in given
     (_, setup), *_ = zo.Trajectory.from_bytes(sealed(parts)).setups
-    assert setup.distribution == "normal" and as_text(setup) == json.dumps(given, separators=(",", ":")).encode()
-    signs = json.loads(as_text(replace(setup, distribution="rademacher")))
-    assert signs == {**given, "distribution": "rademacher"}
-    found = zo.Trajectory.from_bytes(sealed([setup_record(signs), *parts[1:]]))
-    assert found.setups[0][1].distribution == "rademacher" and found.steps == 10
+    assert getattr(setup, field) == usual and as_text(setup) == json.dumps(given, separators=(",", ":")).encode()
+    named = json.loads(as_text(replace(setup, **{field: other})))
+    assert named == {**given, field: other}
+    others = [setup_record({**setup_of(part), field: other}) if part[0] == Kind.SETUP else part for part in parts]
+    found = zo.Trajectory.from_bytes(sealed(others))
+    assert getattr(found.setups[0][1], field) == other and found.steps == 10
 
 
 def test_foreign_files_and_other_versions() -> None:
@@ -162,6 +166,7 @@ SETUPS = [
         ("eps", float("nan")), ("eps", float("inf")), ("eps", -1.0), ("drop", 1.0), ("drop", -0.1), ("blocks", -1),
         ("blocks", 10**9), ("in_place", "yes"), ("stochastic", 0), ("weight_decays", []), ("distribution", None),
         ("distribution", "uniform"), ("distribution", ["normal"]), ("weight_decays", 0.5),
+        ("mask", "fixed"), ("mask", None),
         ("weight_decays", [-1.0, 0.0]), ("weight_decays", [float("inf"), 0.0]), ("svrg", None), ("anchored", True),
         ("shared_direction", True), ("weights", []), ("weights", [3]),
     ]),
@@ -217,7 +222,7 @@ RECORDS = {
     "between without an anchor": (lambda a, b: [b[0], b[2]], "expected a step at an anchor before"),
     "more directions": (
         lambda a, b: [a[0], a[1][:2] + b"\1\0" + a[1][4:] + bytes(8)],
-        "flags and count: expected 0 and 0 or 2 and 0",
+        "flags and count: expected 0 and 0 or 1 and 0",
     ),
     "a rate for each of one": (lambda a, b: [b[0], b[1][:1] + b"\1" + b[1][2:]], "flags and count: expected 0 and 0"),
     "probes": (lambda a, b: [a[0], _probes(3)], "probes: expected at most 2"),
@@ -234,6 +239,10 @@ RECORDS = {
     "other anchored weights": (
         lambda a, b: [*b[:3], setup_record({**_weightless(setup_of(b[0])), "step": 2, "anchored": True})],
         "weights: expected those of the setup before",
+    ),
+    "other masks": (
+        lambda a, b: [*a[:3], setup_record({**setup_of(a[0]), "step": 2, "mask": "kept"})],
+        "mask: expected redrawn, as before, got kept",
     ),
     "other directions since the anchor": (
         lambda a, b: [

@@ -275,16 +275,22 @@ def test_weights_loaded_in_the_middle(factor: float, said: bool, strict: bool) -
     assert opt.state_dict()["zo"]["thresholds"] == thresholds
 
 
-@pytest.mark.parametrize("lr, expected", [(1e-9, [3, 8, 16]), (0.3, [3])])
-def test_shares_are_looked_at_now_and_then(lr: float, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run itself moves weights past their thresholds: that is the method, so it is said once and no error."""
+@pytest.mark.parametrize(
+    "lr, mask, expected", [(1e-9, "redrawn", [3, 8, 16]), (0.3, "redrawn", [3]), (0.3, "kept", [])]
+)
+def test_shares_are_looked_at_now_and_then(
+    lr: float, mask: str, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run itself moves weights past their thresholds: that is the method, so it is said once and no error. Masks
+    that are kept have the shares that they began with.
+    """
     looks, check = [], masks.Thresholds._check_shares
     monkeypatch.setattr(masks.Thresholds, "_check_shares", lambda *a: looks.append(opt.step_count) or check(*a))
     monkeypatch.setattr(masks, "_EARLY_CHECK", 3)
     monkeypatch.setattr(masks, "_CHECK_EVERY", 8)
     model = Adapted(None)
-    opt = sparse(model, lr=lr, strict=True)
-    with told(*["Weights that grow past their threshold no longer take part"] * (lr > 0.1)):
+    opt = sparse(model, lr=lr, mask=mask, strict=True)
+    with told(*["Weights that grow past their threshold no longer take part"] * (expected == [3])):
         go(opt, model, 18)
     assert looks == expected
 

@@ -19,6 +19,7 @@ from zo_kernels.weights.overflow import Reach
 
 # What makes a step go too far (of a step whose |g| is about 1 / EPS), and what the error says.
 EPS = 2.0**-6
+NOT_NORMALIZED = [method for method in METHODS if method != "FZOO"]
 TOO_FAR: dict[str, tuple[dict[str, float], str]] = {
     "lr 1e300": ({"lr": 1e300}, r"lr: expected a learning rate that float32 holds, got [12]e\+300"),
     "lr 1e308, twice of which is infinite": ({"lr": 1e308}, r"lr: expected a learning rate that float32 holds"),
@@ -48,7 +49,7 @@ def losses_of(model: nn.Module) -> Any:
 @pytest.mark.parametrize(
     "method, perturb, dtype",
     [
-        *((method, perturb, torch.float16) for method in METHODS for perturb in ("in_place", "in_forward")),
+        *((method, perturb, torch.float16) for method in NOT_NORMALIZED for perturb in ("in_place", "in_forward")),
         *((method, "in_place", torch.float32) for method in ("MeZO", "MeZOSVRG")),
     ],
     ids=str,
@@ -92,7 +93,7 @@ def test_a_step_that_goes_too_far_is_refused(
         assert_same(snapshot(start), snapshot(model))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", NOT_NORMALIZED)
 def test_host_and_device_decide_alike(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the limit itself, and one bit above."""
     most = 1024.0 * EPS * (0.5 if method == "MeZOSVRG" else 1.0)  # lr of |g| = 1 / EPS; an anchor's is twice that

@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import checks
 from ..interrupts import Call
 from ..trajectory import TWO_SIDED, Kind, Setup
+from ..warn import warn
 from ..weights.rows import decay_factors, on_host
 from ..weights.shards import is_sharded, like, local
 from ..weights.tables import Weight, Weights
@@ -19,6 +20,7 @@ from .draws import ANCHOR_SLOT, SEPARATE_SLOT
 from .numbers import Numbers
 from .path import Path
 from .protocol import Estimate, Estimator, ReplayedEnd, Step
+from .svrg_schedule import Schedule
 from .svrg_state import check_snapshot, check_svrg
 
 ANCHOR = "anchor"  # key of a parameter's snapshot in the optimizer's state
@@ -30,7 +32,8 @@ class SVRG(Estimator):
     `zo_kernels.MeZOSVRG` has the equations. Between anchors θ is kept as the anchor plus a sum of directions (`Path`).
 
     Attributes:
-        anchor_lr, anchor_every, shared_direction: see `MeZOSVRG`.
+        anchor_lr, anchor_every, shared_direction, anneal, anneal_above, annealed: see `MeZOSVRG`.
+        schedule: divides the rates when the loss rises.
     """
 
     group_options = ("anchor_lr",)
@@ -38,14 +41,29 @@ class SVRG(Estimator):
     can_rewrite_theta = True
     why_steps_differ = "MeZO-SVRG's steps at an anchor and between anchors are not alike"
 
-    def __init__(self, anchor_lr: float | None, anchor_every: int, shared_direction: bool):
+    def __init__(
+        self, anchor_lr: float | None, anchor_every: int, shared_direction: bool, anneal: float | None, above: float
+    ):
         self.anchor_every = checks.integer("anchor_every", anchor_every, 1)
         self.anchor_lr = _checked(anchor_lr)
         if not isinstance(shared_direction, bool):
             raise TypeError(f"shared_direction: expected a bool, got {type(shared_direction).__name__}")
         self.shared_direction = shared_direction
+        self.schedule = Schedule.of(anneal, above)
         self._anchor_rates: list[float | None] = []  # of each row, as the step that is being taken found them
         self.forget()
+
+    @property
+    def anneal(self) -> float | None:
+        return self.schedule.anneal
+
+    @property
+    def anneal_above(self) -> float:
+        return self.schedule.above
+
+    @property
+    def annealed(self) -> int:
+        return self.schedule.annealed
 
     def forget(self) -> None:
         """Forget the anchor: the next step takes another."""
@@ -76,10 +94,12 @@ class SVRG(Estimator):
         self._path = Path(weights.rows)
         losses = step.losses(self._probes(step, from_anchor=True), full_closure, seeds)
         given = zip(step.rates, self._anchor_rates, strict=True)
-        rates = [2 * lr if anchor_lr is None else anchor_lr for lr, anchor_lr in given]
+        schedule = self.schedule.at_anchor(losses.pairs)  # which counts from this step on
+        rates = schedule.divided([2 * lr if anchor_lr is None else anchor_lr for lr, anchor_lr in given])
         decays = decay_factors(rates, step.weight_decays)
         numbers = Numbers.of([losses.pairs], TWO_SIDED.span(step.eps), rates, decays, reach=weights.reach)
-        update = partial(self._advance, weights, Path.started(weights.rows, seeds, numbers), 1, True)
+        path, schedule = Path.started(weights.rows, seeds, numbers), self.schedule.if_taken(schedule, numbers.ok)
+        update = partial(self._advance, weights, path, 1, schedule, True)
         return Estimate(Kind.ANCHOR, losses, numbers, update, rates)
 
     def _between(self, step: Step) -> Estimate:
@@ -90,20 +110,24 @@ class SVRG(Estimator):
         anchor_seeds = seeds if self.shared_direction else step.draws.seeds(SEPARATE_SLOT)
         here = step.losses(self._probes(step), closure, seeds)
         there = step.losses(self._probes(step, from_anchor=True), closure, anchor_seeds)
-        decays, others = decay_factors(step.rates, step.weight_decays), list(path.gradients.values())
+        rates = self.schedule.divided(step.rates)
+        decays, others = decay_factors(rates, step.weight_decays), list(path.gradients.values())
         pairs, reach, span = [here.pairs, there.pairs], step.weights.reach, TWO_SIDED.span(step.eps)
-        numbers = Numbers.of(pairs, span, step.rates, decays, path.ok, reach=reach, others=others)
+        numbers = Numbers.of(pairs, span, rates, decays, path.ok, reach=reach, others=others)
         estimate = path.estimate(seeds, numbers.gradients[0], anchor_seeds, numbers.gradients[1])
-        update = partial(self._advance, step.weights, path.advanced(estimate, numbers), age + 1, False)
-        return Estimate(Kind.BETWEEN, here, numbers, update, step.rates, there.pairs)
+        update = partial(self._advance, step.weights, path.advanced(estimate, numbers), age + 1, self.schedule, False)
+        return Estimate(Kind.BETWEEN, here, numbers, update, rates, there.pairs)
 
     def _probes(self, step: Step, *, from_anchor: bool = False) -> Any:
         active = step.weights.active(self._dropped)
         return step.probes(active, from_anchor=from_anchor, restore=partial(self.rewrite_theta, step.weights))
 
-    def _advance(self, weights: Weights, path: Path, age: int, record: bool, then: Sequence[Call]) -> None:
+    def _advance(
+        self, weights: Weights, path: Path, age: int, schedule: Schedule, record: bool, then: Sequence[Call]
+    ) -> None:
         """Write the θ of a new path; the path replaces the old one together with the pass that writes it."""
-        noted = [partial(setattr, self, "_path", path), partial(setattr, self, "_age", age)]
+        new = {"_path": path, "_age": age, "schedule": schedule}
+        noted = [partial(setattr, self, name, value) for name, value in new.items()]
         path.write(weights, weights.active(self._dropped), record=record, then=[*noted, *then])
 
     def rewrite_theta(self, weights: Weights) -> None:
@@ -144,10 +168,15 @@ class SVRG(Estimator):
 
     def agreed(self, groups: Sequence[Mapping[str, Any]]) -> list[str]:
         age = "none" if self._age is None else self._age
-        return [f"anchor_lr: {[group['anchor_lr'] for group in groups]}", f"steps since the anchor: {age}"]
+        return [
+            f"anchor_lr: {[group['anchor_lr'] for group in groups]}",
+            f"steps since the anchor: {age}",
+            *self.schedule.agreed(),
+        ]
 
     def options(self) -> list[str]:
-        return [f"anchor_every: {self.anchor_every}", f"shared_direction: {self.shared_direction}"]
+        own = [f"anchor_every: {self.anchor_every}", f"shared_direction: {self.shared_direction}"]
+        return [*own, *self.schedule.options()]
 
     def _anchor_is_valid(self, groups: Sequence[Mapping[str, Any]], kept: Mapping[Tensor, dict[str, Any]]) -> bool:
         """Say whether the anchor belongs to the weights that are trained now; groups added since have none yet."""
@@ -169,6 +198,7 @@ class SVRG(Estimator):
             "anchor_ok": path is None or bool(path.ok),
             "dropped": sorted(self._dropped) if valid else [],
             "age": self._age if valid else None,
+            **self.schedule.state(),
         }
 
     def check_state(self, zo: Mapping[str, Any], groups: int, blocks: int, steps: int) -> dict[str, Any]:
@@ -203,6 +233,7 @@ class SVRG(Estimator):
         self, run: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], kept: Mapping[Tensor, dict[str, Any]]
     ) -> bool:
         self.anchor_every, self.shared_direction = run["anchor_every"], run["shared_direction"]
+        self.schedule = run["schedule"]
         self.forget()
         if run["age"] is not None:
             decays, coefficients = run["path_decays"], run["path"]
@@ -224,6 +255,13 @@ class SVRG(Estimator):
         for p, anchor in end.anchors:
             kept[p][ANCHOR] = like(p, anchor)
         self.shared_direction = setup.shared_direction
+        if self.schedule.anneal is not None and end.anchor_losses is None:
+            warn(
+                "resume: the trajectory begins with a state that was loaded, and does not say how often rates had been "
+                "divided (anneal) by then; the optimizer takes the undivided ones"
+            )
+        for loss in end.anchor_losses or ():
+            self.schedule = self.schedule.after(loss)
 
 
 def _checked(anchor_lr: Any, where: str = "") -> float | None:

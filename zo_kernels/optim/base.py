@@ -68,6 +68,8 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             "rms", a running root mean square of g, or a `zo_kernels.RMS` with its numbers.
         sparsity: fraction of each tensor that is left alone: weights with |θ| <= h take part, where h is the exact
             percentile at the first step. See `SparseMeZO`, also for tensors that stay dense.
+        mask: "redrawn": each step takes the mask |θ| <= h from its weights; "kept": the run keeps that of its first
+            step, one bit a weight. See `SparseMeZO`.
         drop: fraction of the transformer blocks that each step leaves alone; each step draws them again. See `LeZO`.
         blocks: the transformer blocks; None to find them (`optim.blocks.find_blocks`).
         perturb: "in_place"; "in_forward", which needs a module that is not compiled; "auto": in the forward for 16-bit
@@ -78,7 +80,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
             `streaming()`.
         rounding: how 16-bit weights are rounded: "nearest", "stochastic", or "auto", which is stochastic.
         distribution: "normal", z_k ~ N(0, I); or "rademacher", whose elements are -1 or +1 with probability 1/2 each
-            (Spall 1992, IEEE TAC 37(3)) and cost less. E[z zᵀ] = I for both. The attribute cannot be written.
+            (Spall 1992, IEEE TAC 37(3)) and cost less. E[z zᵀ] = I for both.
         trajectory: path of a new file; every step is appended to it.
         sync: when the file is forced to the disk, so that it survives a power cut: "step" (costs milliseconds a step),
             "checkpoint" (by `state_dict()` and at the end), "never". It survives a killed process in any case.
@@ -88,14 +90,15 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         backend: see `zo_kernels.add_noise_`.
         strict: raise ValueError where the optimizer would warn that the run is going wrong.
 
-    A group may have its own `lr`, `eps`, `weight_decay`, `decay_all` and `sparsity`; any other key is an error.
+    A group may have its own `lr`, `eps`, `weight_decay`, `decay_all` and `sparsity`; any other key is an error. The
+    attributes `estimator`, `normalize`, `distribution` and `mask` are those of the run, and cannot be written.
 
     Attributes:
-        step_count: steps taken, skipped ones included.
-        refused_steps: steps skipped (see `step`). Reading this or one of the next two waits for a GPU.
+        step_count, refused_steps: steps taken, and skipped ones of them (see `step`). Reading refused_steps or one of
+            the next two waits for a GPU.
         projected_gradients: g_k of the last step; zeros if it was skipped.
         trajectory: the record of the run, a `zo_kernels.Trajectory`; `zo_kernels.replay` rebuilds weights from it.
-        trajectory_path: the file that the record is written to; None if there is none, or if another rank writes it.
+        trajectory_path: the file that it is written to; None if there is none, or if another rank writes it.
         bytes_sent: bytes that this rank sent to each of the others: 32 a step, 16 a direction of its own, and 64 or
             more whenever options change.
 
@@ -111,6 +114,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     drop: float = held_by("_trained", "drop")
     rounding: str = held_by("_trained", "rounding")
     distribution: str = held_by("_trained", "distribution", fixed=True)
+    mask: str = held_by("_trained", "mask", fixed=True)
     backend: str | None = held_by("_trained", "backend")
     step_count: int = held_by("_run", "steps")
     refused_steps: int = held_by("_run", "refused_steps")
@@ -127,6 +131,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         estimator: str = "two_sided",
         normalize: str | RMS = "none",
         sparsity: float = 0.0,
+        mask: str = "redrawn",
         drop: float = 0.0,
         blocks: Sequence[nn.Module] | None = None,
         perturb: str = "auto",
@@ -147,15 +152,13 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         checks.choice("rounding", rounding, ("auto", *ROUNDINGS))
         checks.choice("distribution", distribution, spec.DISTRIBUTIONS)
         checks.choice("sync", sync, SYNC)
-        if not isinstance(strict, bool):
-            raise TypeError(f"strict: expected a bool, got {type(strict).__name__}")
+        checks.boolean("strict", strict)
         self._warner = warner = Warner(strict)
         self._ranks = ranks_of(parallel)
         if self._ranks is not None:
             self._ranks.check_directions(directions)
         self._estimator = chosen(estimator, normalize, directions, _estimator)
-        self._trained = Trained(params, blocks, drop, rounding, distribution, backend, warner)
-
+        self._trained = Trained(params, blocks, drop, rounding, distribution, mask, backend, warner)
         defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "decay_all": False, "sparsity": sparsity}
         check_group(defaults, "")
         splits = self._ranks is not None and self._ranks.how.split == "directions"
@@ -350,8 +353,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         """
         check_closure("closure", closure)
         checks.integer("warmup", warmup, 1)
-        if not isinstance(same_bits, bool):
-            raise TypeError(f"same_bits: expected a bool, got {type(same_bits).__name__}")
+        checks.boolean("same_bits", same_bits)
         if (reason := cannot_be_graphed(self._run, self._prepare().theta[0].device)) is not None:
             raise ValueError(f"graphed: expected an optimizer whose steps can be captured, but {reason}; use opt.step")
         return GraphedStep(self, closure, warmup, same_bits)
@@ -379,7 +381,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return `torch.optim.Optimizer.state_dict`, and under "zo" all that the run needs to go on bit for bit."""
         self._run.recording.sync()
-        return {**super().state_dict(), "zo": state.saved(self._run, self.param_groups, self.state)}
+        return state.whole(self._run, super().state_dict(), self.param_groups, self.state)
 
     @alone("load_state_dict")
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

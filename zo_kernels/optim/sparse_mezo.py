@@ -17,8 +17,13 @@ class SparseMeZO(ZeroOrderOptimizer):
         g = (L(θ + ε (m . z)) - L(θ - ε (m . z))) / 2ε
         θ_i <- (1 - lr * weight_decay) θ_i - lr * g z_i   where m_i = 1;   θ_i stays where m_i = 0
 
-    Each tensor has its own h: the exact percentile of its magnitudes at the first step, fixed for the run. Each step
-    takes m from the unperturbed weights of that moment. In place, m is kept as one bit a weight until the update.
+    Each tensor has its own h: the exact percentile of its magnitudes at the first step, fixed for the run.
+
+    *Which mask.* With `mask="redrawn"`, as published, each step takes m from the unperturbed weights of that moment; in
+    place, m is kept as one bit a weight until the update. A weight that grows past h drops out for good, since nothing
+    moves it any more: fewer and fewer take part. With `mask="kept"` the mask of the first step stays for the whole run,
+    as one bit a weight: weights that were small at the start are trained, however large they grow. A parameter that is
+    unfrozen later has the mask of its own first step. While updates are much smaller than weights, the two are alike.
 
     Fewer coordinates give less variance, so the learning rate may be higher. Use it when MeZO diverges at the learning
     rate that you want. It does not save time: a pass costs somewhat more than MeZO's.
@@ -32,15 +37,17 @@ class SparseMeZO(ZeroOrderOptimizer):
     them into a group with `sparsity=0` to say that you mean it: such a group is dense without a warning.
 
     *Weights that change.* If you load other weights before the first step, the thresholds are computed again. After it
-    they are fixed, also across `load_state_dict` and `resume`. The optimizer counts the weights below them at step
-    100, every 1000 steps, and after something else changed weights. It warns once if less than half or more than twice
-    as many as intended take part, in tensors that hold more than a tenth of the weights that should.
+    they are fixed, also across `load_state_dict` and `resume`, and so are kept masks. Where masks are redrawn, the
+    optimizer counts the weights below the thresholds at step 100, every 1000 steps, and after something else changed
+    weights. It warns once if less than half or more than twice as many as intended take part, in tensors that hold more
+    than a tenth of the weights that should.
 
     Source: Liu et al., "Sparse MeZO: Less Parameters for Better Performance in Zeroth-Order LLM Fine-Tuning",
     arXiv 2402.15751.
 
     Args:
         sparsity: the fraction of each tensor's weights that is left alone, in [0, 1). A group may have its own.
+        mask: "redrawn" or "kept". It belongs to the run: that in a state or a trajectory replaces the optimizer's.
 
     Other arguments, attributes, errors: `ZeroOrderOptimizer`.
     """

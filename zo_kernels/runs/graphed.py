@@ -37,7 +37,12 @@ def cannot_be_graphed(run: Run, where: device) -> str | None:
         return f"{type(run.estimator).__name__} is an estimator of your own"
     if run.trained.drop:
         return "with drop, every step changes other weights"
-    return None if where.type == "cuda" else f"graphs need weights on a CUDA device, got {where}"
+    return None if has_graphs(where) else f"graphs need weights on a CUDA device, got {where}"
+
+
+def has_graphs(where: device) -> bool:
+    """Say whether work on a device can be captured."""
+    return where.type == "cuda"
 
 
 def captured(body: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
@@ -209,9 +214,9 @@ class GraphedStep:
         # Capturing moves no weight, so there is nothing to restore after an exception.
         unnoted = replace(step, note_probes=lambda probes: None)
         self._sums = self._estimator.normalizer.sums(where)
-        estimator = SPSA(self._estimator.difference, self._estimator.normalizer.with_sums(self._sums))
 
         def body() -> tuple[Tensor, Numbers, list[Pair]]:
+            estimator = SPSA(self._estimator.difference, self._estimator.normalizer.with_sums(self._sums))
             seeds, losses = list(self._seeds.unbind()), Losses([], [], estimator.difference)
             probes = unnoted.probes(None)
             evaluate(probes, self._closure, seeds, step.eps, losses)

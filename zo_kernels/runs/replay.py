@@ -24,6 +24,7 @@ from ..trajectory.difference import DIFFERENCES
 from ..trajectory.fingerprint import as_text
 from ..trajectory.record import TAKEN
 from ..weights.fingerprints import combined_fingerprint, fingerprints
+from ..weights.kept import MASK, bits_of_run
 from ..weights.rows import decay_factors
 from ..weights.shards import local, shard_of
 from ..weights.tables import Weight, Weights
@@ -46,8 +47,8 @@ def replay(
     """Rebuild the weights that a run had after a step, bit for bit, from the weights that it started with.
 
     No forward runs. A step is one fused pass. If the run perturbed in place, each perturbation is a pass too, since it
-    left its rounding in the weights. Passes over unmasked float32 weights are merged, several steps at a time, which
-    changes no bit. Backend, device and number of threads may differ from the run's.
+    left its rounding in the weights. Passes over float32 weights whose masks stay are merged, several steps at a time,
+    which changes no bit. Backend, device and number of threads may differ from the run's.
 
     Args:
         params: what the optimizer was given: the module, or parameters, named parameters, groups; with the weights
@@ -89,8 +90,10 @@ class Replay:
 
     Attributes:
         weights: the tables in use; None before the first step.
+        masks: the bits of each weight's mask, by name, if the run keeps its masks.
         normalizer: for the next step.
-        path, dropped, age: what MeZO-SVRG remembers after the last rebuilt step: see `protocol.ReplayedEnd`.
+        path, dropped, age, anchor_losses: what MeZO-SVRG remembers after the last rebuilt step: see
+            `protocol.ReplayedEnd`.
 
     Raises:
         ValueError: parameters and trajectory do not fit together; nothing has been changed.
@@ -108,9 +111,11 @@ class Replay:
         self._tensors = {name: p for p, name in names.bare(named).items()}
         self.weights: Weights | None = None
         self.normalizer = Normalizer()
+        self.masks: dict[str, Tensor] = {}
         self.path: Path | None = None
         self.dropped: frozenset[int] = frozenset()
         self.age: int | None = None
+        self.anchor_losses: list[float] = []
         self._stale = False  # whether θ must still be written from the path
         for _, setup in trajectory.setups:
             if setup.noise != spec.VERSION:
@@ -122,6 +127,12 @@ class Replay:
                 raise ValueError(
                     "trajectory: it begins between two anchors of MeZO-SVRG, with a state that was loaded, and does "
                     "not have the anchor"
+                )
+            masked = any(w.threshold is not None for w in start[-1].weights)
+            if start[-1].step and start[-1].mask == "kept" and masked:
+                raise ValueError(
+                    f"trajectory: it begins after step {start[-1].step}, with a state that was loaded, and does not "
+                    "have the masks, which are those of the run's first step"
                 )
             self._check_values(start[-1])
 
@@ -217,8 +228,13 @@ class Replay:
         for w in setup.weights:
             p = self._tensors[w.name]
             weights.append(Weight(w.name, p, shard_of(w.name, p), w.param_id, w.row, w.block, w.threshold))
-        rows = 2 * len(setup.weight_decays)
-        return Weights(weights, rows, setup.stochastic, setup.distribution, anchors, setup.in_place, self._backend)
+        masks = None
+        if setup.mask == "kept":
+            kept = {w.parameter: {MASK: self.masks.get(w.name)} for w in weights}
+            masks = bits_of_run(weights, kept, begun=True)
+            self.masks |= {w.name: bits for w, bits in zip(weights, masks, strict=True) if bits is not None}
+        rows, how = 2 * len(setup.weight_decays), (setup.stochastic, setup.distribution)
+        return Weights(weights, rows, *how, anchors, setup.in_place, self._backend, masks=masks)
 
     def _forget(self) -> None:
         self.path, self.dropped, self.age = None, frozenset(), None
@@ -242,6 +258,7 @@ class Replay:
                 self.dropped = self._draws(record).dropped()
                 n = Numbers.of([record.losses], TWO_SIDED.span(record.eps), rates, decay_factors(rates, rows))
                 self.path, self.age = Path.started(weights.rows, self._seeds(record, ANCHOR_SLOT), n), 1
+                self.anchor_losses += [record.loss] if n.ok and record.loss is not None else []
                 self._stale = True
             case Kind.BETWEEN:
                 if self.path is None or self.age is None:
@@ -295,13 +312,16 @@ def _does_not_fit(what: str) -> ValueError:
 class _Queue:
     """Merges passes over weights where that changes no bit.
 
-    Passes over the same unmasked float32 weights, of which only the first has a decay, are one chain of fused
-    multiply-adds (docs/noise.md, 4). All passes of a queue have the distribution of its weights.
+    Passes over the same float32 weights with the same masks, of which only the first has a decay, are one chain of
+    fused multiply-adds (docs/noise.md, 4). All passes of a queue have the distribution of its weights.
     """
 
     def __init__(self, weights: Weights):
         self._weights = weights
-        self._chains = all(w.tensor.dtype == torch.float32 and w.threshold is None for w in weights.weights)
+        may_chain = weights.masks_stay
+        self._chains = all(
+            w.tensor.dtype == torch.float32 and (may_chain or w.threshold is None) for w in weights.weights
+        )
         self._waiting: list[Pass] = []
         self._directions, self._most = 0, _MOST_DIRECTIONS[weights.distribution]
         self.describe = weights.describe

@@ -12,6 +12,7 @@ from ..trajectory import Setup, Trajectory
 from ..trajectory.recorder import FoundFile
 from ..warn import warn
 from ..weights.groups import eps_of, weight_decays_of
+from ..weights.kept import MASK
 from ..weights.masks import Thresholds
 from ..weights.tables import Weights
 from ..weights.trained import trainable
@@ -107,14 +108,17 @@ class Resume:
         anchors = [] if tables is None or tables.anchors is None else tables.anchors
         pairs = [(w.parameter, a) for w, a in zip(tables.weights if tables else (), anchors, strict=False)]
         begun = trajectory.setups[-1][0] < len(trajectory)
-        end = ReplayedEnd(replay.normalizer, replay.path, replay.dropped, replay.age, pairs, begun)
+        losses = None if trajectory.setups[0][1].step else replay.anchor_losses
+        end = ReplayedEnd(replay.normalizer, replay.path, replay.dropped, replay.age, pairs, begun, losses)
         now = set(trainable(self._groups))
         ours = {name for name, p in by_name.items() if p in now}
         run.estimator.continue_from(end, setup, ours, self._kept)
         run.steps = trajectory.steps
         run.refused_steps = trajectory.refused_steps
         run.seed, run.directions, trained.drop = setup.seed, setup.directions, setup.drop
-        trained.distribution = setup.distribution
+        trained.distribution, trained.mask = setup.distribution, setup.mask
+        for name, bits in replay.masks.items():
+            self._kept[by_name[name]][MASK] = bits
         trained.thresholds = Thresholds.of_trajectory(run.warner, by_name, trajectory)
         trained.weights = None
         run.recording.note_versions(self._prepare())
@@ -122,7 +126,7 @@ class Resume:
     def _warn_of_other_options(self, setup: Setup) -> None:
         run = self._run
         kept: dict[str, Any] = {"seed": run.seed, "directions": run.directions, "drop": run.trained.drop}
-        kept |= {"distribution": run.trained.distribution}
+        kept |= {"distribution": run.trained.distribution, "mask": run.trained.mask}
         changed = {"eps": eps_of(self._groups), "weight_decays": tuple(weight_decays_of(self._groups)[::2])}
         changed |= {"in_place": run.perturbation.name == "in_place", "stochastic": run.trained.rounding != "nearest"}
         for own, what in ((kept, "the run's are taken"), (changed, "the optimizer's are taken from here on")):

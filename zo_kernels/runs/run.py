@@ -126,7 +126,8 @@ class Run:
         found = trained.find(groups)
         anchors = estimator.anchors(found, kept)
         keep_masks = perturbation.name == "in_place" or anchors is not None
-        weights = trained.build(found, groups, anchors, keep_masks=keep_masks, copied_to=perturbation.execution_device)
+        where = perturbation.execution_device
+        weights = trained.build(found, groups, anchors, kept, keep_masks=keep_masks, copied_to=where)
         perturbation.use(weights)
         if estimator.after_rebuild(weights, self.recording.changed_by_others(weights)):
             self.recording.note_versions(weights)
@@ -141,7 +142,7 @@ class Run:
             options = partial(self._options, weights, eps, groups)
             self.ranks.begin(self.steps, key, self.directions, on_gpu, options)
         self.recording.begin(key, partial(self.setup, weights, eps, groups), weights)
-        self.trained.thresholds.begin_step(weights, groups, self.steps, self.recording.changed)
+        self.trained.begin_step(weights, groups, self.steps, self.recording.changed)
 
     def taking(self, progress: Progress, estimate: Estimate, eps: float) -> list[Call]:
         """Return the calls that count and record a step. The pass that takes the step makes them; then call `taken`."""
@@ -270,6 +271,7 @@ class Run:
             "perturb": self.perturbation.name,
             "stochastic rounding": weights.stochastic,
             "distribution": weights.distribution,
+            "mask": self.trained.mask,
             "strict": self.warner.strict,
             "noise": spec.VERSION,
         }
@@ -281,6 +283,7 @@ class Run:
             method=self.method,
             noise=spec.VERSION,
             distribution=weights.distribution,
+            mask=self.trained.mask,
             step=self.steps,
             continues=continues and self._replayable,
             seed=self.seed,

@@ -12,7 +12,10 @@ from torch import Tensor
 from .. import checks, spec
 from ..estimators.draws import MAX_DIRECTIONS
 from ..interrupts import signals_held
+from ..trajectory.setups import MASKS
+from ..weights import kept as masks
 from ..weights.groups import check_group
+from ..weights.kept import MASK
 from ..weights.masks import Thresholds
 from ..weights.overflow import Reach
 from ..weights.shards import local
@@ -20,13 +23,11 @@ from ..weights.trained import every_parameter, trainable
 from .run import Groups, Kept, Run
 
 VERSION = 1  # of the part of a state under "zo"; a state without a version has this one
+# Keys that states of earlier versions do not have.
 _LATER = (
-    "version",
-    "distribution",
-    "estimator",
-    "normalize",
-    "rms",
-)  # keys that states of earlier versions do not have
+    *("version", "distribution", "mask", "estimator", "normalize", "rms"),
+    *("anneal", "anneal_above", "annealed", "anchor_loss"),
+)
 _MAX_STEPS = 2**44 - 1  # the noise has no directions for more steps (docs/noise.md, 6)
 
 
@@ -77,6 +78,7 @@ def check_run(zo: Any, ours: Mapping[str, Any], names: Sequence[str], blocks: in
         "directions": checks.integer(f"{at}directions", zo["directions"], 1, MAX_DIRECTIONS),
         "drop": drop,
         "distribution": checks.choice(f"{at}distribution", zo.get("distribution", "normal"), spec.DISTRIBUTIONS),
+        "mask": checks.choice(f"{at}mask", zo.get("mask", "redrawn"), MASKS),
         "thresholds": [
             None if h is None else checks.number(f"{at}thresholds[{i}]", h, 0.0, checks.MAX_FLOAT32)
             for i, h in enumerate(thresholds)
@@ -137,6 +139,11 @@ def check_torch(
     return kept
 
 
+def whole(run: Run, of_torch: dict[str, Any], groups: Groups, kept: Kept) -> dict[str, Any]:
+    """Return what `state_dict()` returns; `of_torch` is what PyTorch's returns."""
+    return {**masks.saved(of_torch, groups, run.trained.names), "zo": saved(run, groups, kept)}
+
+
 def saved(run: Run, groups: Groups, kept: Kept) -> dict[str, Any]:
     """Return what `state_dict()` has under "zo"."""
     parameters = every_parameter(groups)
@@ -150,6 +157,7 @@ def saved(run: Run, groups: Groups, kept: Kept) -> dict[str, Any]:
         "directions": run.directions,
         "drop": run.trained.drop,
         "distribution": run.trained.distribution,
+        "mask": run.trained.mask,
         "param_ids": [run.trained.ids[p] for p in parameters],
         "thresholds": [run.trained.thresholds.get(p) for p in parameters],
         **run.estimator.state(groups, kept),
@@ -174,7 +182,9 @@ def take(run: Run, found: Mapping[str, Any], groups: Groups, kept: Kept) -> bool
     """Take a checked state; return whether θ must be rewritten from it before the next step."""
     trained = run.trained
     run.seed, run.steps, run.directions = found["seed"], found["step_count"], found["directions"]
-    trained.drop, trained.distribution = found["drop"], found["distribution"]
+    trained.drop, trained.distribution, trained.mask = found["drop"], found["distribution"], found["mask"]
+    for p, bits in found["masks"].items():
+        kept[p][MASK] = bits
     run.refused_steps = found["refused_steps"]
     trained.thresholds = Thresholds.of_state(run.warner, every_parameter(groups), found)
     trained.weights = run.progress = None
@@ -205,9 +215,11 @@ def load(
     found = checked(run, zo, groups, optimizer.state)
     kept = check_torch(given, groups, run.estimator.check_group)
     run.estimator.check_kept(kept, found, groups, run.trained.names)
+    heights = found["thresholds"] if found["mask"] == "kept" and found["step_count"] else []
+    found["masks"] = masks.checked(kept, every_parameter(groups)[: len(heights)], heights, run.trained.names)
     with _undone_on_error(run, optimizer):
         optimizer._optimizer_load_state_dict_pre_hooks = type(hooks)()
-        load_torch(given)
+        load_torch(masks.without(given))
         optimizer._optimizer_load_state_dict_pre_hooks = hooks
         writes_theta = take(run, found, optimizer.param_groups, optimizer.state)
         if run.estimator.can_rewrite_theta:  # from here on the state has the anchors of all that is trained

@@ -21,7 +21,7 @@ class Difference:
     @property
     def one_sided(self) -> bool:
         """Whether one of the losses is that at θ, which all directions share."""
-        return self is ONE_SIDED
+        return self.name == "one_sided"
 
     def span(self, eps: float) -> float:
         """The distance along z between the two points, in units of z: g is the difference divided by it."""

@@ -6,7 +6,7 @@ import math
 import struct
 
 from .difference import DIFFERENCES
-from .record import COMMON, DOUBLE, HEAD, LENGTH, RATE_EACH, TAKEN, Kind, Setup, Unknown, possible_flags
+from .record import HEAD, LENGTH, RATE_EACH, TAKEN, Kind, Setup, Unknown, possible_flags
 from .setups import check as check_setup
 
 _HEAD_END = struct.Struct("<BBH")
@@ -50,6 +50,8 @@ class Order:
             return
         if setup.step != steps:
             raise ValueError(f"step: expected {steps}, as the earlier records count, got {setup.step}")
+        if setup.mask != before.mask:
+            raise ValueError(f"mask: expected {before.mask}, as before, got {setup.mask}")
         if not setup.anchored:
             return
         if not self.anchored:
@@ -135,8 +137,4 @@ def _heads(kind: Kind, setup: Setup) -> list[bytes]:
     if kind not in TAKEN:
         return [_HEAD_END.pack(kind, 0, 0)]
     possible = possible_flags(kind) & ~(RATE_EACH if len(setup.weight_decays) == 1 else 0)
-    return [
-        _HEAD_END.pack(kind, flags, setup.directions - 1)
-        for flags in range(RATE_EACH | DOUBLE | COMMON + 1)
-        if not flags & ~possible
-    ]
+    return [_HEAD_END.pack(kind, flags, setup.directions - 1) for flags in range(8) if not flags & ~possible]

@@ -15,6 +15,7 @@ from .difference import DIFFERENCES
 MAX_TEXT = 2**25  # bytes of a setup: about 150,000 weights
 MAX_DIRECTIONS = 2**16
 MAX_STEP = 2**44 - 1  # more does not fit the counters that seeds are drawn from
+MASKS = ("redrawn", "kept")
 _MAX_BLOCKS = 2**16
 _MAX_DIMENSIONS = 1000
 _MAX_GROUPS = 2**20
@@ -47,6 +48,8 @@ class Setup:
         method: class name of the optimizer.
         noise: version of the noise.
         distribution: of the noise.
+        mask: one of MASKS: whether each step takes the magnitude masks from its weights, or the run keeps those of the
+            moment when a weight's first setup was made.
         estimator: the name of the `difference.Difference` that gives g; MeZO-SVRG's is "two_sided".
         normalize: what the learning rates are divided by: "none", "std" or "rms" (`estimators.normalize`).
         rms: of "rms" its beta and delta, and its two sums when the setup was made; else empty.
@@ -66,6 +69,7 @@ class Setup:
     method: str
     noise: str
     distribution: str = field(default="normal", kw_only=True)
+    mask: str = field(default="redrawn", kw_only=True)
     estimator: str = field(default="two_sided", kw_only=True)
     normalize: str = field(default="none", kw_only=True)
     rms: tuple[float, ...] = field(default=(), kw_only=True)
@@ -95,9 +99,10 @@ def as_text(setup: Setup) -> bytes:
         TypeError, ValueError: it could not; the message names the field.
     """
     check(setup)
-    # A field with a default is left out if it has it: earlier versions read such a setup, and refuse one with more.
-    usual = {f.name: f.default for f in fields(Setup) if f.default is not MISSING}
-    given = {name: value for name, value in asdict(setup).items() if name not in usual or usual[name] != value}
+    given = asdict(setup)
+    for f in fields(setup):  # earlier versions read a setup without such a field, and refuse one with a field more
+        if f.default is not MISSING and given[f.name] == f.default:
+            del given[f.name]
     text = json.dumps(given, separators=(",", ":")).encode()
     if len(text) > MAX_TEXT:
         raise ValueError(f"trajectory: expected at most {MAX_TEXT} bytes of names and options, got {len(text)}")
@@ -195,6 +200,7 @@ def check(setup: Setup) -> None:
     _text("method", setup.method)
     _text("noise", setup.noise)
     checks.choice("distribution", setup.distribution, spec.DISTRIBUTIONS)
+    checks.choice("mask", setup.mask, MASKS)
     _check_estimator(setup)
     checks.integer("step", setup.step, 0, MAX_STEP)
     checks.integer("seed", setup.seed, 0, checks.MAX_SEED)

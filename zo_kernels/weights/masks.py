@@ -39,10 +39,10 @@ class _Threshold:
 class Thresholds:
     """The h of each parameter's mask |θ| <= h.
 
-    Every step computes the mask anew from the weights. Magnitudes that do not separate, as in LoRA's B, which starts as
-    all zeros, therefore give no useful mask: whatever takes part in the first step has another magnitude afterwards. To
-    mask such a tensor, one would have to draw which of the equal weights take part, and store a bit for each as long as
-    the run lasts. Such tensors are left dense instead, and reported once.
+    Every step computes the mask anew from the weights, unless the run keeps that of its first step (`kept.py`).
+    Magnitudes that do not separate, as in LoRA's B, which starts as all zeros, therefore give no useful mask: whatever
+    takes part in the first step has another magnitude afterwards. To mask such a tensor, one would have to draw which
+    of the equal weights take part. Such tensors are left dense instead, and reported once.
 
     Args:
         of_run: the thresholds of the run to be continued, by parameter; None for a dense parameter.
@@ -153,7 +153,9 @@ class Thresholds:
             f"{_percent(found.target, found.size)} should take part"
         )
 
-    def begin_step(self, weights: Weights, groups: Sequence[Mapping[str, Any]], step: int, changed: bool) -> None:
+    def begin_step(
+        self, weights: Weights, groups: Sequence[Mapping[str, Any]], step: int, changed: bool, *, count: bool
+    ) -> None:
         """Fix the thresholds before a step; in some steps, check how many weights take part.
 
         All ranks call this together, since the counts are summed over shards.
@@ -163,6 +165,7 @@ class Thresholds:
             groups: the optimizer's parameter groups.
             step: steps taken before.
             changed: whether something other than the optimizer has changed weights since the last step.
+            count: whether masks are taken anew from the weights, so that the shares may change.
 
         Raises:
             ValueError: such changes have left far too many or too few weights to take part, and the optimizer is
@@ -172,7 +175,7 @@ class Thresholds:
         given = [group["sparsity"] for group in groups]
         if given != self._sparsities:
             self._check_sparsities(given)
-        if not self._masking:
+        if not (self._masking and count):
             return
         if changed:
             self._changes += 1

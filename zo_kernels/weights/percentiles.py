@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, device
 
 from ..layouts import in_memory_order
 from .shards import Shard
@@ -41,6 +41,11 @@ class Percentile:
         larger than 0 from then on, and so is masked for ever.
         """
         return self.h > 0 and not far_too_many(self.size, self.target, self.upto)
+
+
+def chunk_of(where: device) -> int:
+    """How many elements to compare at a time on a device."""
+    return _CPU_CHUNK if where.type == "cpu" else _CHUNK
 
 
 def far_too_many(size: int, target: int, taking_part: int) -> bool:
@@ -101,7 +106,7 @@ def magnitude_percentile(w: Shard, sparsity: float) -> Percentile:
 def count_here(w: Shard, h: float, *, below: bool = False) -> Tensor:
     """Count a shard's magnitudes that are at most h, or with `below` smaller than h: an int64 scalar on its device."""
     total = torch.zeros((), dtype=torch.int64, device=w.tensor.device)
-    for chunk in in_memory_order(w.tensor.detach()).split(_CPU_CHUNK if w.tensor.device.type == "cpu" else _CHUNK):
+    for chunk in in_memory_order(w.tensor.detach()).split(chunk_of(w.tensor.device)):
         sizes = chunk.float().abs()
         total += torch.count_nonzero(sizes < h if below else sizes <= h)
     return total

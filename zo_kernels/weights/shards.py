@@ -100,13 +100,20 @@ def shard_of(name: str, p: Any) -> Shard:
     return Shard(name, here, tuple(p.shape), tuple(start for start, _ in bounds), tuple(groups))
 
 
-def like(p: Any, t: Tensor) -> Tensor:
-    """Wrap `t`, this process's elements, as p is: a DTensor with p's placements, or the plain tensor."""
+def like(p: Any, t: Tensor, whole: tuple[int, ...] | None = None) -> Tensor:
+    """Wrap `t`, this process's elements, as p is: a DTensor with p's placements, or the plain tensor.
+
+    Args:
+        whole: the shape of all elements, in contiguous order; None for p's shape and strides.
+    """
     if not is_sharded(p):
         return t
     from torch.distributed.tensor import DTensor
 
-    return DTensor.from_local(t, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
+    shape, stride = p.shape, p.stride()
+    if whole is not None:
+        shape, stride = torch.Size(whole), tuple(math.prod(whole[i + 1 :]) for i in range(len(whole)))
+    return DTensor.from_local(t, p.device_mesh, p.placements, run_check=False, shape=shape, stride=stride)
 
 
 def _chunk(start: int, end: int, count: int, which: int) -> tuple[int, int]:

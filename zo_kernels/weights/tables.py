@@ -51,6 +51,7 @@ class Weights:
 
     Magnitude masks are taken from unperturbed weights. If passes also read perturbed weights, or weights that have
     moved since the mask was taken, the mask is kept as one bit a weight (`keep_masks`); else every pass computes it.
+    Masks that stay for a whole run belong to the parameters (`kept.py`): passes read their bits and never write them.
 
     Args:
         weights: the weights, all on one device.
@@ -63,11 +64,14 @@ class Weights:
         on_write: called after every pass.
         copied_to: the device that modules run on, if it is another. If that is a GPU, the anchors and the masks, which
             are copied to it, move to pinned memory.
+        masks: for each weight the bits of the mask that it has in the whole run, None if it is dense; None if masks
+            are taken anew in each step.
 
     Attributes:
         theta: the weights without gradients; they stay on θ while a parameter's `data` points to a copy.
         reach: limits on eps and lr |g| for these dtypes.
         staging: memory for passes over weights that are not contiguous.
+        masks_stay: whether masks stay for the whole run.
         torn: whether a pass that is more than one call of a C function has begun and not ended. Signals wait for its
             end, so this stays true only if it failed, or another thread raised an exception in this one.
         overwritten: whether something else wrote to the weights while they were moved.
@@ -86,6 +90,7 @@ class Weights:
         backend: str | None,
         on_write: Callable[[], None] | None = None,
         copied_to: device | None = None,
+        masks: Sequence[Tensor | None] | None = None,
     ):
         self.weights, self.rows, self.backend = tuple(weights), rows, backend
         self.stochastic, self.distribution = stochastic, distribution
@@ -96,16 +101,19 @@ class Weights:
         self.counted = [w.tensor for w in weights if not w.tensor.is_inference()]  # these have version counters
         runs = [shard.runs for shard in self.shards]
         self._on_write = on_write
-        self._bits: list[Tensor | None] = [
-            None
-            if w.threshold is None or not keep_masks
-            else torch.zeros(_mask_bytes(w.tensor.numel(), len(starts)), dtype=torch.uint8, device=w.tensor.device)
-            for w, starts in zip(weights, runs, strict=True)
-        ]
+        self.masks_stay = masks is not None
+        self._bits: list[Tensor | None] = list(masks or [])
+        if masks is None:
+            self._bits = [
+                None
+                if w.threshold is None or not keep_masks
+                else torch.zeros(mask_bytes(w.tensor.numel(), len(starts)), dtype=torch.uint8, device=w.tensor.device)
+                for w, starts in zip(weights, runs, strict=True)
+            ]
         if copied_to is not None:  # before tables take addresses; masks apart from anchors, which may live longer
             pin(self.anchors or [], copied_to)
             pin([bits for bits in self._bits if bits is not None], copied_to)
-        records = any(bits is not None for bits in self._bits)
+        records = not self.masks_stay and any(bits is not None for bits in self._bits)
         names = [w.name for w in weights]
         self.staging = Staging()
 
@@ -133,6 +141,8 @@ class Weights:
             return Entry(dst, src, w.param_id, 0, w.row)
         if bits is None:
             kind = MaskKind.THRESHOLD
+        elif self.masks_stay:
+            kind = MaskKind.BITS
         return Entry(dst, src, w.param_id, 0, w.row, kind, w.threshold, bits)
 
     def versions(self) -> list[int]:
@@ -181,7 +191,7 @@ class Weights:
             deltas: seed -> scale, or a scale for each row.
             decays: one for each row; None for 1.
             active: indices of the weights that take part, None for all.
-            record: take the masks from the weights (or anchors) that this pass reads, and keep them.
+            record: take the masks from the weights (or anchors) that this pass reads, and keep them, unless they stay.
             from_anchor: start from the anchors instead of the weights.
             then: C functions that note what the pass did. Either the pass and all of them happen, or nothing does.
         """
@@ -206,6 +216,6 @@ class Weights:
             self._on_write()
 
 
-def _mask_bytes(n: int, runs: int) -> int:
+def mask_bytes(n: int, runs: int) -> int:
     """Return the bytes of n bits in equal stretches, each of which begins at a byte."""
     return runs * ((n // runs + 7) // 8)

@@ -9,7 +9,9 @@ from torch import Tensor, device, nn
 
 from .. import checks, names
 from ..layouts import layouts
+from ..trajectory.setups import MASKS
 from ..warn import Warner
+from . import kept
 from .blocks import block_of_parameters, why_drop_is_useless
 from .groups import check_eps, check_owned, name_group, norm_parameters, resolve_blocks
 from .masks import Thresholds
@@ -38,11 +40,11 @@ class Trained:
         params: what the optimizer was given.
         blocks: transformer blocks, as the user gave them.
         drop: the fraction of blocks that a step leaves alone.
-        rounding, distribution, backend: see `ZeroOrderOptimizer`.
+        rounding, distribution, mask, backend: see `ZeroOrderOptimizer`.
 
     Attributes:
         module: the module that the optimizer was given; None if it was given parameters.
-        drop, rounding, distribution, backend: as given, or as a loaded state or a resumed run has them.
+        drop, rounding, distribution, mask, backend: as given, or as a loaded state or a resumed run has them.
         weights: the tables; None if there are none, or they are no longer valid.
         builds: how often tables were built.
         steps: how many steps were taken with the current tables.
@@ -62,6 +64,7 @@ class Trained:
         drop: float,
         rounding: str,
         distribution: str,
+        mask: str,
         backend: str | None,
         warner: Warner,
     ):
@@ -71,6 +74,7 @@ class Trained:
             self._reshard()  # between forwards FSDP may show gathered parameters, which it frees later
         self._blocks, self.drop, self._warner = blocks, drop, warner
         self.rounding, self.distribution, self.backend = rounding, distribution, backend
+        self.mask = checks.choice("mask", mask, MASKS)
         self.weights: Weights | None = None
         self._built_for: tuple[list[Any], int] | None = None
         self.builds = self.steps = 0
@@ -207,6 +211,7 @@ class Trained:
         found: Sequence[Weight],
         groups: Groups,
         anchors: Sequence[Tensor] | None,
+        kept_bits: kept.Kept,
         *,
         keep_masks: bool,
         copied_to: device | None,
@@ -214,9 +219,17 @@ class Trained:
         """Build new tables, to be passed to `use`.
 
         Until then `weights` is None, since an exception from outside may come at any line.
+
+        Args:
+            kept_bits: the optimizer's state, which holds masks that stay for the run.
         """
         self.weights = None
         self.builds += 1
+        masks = None
+        if self.mask == "kept":
+            masks = kept.bits_of_run(found, kept_bits, self.thresholds.fixed)
+        else:
+            kept.forget(kept_bits)
         return Weights(
             found,
             2 * len(groups),
@@ -227,6 +240,7 @@ class Trained:
             self.backend,
             self._reshard,
             copied_to,
+            masks,
         )
 
     def use(self, weights: Weights, groups: Groups) -> None:
@@ -234,6 +248,13 @@ class Trained:
         parameters = [w.parameter for w in weights.weights]
         self._built_for, self.steps = _signature(parameters, [*map(local, parameters)], groups), 0
         self.weights = weights
+
+    def begin_step(self, weights: Weights, groups: Groups, step: int, changed: bool) -> None:
+        """Fix thresholds and masks before a step; see `Thresholds.begin_step`."""
+        stay = self.mask == "kept"
+        if stay and not self.thresholds.fixed:
+            kept.record_all(weights)
+        self.thresholds.begin_step(weights, groups, step, changed, count=not stay)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "weights": None, "_built_for": None}  # tables hold addresses, so a copy builds its own

@@ -30,6 +30,13 @@ KINDS = {
     "svrg-separate-bf16": ("MeZOSVRG", torch.bfloat16, {"anchor_every": 4, "shared_direction": False}),
     "signs": ("MeZO", torch.float32, {"directions": 2, "weight_decay": 0.1, **SIGNS}),
     "signs-sparse-in-forward-bf16": ("SparseMeZO", torch.bfloat16, {"sparsity": 0.6, "perturb": "in_forward", **SIGNS}),
+    "fzoo": ("FZOO", torch.float32, {"directions": 3, "weight_decay": 0.1}),
+    "one-sided-rms-in-forward-bf16": (
+        "MeZO",
+        torch.bfloat16,
+        {"estimator": "one_sided", "normalize": "rms", "directions": 2, "perturb": "in_forward"},
+    ),
+    "sparse-kept": ("SparseMeZO", torch.float32, {"sparsity": 0.6, "mask": "kept"}),
     "signs-svrg": ("MeZOSVRG", torch.float32, {"anchor_every": 3, "drop": 0.5, **SIGNS}),
 }
 
