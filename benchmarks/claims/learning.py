@@ -137,7 +137,7 @@ class Study:
         """
         if arm.name not in self._results:
             torch.set_num_threads(self.threads)
-            self._check(arm)
+            self.check(arm)
             lr, tried = self.grid(arm)
             curves = [self.run(arm, lr, seed) for seed in self.seeds]
             self._results[arm.name] = Result(arm, lr, tried, curves)
@@ -151,7 +151,8 @@ class Study:
         return run(self.task, arm, lr, seed, self.steps)
 
     @torch.no_grad()
-    def _check(self, arm: Arm) -> None:
+    def check(self, arm: Arm) -> None:
+        """Raise Wrong if a step of the arm is not what it should be."""
         seed = self.seeds[0]
         model = self.task.model(seed, arm.dtype)
         if wrong := arm.wrong(

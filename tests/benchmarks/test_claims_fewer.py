@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from benchmarks.bench.registry import Wrong
 from benchmarks.claims import tasks
 from benchmarks.claims.arms import EPS
 from benchmarks.claims.fewer import cases, first_order, masks, prompts
-from benchmarks.claims.fewer.arms import forwards_arm, momentum_arm, twin
+from benchmarks.claims.fewer.arms import forwards_arm, momentum_arm, twin, unlike
 from benchmarks.claims.fewer.study import Equal, gains, studies, widened, width, window
 from benchmarks.claims.fewer.twin import Kind
 from benchmarks.claims.learning import Arm
@@ -127,8 +128,8 @@ def test_the_library_s_steps_are_the_twin_s(kind, task):
     assert checked(arm, task) is None
     assert arm.forwards == (kind.directions + 1 if kind.one_sided else 2 * kind.directions)
     other = replace(kind, normalize="none" if kind.normalize != "none" else "rms")
-    unlike = forwards_arm("it", options_of(), other).make
-    wrong = replace(arm, wrong=lambda *of: arm.wrong.func(unlike, twin(kind, options_of()), *of))
+    of_other = forwards_arm("it", options_of(), other).make
+    wrong = replace(arm, wrong=lambda *of: arm.wrong.func(of_other, twin(kind, options_of()), *of))
     assert "not those of its twin" in checked(wrong, task)
 
 
@@ -186,6 +187,13 @@ def test_weights_that_grow_out_of_a_mask_are_counted(task):
         for p in model.parameters():
             p.mul_(1e6)  # all but those that are 0
     assert watched.test(model, 0)["left_mask"] > 0.9
+
+
+def test_the_library_s_masks_are_the_ablation_s(task):
+    by_redrawn = masks.arms(options_of())
+    assert [checked(arm, task) for arm in by_redrawn.values()] == [None, None]
+    either = partial(unlike, by_redrawn[True].make, by_redrawn[False].make)
+    assert "not those of its twin" in checked(replace(by_redrawn[True], wrong=either), task)
 
 
 def test_adapters_change_nothing_before_they_learn(task):

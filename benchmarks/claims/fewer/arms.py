@@ -33,12 +33,12 @@ def forwards_arm(name: str, options: Namespace, kind: Kind, guess: float = 1.0) 
             found["normalize"] = kind.normalize
         return zo.MeZO(model, lr=lr, eps=EPS, seed=seed, parallel="off", backend=options.backend, **found)
 
-    return Arm(name, make, partial(_unlike, make, twin(kind, options)), **_known(kind), guess=guess)
+    return Arm(name, make, partial(unlike, make, twin(kind, options)), **_known(kind), guess=guess)
 
 
 def momentum_arm(name: str, options: Namespace, kind: Kind, guess: float = 1.0) -> Arm:
     """Momentum from replayed scalars: the twin's steps, which without momentum are the library's."""
-    checked = partial(_unlike, twin(_PLAIN, options), forwards_arm("", options, _PLAIN).make)
+    checked = partial(unlike, twin(_PLAIN, options), forwards_arm("", options, _PLAIN).make)
     return Arm(name, twin(kind, options), checked, **_known(kind), guess=guess)
 
 
@@ -52,7 +52,7 @@ def _known(kind: Kind) -> dict[str, Any]:
     return {"facts": facts | {"momentum": kind.momentum[0] or None}, "forwards": kind.forwards}
 
 
-def _unlike(
+def unlike(
     one: Callable[[nn.Module, float, int], Any],
     other: Callable[[nn.Module, float, int], Any],
     steps: object,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 import zo_kernels as zo
 
 from ...bench.registry import Row
-from ..arms import masked
+from ..arms import MaskedMeZO, library
 from ..intervals import difference, over_seeds
 from ..learning import Arm, Task, run
+from .arms import unlike
 from .study import Equal
 
 SPARSITY = 0.75
@@ -54,16 +55,22 @@ class Watched:
 
 
 def arms(options: Namespace) -> dict[bool, Arm]:
-    """By whether the mask is redrawn."""
-    return {
-        redrawn: replace(masked(name, options, sparsity=SPARSITY, kind="small", redrawn=redrawn), guess=4.0)
-        for redrawn, name in ((True, REDRAWN), (False, KEPT))
-    }
+    """By whether the mask is redrawn: the library's, whose bits are those of `MaskedMeZO`."""
+
+    def arm(redrawn: bool) -> Arm:
+        make = library("", options, sparsity=SPARSITY, mask="redrawn" if redrawn else "kept").make
+        of = {"sparsity": SPARSITY, "kind": "small", "redrawn": redrawn, "backend": options.backend}
+        facts = {"sparsity": SPARSITY, "mask": "small", "redrawn": redrawn}
+        wrong = partial(unlike, make, partial(MaskedMeZO, **of))
+        return Arm(REDRAWN if redrawn else KEPT, make, wrong, facts=facts, guess=4.0)
+
+    return {redrawn: arm(redrawn) for redrawn in (True, False)}
 
 
 def compared(study: Equal, options: Namespace) -> list[Row]:
     """Rows of both masks at the best rate of the kept one and at parts of it; differences are redrawn - kept."""
     both, rows = arms(options), list[Row]()
+    study.check(both[True])
     best, watched = study.result(both[False]).lr, Watched(study.task)
     for exponent, times in PARTS:
         lr, steps = best * 2.0**exponent, times * study.steps
