@@ -51,11 +51,17 @@ class Twin:
 
     def __init__(self, model: nn.Module, lr: float, seed: int, *, kind: Kind, backend: str | None):
         mezo = zo.MeZO(model, lr=lr, eps=EPS, seed=seed, parallel="off", perturb="in_place")
-        self.params = [p for group in mezo.param_groups for p in group["params"]]
+        ids = mezo.state_dict()["zo"]["param_ids"]
+        known = zip((p for group in mezo.param_groups for p in group["params"]), ids, strict=True)
+        trained = [(p, each) for p, each in known if p.requires_grad]
+        self.params = [p for p, _ in trained]
         self._lr, self._seed, self._kind, self._steps = lr, seed, kind, 0
         self._square = self._weight = 0.0
-        ids = mezo.state_dict()["zo"]["param_ids"]
-        self._options = {"param_ids": ids, "backend": backend, "distribution": kind.distribution}
+        self._options = {
+            "param_ids": [each for _, each in trained],
+            "backend": backend,
+            "distribution": kind.distribution,
+        }
         self._replayed: deque[dict[int, float]] = deque(maxlen=kind.momentum[1])
 
     @torch.no_grad()
