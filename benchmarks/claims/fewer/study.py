@@ -147,10 +147,10 @@ def studies(options: Namespace) -> dict[str, Equal]:
         "blocks": 2,
         "every": 2,
     }
-    for name, own in (("docstrings", {}), ("trec", {"shots": 16})):
+    for name, steps, own in (("docstrings", 100, {}), ("trec", 150, {"shots": 16})):
         if name == "trec" and options.trec:
             own |= {"data": str(Path(options.trec, "train.tsv")), "test_data": str(Path(options.trec, "test.tsv"))}
         without = "--trec PATH gives its folder" if name == "trec" and not options.trec else None
         make = partial(ClassifierTask, **small, **own)
-        found[name] = Equal(make, options.steps or 100, options.seeds, 2.0**-13, options.threads, skipped or without)
+        found[name] = Equal(make, options.steps or steps, options.seeds, 2.0**-13, options.threads, skipped or without)
     return found
