@@ -46,6 +46,11 @@ def _forwards(options: Namespace) -> Iterator[Arm]:
     """What is to reach MeZO's loss with fewer forwards."""
     yield forwards_arm("FZOO, 8", options, Kind(8, True, "std", _SIGNS), 2 * _NORMALISED)
     yield forwards_arm("MeZO, rms", options, Kind(normalize="rms"), _NORMALISED)
+    yield _one_sided_rms(options)
+
+
+def _one_sided_rms(options: Namespace) -> Arm:
+    return forwards_arm("one-sided rms, 8", options, Kind(8, True, "rms", _SIGNS), 2 * _NORMALISED)
 
 
 def _others(options: Namespace) -> Iterator[tuple[Arm, Arm]]:
@@ -61,7 +66,7 @@ def _others(options: Namespace) -> Iterator[tuple[Arm, Arm]]:
     for n in (4, 16):
         yield forwards_arm(f"FZOO, {n}", options, Kind(n, True, "std", _SIGNS), _NORMALISED), signs[4]
     yield forwards_arm("two-sided std, 4", options, Kind(4, False, "std", _SIGNS), _NORMALISED), signs[4]
-    yield forwards_arm("one-sided rms, 8", options, Kind(8, True, "rms", _SIGNS), 2 * _NORMALISED), one_sided
+    yield _one_sided_rms(options), one_sided
 
 
 def _first_order(mezo: Arm) -> Iterator[Arm]:

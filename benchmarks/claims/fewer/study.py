@@ -22,7 +22,7 @@ NEAR = 0.1  # of the best rate's gain: how much less of a gain is still within t
 AIM = 1 / 3  # of MeZO's forwards
 _MOST_TRIED = 14
 _DEV_WINDOWS = 64
-_LATE = 2  # losses are noted after (i / 10)² of the steps, since fast arms are done early
+LATE = 2  # losses are noted after (i / 10)² of the steps, since fast arms are done early
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Equal(Study):
         return max(1, 2 * self.steps // arm.forwards)
 
     def run(self, arm: Arm, lr: float, seed: int) -> Curve:
-        return run(self.task, arm, lr, seed, self.steps_of(arm), _LATE)
+        return run(self.task, arm, lr, seed, self.steps_of(arm), LATE)
 
     @cached_property
     def start(self) -> float:
