@@ -14,7 +14,7 @@ from benchmarks.__main__ import main, parser
 from benchmarks.bench.registry import Wrong
 from benchmarks.claims import tasks
 from benchmarks.claims.arms import EPS
-from benchmarks.claims.fewer import cases, first_order, masks, prompts
+from benchmarks.claims.fewer import cases, figure, first_order, masks, prompts
 from benchmarks.claims.fewer.arms import forwards_arm, momentum_arm, twin, unlike
 from benchmarks.claims.fewer.study import Equal, gains, studies, widened, width, window
 from benchmarks.claims.fewer.twin import Kind
@@ -261,3 +261,23 @@ def test_claims_run(only, columns, tmp_path, monkeypatch):
     assert all(row["correct"] is True and row["claim"] == "fewer" for row in found)
     for column in columns:
         assert isinstance(found[-1][column], float | int), column
+
+
+def test_losses_are_drawn_over_forwards(tmp_path):
+    file = tmp_path / "rows.json"
+    row = {
+        "case": "it",
+        "claim": "fewer",
+        "experiment": "forwards",
+        "task": "line",
+        "arm": "MeZO",
+        "runs": 2,
+        "forwards": 200,
+    }
+    row |= {"start_loss": 4.0, "dev_loss": 3.0, "dev_loss_sd": 0.1} | {
+        f"dev_loss_{k}": 4 - k / 10 for k in range(1, 11)
+    }
+    other = row | {"experiment": "others", "arm": "momentum"}
+    file.write_text(json.dumps([row, row | {"arm": "FZOO, 8"}, row | {"task": "plane"}, other, row | {"runs": None}]))
+    assert len(figure.choose(json.loads(file.read_text()))) == 3
+    assert main(["plot", str(file), "--out", str(tmp_path)]) == 0 and (tmp_path / "forwards.png").stat().st_size

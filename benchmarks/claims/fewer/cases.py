@@ -9,6 +9,7 @@ from functools import partial
 from ...bench.registry import Case, Row
 from ..arms import library
 from ..learning import Arm
+from ..tasks import LANGUAGE
 from . import auto, masks
 from .arms import forwards_arm, momentum_arm
 from .first_order import costs, first_order
@@ -39,6 +40,7 @@ def _of_task(options: Namespace, task: str, study: Equal) -> Iterator[tuple[str,
     if task in CHEAP:
         for arm, against in _others(options):
             yield "others", arm.name, partial(study.rows, arm, against), against.name
+    if task in LANGUAGE:
         yield "masks", "both", partial(masks.compared, study, options), masks.KEPT
 
 
