@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,9 +20,31 @@ if not torch.cuda.is_available():
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# A process of tests takes the next file when it is nearly done with one, and the last ones leave the others idle: what
+# takes longest goes first. xdist would begin with what has the most tests.
+_HERE = Path(__file__).parent.as_posix()
+_LONG = (
+    "finetune/test_killed_runs.py", "backends/test_matrix.py", "benchmarks/test_gpu_page.py", "ranks/",
+    "benchmarks/test_steps.py", "attack/", "integrations/test_heads.py", "benchmarks/test_claims.py", "test_memory.py",
+    "backends/test_triton_compile.py", "backends/test_cuda_compile.py", "emulation/", "test_imports.py", "runs/",
+    "perturbation/", "benchmarks/", "finetune/",
+)  # fmt: skip
+
 # A shell that starts a command in the background has it ignore Ctrl-C; tests send it to themselves.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        file = item.path.as_posix().removeprefix(f"{_HERE}/")
+        return next((i for i, long in enumerate(_LONG) if file.startswith(long)), len(_LONG))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)

@@ -30,6 +30,12 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def several(text: str) -> int:
+    if positive(text) == 1:
+        raise argparse.ArgumentTypeError("expected at least 2, got 1")
+    return int(text)
+
+
 def seed(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected an integer from 0 on, got {text!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..bench.options import DISTRIBUTIONS, common, positive, timed
+from ..bench.options import DISTRIBUTIONS, common, positive, several, timed
 
 
 def step_options(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +15,7 @@ def step_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--anchor-every", type=positive, default=2, help="steps between MeZO-SVRG's anchors (default %(default)s)"
     )
+    parser.add_argument("--directions", type=several, default=8, help="of a step of FZOO (default %(default)s)")
     distributions = {"nargs": "+", "choices": DISTRIBUTIONS, "default": list(DISTRIBUTIONS)}
     parser.add_argument("--distribution", **distributions, help="of the directions (default both)")
     parser.add_argument("--graphed", action="store_true", help="on a GPU, compare with steps as CUDA graphs too")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -71,6 +73,24 @@ class Baseline:
             with self.watch.part("passes"):
                 masks = [None if h is None else p.abs() <= h for p, h in known]
         self._update(params, self._gradient(params, masks), masks)
+
+    @torch.no_grad()
+    def fzoo(self, directions: int) -> None:
+        """A step of FZOO: a loss at θ and at each θ + ε z, restored after each; then an update along each direction."""
+        here, losses = self.closure().item(), dict[int, float]()
+        for _ in range(directions):
+            self.seed += 1
+            self._pass(self.params, 1.0, self.eps)
+            losses[self.seed] = self.closure().item()
+            if not self.fused or len(losses) < directions:  # eager PyTorch's passes have one direction each
+                self._pass(self.params, -1.0, self.eps)
+        spread = statistics.stdev(losses.values()) or math.inf  # no update where all losses are equal
+        for seed, loss in losses.items():
+            g = (loss - here) / (directions * spread)
+            if self.fused and seed == self.seed:
+                self._pass(self.params, 1.0, -self.eps - self.lr * g)
+            else:
+                self._pass(self.params, g, -self.lr, seed=seed)
 
     @torch.no_grad()
     def svrg(self, steps: int) -> None:

@@ -51,7 +51,7 @@ def cases(options: Namespace) -> list[Case]:
     return [
         _case(shape, name, method, device, options)
         for shape in dict.fromkeys(shapes)
-        for name, method in methods(options.anchor_every, options.distribution).items()
+        for name, method in methods(options.anchor_every, options.directions, options.distribution).items()
     ]
 
 
@@ -65,6 +65,7 @@ def _case(shape_name: str, method_name: str, method: Method, device: torch.devic
     facts |= {"shape": shape_name, "method": method_name.partition("/")[0], "perturb": method.perturb}
     facts |= {"distribution": method.distribution}
     facts |= {"batch": batch.examples, "tokens": batch.tokens, "anchor_every": method.anchor_every or None}
+    facts |= {"directions": method.directions, "forwards_per_step": method.forwards_per_step}
 
     def measure() -> list[Row]:
         torch.set_num_threads(options.threads)
@@ -154,14 +155,18 @@ class StepMaker:
     def baseline(self, model: nn.Module, published: bool) -> Callable[[], None]:
         """The same steps by MeZO's published passes, or by the best eager ones; they replace the weights' memory.
 
-        The thresholds are those that `first` found: `model` is a copy of its model.
+        They draw normals, as MeZO's code does; those of FZOO, which is published with signs, draw what ours draws. The
+        thresholds are those that `first` found: `model` is a copy of its model.
         """
         params, thresholds = list(model.parameters()), self.first.optimizer.state_dict()["zo"]["thresholds"]
-        apply = published_pass if published else EagerPass(params)
+        drawn = self.method.distribution if self.method.one_sided else "normal"
+        apply = partial(published_pass, distribution=drawn) if published else EagerPass(params, drawn)
         steps = Baseline(params, apply, not published, self._loss_of(model), self.watch, EPS, LR, thresholds)
         if self.method.drop:
             steps.blocks = [list(block.parameters()) for block in find_blocks(model)]
             steps.dropped = self.method.dropped(model)
+        if self.method.one_sided:
+            return partial(steps.fzoo, self.method.directions)
         return partial(steps.svrg, self.method.steps) if self.method.anchor_every else steps.spsa
 
     def others(self, stated: Mapping[str, Sequence[Target]]) -> Iterator[Versus]:
@@ -234,6 +239,7 @@ def cells(row: Row) -> dict[str, str]:
     parts = {part: f"{row[f'{part}_seconds_median'] * 1e3:,.1f}" for part in ("forwards", "passes", "other")}
     shown = {
         "ms/step": f"{row['seconds_median'] * 1e3:,.1f}",
+        "forwards a step": f"{row['forwards_per_step']:g}",
         **parts,
         "forwards' share": f"{row['forwards_share']:.1%}",
         "step/forwards": f"{row['step_per_forwards']:.3f}",

@@ -26,6 +26,7 @@ class Windows:
     Attributes:
         first: the step at which it was made; steps are counted from there.
         thresholds: of the magnitude masks; infinite for a parameter without one.
+        rms: β, δ, v and w of `normalize="rms"`, none for others.
     """
 
     def __init__(self, optimizer: zo.ZeroOrderOptimizer, model: nn.Module):
@@ -38,6 +39,7 @@ class Windows:
         self._ids = [state["param_ids"][i] for i in trained]
         heights = [state["thresholds"][i] for i in trained]
         self.thresholds = [math.inf if h is None else h for h in heights]
+        self.rms = state.get("rms", [])
         names = {p: name for name, p in model.named_parameters()}
         self.names = [names[p] for p in self.params]
         self._ranges = [_ranges(p.numel()) for p in self.params]

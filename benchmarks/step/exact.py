@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from operator import add
 from typing import Any
 
 import torch
@@ -51,12 +52,14 @@ def wrong_step(
             _check_thresholds(windows)
         (run or optimizer.step)(closure)
         # Compare after the step, since an optimizer may watch every operation in it.
-        svrg = isinstance(optimizer, zo.MeZOSVRG)
-        calls = 4 * (optimizer.step_count - windows.first) - 2 if svrg else 2 * optimizer.directions
+        svrg, n = isinstance(optimizer, zo.MeZOSVRG), optimizer.directions
+        calls = n + 1 if _one_sided(windows) else 2 * n
+        if svrg:
+            calls = 4 * (optimizer.step_count - windows.first) - 2
         if len(losses) != calls:
             raise Wrong(f"expected {calls} closure calls, got {len(losses)}")
-        pairs = zip(losses[::2], losses[1::2], strict=True)
-        gradients = [] if svrg else [_gradient(windows, *pair) for pair in pairs]
+        there, here = (losses[1:], losses[:1] * n) if _one_sided(windows) else (losses[::2], losses[1::2])
+        gradients = [] if svrg else [_gradient(windows, *pair) for pair in zip(there, here, strict=True)]
         expected = _svrg(windows, theta, losses) if svrg else spsa(windows, theta, gradients)
         limit = _TOLERANCE[windows.dtype] * (theta.abs() + _MOST_Z * _group(windows)["eps"]) if svrg else 0.0
         whens = (*(f"at closure call {call}" for call in range(1, calls + 1)), "after the step")
@@ -73,20 +76,29 @@ def _group(windows: Windows) -> dict[str, Any]:
     return group
 
 
-def _gradient(windows: Windows, above: float, below: float) -> float:
-    return (above - below) / (2 * _group(windows)["eps"])
+def _gradient(windows: Windows, there: float, here: float) -> float:
+    """g from the losses at θ + ε z and at θ - ε z, or at θ if it is one-sided."""
+    eps = _group(windows)["eps"]
+    return (there - here) / (eps if _one_sided(windows) else 2 * eps)
+
+
+def _one_sided(windows: Windows) -> bool:
+    return windows.optimizer.estimator == "one_sided"
 
 
 def spsa(windows: Windows, theta: Tensor, gradients: Sequence[float]) -> list[Tensor]:
-    """θ + ε m z_k and θ - ε m z_k of each direction k, and the end, θ - lr / n m sum_k g_k z_k, rounded as a step does.
+    """The weights at every loss of a step, and at its end, θ - lr / (n D) m sum_k g_k z_k, rounded as the step does.
 
-    A step in place makes each of them from the one before, by one pass over the directions that the two differ in.
+    Losses are at θ + ε m z_k and θ - ε m z_k of each direction k; one-sided, at θ and then at each θ + ε m z_k. A step
+    in place makes each of these from the one before, by one pass over the directions that the two differ in.
     """
     opt, group, dtype, n = windows.optimizer, _group(windows), windows.dtype, len(gradients)
     zs, kept = [windows.drawn(noise, 0, k) for k in range(n)], _taking_part(windows, theta)
     stochastic = dtype != torch.float32 and opt.rounding != "nearest"
 
     def moved(w: Tensor, scales: Mapping[int, float]) -> Tensor:
+        if not scales:
+            return w
         t = w.float()
         for k, scale in scales.items():
             t = fma(zs[k], scale, t)
@@ -96,8 +108,9 @@ def spsa(windows: Windows, theta: Tensor, gradients: Sequence[float]) -> list[Te
         return torch.where(kept, rounded.double(), w)
 
     eps = group["eps"]
-    offsets = [{k: sign * eps} for k in range(n) for sign in (1.0, -1.0)]
-    offsets += [{k: -group["lr"] * g / n for k, g in enumerate(gradients)}]
+    offsets = [dict[int, float]()] if _one_sided(windows) else []
+    offsets += [{k: x} for k in range(n) for x in ((eps,) if _one_sided(windows) else (eps, -eps))]
+    offsets += [{k: -group["lr"] * g / n for k, g in enumerate(_normalized(windows, gradients))}]
     if opt.perturb != "in_place":
         return [moved(theta, offset) for offset in offsets]
     points, at, where = [], theta, dict[int, float]()
@@ -108,6 +121,33 @@ def spsa(windows: Windows, theta: Tensor, gradients: Sequence[float]) -> list[Te
         points.append(at)
         where = offset
     return points
+
+
+def _normalized(windows: Windows, gradients: Sequence[float]) -> list[float]:
+    """g_k / D, and 0 where D is 0.
+
+    "std": D² = sum_k (g_k - mean g)² / (n - 1). "rms": D = √(v / w) + δ, where v <- β v + (1 - β) mean_k g_k² and
+    w <- β w + (1 - β).
+    """
+    n, kind = len(gradients), windows.optimizer.normalize
+    if kind == "std":
+        mean = _sum(gradients) / n
+        d = math.sqrt(_sum([(g - mean) * (g - mean) for g in gradients]) / (n - 1))
+    elif kind == "rms":
+        beta, delta, v, w = windows.rms
+        v = beta * v + (1.0 - beta) * (_sum([g * g for g in gradients]) / n)
+        d = math.sqrt(v / (beta * w + (1.0 - beta))) + delta
+    else:
+        d = 1.0
+    return [g / d if d > 0.0 else 0.0 for g in gradients]
+
+
+def _sum(values: Sequence[float]) -> float:
+    """Add by halves, the order that a step has on any device: four as (a + c) + (b + d), five as that + e."""
+    while len(values) > 1:
+        half = len(values) // 2
+        values = [*map(add, values[:half], values[half : 2 * half]), *values[2 * half :]]
+    return values[0]
 
 
 def _svrg(windows: Windows, theta: Tensor, losses: list[float]) -> list[Tensor]:

@@ -27,6 +27,8 @@ class Method:
         make: its class.
         sparsity, drop: shares of the weights and of the blocks that it leaves alone.
         anchor_every: steps from anchor to anchor, 0 for methods without.
+        directions: of a step.
+        one_sided: whether directions share one loss at θ, as FZOO's do.
         perturb: where it perturbs.
         distribution: of its directions.
     """
@@ -35,6 +37,8 @@ class Method:
     sparsity: float = 0.0
     drop: float = 0.0
     anchor_every: int = 0
+    directions: int = 1
+    one_sided: bool = False
     perturb: str = "in_place"
     distribution: str = "normal"
 
@@ -43,10 +47,17 @@ class Method:
         """How many steps one timed call takes: all from one anchor of MeZO-SVRG to the next, since they differ."""
         return self.anchor_every or 1
 
+    @property
+    def forwards_per_step(self) -> float:
+        """Evaluations of the loss; MeZO-SVRG's full-batch step has two, each of its others four."""
+        if self.anchor_every:
+            return (4 * self.anchor_every - 2) / self.anchor_every
+        return self.directions + 1 if self.one_sided else 2 * self.directions
+
     def optimizer(self, model: nn.Module, backend: str | None) -> zo.ZeroOrderOptimizer:
         anchored: Any = {"anchor_lr": LR, "anchor_every": self.anchor_every} if self.anchor_every else {}
         given = {"sparsity": self.sparsity, "drop": self.drop, "perturb": self.perturb, "backend": backend}
-        given["distribution"] = self.distribution
+        given |= {"directions": self.directions, "distribution": self.distribution}
         return self.make(model, lr=LR, eps=EPS, **{name: v for name, v in given.items() if v}, **anchored)
 
     def dropped(self, model: nn.Module) -> int:
@@ -79,10 +90,14 @@ MEZO = Method(zo.MeZO)
 _WATCHED = 17
 
 
-def methods(anchor_every: int, distributions: Sequence[str] = ("normal",)) -> dict[str, Method]:
-    """Every method by its name; those whose directions are random signs have a name that ends with it."""
+def methods(anchor_every: int, directions: int, distributions: Sequence[str] = ("normal",)) -> dict[str, Method]:
+    """Every method by its name; those whose directions are random signs have a name that ends with it.
+
+    `directions` are FZOO's, the others have one.
+    """
     in_place = {"MeZO": MEZO, "SparseMeZO": Method(zo.SparseMeZO, sparsity=0.75), "LeZO": Method(zo.LeZO, drop=0.75)}
     in_place["MeZOSVRG"] = Method(zo.MeZOSVRG, anchor_every=anchor_every)
+    in_place["FZOO"] = Method(zo.FZOO, directions=directions, one_sided=True)
     every = in_place | {f"{name}/in_forward": replace(m, perturb="in_forward") for name, m in in_place.items()}
     return {
         name if distribution == "normal" else f"{name}/{distribution}": replace(m, distribution=distribution)

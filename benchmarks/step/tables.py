@@ -19,7 +19,8 @@ def signs(rows: Sequence[Row]) -> Table:
     lines = []
     for of in cases.values():
         row, published = of[NORMALS], of.get(PUBLISHED)
-        method = row["method"] + (", in the forward" if row["perturb"] == "in_forward" else "")
+        several = f", {row['directions']} directions" if (row.get("directions") or 1) > 1 else ""
+        method = row["method"] + several + (", in the forward" if row["perturb"] == "in_forward" else "")
         lines.append(
             [
                 f"{row['shape']}, {row['batch']} × {row['tokens']}",

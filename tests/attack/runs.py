@@ -23,6 +23,7 @@ from attack.layout import CHECK, INTERRUPTED, SETUP, Part, parts_of
 
 METHODS = {"MeZO": zo.MeZO, "SparseMeZO": zo.SparseMeZO, "LeZO": zo.LeZO, "MeZOSVRG": zo.MeZOSVRG, "FZOO": zo.FZOO}
 SIGNS = {"distribution": "rademacher"}
+KEPT = {"sparsity": 0.5, "mask": "kept"}
 SVRG = {"anchor_every": 3, "anchor_lr": 1e-2}
 Bits = tuple[bytes, ...]
 
@@ -103,7 +104,9 @@ RUNS = {
     "sparse": Run("SparseMeZO", {"perturb": "in_forward", **SIGNS}, interrupted={4: 1}, refused=(2,), check_every=3),
     "blocks": Run("LeZO", {"weight_decay": 0.1}, dtype=torch.bfloat16, steps=8, interrupted={7: 0}),
     "svrg": Run("MeZOSVRG", {"directions": 2, **SIGNS}, interrupted={2: 3, 6: 1}, refused=(4,), eps_at=(5,)),
-    "svrg apart": Run("MeZOSVRG", {"perturb": "in_forward", "shared_direction": False}, steps=8, check_every=2),
+    "svrg apart": Run(
+        "MeZOSVRG", {"perturb": "in_forward", "shared_direction": False, **KEPT, "anneal": 2}, steps=8, check_every=2
+    ),
     "16 bits": Run("MeZO", {"perturb": "in_place"}, dtype=torch.bfloat16, interrupted={1: 1, 2: 0}, double=True),
     "one-sided": Run("FZOO", {"directions": 3}, interrupted={3: 2, 9: 0}, refused=(5,), check_every=4),
     "normalized": Run(

@@ -331,6 +331,20 @@ def test_chunks_of_several_blocks(monkeypatch, kind, tuning, in_place, distribut
         check(*triton[0], entries, a_pass(1, "stochastic", distribution=distribution))
 
 
+@pytest.fixture
+def overflows_are_seen():
+    """As they are outside of tests."""
+    if not any(interpreted(*kernel) for kernel in KERNELS):
+        yield
+        return
+    from quick_interpreter import look_for_overflows
+
+    look_for_overflows(True)
+    yield
+    look_for_overflows(False)
+
+
+@pytest.mark.usefixtures("overflows_are_seen")
 @pytest.mark.parametrize(("backend", "device"), [b for b in KERNELS if b[0] in ("triton", "cuda")], ids=str)
 @each_kind
 @pytest.mark.parametrize("ragged", [0, 3], ids=["aligned", "not aligned"])

@@ -136,6 +136,7 @@ def test_an_optimizer_that_does_something_else_is_noticed(small, monkeypatch):
 
     monkeypatch.setattr(zo.MeZOSVRG, "step", off)
     assert "weights looked at are off" in wrong(small, BY_NAME["svrg-q2"])
+    monkeypatch.setattr(training, "tune", given(at_edge=False))
     with pytest.raises(Wrong, match=r"^svrg-q2: "):
         training.Comparison(OPTIONS, lambda: small, 20).rows(BY_NAME["svrg-q2"])
 

@@ -17,25 +17,32 @@ from benchmarks.step import exact
 from benchmarks.step.baseline_steps import Baseline
 from benchmarks.step.shapes import SHAPES
 from zo_kernels import ops
+from zo_kernels.estimators.normalize import Normalizer
 from zo_kernels.runs import run as runs
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def small(rows_of):
+def measured(rows_of):
     """Run a suite quickly on a tiny model."""
     pytest.importorskip("transformers")
     return lambda suite, *more: rows_of(suite, "--shape", "tiny", "--threads", "1", *more)
 
 
+@pytest.fixture
+def small(measured, unwatched_memory):
+    """The same, where nobody looks at the memory."""
+    return measured
+
+
 @pytest.mark.parametrize("published", [True, False])
-@pytest.mark.parametrize(("svrg", "masked"), [(True, False), (False, True), (False, False)])
-def test_baseline_steps_probe_restore_and_descend(published, svrg, masked):
+@pytest.mark.parametrize("kind", ["svrg", "fzoo", "masked", "plain"])
+def test_baseline_steps_probe_restore_and_descend(published, kind):
     torch.manual_seed(3)
     params = [nn.Parameter(torch.randn(40, 5)), nn.Parameter(torch.randn(60))]
     clean = [p.detach().clone() for p in params]
-    thresholds = [0.5, 0.5] if masked else [None, None]
+    thresholds = [0.5, 0.5] if kind == "masked" else [None, None]
 
     def loss():
         return sum((p**2).sum() for p in params)
@@ -43,7 +50,7 @@ def test_baseline_steps_probe_restore_and_descend(published, svrg, masked):
     def step(lr):
         passes = published_pass if published else EagerPass(params)
         steps = Baseline(params, passes, not published, loss, Watch(CPU), eps=1e-3, lr=lr, thresholds=thresholds)
-        return steps.svrg(3) if svrg else steps.spsa()
+        {"svrg": lambda: steps.svrg(3), "fzoo": lambda: steps.fzoo(3)}.get(kind, steps.spsa)()
 
     step(lr=0.0)
     for p, before in zip(params, clean, strict=True):
@@ -52,15 +59,15 @@ def test_baseline_steps_probe_restore_and_descend(published, svrg, masked):
     for _ in range(30):
         step(lr=1e-3)
     assert loss().item() < before - 1e-3
-    if masked:
+    if kind == "masked":
         for p, start in zip(params, clean, strict=True):
             torch.testing.assert_close(p.data[start.abs() > 0.6], start[start.abs() > 0.6], rtol=0.0, atol=3e-6)
 
 
-def test_steps_of_a_tiny_model(small):
-    some = ("MeZO", "LeZO", "MeZOSVRG", "SparseMeZO/in_forward", "MeZOSVRG/in_forward")
+def test_steps_of_a_tiny_model(measured):
+    some = ("FZOO", "LeZO", "MeZOSVRG", "SparseMeZO/in_forward", "MeZOSVRG/in_forward")
     only = f"tiny/({'|'.join(some)})$"
-    status, found, table = small("step", "--only", only)
+    status, found, table = measured("step", "--only", only, "--directions", "2")
     assert status == 0 and len(table) == len(found)
     assert {row["case"] for row in found} == {f"tiny/{name}" for name in some}
     for row in found:
@@ -69,6 +76,7 @@ def test_steps_of_a_tiny_model(small):
         assert all(0 < share < 1 for share in parts)
         assert row["extra_memory_mib"] <= row["elements"] * 4 / 2**20 + 1
         assert (row["active_share"] < 1) == (row["method"] == "LeZO")
+        assert row["forwards_per_step"] == {"FZOO": 2 + 1, "MeZOSVRG": (2 + 4) / 2}.get(row["method"], 2)
         assert row["ratio"] > 0 and row["ratio_of"] == ("passes" if row["baseline"] == "MeZO" else "whole")
         assert row["step_per_forwards"] == pytest.approx(row["seconds_median"] / row["forwards_seconds_median"])
         assert row["peak_memory_mib"] > row["extra_memory_mib"] and row["baseline_step_per_forwards"] > 1
@@ -98,8 +106,8 @@ def test_a_wrong_step_has_no_time_and_the_run_fails(small, wrong_passes, case):
     assert found[0].get("seconds_median") is None and found[0].get("ratio") is None
 
 
-def test_steps_along_signs_are_compared_with_normals(small):
-    status, found, _ = small("step", "--only", "tiny/(MeZO|MeZOSVRG/in_forward)/rademacher$")
+def test_steps_along_signs_are_compared_with_normals(measured):
+    status, found, _ = measured("step", "--only", "tiny/(MeZO|FZOO/in_forward)/rademacher$", "--directions", "2")
     assert status == 0 and [row["baseline"] for row in found] == ["normals", "published passes"] * 2
     for row in found:
         assert row["correct"] is True and row["distribution"] == "rademacher" and row["ratio"] > 0
@@ -172,6 +180,9 @@ class Blocks(nn.Module):
         (zo.MeZOSVRG, {"anchor_every": 3}, None, None),
         (zo.MeZO, {"directions": 3, "distribution": "rademacher"}, None, None),
         (zo.MeZOSVRG, {"anchor_every": 3, "distribution": "rademacher"}, None, None),
+        (zo.FZOO, {"directions": 5}, None, None),
+        (zo.SparseMeZO, {"sparsity": 0.5, "estimator": "one_sided", "normalize": "rms"}, None, None),
+        (zo.FZOO, {"directions": 2}, "no D", "after the step "),
         (zo.MeZO, {"directions": 2}, "after", "after the step 1 of 630 weights"),
         (zo.MeZO, {}, "no step", "expected 2 closure calls, got 0"),
         (zo.MeZO, {}, "idle", "no module ran that owns idle.weight, idle.bias"),
@@ -193,6 +204,10 @@ def test_one_check_sees_the_faults_of_every_method(monkeypatch, dtype, perturb, 
         if fault == "after":
             model.layers[1][0].weight.data.view(-1)[7] += 0.5
 
+    if options.get("normalize") == "rms":
+        opt.step(lambda: model(x).float())  # whose v goes into the next step's D
+    if fault == "no D":
+        monkeypatch.setattr(Normalizer, "divided", lambda self, gradients: (gradients, self))
     if fault == "other blocks":
         drawn = exact.dropped_blocks
         monkeypatch.setattr(exact, "dropped_blocks", lambda n, drop, seed: frozenset(range(n)) - drawn(n, drop, seed))
@@ -207,7 +222,7 @@ def test_one_check_sees_the_faults_of_every_method(monkeypatch, dtype, perturb, 
 def test_every_method_is_stepped_in_place_and_in_the_forward(capsys):
     pytest.importorskip("transformers")
     assert main(["step", "--shape", "tiny", "--list", "--device", "cpu"]) == 0
-    methods = {"MeZO", "SparseMeZO", "LeZO", "MeZOSVRG"}
+    methods = {"MeZO", "SparseMeZO", "LeZO", "MeZOSVRG", "FZOO"}
     ends = {where + of for where in ("", "/in_forward") for of in ("", "/rademacher")}
     assert set(capsys.readouterr().out.split()) == {f"tiny/{m}{end}" for m in methods for end in ends}
 

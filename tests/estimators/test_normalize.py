@@ -14,6 +14,7 @@ from scripted import EPS, LR, SEED, assert_same, snapshot
 
 import zo_kernels as zo
 from zo_kernels.estimators.normalize import Normalizer
+from zo_kernels.ops import Table
 from zo_kernels.weights.rows import total
 
 
@@ -164,9 +165,39 @@ def test_what_an_option_may_be() -> None:
     assert (opt.estimator, opt.normalize, opt.directions, opt.distribution) == ("one_sided", "std", 8, "rademacher")
     with pytest.raises(AttributeError):
         opt.estimator = "two_sided"  # type: ignore[misc]
+    state = opt.state_dict()
+    state["zo"]["directions"] = 1
+    with pytest.raises(ValueError, match="directions: expected at least 2"):
+        opt.load_state_dict(state)
+    assert opt.directions == 8
     opt.directions = 1
     before = snapshot(model)
     with pytest.raises(ValueError, match="directions: expected at least 2"):
         opt.step(lambda: real_loss(model, 0))
     assert_same(snapshot(model), before)
     assert Normalizer.of("none").divided([2.0])[0] == [2.0]
+
+
+def test_at_theta_no_copies_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the forward, the loss at θ costs a forward and nothing else."""
+    applied, before = [0], []
+    apply = Table.apply
+
+    def counted(self: Table, *args: Any, **kwargs: Any) -> None:
+        applied[0] += 1
+        apply(self, *args, **kwargs)
+
+    monkeypatch.setattr(Table, "apply", counted)
+    model = block_mlp(depth=2)
+    opt = zo.FZOO(model, lr=LR, eps=EPS, directions=2, perturb="in_forward")
+
+    def closure() -> torch.Tensor:
+        start = applied[0]
+        loss = real_loss(model, 0)
+        before.append(applied[0] - start)
+        return loss
+
+    for _ in range(3):
+        before.clear()
+        opt.step(closure)
+        assert before[0] == 0 and all(before[1:]) and len(before) == 3

@@ -192,7 +192,7 @@ def test_reloaded_weights_are_those_of_the_run(options: dict[str, object]) -> No
         assert torch.equal(loaded[name], value), name
 
 
-@pytest.mark.parametrize("method", ["mezo", "sparse-mezo", "lezo", "mezo-svrg"])
+@pytest.mark.parametrize("method", ["mezo", "sparse-mezo", "lezo", "mezo-svrg", "fzoo"])
 def test_every_method_runs_and_repeats(options: dict[str, object], method: str, tmp_path: Path) -> None:
     first = finetune(Config(**options, method=method))
     second = finetune(Config(**options | {"out": str(tmp_path / "again")}, method=method))
@@ -319,7 +319,7 @@ def test_a_finished_run_cannot_be_resumed_nor_one_with_other_settings(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--lr", "nan"], "--lr: expected a finite number above 0, got nan"),
+        (["--lr", "nan"], "--lr: expected a finite number above 0, or auto, got nan"),
         (["--lr", "fast"], "--lr"),
         (["--eps", "0"], "--eps: expected a finite number above 0, got 0"),
         (["--weight-decay", "-1"], "--weight-decay"),

@@ -141,7 +141,7 @@ def outcome(out: Path) -> dict[str, Any]:
     ("model", "task", "more"),
     [
         ("opt", "copa", {"method": "mezo-svrg", "anchor_every": 2, "anchor_examples": 8}),
-        ("roberta", "wic", {"dtype": "bf16", "lr": 1e-2}),
+        ("roberta", "wic", {"dtype": "bf16", "lr": "auto"}),
         ("gpt2", "squad", {"method": "lezo"}),
         ("opt", "boolq", {"objective": "accuracy", "eps": 0.1}),
     ],

@@ -18,10 +18,11 @@ for module in ("transformers", "datasets", "rich", "matplotlib", "safetensors"):
 from rich.console import Console  # noqa: E402
 from tiny_run import cut_off, rewrite, tiny_encoder, tiny_options, write_table  # noqa: E402
 
+import zo_kernels as zo  # noqa: E402
 from zo_kernels.finetune import Config, cli, finetune  # noqa: E402
-from zo_kernels.finetune.folders.metrics import Evaluation, records_of  # noqa: E402
+from zo_kernels.finetune.folders.metrics import Evaluation, Metrics, records_of  # noqa: E402
 from zo_kernels.finetune.prompts.task_data import TaskData, load_task  # noqa: E402
-from zo_kernels.finetune.runs import train  # noqa: E402
+from zo_kernels.finetune.runs import report, train  # noqa: E402
 from zo_kernels.finetune.tasks import TASKS  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("own_cache", "without_curves")
@@ -43,6 +44,19 @@ WITHOUT_EFFECT: dict[str, tuple[dict[str, Any], str]] = {
     "distribution": ({"distribution": "signs"}, "--distribution: expected one of normal, rademacher, got 'signs'"),
     "drop": ({"method": "lezo", "freeze": "encoder"}, "--drop leaves some blocks of the encoder unchanged, got 0.5"),
     "anchor": ({"anchor_every": 3}, "--anchor-every belongs to --method mezo-svrg, got --method mezo"),
+    "another estimator": (
+        {"method": "fzoo", "estimator": "two_sided"}, "--estimator: --method fzoo has its own, one_sided; got two_sided"
+    ),
+    "normalize": ({"method": "mezo-svrg", "normalize": "rms"}, "--normalize: --method mezo-svrg has its own; got rms"),
+    "deviation": ({"normalize": "std"}, "--normalize std .* --directions .* at least 2 of them, got 1; take more"),
+    "mask": ({"mask": "kept"}, "--mask belongs to --sparsity above 0, got kept with 0.0"),
+    "anchor of a world": (
+        {"method": "mezo-svrg", "anchor_examples": 2**30}, "--anchor-examples: expected a whole number of at most 1677"
+    ),
+    "anneal": ({"anneal": 5.0}, "--anneal belongs to --method mezo-svrg, got --method mezo"),
+    "anneal by 1": ({"method": "mezo-svrg", "anneal": 1.0}, "--anneal: expected a finite number above 1, got 1.0"),
+    "anneal above": ({"method": "mezo-svrg", "anneal_above": 2.0}, "--anneal-above belongs to --anneal, got 2.0 alone"),
+    "rate": ({"lr": "fast"}, "--lr: expected a finite number above 0, or auto, got 'fast'"),
     "test examples": ({"test_examples": "some"}, "--test-examples: expected a whole number of at least 1, or all, got"),
     "no test examples": ({"test_examples": 0}, "--test-examples: expected a whole number of at least 1, got 0"),
 }  # fmt: skip
@@ -106,17 +120,69 @@ def test_settings_that_were_changed_are_named(
     (run / "config.json").write_bytes(before)
     metrics = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     first = json.loads(metrics[0])
-    del first["settings"]["distribution"]  # as a version that knew normals alone wrote it
+    for name in ("distribution", "estimator", "normalize", "mask", "anneal", "anneal_above"):
+        del first["settings"][name]  # as a version that knew normals and MeZO's estimates alone wrote it
     (run / "metrics.jsonl").write_text("\n".join([json.dumps(first), *metrics[1:], ""]), encoding="utf-8")
     rewrite(run / "config.json", distribution="rademacher")
     with pytest.raises(ValueError, match=r"got distribution 'normal' \(now 'rademacher'\): restore them"):
         train.resume(run, Console(quiet=True))
-    rewrite(run / "config.json", distribution=None)
+    rewrite(run / "config.json", distribution=None, estimator="one_sided")
+    with pytest.raises(ValueError, match=r"got estimator 'two_sided' \(now 'one_sided'\): restore them"):
+        train.resume(run, Console(quiet=True))
+    rewrite(run / "config.json", estimator=None, normalize=None, mask=None)
     older = Path(shutil.copytree(run, tmp_path / "older"))
     assert train.resume(run, Console(quiet=True)).steps == 2
     del first["settings"], first["notes"]  # and as one before that did
     (older / "metrics.jsonl").write_text("\n".join([json.dumps(first), *metrics[1:], ""]), encoding="utf-8")
     assert train.resume(older, Console(quiet=True)).steps == 2
+
+
+@pytest.mark.parametrize("method", ["fzoo", "mezo-svrg"])
+def test_a_rate_that_is_found(
+    tiny: dict[str, Any],
+    method: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Once, at the start: a run that was cut off at any moment goes on with it, and one with that rate is the same."""
+    options = {**tiny, "method": method, "directions": 2, "steps": 3}
+    options |= {"anchor_examples": 8} if method == "mezo-svrg" else {}
+    monkeypatch.setattr(report, "draw_rates", lambda record, path: path.write_bytes(b""))
+    given = {**options, "lr": "auto", "out": str(tmp_path / "whole")}
+    assert cli.main([f"--{name.replace('_', '-')}={value}" for name, value in given.items()]) == 0
+    (record,) = (r for r in records_of(tmp_path / "whole") if r["event"] == "lr")
+    forwards, of_run = record["forwards"], {"fzoo": 3 * 3, "mezo-svrg": 3 * 4 * 1.8}[method]
+    assert f"lr {record['lr']:.3g} (--lr auto: {forwards} forwards, {forwards / of_run:.0%} of the run's)" in (
+        capsys.readouterr().out
+    )
+    assert (tmp_path / "whole" / "lr.png").exists()
+
+    def steps(run: str) -> Any:
+        return [(r.losses, r.rates) for r in zo.Trajectory.load(tmp_path / run / "trajectory.zo")]
+
+    finetune(Config(**options, lr=record["lr"], out=str(tmp_path / "given")), Console(quiet=True))
+    assert steps("given") == steps("whole")
+    with monkeypatch.context() as patched, pytest.raises(InterruptedError):
+        patched.setattr(Metrics, "write", dying_at("lr", Metrics.write))
+        finetune(Config(**given | {"out": str(tmp_path / "cut")}), Console(quiet=True))
+    with monkeypatch.context() as patched, pytest.raises(InterruptedError):
+        patched.setattr(Metrics, "write", dying_at("step", Metrics.write))
+        train.resume(tmp_path / "cut", Console(quiet=True))
+    monkeypatch.setattr(zo, "find_lr", None)
+    train.resume(tmp_path / "cut", Console(quiet=True))
+    assert steps("cut") == steps("whole")
+
+
+def dying_at(at: str, write: Callable[..., None]) -> Callable[..., None]:
+    """Instead of writing such a record."""
+
+    def dying(metrics: Metrics, event: str, **values: Any) -> None:
+        if event == at:
+            raise InterruptedError
+        write(metrics, event, **values)
+
+    return dying
 
 
 def test_an_evaluation_shows_a_bar() -> None:

@@ -192,8 +192,9 @@ def test_when_a_run_is_stopped(losses: list[float | None], before: float, dev: f
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--lr=1e-3,nan"], "--lr: expected a finite number above 0, got nan"),
+        (["--lr=1e-3,nan"], "--lr: expected a finite number above 0, or auto, got nan"),
         (["--lr=1e-3,fast"], "argument --lr: expected different numbers, separated by commas, got '1e-3,fast'"),
+        (["--lr=auto"], "argument --lr: expected numbers, got 'auto': a sweep tries rates that are given; --lr auto"),
         (["--eps=1e-3,0.001"], "argument --eps: expected different numbers, separated by commas, got '1e-3,0.001'"),
         (["--stop-margin=0"], "--stop-margin: expected a finite number above 0, got 0.0"),
         (["--batch-size=1000"], "--batch-size: expected at most"),

@@ -10,7 +10,7 @@ from typing import Any
 import models
 import pytest
 import torch
-from tiny_trainer import arguments, made, seeded, trained
+from tiny_trainer import arguments, assert_same, made, seeded, tokens, trained, weights
 from torch import nn
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -49,6 +49,27 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "perturb": ({"perturb": "never"}, ValueError, r"perturb: "),
     "rounding": ({"rounding": "up"}, ValueError, r"rounding: "),
     "distribution": ({"distribution": "signs"}, ValueError, r"distribution: .*'normal', 'rademacher', got 'signs'"),
+    "estimator": (
+        {"estimator": "both"},
+        ValueError,
+        r"estimator: expected one of 'two_sided', 'one_sided', got 'both'",
+    ),
+    "estimator of fzoo": (
+        {"method": "fzoo", "estimator": "two_sided"},
+        ValueError,
+        r"estimator: expected None .*'fzoo', .*'two_sided'",
+    ),
+    "normalize": ({"normalize": "max"}, ValueError, r"normalize: expected one of 'none', 'std', 'rms', got 'max'"),
+    "normalize of svrg": (
+        {"method": "mezo-svrg", "normalize": "rms"},
+        ValueError,
+        r"normalize: expected None .*'mezo-svrg', .*'rms'",
+    ),
+    "mask": ({"mask": "new", "sparsity": 0.5}, ValueError, r"mask: expected one of 'redrawn', 'kept', got 'new'"),
+    "mask of all": ({"mask": "kept"}, ValueError, r"mask: expected None without sparsity, got 'kept'"),
+    "anneal": ({"method": "mezo-svrg", "anneal": 1.0}, ValueError, r"anneal: expected a finite number in \(1.0"),
+    "anneal above": ({"method": "mezo-svrg", "anneal_above": 2.0}, ValueError, r"anneal_above: .* without anneal"),
+    "annealing without svrg": ({"anneal": 5.0}, ValueError, r"anneal: expected method='mezo-svrg', .* got 'mezo'"),
     "zo_seed": ({"zo_seed": -1}, ValueError, r"zo_seed: "),
     "objective": ({"objective": "f1"}, ValueError, r"objective: "),
     "objective of code": ({"objective": len}, TypeError, r"objective: "),
@@ -92,8 +113,8 @@ def test_command_line(tmp_path: Path) -> None:
     line += " --distribution rademacher"
     (args,) = command.parse_args_into_dataclasses(line.split())
     assert (args.method, args.anchor_lr, args.drop, args.sparsity) == ("mezo-svrg", 1e-4, 0.5, None)
-    assert (args.objective, args.zo_seed, args.directions) == ("accuracy", None, 1)
-    assert (args.distribution, arguments(tmp_path).distribution) == ("rademacher", "normal")
+    assert (args.objective, args.zo_seed, args.directions) == ("accuracy", None, None)
+    assert (args.distribution, arguments(tmp_path).distribution) == ("rademacher", None)
     ours = {known.name: known for known in dataclasses.fields(ZOTrainingArguments) if known.name not in KNOWN}
     assert all(known.metadata["help"] for known in ours.values())
     with pytest.raises(SystemExit):
@@ -104,7 +125,7 @@ def test_options_reach_the_optimizer(tmp_path: Path) -> None:
     trainer = trained(
         tmp_path, method="mezo-svrg", eps=1e-4, directions=2, sparsity=0.25, drop=0.5, weight_decay=0.1, max_steps=1,
         anchor_every=7, anchor_lr=0.5, perturb="in_forward", rounding="nearest", zo_seed=9, backend="reference",
-        distribution="rademacher",
+        distribution="rademacher", mask="kept", anneal=5.0, anneal_above=1.5,
     )  # fmt: skip
     optimizer: Any = trainer.zo_optimizer
     (group,) = optimizer.param_groups
@@ -112,7 +133,34 @@ def test_options_reach_the_optimizer(tmp_path: Path) -> None:
     assert (optimizer.directions, optimizer.drop, optimizer.anchor_every, optimizer.seed) == (2, 0.5, 7, 9)
     assert (optimizer.perturb, optimizer.rounding, optimizer.backend) == ("in_forward", "nearest", "reference")
     assert optimizer.distribution == optimizer.trajectory.setups[0][1].distribution == "rademacher"
+    assert (optimizer.mask, optimizer.anneal, optimizer.anneal_above) == ("kept", 5.0, 1.5)
+    other = trained(tmp_path, max_steps=1, estimator="one_sided", normalize="rms").zo_optimizer
+    assert (other.estimator, other.normalize, other.directions, other.distribution) == ("one_sided", "rms", 1, "normal")
     assert trained(tmp_path, max_steps=1, seed=3).zo_optimizer.seed == 3
+
+
+@pytest.mark.parametrize("method", ["mezo-svrg", "fzoo"])
+def test_a_rate_is_found_before_training(method: str, tmp_path: Path) -> None:
+    """By the arguments' method, at the weights that training then begins with; and nothing is left of it."""
+    options: dict[str, Any] = {"method": method, "directions": 2, "max_steps": 1}
+    options |= {"anchor_examples": 4} if method == "mezo-svrg" else {}
+    trainer, expected = made(tmp_path / "a", **options), weights(trained(tmp_path / "b", **options).model)
+    before, state = weights(trainer.model), torch.get_rng_state()
+    found = trainer.find_lr(steps=10, start=2.0**-10)
+    assert_same(weights(trainer.model), before)
+    assert torch.equal(torch.get_rng_state(), state) and trainer.optimizer is None and trainer.model.training
+    assert 2.0**-10 in [each.lr for each in found.tried] and found.steps == 10
+    assert found.lr == trainer.find_lr(steps=10, start=2.0**-10).lr
+    trainer.train()
+    assert_same(weights(trainer.model), expected)
+    with pytest.raises(ValueError, match=r"optimizers: expected none yet, .*got .*call find_lr before train"):
+        trainer.find_lr()
+    with pytest.raises(ValueError, match=r"train_dataset: expected one with a length and indices, .* find_lr draw"):
+        made(tmp_path / "c", data=iter_only(), **{**options, "method": "mezo", "anchor_examples": None}).find_lr()
+
+
+def iter_only() -> Any:
+    return type("Stream", (torch.utils.data.IterableDataset,), {"__iter__": lambda self: iter(tokens())})()
 
 
 def test_what_needs_gradients_or_another_class(tmp_path: Path) -> None:

@@ -14,15 +14,20 @@ from transformers.trainer_utils import HPSearchBackend
 import zo_kernels as zo
 from zo_kernels.integrations.transformers import ZOTrainer
 
-PAPERS = {"mezo": "2305.17333", "sparse-mezo": "2402.15751", "lezo": "2410.09823", "mezo-svrg": "2404.08080"}
+PAPERS = {
+    "mezo": "2305.17333", "sparse-mezo": "2402.15751", "lezo": "2410.09823", "mezo-svrg": "2404.08080",
+    "fzoo": "2506.09034",
+}  # fmt: skip
 TOLD: dict[str, str] = {
     "mezo": "MeZO of", "sparse-mezo": "sparsity=0.5", "lezo": "drop=0.5", "mezo-svrg": "anchor_lr=0.001",
+    "fzoo": "estimator=one_sided, normalize=std",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_model_card_names_the_method(method: str, tmp_path: Path) -> None:
-    trainer = made(tmp_path, method=method, directions=2, eps=0.002, distribution="rademacher", **METHODS[method][1])
+    options = {**METHODS[method][1], "directions": 2, "eps": 0.002, "distribution": "rademacher"}
+    trainer = made(tmp_path, method=method, **options)
     trainer.create_model_card()
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -76,6 +78,23 @@ def train(
         "sent": opt.bytes_sent,
         "gradients": opt.projected_gradients,
     }
+
+
+def find_lr(group: Any, split: str, **options: Any) -> dict[str, Any]:
+    """From a rate at which the last rank's loss is soon nan."""
+    model = block_mlp(**SHAPE)
+    before, make, parallel = weights_of(model), CLOSURES[split], zo.Parallel(split, group)
+    last = distributed.get_rank(group) == distributed.get_world_size(group) - 1
+
+    def closure(loss: Callable[[], Tensor]) -> Tensor:
+        value = loss()
+        return value * (float("nan") if last and value > 20 else 1.0)
+
+    def closures() -> Iterator[Callable[[], Tensor]]:
+        return (partial(closure, make(model, group, step)) for step in itertools.count())
+
+    found = zo.find_lr(model, closures, parallel=parallel, start=8.0, steps=10, **options)
+    return {"found": found, "same": same(weights_of(model), before)}
 
 
 def train_on_device(group: Any, event: str, split: str, **options: Any) -> dict[str, Any]:
@@ -161,11 +180,11 @@ def told_apart(group: Any, rank: int, **options: Any) -> str:
     return ""
 
 
-def goes_wrong(group: Any, split: str, failing: int, event: str, perturb: str, **options: Any) -> dict[str, Any]:
+def goes_wrong(group: Any, method: str, split: str, failing: int, event: str, perturb: str) -> dict[str, Any]:
     """In the third step one rank's loss is nan, or its closure raises, at its first call; then three steps more."""
     model = block_mlp(**SHAPE)
     start = block_mlp(**SHAPE)
-    opt = build("MeZO", model, perturb=perturb, parallel=zo.Parallel(split, group, check_every=1), **options)
+    opt = build(method, model, perturb=perturb, parallel=zo.Parallel(split, group, check_every=1))
     said = ""
     for step in range(6):
         good = CLOSURES[split](model, group, opt.step_count)

@@ -42,6 +42,16 @@ def test_one_two_and_four_ranks_have_equal_bits(ranks: Pool, method: str, split:
 
 
 @pytest.mark.parametrize("split", OPTIONS)
+def test_all_ranks_find_the_rate_of_one(ranks: Pool, split: str) -> None:
+    """Bit for bit, over rates that diverge at once."""
+    options = {"split": split, "perturb": "in_forward", **OPTIONS[split]}
+    (alone,) = ranks.run(1, scenarios.find_lr, **options)
+    assert alone["found"].learned and any(len(each.losses) < 5 for each in alone["found"].tried)
+    for rank in ranks.run(2, scenarios.find_lr, **options):
+        assert rank["same"] and rank["found"].lr == alone["found"].lr and rank["found"].tried == alone["found"].tried
+
+
+@pytest.mark.parametrize("split", OPTIONS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bits(ranks: Pool, split: str, dtype: torch.dtype) -> None:
     one, *others = (
@@ -113,11 +123,18 @@ def test_weights_that_one_rank_sets_are_noticed_at_once(ranks: Pool) -> None:
         assert "weights changed from outside: False on ranks 0-2, True on rank 3" in said
 
 
-@pytest.mark.parametrize("event", ["nan", "raise"])
-@pytest.mark.parametrize("perturb", ["in_place", "in_forward"])
-def test_what_goes_wrong_on_one_rank_stops_the_step_on_all(ranks: Pool, event: str, perturb: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "perturb", "event"),
+    [
+        *(("MeZO", perturb, event) for perturb in ("in_place", "in_forward") for event in ("nan", "raise")),
+        ("FZOO", "in_place", "raise"),
+    ],
+)
+def test_what_goes_wrong_on_one_rank_stops_the_step_on_all(ranks: Pool, method: str, perturb: str, event: str) -> None:
     """Whoever then goes on has equal weights; the trajectory tells it all."""
-    first, *others = ranks.run(4, scenarios.goes_wrong, split="batch", failing=2, event=event, perturb=perturb)
+    first, *others = ranks.run(
+        4, scenarios.goes_wrong, method=method, split="batch", failing=2, event=event, perturb=perturb
+    )
     every = [first, *others]
     for rank, result in enumerate(every):
         assert same(result["weights"], first["weights"])

@@ -284,3 +284,24 @@ def test_the_file_is_forced_to_the_disk_when_it_was_asked(tmp_path: Path, monkey
         again.state_dict()
         counts[sync].append(of_it() - found[-1])
     assert counts == {"step": [3, 4, 1, 5, 2], "checkpoint": [0, 1, 1, 2, 2], "never": [0, 0, 0, 0, 0]}
+
+
+def test_a_full_disk_loses_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = block_mlp(**SHAPE)
+    start = copy.deepcopy(model)
+    opt = build("MeZO", model, trajectory=tmp_path / "run.zo")
+    go(opt, model, 1)
+    write = os.write
+
+    def full(file: int, data: bytes) -> int:
+        if len(data) > 5:
+            return write(file, data[:5])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            go(opt, model, 1)
+    assert opt.step_count == 2
+    final = go(opt, model, 1)[-1]
+    same_after_replay(start, tmp_path / "run.zo", None, final)

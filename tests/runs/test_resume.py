@@ -102,19 +102,28 @@ def test_a_run_of_signs_goes_on_with_signs(method: str, weights: str, tmp_path: 
         opt.distribution = "normal"
 
 
-def test_directions_since_an_anchor_have_one_distribution(tmp_path: Path) -> None:
-    """A checkpoint of another run, of normals, ends what can be replayed of a run of signs; it is not mixed with it."""
+@pytest.mark.parametrize(
+    ("method", "options", "told"),
+    [
+        ("MeZOSVRG", {"distribution": "rademacher"}, r"distribution rademacher \(not normal\)"),
+        ("SparseMeZO", {"mask": "kept"}, r"mask kept \(not redrawn\)"),
+    ],
+)
+def test_what_belongs_to_a_run_is_not_mixed(method: str, options: dict[str, str], told: str, tmp_path: Path) -> None:
+    """A checkpoint of another run, of normals, ends what can be replayed of a run of signs between two anchors; so does
+    one of a run that redraws its masks.
+    """
     start = block_mlp(**SHAPE)
     seen = go(
-        build("MeZOSVRG", model := copy.deepcopy(start), distribution="rademacher", trajectory=tmp_path / "run.zo"),
+        build(method, model := copy.deepcopy(start), **options, trajectory=tmp_path / "run.zo"),
         model,
         4,
     )
     (tmp_path / "copy.zo").write_bytes((tmp_path / "run.zo").read_bytes())
-    go(other := build("MeZOSVRG", model := copy.deepcopy(start)), model, 4)
-    opt = build("MeZOSVRG", model := copy.deepcopy(model))
+    go(other := build(method, model := copy.deepcopy(start)), model, 4)
+    opt = build(method, model := copy.deepcopy(model))
     opt.load_state_dict(other.state_dict())
-    with pytest.warns(UserWarning, match=r"distribution rademacher \(not normal\)"):
+    with pytest.warns(UserWarning, match=told):
         opt.resume(tmp_path / "copy.zo", weights="last")
     go(opt, model, 1)
     with pytest.raises(ValueError, match="it can be replayed with upto=4"):

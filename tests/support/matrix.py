@@ -22,6 +22,11 @@ BACKENDS = [(name, torch.device("cpu")) for name in backends.available(torch.dev
 if DEVICE.type == "cuda":
     BACKENDS += [(name, DEVICE) for name in backends.available(DEVICE) if name != "reference"]
 
+if ("triton", torch.device("cpu")) in BACKENDS:
+    import quick_interpreter
+
+    quick_interpreter.hurry()
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROUNDINGS = ["nearest", "stochastic"]
 DISTRIBUTIONS = list(spec.DISTRIBUTIONS)

@@ -21,6 +21,7 @@ METHODS: dict[str, tuple[type[zo.ZeroOrderOptimizer], dict[str, Any]]] = {
     "sparse-mezo": (zo.SparseMeZO, {"sparsity": 0.5}),
     "lezo": (zo.LeZO, {"drop": 0.5}),
     "mezo-svrg": (zo.MeZOSVRG, {"anchor_every": 2, "anchor_lr": 1e-3}),
+    "fzoo": (zo.FZOO, {"directions": 3}),
 }
 # Batches of examples of about one length, as transformers 5 and those before call it.
 BY_LENGTH: dict[str, Any] = (

@@ -178,6 +178,10 @@ SETUPS = [
     ]),
     (_weight(name="head.bias"), "weights: expected different names"),
     (_changed(weights={"a": 1}), "weights: expected a list, got dict"),
+    (_changed(estimator="one"), "estimator: expected one of"),
+    (_changed(normalize="std"), "directions: expected at least 2 where normalize is std, got 1"),
+    (_changed(normalize="rms"), "rms: expected 4 numbers where normalize is rms, got 0"),
+    (_changed(normalize="rms", rms=[1.5, 0, 0, 0]), "rms: beta: expected"),
     (_without("eps"), "eps"),
     (lambda given: [given], "setup"),
     (lambda given: b"{" * 100_000, "setup"),
@@ -211,6 +215,10 @@ def _probes(n: int) -> bytes:
     return struct.pack("<BBHI", 4, 0, 0, n)
 
 
+def _of_one_side(setup: bytes) -> bytes:
+    return setup_record({**setup_of(setup), "estimator": "one_sided"})
+
+
 def _weightless(given: Any) -> Any:
     return {**given, "weights": given["weights"][1:]}
 
@@ -226,6 +234,9 @@ RECORDS = {
     ),
     "a rate for each of one": (lambda a, b: [b[0], b[1][:1] + b"\1" + b[1][2:]], "flags and count: expected 0 and 0"),
     "probes": (lambda a, b: [a[0], _probes(3)], "probes: expected at most 2"),
+    "probes of one side": (lambda a, b: [_of_one_side(a[0]), _probes(2)], "probes: expected at most 1"),
+    "a two-sided step of one side": (lambda a, b: [_of_one_side(a[0]), a[1]], "kind: expected one of ONE_SIDED"),
+    "one loss for all, two-sided": (lambda a, b: [a[0], a[1][:1] + b"\4" + a[1][2:]], "kind 1 with flags 4 and"),
     "a rate below 0": (lambda a, b: [b[0], b[1][:4] + struct.pack("<d", -1.0) + b[1][12:]], "rates: .*got -1"),
     "a rate of inf": (lambda a, b: [b[0], b[1][:4] + struct.pack("<d", float("inf")) + b[1][12:]], "rates: .*got inf"),
     "a check first": (lambda a, b: [a[0], b"\6\0\0\0" + bytes(8)], "expected a step between two fingerprints"),
@@ -239,6 +250,10 @@ RECORDS = {
     "other anchored weights": (
         lambda a, b: [*b[:3], setup_record({**_weightless(setup_of(b[0])), "step": 2, "anchored": True})],
         "weights: expected those of the setup before",
+    ),
+    "another normalizer": (
+        lambda a, b: [*a[:3], setup_record({**setup_of(a[0]), "step": 2, "normalize": "rms", "rms": [0.5, 0, 0, 0]})],
+        "normalize: expected none, as before, got rms",
     ),
     "other masks": (
         lambda a, b: [*a[:3], setup_record({**setup_of(a[0]), "step": 2, "mask": "kept"})],

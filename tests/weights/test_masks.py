@@ -230,16 +230,19 @@ def test_weights_loaded_before_the_first_step(change: Callable[[nn.Module], None
             if not late:
                 torch.manual_seed(0)
                 change(model)
-            opt = METHODS[method](model, lr=1e-4, sparsity=0.75, perturb="in_forward")
+            mask = "kept" if method == "SparseMeZO" else "redrawn"
+            opt = METHODS[method](model, lr=1e-4, sparsity=0.75, mask=mask, perturb="in_forward")
             if late:
                 torch.manual_seed(0)
                 change(model)
                 if method == "MeZOSVRG":
                     opt.load_state_dict(opt.state_dict())  # of no step, so of no run
             go(opt, model, 2)
-        ends.append((snapshot(model), opt.state_dict()["zo"]["thresholds"]))
+        ends.append((snapshot(model), opt.state_dict()))
     assert_same(ends[0][0], ends[1][0])
-    assert ends[0][1] == ends[1][1]
+    assert ends[0][1]["zo"]["thresholds"] == ends[1][1]["zo"]["thresholds"]
+    kept = [{p: str(entry) for p, entry in state["state"].items() if entry} for _, state in ends]
+    assert kept[0] == kept[1]  # the masks, or the anchors
 
 
 def test_sparsity_counts_until_the_first_step() -> None:

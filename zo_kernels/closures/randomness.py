@@ -133,8 +133,10 @@ class Draws:
 
 def _all_generators() -> list[Any]:
     """The states of the random generators of PyTorch, Python and NumPy, in a form that == compares."""
-    numpy: Any = sys.modules.get("numpy")
-    others = [] if numpy is None else [[str(part) for part in numpy.random.get_state()]]
+    others, numpy = list[Any](), sys.modules.get("numpy")
+    if numpy is not None:
+        name, words, *rest = numpy.random.get_state()
+        others = [name, words.tobytes(), *rest]
     return [*(state.tolist() for state in _generators()), random.getstate(), *others]
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from zo_kernels.finetune.tasks import TASKS
 from zo_kernels.spec import DISTRIBUTIONS
 
-METHODS = ("mezo", "sparse-mezo", "lezo", "mezo-svrg")
+METHODS = ("mezo", "sparse-mezo", "lezo", "mezo-svrg", "fzoo")
 SCHEDULES = ("constant", "linear", "cosine")
 DTYPES = ("fp32", "bf16", "fp16")
 HEAD_STARTS = ("names", "few-shot", "random")
@@ -19,14 +19,22 @@ FROZEN = ("nothing", "embeddings", "encoder")
 MODEL_KINDS = ("auto", "causal", "masked")
 LOSSES = ("candidates", "tokens")
 OBJECTIVES = ("loss", "accuracy", "f1")
+ESTIMATORS = ("two_sided", "one_sided")
+NORMALIZE = ("none", "std", "rms")
+MASKS = ("redrawn", "kept")
+AUTO = "auto"
 
-DEFAULT_LR = {"mezo": 8e-5, "sparse-mezo": 3e-4, "lezo": 1.2e-4, "mezo-svrg": 6e-5}
-TASK_LR = {"mezo": 1e-6, "sparse-mezo": 2e-6, "lezo": 1e-6, "mezo-svrg": 1e-6}
+DEFAULT_LR = {"mezo": 8e-5, "sparse-mezo": 3e-4, "lezo": 1.2e-4, "mezo-svrg": 6e-5, "fzoo": 5e-3}
+TASK_LR = {"mezo": 1e-6, "sparse-mezo": 2e-6, "lezo": 1e-6, "mezo-svrg": 1e-6, "fzoo": 1e-4}
 CLASSIFIER_TOKENS = 32
 _MOST_THREADS = 4096
 _MOST_ANCHOR_EXAMPLES = 2**24  # all their batches are in memory at once
 _DEFAULT_SPARSITY = {"sparse-mezo": 0.75}
 _DEFAULT_DROP = {"lezo": 0.5}
+_DEFAULT_DIRECTIONS = {"fzoo": 8}
+_DEFAULT_DISTRIBUTION = {"fzoo": "rademacher"}
+# The estimator and what it is divided by, of methods that have one of their own. Others may choose.
+_OWN_ESTIMATOR: dict[str, tuple[str | None, str | None]] = {"fzoo": ("one_sided", "std"), "mezo-svrg": (None, None)}
 # Settings that belong to one kind of run only. With these values they count as not set.
 _OF_TASK: dict[str, Any] = {"model_kind": "auto", "objective": "loss", "max_new_tokens": 50}
 _OF_CLASSIFIER: dict[str, Any] = {"head_start": "few-shot", "shots": 1}
@@ -53,7 +61,7 @@ class Config:
 
     None stands for the default of the method or the task, which replaces it at once. Three defaults are found later:
     the numbers of examples (from the data), `max_tokens` of a task (from the model), and `anchor_lr` (twice the current
-    lr).
+    lr). So is an `lr` of "auto", by the first steps of the run.
 
     Raises ValueError that names the option, what was expected and what came, also if an option would have no effect.
     """
@@ -76,19 +84,24 @@ class Config:
     shots: int = 1
     freeze: str = "nothing"
     method: str = "mezo"
-    lr: float | None = None
+    lr: float | str | None = None
     schedule: str = "linear"
     eps: float = 1e-3
     weight_decay: float = 0.0
-    directions: int = 1
+    directions: int | None = None
+    estimator: str | None = None
+    normalize: str | None = None
     sparsity: float | None = None
+    mask: str = "redrawn"
     drop: float | None = None
     anchor_lr: float | None = None
     anchor_every: int | None = None
     anchor_examples: int | None = None
+    anneal: float | None = None
+    anneal_above: float | None = None
     perturb: str = "auto"
     rounding: str = "auto"
-    distribution: str = "normal"
+    distribution: str | None = None
     steps: int = 500
     batch_size: int = 16
     max_tokens: int | None = None
@@ -108,7 +121,10 @@ class Config:
             ("freeze", FROZEN),
             ("perturb", PERTURB),
             ("rounding", ROUNDINGS),
-            ("distribution", DISTRIBUTIONS),
+            ("distribution", (None, *DISTRIBUTIONS)),
+            ("estimator", (None, *ESTIMATORS)),
+            ("normalize", (None, *NORMALIZE)),
+            ("mask", MASKS),
             ("model_kind", MODEL_KINDS),
             ("loss", (None, *LOSSES)),
             ("objective", OBJECTIVES),
@@ -118,8 +134,12 @@ class Config:
                 raise _wrong(name, f"one of {', '.join(filter(None, choices))}", getattr(self, name))
         self._fill_in_task()
         self._fill_in_method()
-        for name in ("lr", "eps", "anchor_lr"):
+        if self.lr != AUTO:
+            self._check_number("lr", f"a finite number above 0, or {AUTO}", lambda value: 0 < value < math.inf)
+        for name in ("eps", "anchor_lr"):
             self._check_number(name, "a finite number above 0", lambda value: 0 < value < math.inf)
+        self._check_number("anneal", "a finite number above 1", lambda value: 1 < value < math.inf)
+        self._check_number("anneal_above", "a finite number of at least 1", lambda value: 1 <= value < math.inf)
         self._check_number("weight_decay", "a finite number of at least 0", lambda value: 0 <= value < math.inf)
         for name in ("sparsity", "drop"):
             self._check_number(name, "a number from 0 to below 1", lambda value: 0 <= value < 1)
@@ -197,17 +217,40 @@ class Config:
                 f"--drop leaves some blocks of the encoder unchanged, got {self.drop} with --freeze encoder, which "
                 "trains none of them"
             )
+        if self.mask != MASKS[0] and not self.sparsity:
+            raise ValueError(f"--mask belongs to --sparsity above 0, got {self.mask} with {self.sparsity}")
+        if self.anneal_above is not None and self.anneal is None:
+            raise ValueError(f"--anneal-above belongs to --anneal, got {self.anneal_above} alone")
+        if self.normalize == "std" and self.directions == 1:
+            raise ValueError(
+                "--normalize std is the deviation over the --directions of a step: expected at least 2 of them, got 1; "
+                "take more, or --normalize rms"
+            )
         if self.rounding != "auto" and self.dtype == "fp32":
             raise ValueError(f"--rounding belongs to 16-bit weights, got {self.rounding} with --dtype fp32")
 
     def _fill_in_method(self) -> None:
         rates = DEFAULT_LR if self.task is None else TASK_LR
         anchored = {f"anchor_{name}": default for name, default in DEFAULT_ANCHOR._asdict().items()}
-        for name, default in anchored.items():
+        for name, default in (anchored | {"anneal": None, "anneal_above": None}).items():
             if self.method == "mezo-svrg":
                 setattr(self, name, default if getattr(self, name) is None else getattr(self, name))
             elif getattr(self, name) is not None:
                 raise ValueError(f"{_option(name)} belongs to --method mezo-svrg, got --method {self.method}")
+        defaults: dict[str, Any] = {"estimator": ESTIMATORS[0], "normalize": NORMALIZE[0]}
+        if self.method in _OWN_ESTIMATOR:
+            defaults = dict(zip(defaults, _OWN_ESTIMATOR[self.method], strict=True))
+            for name, own in defaults.items():
+                if getattr(self, name) not in (None, own):
+                    raise ValueError(
+                        f"{_option(name)}: --method {self.method} has its own"
+                        f"{'' if own is None else f', {own}'}; got {getattr(self, name)}"
+                    )
+        defaults["directions"] = _DEFAULT_DIRECTIONS.get(self.method, 1)
+        defaults["distribution"] = _DEFAULT_DISTRIBUTION.get(self.method, DISTRIBUTIONS[0])
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         self.lr = rates[self.method] if self.lr is None else self.lr
         self.sparsity = _DEFAULT_SPARSITY.get(self.method, 0.0) if self.sparsity is None else self.sparsity
         self.drop = _DEFAULT_DROP.get(self.method, 0.0) if self.drop is None else self.drop

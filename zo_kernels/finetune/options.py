@@ -10,6 +10,8 @@ from typing import Any
 from zo_kernels.finetune import config as settings
 from zo_kernels.finetune.tasks import TASKS
 
+ALONE = f"--lr {settings.AUTO} finds one, for a run alone (zo-finetune --lr {settings.AUTO})"
+
 
 def add_options(parser: argparse.ArgumentParser, several: Collection[str] = ()) -> None:
     """Add all options of a run, in groups. Those named in `several` take a comma-separated list of numbers."""
@@ -68,8 +70,9 @@ def add_options(parser: argparse.ArgumentParser, several: Collection[str] = ()) 
 
     method = parser.add_argument_group("method")
     add(method, "--method", "zeroth-order method (see docs/methods.md)", choices=settings.METHODS)
-    add(method, "--lr", f"learning rate (default {_listed(settings.DEFAULT_LR)}; with --task "
-        f"{_listed(settings.TASK_LR)})", type=float)  # fmt: skip
+    add(method, "--lr", "learning rate, or auto, which finds one by the first steps of the run at several rates "
+        f"(default {_listed(settings.DEFAULT_LR)}; with --task {_listed(settings.TASK_LR)})", type=_rate,
+        metavar="X|auto")  # fmt: skip
     add(method, "--schedule", "how the learning rate changes over the run", choices=settings.SCHEDULES)
     add(method, "--eps", "scale of the perturbation", type=float)
     add(method, "--perturb", "where to perturb: the weights in place, or copies of them in the forward; auto chooses "
@@ -77,12 +80,21 @@ def add_options(parser: argparse.ArgumentParser, several: Collection[str] = ()) 
     add(method, "--rounding", "how updates of 16-bit weights are rounded; auto chooses stochastic",
         choices=settings.ROUNDINGS)  # fmt: skip
     add(method, "--distribution", "of the noise: normal, or rademacher, which is random signs and makes passes over "
-        "the weights faster", choices=settings.DISTRIBUTIONS)  # fmt: skip
+        "the weights faster (default rademacher for fzoo, else normal)", choices=settings.DISTRIBUTIONS)  # fmt: skip
     add(method, "--weight-decay", "decoupled weight decay; biases and normalisation layers are not decayed",
         type=float)  # fmt: skip
-    add(method, "--directions", "random directions averaged in each step; each costs two forwards", type=int)
+    add(method, "--directions", "random directions averaged in each step; each costs two forwards, one-sided one "
+        "(default 8 for fzoo, else 1)", type=int)  # fmt: skip
+    add(method, "--estimator", "two_sided: losses on both sides of the weights, two forwards a direction; one_sided: "
+        "on one side, and one forward at the weights (default one_sided for fzoo, else two_sided)",
+        choices=settings.ESTIMATORS)  # fmt: skip
+    add(method, "--normalize", "what the learning rate is divided by: nothing, the standard deviation of the projected "
+        "gradients over the directions of a step, or their running root mean square (default std for fzoo, else none); "
+        "rates are then in units of the weights", choices=settings.NORMALIZE)  # fmt: skip
     add(method, "--sparsity", "fraction of each tensor that is neither perturbed nor updated (default 0.75 for "
         "sparse-mezo, else 0)", type=float)  # fmt: skip
+    add(method, "--mask", "with --sparsity: which weights take part is decided in each step, or once for the run",
+        choices=settings.MASKS)  # fmt: skip
     add(method, "--drop", "fraction of transformer blocks that a step leaves unchanged (default 0.5 for lezo, else 0)",
         type=float)  # fmt: skip
     anchor = settings.DEFAULT_ANCHOR
@@ -90,6 +102,9 @@ def add_options(parser: argparse.ArgumentParser, several: Collection[str] = ()) 
     add(method, "--anchor-lr", "mezo-svrg: learning rate of the steps at an anchor (default twice --lr)", type=float)
     add(method, "--anchor-examples", "mezo-svrg: training examples that estimate the full loss at an anchor, in whole "
         f"batches (default {anchor.examples}; a smaller training set repeats examples)", type=int)  # fmt: skip
+    add(method, "--anneal", "mezo-svrg: divide all learning rates by X whenever the loss at an anchor is more than "
+        "--anneal-above times that at the anchor before (default: never)", type=float)  # fmt: skip
+    add(method, "--anneal-above", "mezo-svrg: the ratio of losses for --anneal (default 1.05)", type=float)
 
     run = parser.add_argument_group("run")
     add(run, "--steps", "number of optimizer steps", type=int)
@@ -100,6 +115,13 @@ def add_options(parser: argparse.ArgumentParser, several: Collection[str] = ()) 
     add(run, "--dtype", "dtype of the weights", choices=settings.DTYPES)
     add(run, "--device", "any device that PyTorch knows, such as cuda")
     add(run, "--backend", "kernels to use (default: chosen by the device)", metavar="NAME")
+
+
+def _rate(text: str) -> float | str:
+    try:
+        return text if text == settings.AUTO else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, or {settings.AUTO}, got {text!r}") from None
 
 
 def _count_or_all(text: str) -> int | str:
@@ -114,6 +136,8 @@ def numbers(text: str) -> tuple[float, ...]:
         found = tuple(float(part) for part in text.split(","))
     except ValueError:
         found = ()
+    if settings.AUTO in text.split(","):
+        raise argparse.ArgumentTypeError(f"expected numbers, got {text!r}: a sweep tries rates that are given; {ALONE}")
     if not found or len(set(found)) < len(found):
         raise argparse.ArgumentTypeError(f"expected different numbers, separated by commas, got {text!r}")
     return found

@@ -6,7 +6,7 @@ import math
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean, stdev
@@ -28,10 +28,11 @@ StepClosures = Closure | tuple[Closure, ...]
 _FIRST = 0.1  # the first rate changes the loss, to first order, by this fraction of it in a step
 _RISE = 0.1  # a rate has diverged when the loss has risen by this fraction, on average over _WINDOW steps
 _WINDOW = 5
-_ENOUGH = 0.9  # of the largest gain: the smallest rate with so much is taken, since too large a rate costs more
+_ENOUGH = 0.8  # of the largest gain: the smallest rate with so much is taken, since too large a rate costs more
 _LAST_FACTORS = 3  # if no rate gains, rates down to the largest one that did not diverge / 2^3 are tried
 _SAME = 1e-3  # relative; a GPU may add in another order, another batch has another loss
 _LEAST_STEPS = 2 * _WINDOW
+_STEPS = 4 * _WINDOW
 _TRIES = 5  # to restore the weights, if exceptions come meanwhile
 
 
@@ -69,6 +70,11 @@ class FoundLR:
     baseline: tuple[float, ...]
     forwards: int
 
+    @property
+    def steps(self) -> int:
+        """Of each run."""
+        return len(self.baseline)
+
     def __str__(self) -> str:
         """A table of the rates: how much each lowers the loss, and which was chosen."""
         lines = [f"lr {self.lr:.3g}, found by {self.forwards} forwards", f"{'lr':>10}  loss, from {self._from():.4g}"]
@@ -86,7 +92,7 @@ def find_lr(
     closures: Callable[[], Iterable[StepClosures]],
     *,
     optimizer: Callable[..., ZeroOrderOptimizer] = MeZO,
-    steps: int = 20,
+    steps: int | None = None,
     start: float | None = None,
     most: int = 16,
     **options: Any,
@@ -97,16 +103,18 @@ def find_lr(
     compared although losses are noisy. The run's losses are compared with those of lr = 0: batch by batch, on average
     over the second half of the steps. Rates differ by factors of two. The first one would change the loss by a tenth in
     a step if the loss were linear; the next ones surround the best. A rate at which the loss rises is stopped after 5
-    steps. Of all rates the smallest is taken that gains nine tenths of the largest gain, since too large a rate costs
-    more than one that is as much too small.
+    steps. Of all rates the smallest is taken that gains four fifths of the largest gain: too large a rate costs more than
+    one that is as much too small. It is right for the beginning of a run; let it fall in a long one, above all with
+    normalized steps, or halve it.
 
-        found = zo.find_lr(model, lambda: (lambda: loss_of(model, batch) for batch in loader), optimizer=zo.FZOO)
-        opt = zo.FZOO(model, lr=found.lr)
+        found = zo.find_lr(model, lambda: (partial(loss_of, batch) for batch in loader), optimizer=zo.FZOO)
         print(found)
+        opt = zo.FZOO(model, lr=found.lr)
 
-    The price is about five runs, with 20 steps 200 forwards, whatever the number of steps that follow. The weights and
-    buffers of the model are kept meanwhile as a copy, in the memory of the CPU. It takes a copy in place of a replay
-    because passes round, and no replay leads back. All ranks call this together and find the same rate.
+    The price is that of some five runs, with 20 steps about 200 forwards, however many steps follow. Trained weights
+    and buffers are kept meanwhile as a copy in the memory of the CPU, since passes round and no replay leads back to
+    the start. Call this before the run's optimizer takes steps, which would note a change from outside. All ranks call
+    it together and find the same rate.
 
     Args:
         model: the module whose weights are trained; those that require grad.
@@ -114,7 +122,8 @@ def find_lr(
             each time that it is called. For MeZO-SVRG each is a pair, of its two closures. The random generators of
             PyTorch, NumPy and Python are in the same state at each call, and at the end as they were before.
         optimizer: a class of `zo_kernels`, or a function that takes model, lr and options and makes an optimizer.
-        steps: of each run, at least 10. The noisier the losses, the more are needed.
+        steps: of each run, at least 10. The noisier the losses, the more are needed. None: 20, or 10 if a step has
+            several directions, which average the noise.
         start: the rate to begin with. None: chosen by the first losses, for whatever units the optimizer has.
         most: how many rates are tried at most.
         options: of the optimizer, such as eps, seed and directions; they are those of the run that follows.
@@ -135,7 +144,8 @@ def find_lr(
     for name, why in (("lr", "it is what is looked for"), ("trajectory", "the runs are given up")):
         if name in options:
             raise ValueError(f"{name}: expected no such option of find_lr, since {why}; leave it out")
-    checks.integer("steps", steps, _LEAST_STEPS)
+    if steps is not None:
+        checks.integer("steps", steps, _LEAST_STEPS)
     checks.integer("most", most, 1)
     if start is not None:
         checks.number("start", start, 0.0, open_low=True)
@@ -154,10 +164,11 @@ class _Search:
         kept: _Kept,
         closures: Callable[[], Iterable[StepClosures]],
         make: Callable[[float], ZeroOrderOptimizer],
-        steps: int,
+        steps: int | None,
         most: int,
     ):
-        self._kept, self._closures, self._make, self._steps, self._most = kept, closures, make, steps, most
+        self._kept, self._closures, self._make, self._most = kept, closures, make, most
+        self._steps = steps or 0  # 0: not known yet
         self._tried: dict[int, TriedLR] = {}
         self._baseline: tuple[float, ...] = ()  # losses with lr = 0
         self._size = 0.0  # of a loss
@@ -240,6 +251,7 @@ class _Search:
         opt, losses, waiting, taken = self._make(lr), list[float](), list[Tensor | float](), 0
         if not isinstance(opt, ZeroOrderOptimizer):
             raise TypeError(f"optimizer: expected it to make a zo_kernels optimizer, got {type(opt).__name__}")
+        self._steps = self._steps or (_STEPS if opt.directions == 1 else _LEAST_STEPS)
         for taken, each in enumerate(islice(self._closures(), self._steps), 1):
             closures = each if isinstance(each, tuple) else (each,)
             try:
@@ -286,12 +298,12 @@ class _Kept:
 
     def __init__(self, model: nn.Module):
         self._model = model
-        self._tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._changed().items()}
+        self._weights = {name: p.to("cpu", copy=True) for name, p in self._trained()}
+        self._buffers = {name: local(b).detach().to("cpu", copy=True) for name, b in model.named_buffers()}
         self._generators = _generators()
 
-    def _changed(self) -> dict[str, Tensor]:
-        trained = {name: local(p) for name, p in self._model.named_parameters() if p.requires_grad}
-        return {**trained, **{name: local(b) for name, b in self._model.named_buffers()}}
+    def _trained(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, local(p).detach()) for name, p in self._model.named_parameters() if p.requires_grad)
 
     def put_back(self) -> None:
         """Restore everything, also if exceptions come from outside meanwhile; these are raised afterwards."""
@@ -299,14 +311,22 @@ class _Kept:
         for _ in range(_TRIES):
             try:
                 with signals_held(), torch.no_grad():
-                    for name, tensor in self._changed().items():
-                        tensor.copy_(self._tensors[name])
-                    _set_generators(self._generators)
+                    self._put_back()
                 break
             except BaseException as later:
                 another = later
         if another is not None:
             raise another
+
+    def _put_back(self) -> None:
+        for name, p in self._trained():
+            p.copy_(self._weights[name])
+        for name, b in self._model.named_buffers():
+            kept, now = self._buffers.get(name), local(b)
+            # A cache may be new, or of another shape; and what repeats its elements in memory can only be read.
+            if kept is not None and kept.shape == now.shape and not torch.equal(kept, now.cpu()):
+                now.copy_(kept)
+        _set_generators(self._generators)
 
 
 def _generators() -> list[Any]:

@@ -186,7 +186,7 @@ def _may_be_cut(rest: bytes, order: Order, heads: list[bytes], groups: int) -> b
         return False
     if kind in (Kind.REFUSED, Kind.INTERRUPTED):
         assert order.setup is not None
-        return int.from_bytes(body, "little") <= 2 * order.setup.directions
+        return int.from_bytes(body, "little") <= order.setup.most_probes
     if kind == Kind.CHECK:
         return True
     rates = min(groups if flags & RATE_EACH else 1, len(body) // 8)

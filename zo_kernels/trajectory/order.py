@@ -87,7 +87,7 @@ class Order:
             return
         if kind is Kind.REFUSED or kind is Kind.INTERRUPTED:
             probes = LENGTH.unpack_from(data, start)[0]
-            most = DIFFERENCES[setup.estimator].probes(setup.directions)
+            most = setup.most_probes
             if probes > most:
                 raise Unknown(f"probes: expected at most {most}, with {setup.directions} directions, got {probes}")
             return

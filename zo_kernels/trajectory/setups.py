@@ -88,6 +88,11 @@ class Setup:
     anchored: bool
     weights: tuple[WeightSetup, ...]
 
+    @property
+    def most_probes(self) -> int:
+        """How many times the probes of an estimate perturb the weights."""
+        return DIFFERENCES[self.estimator].probes(self.directions)
+
 
 _LEAST_FIELDS = len(fields(WeightSetup))
 

@@ -1,6 +1,8 @@
 """Magnitude masks that stay for a whole run: one bit a weight, kept by parameter in the optimizer's state.
 
 Tables come and go: when a parameter is frozen, moved or cast, new ones are built. So the bits belong to the parameter.
+They have the layout that passes read: each run of a shard begins at a byte. What `state_dict()` returns has another,
+which does not depend on how a parameter is sharded.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ def bits_of_run(found: Sequence[Weight], kept: Kept, begun: bool) -> list[Tensor
     every: list[Tensor | None] = []
     for w in found:
         if w.threshold is None:
+            if w.parameter in kept:  # its weights had a threshold before the first step, and have none now
+                kept[w.parameter].pop(MASK, None)
             every.append(None)
             continue
         if math.isnan(w.threshold):
@@ -138,13 +142,13 @@ def _to_save(bits: Tensor, p: Tensor, shard: Shard) -> Tensor:
 
 def saved(state: dict[str, Any], groups: Sequence[Mapping[str, Any]], names: Mapping[Tensor, str]) -> dict[str, Any]:
     """Return PyTorch's part of a state with masks that processes may load that hold other shards: see `_saves_bits`."""
-    parameters = [p for group in groups for p in group["params"]]
-    entries = {
-        key: {**entry, MASK: _to_save(entry[MASK], p, shard_of(names[p], p))}
-        for key, entry in state["state"].items()
-        if MASK in entry and (p := parameters[key]) is not None
-    }
-    return {**state, "state": {**state["state"], **entries}}
+    parameters = [p for group in groups for p in group["params"]]  # by the numbers that PyTorch gives them
+    entries = dict(state["state"])
+    for key, entry in state["state"].items():
+        if MASK in entry:
+            p = parameters[key]
+            entries[key] = {**entry, MASK: _to_save(entry[MASK], p, shard_of(names[p], p))}
+    return {**state, "state": entries}
 
 
 def without(state: Mapping[str, Any]) -> dict[str, Any]:

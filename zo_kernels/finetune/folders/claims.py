@@ -35,7 +35,7 @@ class Kind:
 
 RUN = Kind(
     "a run",
-    (run_folder.CONFIG, run_folder.TRAJECTORY, run_folder.METRICS, run_folder.CURVES),
+    (run_folder.CONFIG, run_folder.TRAJECTORY, run_folder.METRICS, run_folder.RATES, run_folder.CURVES),
     (run_folder.START, run_folder.MODEL),
     run_folder.is_run,
 )

@@ -85,6 +85,10 @@ _EVENTS: dict[str, dict[str, Any] | None] = {  # None: its fields are not checke
     "evaluation": {
         "split": str, "step": int, "loss": float, "accuracy": float, "f1": float | None, "seconds": float
     },
+    "lr": {
+        "step": int, "lr": float, "learned": bool, "forwards": int, "baseline": tuple[float, ...],
+        "tried": tuple[dict, ...],
+    },
     "step": {"step": int, **get_type_hints(Step)},
     "resume": {"step": int},
     "trained": {"step": int, "stopped": str | None},

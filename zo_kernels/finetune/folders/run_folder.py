@@ -4,6 +4,7 @@ config.json    the settings
 start/         what the run starts with beyond the pretrained model: head and labels
 trajectory.zo  every step
 metrics.jsonl  every measurement
+lr.png         with --lr auto: what each rate that was tried did to the loss
 curves.png     loss and accuracy over the run; written at its end
 model/         the trained model; written last
 run.lock       there while a process writes the folder (see `claims`)
@@ -29,6 +30,7 @@ from zo_kernels.finetune.folders import schema
 from zo_kernels.finetune.tasks import TASKS
 
 CONFIG, METRICS, CURVES, MODEL = "config.json", "metrics.jsonl", "curves.png", "model"
+RATES = "lr.png"
 START, TRAJECTORY = "start", "trajectory.zo"
 LABELS = "labels.json"  # written last into START and MODEL: if it is there, everything is
 FORMAT = 1  # version of the files in a folder

@@ -13,7 +13,7 @@ from torch import nn
 import zo_kernels as zo
 from zo_kernels import files
 from zo_kernels.finetune.classifier import learner as classifier
-from zo_kernels.finetune.config import DEFAULT_ANCHOR, Config
+from zo_kernels.finetune.config import AUTO, DEFAULT_ANCHOR, Config
 from zo_kernels.finetune.folders import claims, run_folder
 from zo_kernels.finetune.folders.metrics import Metrics
 from zo_kernels.finetune.learner import Learner, Predictor
@@ -21,7 +21,12 @@ from zo_kernels.finetune.prompts import learner as prompts
 from zo_kernels.trajectory import FaultyTrajectory
 
 _OF_NO_STEP = ("out", "overwrite")  # do not decide any bit; a folder may be moved
-_ADDED = {"distribution": "normal"}  # settings that earlier versions did not have, and what their runs did
+# Settings that earlier versions did not have, and what their runs did.
+_ADDED = {
+    "distribution": "normal", "estimator": "two_sided", "normalize": "none", "mask": "redrawn",
+    "anneal": None, "anneal_above": None,
+}  # fmt: skip
+_OF_SVRG = {"estimator": None, "normalize": None}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -108,7 +113,9 @@ def prepare_run(
     Args:
         held: the lock of the folder, if the caller holds it.
     """
-    optimizer = _optimizer(config, learner.predictor.model)
+    make, options = optimizer_of(config)
+    lr: Any = 0.0 if config.lr == AUTO else config.lr  # until it is found
+    optimizer = make(learner.predictor.model, lr=lr, **options)
     folder = Path(str(config.out))
     # Last, so that a run that cannot start leaves nothing behind.
     held = held or (claims.claim_again(folder) if resume else claims.claim(config))
@@ -177,14 +184,15 @@ def sound_trajectory(path: Path, step: int | None = None) -> zo.Trajectory:
         ) from error
 
 
-def _optimizer(config: Config, model: nn.Module) -> zo.ZeroOrderOptimizer:
+def optimizer_of(config: Config) -> tuple[type[zo.ZeroOrderOptimizer], dict[str, Any]]:
+    """The class of the optimizer, and its options but the learning rate."""
     options: dict[str, Any] = {
-        "lr": config.lr,
         "eps": config.eps,
         "weight_decay": config.weight_decay,
         "seed": config.seed,
         "directions": config.directions,
         "sparsity": config.sparsity,
+        "mask": config.mask,
         "drop": config.drop,
         "backend": config.backend,
         "perturb": config.perturb,
@@ -192,9 +200,15 @@ def _optimizer(config: Config, model: nn.Module) -> zo.ZeroOrderOptimizer:
         "distribution": config.distribution,
     }
     if (anchor := config.anchor) is not None:
-        return zo.MeZOSVRG(model, anchor_lr=anchor.lr, anchor_every=anchor.every, **options)
+        options |= {"anchor_lr": anchor.lr, "anchor_every": anchor.every, "anneal": config.anneal}
+        if config.anneal_above is not None:
+            options["anneal_above"] = config.anneal_above
+        return zo.MeZOSVRG, options
+    if config.method == "fzoo":
+        return zo.FZOO, options
+    options |= {"estimator": config.estimator, "normalize": config.normalize}
     methods = {"mezo": zo.MeZO, "sparse-mezo": zo.SparseMeZO, "lezo": zo.LeZO}
-    return methods[config.method](model, **options)
+    return methods[config.method], options
 
 
 def _device(name: str) -> torch.device:
@@ -226,7 +240,9 @@ def record_start(job: Job, metrics: Metrics) -> dict[str, Any]:
 
 def _check_settings(path: Path, before: Any, now: dict[str, Any]) -> None:
     """Raise ValueError that names settings which were changed since the run was started."""
-    before = {**_ADDED, **before} if isinstance(before, dict) else {}
+    if not isinstance(before, dict):
+        before = {}
+    before = {**_ADDED, **(_OF_SVRG if now["method"] == "mezo-svrg" else {}), **before} if before else {}
     if changed := [name for name in sorted(now.keys() & before.keys()) if now[name] != before[name]]:
         told = ", ".join(f"{name} {before[name]!r} (now {now[name]!r})" for name in changed)
         raise ValueError(

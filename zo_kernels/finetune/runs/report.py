@@ -35,9 +35,55 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
     accuracies.set(xlabel="step", ylabel="development " + {"f1": "F1"}.get(metric, metric))
     for axes in (losses, accuracies):
         axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def draw_rates(record: dict[str, Any], path: Path) -> None:
+    """Draw as a PNG what each rate that `--lr auto` tried did to the loss: over its steps, and in the end.
+
+    Args:
+        record: of the metrics, "lr".
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    over_steps, in_the_end = figure.subplots(1, 2)
+    whole = [each for each in record["tried"] if each["gain"] is not None]
+    for place, each in enumerate(whole):
+        changes = [a - b for a, b in zip(each["losses"], record["baseline"], strict=False)]
+        chosen = each["lr"] == record["lr"]
+        colour = "C0" if chosen else str(0.8 - 0.5 * place / max(len(whole) - 1, 1))
+        over_steps.plot(range(1, len(changes) + 1), changes, color=colour, label=f"{each['lr']:.3g}")
+    over_steps.set(xlabel="step", ylabel="loss minus that at lr 0")
+    if whole:
+        over_steps.legend(title="lr")
+    in_the_end.plot([each["lr"] for each in whole], [-each["gain"] for each in whole], marker="o", color="0.5")
+    for each in record["tried"]:
+        if each["gain"] is None:
+            in_the_end.axvline(each["lr"], color="C3", linestyle=":", label="diverged")
+    in_the_end.axvline(record["lr"], color="C0", label=f"chosen: {record['lr']:.3g}")
+    in_the_end.set(xlabel="lr", ylabel="loss minus that at lr 0, second half", xscale="log")
+    lines, labels = in_the_end.get_legend_handles_labels()
+    unique = dict(zip(labels, lines, strict=True))
+    in_the_end.legend(unique.values(), unique.keys())
+    for axes in (over_steps, in_the_end):
+        axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     files.replace(path, picture.getvalue())
+
+
+def rate_line(record: dict[str, Any], of_run: float) -> str:
+    """One line on the rate that was found, and its price. `of_run`: the forwards of the run."""
+    sure = "" if record["learned"] else ", which is a guess: no rate lowered the loss"
+    forwards = record["forwards"]
+    return f"lr {record['lr']:.3g}{sure} (--lr auto: {forwards} forwards, {forwards / of_run:.0%} of the run's)"
 
 
 def opening_lines(start: dict[str, Any]) -> list[str]:

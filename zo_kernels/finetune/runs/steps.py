@@ -60,22 +60,8 @@ class Stepper:
         )
 
     def _loss_of_step(self, batch: Any) -> float | None:
-        closures: list[Callable[[], Tensor]] = [lambda: self._loss(batch)]
-        if (anchor := self._config.anchor) is not None:
-            large: list[Any] = []
-
-            def loss_of_large() -> Tensor:
-                # Most steps never call this, so the batches are drawn at the first call and kept for the rest of the
-                # step.
-                if not large:
-                    step = torch.Generator().manual_seed(
-                        direction_seed(self._config.seed, self._optimizer.step_count, _ANCHOR_BATCHES) >> 1
-                    )
-                    batches = self._learner.train.endless(self._config.batch_size, step)
-                    large.extend(self._draw(batches, math.ceil(anchor.examples / self._config.batch_size)))
-                return torch.stack([self._loss(part) for part in large]).mean()
-
-            closures.append(loss_of_large)
+        step = self._optimizer.step_count
+        closures = closures_of(self._config, self._learner, step, batch, self._loss, self._draw)
         try:
             return float(self._optimizer.step(*closures))
         except OutOfRange:
@@ -87,7 +73,42 @@ class Stepper:
 
     def _draw(self, batches: Iterator[Any], count: int) -> list[Any]:
         with self._assembly:
-            return list(islice(batches, count))
+            return drawn(batches, count)
+
+
+def drawn(batches: Iterator[Any], count: int) -> list[Any]:
+    """The next batches."""
+    return list(islice(batches, count))
+
+
+def closures_of(
+    config: Config,
+    learner: Learner,
+    step: int,
+    batch: Any,
+    loss: Callable[[Any], Tensor],
+    draw: Callable[[Iterator[Any], int], list[Any]] = drawn,
+) -> tuple[Callable[[], Tensor], ...]:
+    """The closures of a step: the loss of its batch, and for MeZO-SVRG that of the many examples at an anchor.
+
+    Args:
+        step: how many steps were taken before. The examples at an anchor depend on it and on the seed alone.
+        loss: of a batch.
+        draw: takes batches out of an iterator; see `drawn`.
+    """
+    if (anchor := config.anchor) is None:
+        return (lambda: loss(batch),)
+    large: list[Any] = []
+
+    def loss_of_large() -> Tensor:
+        # Most steps never call this, so the batches are drawn at the first call and kept for the rest of the step.
+        if not large:
+            seed = direction_seed(config.seed, step, _ANCHOR_BATCHES) >> 1
+            batches = learner.train.endless(config.batch_size, torch.Generator().manual_seed(seed))
+            large.extend(draw(batches, math.ceil(anchor.examples / config.batch_size)))
+        return torch.stack([loss(part) for part in large]).mean()
+
+    return lambda: loss(batch), loss_of_large
 
 
 class _Stopwatch:

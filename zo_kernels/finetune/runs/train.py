@@ -15,10 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from zo_kernels import files
 from zo_kernels.finetune import ending
 from zo_kernels.finetune.classifier.learner import evaluate as evaluate  # for the benchmarks
-from zo_kernels.finetune.config import Config
+from zo_kernels.finetune.config import AUTO, Config
 from zo_kernels.finetune.folders import run_folder
 from zo_kernels.finetune.folders.metrics import Evaluation, Metrics, Step, Summary
-from zo_kernels.finetune.runs import report
+from zo_kernels.finetune.runs import rate, report
 from zo_kernels.finetune.runs.job import Job, prepare, record_start, resume_weights
 from zo_kernels.finetune.runs.steps import Stepper
 from zo_kernels.finetune.runs.stopping import StopRule
@@ -71,8 +71,11 @@ def run(job: Job, console: Console, started: float, *, resumed: bool = False) ->
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         before = _evaluated(job, metrics, console, "test", 0)
         _evaluated(job, metrics, console, "dev", 0)
+        lr = _found_rate(job, metrics, console) if job.config.lr == AUTO else None
         if resumed:
             _resume(job, metrics, console)
+        if lr is not None:
+            _set_rate(job, lr)
         steps, _ = _train(job, metrics, console)
         after = _evaluated(job, metrics, console, "test", len(steps))
         report.draw_curves(metrics.records, job.folder / run_folder.CURVES)
@@ -115,6 +118,32 @@ def train_only(job: Job, console: Console, rule: StopRule, *, resumed: bool = Fa
         steps, stopped = _train(job, metrics, console, rule)
         report.draw_curves(metrics.records, job.folder / run_folder.CURVES)
         metrics.write("trained", step=len(steps), stopped=stopped)
+
+
+def _found_rate(job: Job, metrics: Metrics, console: Console) -> float:
+    """The learning rate of `--lr auto`. If it was found before the run was cut off, that one.
+
+    The weights must be those of the start, and stay so.
+    """
+    record = metrics.find("lr")
+    if record is None:
+        with _progress(console, transient=True) as progress, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            warnings.filterwarnings("ignore", "find_lr: ")  # the line below says it
+            bar = progress.add_task("finding lr, forwards", total=None, status="")
+            found = rate.find(job, lambda: progress.advance(bar))
+        for warning in caught:
+            console.print(f"warning: {warning.message}", highlight=False, markup=False, soft_wrap=True)
+        metrics.write("lr", **rate.as_record(found))
+        record = metrics.records[-1]
+        report.draw_rates(record, job.folder / run_folder.RATES)
+    console.print(report.rate_line(record, rate.forwards_of_run(job.config)), highlight=False, soft_wrap=True)
+    return float(record["lr"])
+
+
+def _set_rate(job: Job, lr: float) -> None:
+    for group in job.optimizer.param_groups:
+        group["lr"] = lr
 
 
 def _resume(job: Job, metrics: Metrics, console: Console) -> None:

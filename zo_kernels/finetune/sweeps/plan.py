@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from zo_kernels import files
-from zo_kernels.finetune.config import Config
+from zo_kernels.finetune.config import AUTO, Config
 from zo_kernels.finetune.folders import run_folder, schema
 from zo_kernels.finetune.folders.claims import Kind
 from zo_kernels.finetune.folders.metrics import records_of
@@ -97,6 +97,8 @@ def new_plan(
 def _checked(plan: Plan) -> Plan:
     if not 0 < plan.stop_margin < math.inf:
         raise ValueError(f"--stop-margin: expected a finite number above 0, got {plan.stop_margin}")
+    if AUTO in plan.lr:
+        raise ValueError(f"--lr: expected numbers in a sweep, got {AUTO}, which finds one rate for a run alone")
     for option, values in (("--lr", plan.lr), ("--eps", plan.eps)):
         if not 0 < len(set(values)) == len(values) <= _MOST_RUNS:
             raise ValueError(f"{option}: expected 1 to {_MOST_RUNS} different numbers, got {len(values)}")
@@ -143,6 +145,7 @@ def result_of(config: Config) -> Result | None:
     if trained is None:
         return None
     dev = [r for r in records if r["event"] == "evaluation" and r["split"] == "dev"][-1]
+    assert not isinstance(config.lr, str)
     return Result(
         lr=config.lr,
         eps=config.eps,

@@ -1,4 +1,4 @@
-"""The batches that estimate the full loss in MeZO-SVRG's steps at an anchor."""
+"""Batches drawn for a step beside those that the Trainer reads: at an anchor of MeZO-SVRG, and to find a rate."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from zo_kernels.spec import direction_seed
 
-_SLOT = 2**19  # of `direction_seed`: no direction has this number
+# Of `direction_seed`: no direction has these numbers.
+ANCHOR_SLOT = 2**19
+RATE_SLOT = 2**19 + 1
 
 
-def anchor_batches(loader: DataLoader, examples: int, *, seed: int, step: int, rank: int, processes: int) -> list[Any]:
-    """Batches that depend only on the seed and the step, so that a resumed run sees the same.
+def anchor_batches(
+    loader: DataLoader, examples: int, *, seed: int, step: int, rank: int, processes: int, slot: int = ANCHOR_SLOT
+) -> list[Any]:
+    """Batches that depend only on the seed, the step and the slot, so that a resumed run sees the same.
 
     Args:
         loader: of the training examples; its batch size, collator and dataset are used.
@@ -28,10 +32,10 @@ def anchor_batches(loader: DataLoader, examples: int, *, seed: int, step: int, r
     dataset: Any = loader.dataset
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise ValueError(
-            "train_dataset: expected one with a length and indices, from which mezo-svrg draws the examples of an "
-            f"anchor, got {type(dataset).__name__}; choose another method"
+            "train_dataset: expected one with a length and indices, from which mezo-svrg and find_lr draw, got "
+            f"{type(dataset).__name__}; choose another method, or set learning_rate"
         )
-    generator = torch.Generator().manual_seed(direction_seed(seed, step, _SLOT) >> 1)
+    generator = torch.Generator().manual_seed(direction_seed(seed, step, slot) >> 1)
     own = torch.randperm(len(dataset), generator=generator, device="cpu")[:examples][rank::processes].tolist()
     if not own:
         raise ValueError(f"anchor_examples: expected at least one for each of {processes} processes, got {examples}")

@@ -14,10 +14,15 @@ from zo_kernels.ops import ROUNDINGS
 from zo_kernels.optim.base import PERTURB
 from zo_kernels.ranks.parallel import SPLITS
 from zo_kernels.spec import DISTRIBUTIONS
+from zo_kernels.trajectory.difference import DIFFERENCES
+from zo_kernels.trajectory.setups import NORMALIZE
 
-METHODS = ("mezo", "sparse-mezo", "lezo", "mezo-svrg")
+METHODS = ("mezo", "sparse-mezo", "lezo", "mezo-svrg", "fzoo")
+_OWN_ESTIMATOR = {"fzoo": ("one_sided", "std"), "mezo-svrg": (None, None)}  # of methods that do not let one choose
 OBJECTIVES = ("loss", "accuracy")
-_ANCHOR = ("anchor_every", "anchor_lr", "anchor_examples")
+ESTIMATORS = tuple(DIFFERENCES)
+_ANCHOR = ("anchor_every", "anchor_lr", "anchor_examples", "anneal", "anneal_above")
+MASKS = ("redrawn", "kept")
 
 _ADAM = "the update is plain SGD along the estimated gradient; choose it by method=, learning_rate= and weight_decay="
 _NO_ACTIVATIONS = "without a backward pass no activations are kept, so there are none to recompute; leave it out"
@@ -71,12 +76,30 @@ class ZOTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Not needed: the loss of a refused step is left out of the logs without it."}
     )
 
-    method: Literal["mezo", "sparse-mezo", "lezo", "mezo-svrg"] = field(
+    method: Literal["mezo", "sparse-mezo", "lezo", "mezo-svrg", "fzoo"] = field(
         default="mezo", metadata={"help": "The zeroth-order method."}
     )
     eps: float = field(default=1e-3, metadata={"help": "Scale of the perturbation."})
-    directions: int = field(
-        default=1, metadata={"help": "Random directions averaged in each step; each costs two evaluations of the loss."}
+    directions: int | None = field(
+        default=None,
+        metadata={
+            "help": "Random directions averaged in each step; each costs two evaluations of the loss, one-sided one "
+            "(default 8 for fzoo, else 1)."
+        },
+    )
+    estimator: Literal["two_sided", "one_sided"] | None = field(
+        default=None,
+        metadata={
+            "help": "Losses on both sides of the weights, or on one side and at the weights (default one_sided for "
+            "fzoo, else two_sided)."
+        },
+    )
+    normalize: Literal["none", "std", "rms"] | None = field(
+        default=None,
+        metadata={
+            "help": "What the learning rate is divided by: nothing, the deviation of the projected gradients over the "
+            "directions of a step, or their running root mean square (default std for fzoo, else none)."
+        },
     )
     sparsity: float | None = field(
         default=None,
@@ -86,6 +109,12 @@ class ZOTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Fraction of transformer blocks that a step leaves unchanged (default 0.75 for lezo, else 0)."
+        },
+    )
+    mask: Literal["redrawn", "kept"] | None = field(
+        default=None,
+        metadata={
+            "help": "With sparsity: which weights take part is decided in each step (redrawn, the default), or once."
         },
     )
     anchor_every: int | None = field(
@@ -99,6 +128,16 @@ class ZOTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "mezo-svrg: training examples that estimate the full loss at an anchor (default 128)."},
     )
+    anneal: float | None = field(
+        default=None,
+        metadata={
+            "help": "mezo-svrg: divide all learning rates by this when the loss at an anchor is more than anneal_above "
+            "times that at the anchor before (default: never)."
+        },
+    )
+    anneal_above: float | None = field(
+        default=None, metadata={"help": "mezo-svrg: the ratio of losses for anneal (default 1.05)."}
+    )
     perturb: Literal["auto", "in_place", "in_forward"] = field(
         default="auto",
         metadata={
@@ -108,9 +147,12 @@ class ZOTrainingArguments(TrainingArguments):
     rounding: Literal["auto", "nearest", "stochastic"] = field(
         default="auto", metadata={"help": "How updates of 16-bit weights are rounded (auto: stochastic)."}
     )
-    distribution: Literal["normal", "rademacher"] = field(
-        default="normal",
-        metadata={"help": "Of the noise: normal, or rademacher, which is random signs and makes passes faster."},
+    distribution: Literal["normal", "rademacher"] | None = field(
+        default=None,
+        metadata={
+            "help": "Of the noise: normal, or rademacher, which is random signs and makes passes faster (default "
+            "rademacher for fzoo, else normal)."
+        },
     )
     offload: bool = field(
         default=False,
@@ -135,13 +177,27 @@ class ZOTrainingArguments(TrainingArguments):
             ("method", METHODS),
             ("perturb", PERTURB),
             ("rounding", ("auto", *ROUNDINGS)),
-            ("distribution", DISTRIBUTIONS),
             ("objective", OBJECTIVES),
             ("parallel", SPLITS),
         ):
             checks.choice(name, getattr(self, name), allowed)
         checks.number("eps", self.eps, 0.0, open_low=True)
-        checks.integer("directions", self.directions, 1, MAX_DIRECTIONS)
+        for name, several in (
+            ("distribution", DISTRIBUTIONS), ("estimator", ESTIMATORS), ("normalize", NORMALIZE), ("mask", MASKS),
+        ):  # fmt: skip
+            self._check(name, checks.choice, several)
+        self._check("anneal", checks.number, 1.0, open_low=True)
+        self._check("anneal_above", checks.number, 1.0)
+        if self.mask is not None and not (self.method == "sparse-mezo" if self.sparsity is None else self.sparsity):
+            raise ValueError(f"mask: expected None without sparsity, got {self.mask!r}, which would have no effect")
+        if self.anneal_above is not None and self.anneal is None:
+            raise ValueError(f"anneal_above: expected None without anneal, got {self.anneal_above}")
+        self._check("directions", checks.integer, 1, MAX_DIRECTIONS)
+        for name, own in zip(("estimator", "normalize"), _OWN_ESTIMATOR.get(self.method, ()), strict=False):
+            if getattr(self, name) not in (None, own):
+                raise ValueError(
+                    f"{name}: expected None with method={self.method!r}, which has its own, got {getattr(self, name)!r}"
+                )
         for name in ("sparsity", "drop"):
             self._check(name, checks.number, 0.0, 1.0, open_high=True)
         self._check("anchor_lr", checks.number, 0.0)
@@ -180,7 +236,7 @@ class ZOTrainingArguments(TrainingArguments):
                     f"{known.name}: expected {known.default!r}, got {value!r}: {_WITHOUT_MEANING[known.name]}"
                 )
 
-    def _check(self, name: str, check: Any, *bounds: float, **open_ends: bool) -> None:
+    def _check(self, name: str, check: Any, *bounds: Any, **open_ends: bool) -> None:
         """Check a field unless it is None, its default."""
         if getattr(self, name) is not None:
             check(name, getattr(self, name), *bounds, **open_ends)

@@ -9,7 +9,13 @@ from typing import Any
 from zo_kernels import ZeroOrderOptimizer
 from zo_kernels.integrations.transformers.resumed import kept_by_state
 
-_PAPERS = {"MeZO": "2305.17333", "SparseMeZO": "2402.15751", "LeZO": "2410.09823", "MeZOSVRG": "2404.08080"}
+_PAPERS = {
+    "MeZO": "2305.17333",
+    "SparseMeZO": "2402.15751",
+    "LeZO": "2410.09823",
+    "MeZOSVRG": "2404.08080",
+    "FZOO": "2506.09034",
+}
 _HEADING = "### Zeroth-order optimization"
 _OPTIMIZER = re.compile(r"^- optimizer: .*(\n(?![-\n#]).*)*", re.MULTILINE)
 
@@ -31,7 +37,7 @@ def described(optimizer: ZeroOrderOptimizer) -> str:
     name = type(optimizer).__name__
     options: dict[str, Any] = kept_by_state(optimizer)
     options["seed"] = options.pop("zo_seed")
-    told = [f"{option}={value}" for option, value in options.items() if value not in (None, 0, 0.0, [])]
+    told = [f"{option}={value}" for option, value in options.items() if value not in (None, 0, 0.0, [], "none")]
     told += [f"perturb={optimizer.perturb}", f"rounding={optimizer.rounding}"]
     paper = f" ([arXiv {_PAPERS[name]}](https://arxiv.org/abs/{_PAPERS[name]}))" if name in _PAPERS else ""
     return f"{name} of zo_kernels{paper}, zeroth-order: forward passes only, without gradients; {', '.join(told)}"

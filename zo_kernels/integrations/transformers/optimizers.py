@@ -12,33 +12,39 @@ import zo_kernels as zo
 from zo_kernels.integrations.transformers.arguments import ZOTrainingArguments
 
 DEFAULT_ANCHOR_EXAMPLES = 128
+_CLASSES: dict[str, type[zo.ZeroOrderOptimizer]] = {
+    "mezo": zo.MeZO, "sparse-mezo": zo.SparseMeZO, "lezo": zo.LeZO, "mezo-svrg": zo.MeZOSVRG, "fzoo": zo.FZOO,
+}  # fmt: skip
 
 
-def make_optimizer(model: nn.Module, args: ZOTrainingArguments) -> zo.ZeroOrderOptimizer:
+def make_optimizer(model: nn.Module, args: ZOTrainingArguments, *, lr: float | None = None) -> zo.ZeroOrderOptimizer:
     """Make the optimizer that the arguments describe, for the model's parameters that require grad.
+
+    Args:
+        lr: in place of `args.learning_rate`.
 
     Raises TypeError or ValueError as the optimizers do, and if torch_compile is combined with in-forward perturbation.
     """
     options: dict[str, Any] = {
-        "lr": args.learning_rate,
+        "lr": args.learning_rate if lr is None else lr,
         "eps": args.eps,
         "weight_decay": args.weight_decay,
         "seed": args.seed if args.zo_seed is None else args.zo_seed,
-        "directions": args.directions,
         "perturb": args.perturb,
         "rounding": args.rounding,
-        "distribution": args.distribution,
         "backend": args.backend,
         "parallel": args.parallel,
         "execution_device": args.device if args.offload else None,
     }
     if args.parallel_check_every is not None:
         options["parallel"] = zo.Parallel(args.parallel, check_every=args.parallel_check_every)
-    for name in ("sparsity", "drop", "anchor_every", "anchor_lr"):
+    for name in (
+        "directions", "distribution", "estimator", "normalize", "sparsity", "mask", "drop", "anchor_every", "anchor_lr",
+        "anneal", "anneal_above",
+    ):  # fmt: skip
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
-    methods = {"mezo": zo.MeZO, "sparse-mezo": zo.SparseMeZO, "lezo": zo.LeZO, "mezo-svrg": zo.MeZOSVRG}
-    optimizer = methods[args.method](model, **options)
+    optimizer = _CLASSES[args.method](model, **options)
     if args.torch_compile and optimizer.perturb == "in_forward":
         raise ValueError(
             "torch_compile: expected False, since weights are perturbed in the forward, module by module, but a "

@@ -44,7 +44,8 @@ def kept_by_state(optimizer: ZeroOrderOptimizer) -> dict[str, Any]:
     told = {name: values[0] if len(set(values)) == 1 else values for name, values in of_groups.items()}
     told |= {"zo_seed": optimizer.seed, "distribution": optimizer.distribution}
     told |= {"directions": optimizer.directions, "drop": optimizer.drop}
-    return told | {name: getattr(optimizer, name, None) for name in ("anchor_every", "shared_direction")}
+    told |= {"estimator": optimizer.estimator, "normalize": optimizer.normalize, "mask": optimizer.mask}
+    return told | {name: getattr(optimizer, name, None) for name in ("anchor_every", "shared_direction", "anneal")}
 
 
 def given(args: ZOTrainingArguments, optimizer: ZeroOrderOptimizer, objective: Any) -> dict[str, Any]:

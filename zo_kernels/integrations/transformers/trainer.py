@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers.utils import logging
 import zo_kernels as zo
 from zo_kernels.closures.losses import OutOfRange
 from zo_kernels.integrations.transformers import card, checkpoints, losses, resumed
-from zo_kernels.integrations.transformers.anchors import anchor_batches
+from zo_kernels.integrations.transformers.anchors import ANCHOR_SLOT, RATE_SLOT, anchor_batches
 from zo_kernels.integrations.transformers.arguments import ZOTrainingArguments
 from zo_kernels.integrations.transformers.evaluation import counted_once, evaluation_mode
 from zo_kernels.integrations.transformers.objectives import Objective
@@ -157,6 +158,54 @@ class ZOTrainer(Trainer):
         with nullcontext() if self._data is None else self._data.undisturbed():
             return super().evaluation_loop(*args, **options)
 
+    def find_lr(self, *, steps: int | None = None, **options: Any) -> zo.FoundLR:
+        """Find a learning rate for the method and the options of `args` by short runs; see `zo_kernels.find_lr`.
+
+            trainer.args.learning_rate = trainer.find_lr().lr
+            trainer.train()
+
+        Each step draws as many examples as one of `train`. The weights stay as they are, bit for bit, and so does
+        `args`. All processes call it together.
+
+        Args:
+            steps, options: `steps`, `start` and `most` of `zo_kernels.find_lr`.
+
+        Raises ValueError if an optimizer was passed or made before, if the training data have no length and indices,
+        and as `zo_kernels.find_lr` does.
+        """
+        if self.optimizer is not None:
+            raise ValueError(
+                "optimizers: expected none yet, whose learning rate could be found, got "
+                f"{type(self.zo_optimizer).__name__}; call find_lr before train, or zo_kernels.find_lr for one of "
+                "your own"
+            )
+        model: Any = self.model
+        args, loader = self.args, self.get_train_dataloader()
+        examples = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        seed = args.seed if args.zo_seed is None else args.zo_seed
+
+        def make(model: nn.Module, lr: float) -> zo.ZeroOrderOptimizer:
+            self.optimizer = make_optimizer(model, args, lr=lr)  # where closures look for it
+            return self.zo_optimizer
+
+        def closures() -> Iterator[tuple[Callable[[], Tensor], ...]]:
+            for step in itertools.count():
+                of_step = [self._drawn_closure(model, loader, examples, seed, step, RATE_SLOT)]
+                if args.method == "mezo-svrg":
+                    of_anchor = args.anchor_examples or DEFAULT_ANCHOR_EXAMPLES
+                    of_step.append(self._drawn_closure(model, loader, of_anchor, seed, step))
+                yield tuple(counted_once(self, of_step))
+
+        self._share_weights(model)
+        tokens = getattr(self, "_total_train_tokens", None)
+        try:
+            with evaluation_mode(model):
+                return zo.find_lr(model, closures, optimizer=make, steps=steps, **options)
+        finally:
+            self.optimizer = None
+            if tokens is not None:
+                self._total_train_tokens = tokens
+
     def _share_weights(self, model: nn.Module) -> None:
         """Give all processes the weights of the first, since each initialises a new head at random."""
         if self.accelerator.num_processes > 1:
@@ -244,22 +293,23 @@ class ZOTrainer(Trainer):
         return losses.closure_of(self, model, batches, num_items)
 
     def _full_closure(self, model: nn.Module, optimizer: zo.MeZOSVRG) -> Callable[[], Tensor]:
+        examples = self.args.anchor_examples or DEFAULT_ANCHOR_EXAMPLES
         loader: Any = self.callback_handler.train_dataloader
+        return self._drawn_closure(model, loader, examples, optimizer.seed, optimizer.step_count)
 
-        @functools.cache  # most steps never call it
-        def closure_of_step() -> Callable[[], Tensor]:
-            drawn = anchor_batches(
-                loader,
-                self.args.anchor_examples or DEFAULT_ANCHOR_EXAMPLES,
-                seed=optimizer.seed,
-                step=optimizer.step_count,
-                rank=self.accelerator.process_index,
-                processes=self.accelerator.num_processes,
-            )
+    def _drawn_closure(
+        self, model: nn.Module, loader: Any, examples: int, seed: int, step: int, slot: int = ANCHOR_SLOT
+    ) -> Callable[[], Tensor]:
+        """The closure of examples that are drawn when it is first called; see `anchor_batches`."""
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+
+        @functools.cache  # most steps never call that of an anchor
+        def drawn_closure() -> Callable[[], Tensor]:
+            drawn = anchor_batches(loader, examples, seed=seed, step=step, rank=rank, processes=processes, slot=slot)
             batches, num_items = super(ZOTrainer, self).get_batch_samples(iter(drawn), len(drawn), self.args.device)
             return self._closure(model, [self._prepare_inputs(batch) for batch in batches], num_items)
 
-        return lambda: closure_of_step()()
+        return lambda: drawn_closure()()
 
     def _get_grad_norm(self, *args: Any, **options: Any) -> None:
         """Return None, since there is no gradient whose norm could be logged."""

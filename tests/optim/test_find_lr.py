@@ -1,0 +1,230 @@
+"""find_lr: it finds the rate of a quadratic, whose best one is known; and whatever happens, leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from inside import losses_stay
+from models import block_mlp, real_loss
+from torch import Tensor, nn
+
+import zo_kernels as zo
+
+CURVATURE, WEIGHTS = 4.0, 64
+BEST = 1 / (CURVATURE * WEIGHTS)  # a step's factor on the loss is 1 - 2 lr h + lr² h² d on average, with random signs
+
+
+class Quadratic(nn.Module):
+    """Its loss is half the curvature times the squared distance from 0, and its buffer counts the calls."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(WEIGHTS, generator=generator).to(dtype))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self) -> Tensor:
+        self.calls += 1
+        return CURVATURE / 2 * self.weight.float().square().sum()
+
+
+def forever(closure: Callable[[], Any]) -> Callable[[], Iterator[Any]]:
+    return lambda: itertools.repeat(closure)
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "in place": {},
+    "in the forward": {"perturb": "in_forward"},
+    "one-sided": {"estimator": "one_sided"},
+    "by a start far below": {"start": BEST / 2**5},
+    "by a start far above": {"start": BEST * 2**9},
+    "losses on a device": {},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_best_rate_of_a_quadratic(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses_stay(monkeypatch, method == "losses on a device")
+    model = Quadratic()
+    before = copy.deepcopy(model.state_dict())
+    found = zo.find_lr(model, forever(model), distribution="rademacher", **METHODS[method])
+    assert found.lr == BEST and found.learned
+    calls = model.calls.item()
+    assert_same(model.state_dict(), before)
+    rates = [each.lr for each in found.tried]
+    assert rates == sorted(rates) and {BEST / 2, BEST, BEST * 2} <= set(rates)
+    for each in found.tried:
+        assert (each.gain is None) == (each.lr > 2 * BEST)  # there the loss grows in each step
+        assert len(each.losses) == 20 if each.gain is not None else len(each.losses) <= 10
+    assert calls == 0  # it is a buffer, and was put back
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [(zo.FZOO, {}), (zo.MeZO, {"normalize": "rms"}), (zo.SparseMeZO, {"sparsity": 0.5}), (zo.MeZOSVRG, {})],
+)
+def test_other_units_and_two_closures(optimizer: Callable[..., Any], options: dict[str, Any]) -> None:
+    """A run of the found rate ends lower than those with a quarter of it and four times as much."""
+    model = block_mlp(depth=2, width=4)
+    start, svrg = copy.deepcopy(model.state_dict()), optimizer is zo.MeZOSVRG
+
+    def closures() -> Iterator[Any]:
+        for step in itertools.count():
+            one: Any = lambda step=step: real_loss(model, step % 4)  # noqa: E731
+            yield (one, lambda: sum(real_loss(model, i) for i in range(4)) / 4) if svrg else one
+
+    found = zo.find_lr(model, closures, optimizer=optimizer, **options)
+    assert_same(model.state_dict(), start)
+    ends = []
+    for factor in (0.25, 1.0, 4.0):
+        opt = optimizer(model, lr=factor * found.lr, **options)
+        for each in itertools.islice(closures(), 20):
+            opt.step(*(each if svrg else (each,)))
+        ends.append(sum(real_loss(model, i).item() for i in range(4)))
+        model.load_state_dict(start)
+    assert min(ends) == ends[1], ends
+    assert found.steps == (10 if optimizer is zo.FZOO else 20) == len(found.baseline)
+
+
+def test_the_price_is_counted() -> None:
+    model = Quadratic()
+    called = 0
+
+    def closure() -> Tensor:
+        nonlocal called
+        called += 1
+        return model()
+
+    found = zo.find_lr(model, forever(closure))
+    assert found.forwards == called == 2 * sum(len(each.losses) for each in found.tried) + 2 * 20
+    assert str(found).startswith(f"lr {found.lr:.3g}, found by {called} forwards\n")
+
+
+def test_rates_see_the_same_batches_and_the_noise_is_not_taken_for_a_gain() -> None:
+    """Also if the batches are drawn from the generators that everybody uses; which are put back."""
+    model = Quadratic()
+    torch.manual_seed(3), random.seed(4), np.random.seed(5)
+    seen: list[list[float]] = []
+
+    def closures() -> Iterator[Any]:
+        seen.append([])
+        while True:
+            noise = 100 * (torch.rand(()).item() + random.random() + np.random.rand())
+            seen[-1].append(noise)
+            yield lambda noise=noise: model() + noise
+
+    expected = torch.rand(()).item(), random.random(), np.random.rand()
+    torch.manual_seed(3), random.seed(4), np.random.seed(5)
+    found = zo.find_lr(model, closures, distribution="rademacher")
+    assert (torch.rand(()).item(), random.random(), np.random.rand()) == expected
+    assert found.lr == BEST
+    assert len(seen) == 1 + len(found.tried)
+    assert all(batches == seen[0][: len(batches)] for batches in seen)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("call", [1, 30, 55, 100])
+@pytest.mark.parametrize("options", [{}, {"perturb": "in_forward", "dtype": torch.bfloat16}])
+def test_an_exception_leaves_no_trace(error: type[BaseException], call: int, options: dict[str, Any]) -> None:
+    """In the run with lr = 0 and in later ones."""
+    options = dict(options)
+    model = Quadratic(options.pop("dtype", torch.float32))
+    before, state, calls = copy.deepcopy(model.state_dict()), torch.get_rng_state(), itertools.count(1)
+
+    def closure() -> Tensor:
+        torch.rand(1)
+        if next(calls) == call:
+            raise error("now")
+        return model()
+
+    with pytest.raises(error, match="now"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        zo.find_lr(model, forever(closure), **options)
+    assert_same(model.state_dict(), before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_while_the_weights_are_put_back(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is raised when they are."""
+    model = Quadratic()
+    before, put_back, left = copy.deepcopy(model.state_dict()), Tensor.copy_, times
+
+    def interrupted(target: Tensor, source: Tensor) -> Tensor:
+        nonlocal left
+        if left and target.shape == (WEIGHTS,) and not torch.equal(target, source):
+            left -= 1
+            raise KeyboardInterrupt
+        return put_back(target, source)
+
+    monkeypatch.setattr(Tensor, "copy_", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        zo.find_lr(model, forever(model))
+    assert left == 0
+    assert_same(model.state_dict(), before)
+
+
+WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "model": ({"model": [1]}, TypeError, r"model: expected a torch.nn.Module, got list"),
+    "closures": ({"closures": [1]}, TypeError, r"closures: expected a function, got list"),
+    "too few": ({"closures": list}, ValueError, r"closures: expected at least 20 closures, .* got 0"),
+    "no closures": ({"closures": lambda: [3] * 20}, TypeError, r"closures: expected a function that returns the loss"),
+    "steps": ({"steps": 9}, ValueError, r"steps: expected an integer at least 10, got 9"),
+    "start": ({"start": 0.0}, ValueError, r"start: expected a finite number in \(0.0"),
+    "lr": ({"lr": 1.0}, ValueError, r"lr: expected no such option of find_lr, since it is what is looked for"),
+    "trajectory": ({"trajectory": "run.zo"}, ValueError, r"trajectory: expected no such option"),
+    "optimizer": ({"optimizer": lambda model, lr: None}, TypeError, r"optimizer: expected it to make .* got NoneType"),
+    "an option": ({"eps": -1.0}, ValueError, r"eps: "),
+    "most": ({"start": 1e-9, "most": 3}, ValueError, r"most: .* among 3, but of those from 1e-09 to .* first or the l"),
+    "all diverge": ({"start": 1e9, "most": 3}, ValueError, r"most: .* to 1e\+09 all diverged; change start= or most="),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_arguments(what: str) -> None:
+    given, error, message = WRONG[what]
+    model = Quadratic()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(error, match=message):
+        zo.find_lr(**{"model": model, "closures": forever(model), **given})
+    assert_same(model.state_dict(), before)
+
+
+def test_closures_that_make_rates_incomparable() -> None:
+    model, counted = Quadratic(), itertools.count()
+
+    def shifted(by: int) -> Tensor:
+        return model() + by
+
+    with pytest.raises(ValueError, match=r"closures: expected the same closures each time it is called, got .* and"):
+        zo.find_lr(model, lambda: forever(partial(shifted, next(counted)))())
+    with pytest.raises(ValueError, match=r"closures: expected losses that depend on the trained weights, got 3"):
+        zo.find_lr(model, forever(lambda: torch.tensor(3.0)))
+    with pytest.raises(ValueError, match="expected a finite loss, got nan"):
+        zo.find_lr(model, forever(lambda: model() * float("nan")))
+
+
+def test_a_rate_that_lowers_nothing_is_said_to_be_a_guess() -> None:
+    """At the minimum every step is one upwards."""
+    model = Quadratic()
+    model.weight.data.zero_()
+    with pytest.warns(UserWarning, match="no learning rate lowered the loss within 20 steps"):
+        found = zo.find_lr(model, forever(lambda: (model() - 1) ** 2 + model().sqrt()), estimator="one_sided")
+    whole = [each.lr for each in found.tried if each.gain is not None]
+    assert not found.learned and found.lr == max(whole) / 4
+
+
+def assert_same(a: Any, b: Any) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
