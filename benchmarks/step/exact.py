@@ -131,8 +131,9 @@ def _normalized(windows: Windows, gradients: Sequence[float]) -> list[float]:
     """
     n, kind = len(gradients), windows.optimizer.normalize
     if kind == "std":
-        mean = _sum(gradients) / n
-        d = math.sqrt(_sum([(g - mean) * (g - mean) for g in gradients]) / (n - 1))
+        shifted = [g - gradients[0] for g in gradients]  # which changes D by its rounding alone
+        mean = _sum(shifted) / n
+        d = math.sqrt(_sum([(g - mean) * (g - mean) for g in shifted]) / (n - 1))
     elif kind == "rms":
         beta, delta, v, w = windows.rms
         v = beta * v + (1.0 - beta) * (_sum([g * g for g in gradients]) / n)

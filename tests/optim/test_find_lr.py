@@ -65,6 +65,8 @@ def test_the_best_rate_of_a_quadratic(method: str, monkeypatch: pytest.MonkeyPat
     for each in found.tried:
         assert (each.gain is None) == (each.lr > 2 * BEST)  # there the loss grows in each step
         assert len(each.losses) == 20 if each.gain is not None else len(each.losses) <= 10
+        below = [at_0 - loss for loss, at_0 in zip(each.losses, found.baseline, strict=False)][10:]
+        assert each.gain is None or each.gain == pytest.approx(sum(below) / 10)
     assert calls == 0  # it is a buffer, and was put back
 
 
@@ -186,7 +188,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "optimizer": ({"optimizer": lambda model, lr: None}, TypeError, r"optimizer: expected it to make .* got NoneType"),
     "an option": ({"eps": -1.0}, ValueError, r"eps: "),
     "most": ({"start": 1e-9, "most": 3}, ValueError, r"most: .* among 3, but of those from 1e-09 to .* first or the l"),
-    "all diverge": ({"start": 1e9, "most": 3}, ValueError, r"most: .* to 1e\+09 all diverged; change start= or most="),
+    "all diverge": ({"start": 1e32, "most": 3}, ValueError, r"most: .* to 1e\+32 all diverged; change start= or most="),
 }  # fmt: skip
 
 
@@ -210,7 +212,7 @@ def test_closures_that_make_rates_incomparable() -> None:
         zo.find_lr(model, lambda: forever(partial(shifted, next(counted)))())
     with pytest.raises(ValueError, match=r"closures: expected losses that depend on the trained weights, got 3"):
         zo.find_lr(model, forever(lambda: torch.tensor(3.0)))
-    with pytest.raises(ValueError, match="expected a finite loss, got nan"):
+    with pytest.raises(ValueError, match="expected most losses to be finite"):
         zo.find_lr(model, forever(lambda: model() * float("nan")))
 
 
@@ -228,3 +230,68 @@ def assert_same(a: Any, b: Any) -> None:
     assert a.keys() == b.keys()
     for name in a:
         assert torch.equal(a[name], b[name]), name
+
+
+def svrg_pairs(model: nn.Module) -> Callable[[], Iterator[Any]]:
+    return lambda: itertools.repeat((model, model))
+
+
+def test_with_a_rate_of_0_nothing_moves_also_at_anchors() -> None:
+    model = Quadratic()
+    found = zo.find_lr(model, svrg_pairs(model), optimizer=zo.MeZOSVRG, anchor_lr=BEST / 4, distribution="rademacher")
+    assert max(found.baseline) == pytest.approx(min(found.baseline), rel=1e-5)
+
+
+@pytest.mark.parametrize("on_device", [False, True], ids=["host", "device"])
+@pytest.mark.parametrize("bad", [{0}, {3, 12}], ids=str)
+def test_a_batch_whose_loss_is_not_finite_is_left_out(
+    bad: set[int], on_device: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a run skips it. It does not count as a sign of divergence."""
+    losses_stay(monkeypatch, on_device)
+    model = Quadratic()
+
+    def closures() -> Iterator[Any]:
+        for step in itertools.count():
+            yield lambda step=step: model() * (float("nan") if step in bad else 1.0)
+
+    found = zo.find_lr(model, closures, distribution="rademacher")
+    assert found.lr in (BEST / 2, BEST) and found.learned
+    with pytest.raises(ValueError, match=r"closures: expected most losses to be finite .* got 20 of 20"):
+        zo.find_lr(model, forever(lambda: model() * float("inf")))
+
+
+def test_weights_that_are_frozen_on_the_way_come_back() -> None:
+    model = block_mlp(depth=1, width=4)
+    before = copy.deepcopy(model.state_dict())
+
+    def closures() -> Iterator[Any]:
+        for step in range(20):
+            model.embed.weight.requires_grad_(step < 15)
+            yield lambda step=step: real_loss(model, step)
+
+    zo.find_lr(model, closures)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert model.embed.weight.requires_grad
+
+
+def test_an_optimizer_of_other_weights_is_refused() -> None:
+    model = block_mlp(depth=1, width=4)
+    model.head.bias.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+
+    def unfreezes(model: Any, lr: float) -> zo.MeZO:
+        model.head.bias.requires_grad_(True)
+        return zo.MeZO(model, lr=lr)
+
+    with pytest.raises(ValueError, match=r"optimizer: expected it to train what requires grad .* got also head.bias"):
+        zo.find_lr(model, forever(partial(real_loss, model, 0)), optimizer=unfreezes)
+    assert not model.head.bias.requires_grad
+    elsewhere = nn.Parameter(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"got also a tensor of shape \(3,\)"):
+        zo.find_lr(
+            model,
+            forever(partial(real_loss, model, 0)),
+            optimizer=lambda model, lr: zo.MeZO([*model.parameters(), elsewhere], lr=lr),
+        )
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())

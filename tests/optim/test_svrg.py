@@ -253,7 +253,7 @@ def test_rates_fall_when_the_loss_at_an_anchor_rises(
         assert opt.annealed == annealed
         period(other, loss, LR / (i + 1) / 4**annealed, 0.3 / 4**annealed)
     assert other.annealed == 0 and other.anneal is None
-    assert opt.trajectory.to_bytes() == other.trajectory.to_bytes()
+    assert repr([*opt.trajectory]) == repr([*other.trajectory])  # some losses are NaN
     assert_same(snapshot(model), snapshot(by_hand))
 
     state = copy.deepcopy(opt.state_dict())
@@ -271,5 +271,9 @@ def test_rates_fall_when_the_loss_at_an_anchor_rises(
     assert_same(snapshot(model), snapshot(loaded))
     assert_same(snapshot(model), snapshot(resumed))
     (tmp_path / "cut.zo").write_bytes((tmp_path / "late.zo").read_bytes())
-    with pytest.warns(UserWarning, match="does not say how often rates had been divided"):
-        make(by_hand, anneal=4).resume(tmp_path / "cut.zo")
+    late = make(by_hand, anneal=2)
+    with pytest.warns(
+        UserWarning, match=r"the run had anneal: 4.0, anneal_above: 1.05 \(not anneal: 2.0, anneal_above: 1.05"
+    ):
+        late.resume(tmp_path / "cut.zo")
+    assert (late.anneal, late.annealed) == (4, 4)

@@ -125,8 +125,9 @@ class Draws:
             self._warner.warn(
                 _DRAWN,
                 f"closure: it returned {first:.6g} and then {again:.6g} at the same weights, and drew random numbers: "
-                "it draws a new batch, or noise, in each call, so L+ and L- belong to two problems, and g is mostly "
-                "their difference; draw the batch before the step, or set the generator's seed in the closure",
+                "it draws a new batch, or noise, in each call, so the losses of a step belong to several problems, and "
+                "g is mostly their difference; draw the batch before the step, or set the generator's seed in the "
+                "closure",
             )
         return loss
 
@@ -192,9 +193,10 @@ def _named(modules: Sequence[tuple[str, nn.Module]]) -> list[str]:
 
 def _dropout_message(names: list[str]) -> str:
     return (
-        f"closure: {listed(names, 3)} in training mode: other random numbers were drawn for L+ than for L-, so they "
-        "are losses of two networks, and g is mostly their difference; call model.eval() before the step, or set the "
-        "generator's seed in the closure (torch.manual_seed), so that each call draws the same numbers"
+        f"closure: {listed(names, 3)} in training mode: other random numbers were drawn for one loss of a step than "
+        "for another, so they are losses of two networks, and g is mostly their difference; call model.eval() before "
+        "the step, or set the generator's seed in the closure (torch.manual_seed), so that each call draws the same "
+        "numbers"
     )
 
 

@@ -99,8 +99,10 @@ class _Coarse:
 
 def _coarse(record: Record) -> _Coarse | None:
     """The series of one step, or None if one of its pairs differs by more than a few grains."""
-    difference, grain, size = 0.0, math.inf, 0.0
-    for plus, minus in (*record.losses, *record.anchor_losses):
+    difference, grain, size, pairs = 0.0, math.inf, 0.0, (*record.losses, *record.anchor_losses)
+    if record.difference.one_sided and len(pairs) > 1:  # what tells directions apart is how their losses differ
+        pairs = tuple((loss, pairs[0][0]) for loss, _ in pairs[1:])
+    for plus, minus in pairs:
         difference = max(difference, abs(plus - minus))
         grain = min(grain, _grain(plus), _grain(minus))
         if difference > _FEW_GRAINS * grain:

@@ -43,12 +43,18 @@ class RMS:
         checks.number("normalize: delta", self.delta, 0.0, 1e30)
 
 
+# In units of the largest |g|. If those of a step differ by less than that, they do not tell the directions apart: ε is
+# too large for one-sided estimates, or the loss too coarse. A division by it would only be a very long step.
+_LEAST_SPREAD = 2.0**-10
+
+
 @dataclass(frozen=True, slots=True)
 class Normalizer:
     """Divides the projected gradients of a step by D. It never changes: each step makes the next one.
 
     Attributes:
-        kind: "none": D = 1; "std": D is the standard deviation of the step's g_k; "rms": see `RMS`.
+        kind: "none": D = 1; "std": D is the standard deviation of the step's g_k, or 0 if it is below a thousandth of
+            the largest; "rms": see `RMS`.
         rms: the numbers of "rms".
         square, weight: of "rms": v and w so far, floats or float64 scalars on the device of the losses.
     """
@@ -103,9 +109,10 @@ class Normalizer:
         g: Any = list(gradients) if where is None else stacked(gradients, where)
         n = len(gradients)
         if self.kind == "std":
-            centre = divided(total(g), n)
-            spread = [x - centre for x in g] if where is None else g - centre
-            d: Any = _root(divided(total(_squares(spread)), n - 1))
+            shifted = _less(g, g[0])  # so that equal numbers have a mean of exactly 0, whatever n is
+            d: Any = _root(divided(total(_squares(_less(shifted, divided(total(shifted), n)))), n - 1))
+            far = _LEAST_SPREAD * (max(map(abs, g)) if where is None else g.abs().max())
+            d = (d if d > far else 0.0) if where is None else torch.where(d > far, d, 0.0)
         else:
             beta = self.rms.beta
             square = beta * self.square + (1.0 - beta) * divided(total(_squares(g)), n)
@@ -156,6 +163,10 @@ def checked_normalizer(given: Mapping[str, Any], own: Normalizer, at: str) -> No
     return Normalizer.of_setup(
         kind, [checks.number(f"{at}rms: {name}", x, 0.0, high) for (name, high), x in zip(limits, numbers, strict=True)]
     )
+
+
+def _less(values: Any, centre: Any) -> Any:
+    return values - centre if isinstance(values, Tensor) else [x - centre for x in values]
 
 
 def _squares(values: Any) -> Any:

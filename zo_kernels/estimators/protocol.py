@@ -312,7 +312,7 @@ class ReplayedEnd:
         age: steps since the anchor; None if there is no anchor.
         anchors: pairs of a parameter and its anchor.
         begun: whether a step was taken after the last setup.
-        anchor_losses: the mean loss at each anchor so far; None if the run began before the trajectory.
+        anchor_losses: the mean loss at each anchor since the last setup.
     """
 
     normalizer: Normalizer
@@ -321,4 +321,4 @@ class ReplayedEnd:
     age: int | None
     anchors: Sequence[tuple[Tensor, Tensor]]
     begun: bool
-    anchor_losses: Sequence[float] | None
+    anchor_losses: Sequence[float]

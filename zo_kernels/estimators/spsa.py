@@ -13,6 +13,7 @@ from ..interrupts import Call
 from ..perturbation.place import Probes
 from ..trajectory import TWO_SIDED, Difference, Kind, Setup
 from ..trajectory.difference import DIFFERENCES
+from ..warn import warn
 from ..weights.rows import decay_factors
 from .normalize import RMS, Normalizer, checked_normalizer
 from .numbers import Numbers, spsa_update
@@ -109,6 +110,8 @@ class SPSA(Estimator):
     def continue_from(
         self, end: ReplayedEnd, setup: Setup, trained: set[str], kept: Mapping[Tensor, dict[str, Any]]
     ) -> None:
+        if (own := self.normalizer.rms) != end.normalizer.rms:
+            warn(f"resume: the run had normalize={end.normalizer.rms} (not {own}); the run's is taken")
         self.normalizer = end.normalizer
 
 

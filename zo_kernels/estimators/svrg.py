@@ -164,7 +164,8 @@ class SVRG(Estimator):
         return True
 
     def setup_fields(self) -> dict[str, Any]:
-        return {"svrg": True, "shared_direction": self.shared_direction, "anchored": self._age is not None}
+        own = {"svrg": True, "shared_direction": self.shared_direction, "anchored": self._age is not None}
+        return {**own, "anneal": self.schedule.numbers}
 
     def agreed(self, groups: Sequence[Mapping[str, Any]]) -> list[str]:
         age = "none" if self._age is None else self._age
@@ -202,7 +203,7 @@ class SVRG(Estimator):
         }
 
     def check_state(self, zo: Mapping[str, Any], groups: int, blocks: int, steps: int) -> dict[str, Any]:
-        return check_svrg(zo, groups, blocks, steps)
+        return {**check_svrg(zo, groups, blocks, steps), "schedule": self.schedule.in_state(zo, steps)}
 
     def check_group(self, group: Mapping[str, Any], where: str) -> None:
         if "anchor_lr" not in group:
@@ -255,13 +256,12 @@ class SVRG(Estimator):
         for p, anchor in end.anchors:
             kept[p][ANCHOR] = like(p, anchor)
         self.shared_direction = setup.shared_direction
-        if self.schedule.anneal is not None and end.anchor_losses is None:
-            warn(
-                "resume: the trajectory begins with a state that was loaded, and does not say how often rates had been "
-                "divided (anneal) by then; the optimizer takes the undivided ones"
-            )
-        for loss in end.anchor_losses or ():
-            self.schedule = self.schedule.after(loss)
+        schedule = Schedule.of_setup(setup.anneal)
+        if (own := self.schedule.options()) != (of_run := schedule.options()):
+            warn(f"resume: the run had {', '.join(of_run)} (not {', '.join(own)}); the run's are taken")
+        for loss in end.anchor_losses:  # since that setup
+            schedule = schedule.after(loss)
+        self.schedule = schedule
 
 
 def _checked(anchor_lr: Any, where: str = "") -> float | None:

@@ -69,6 +69,21 @@ class Schedule:
         """Return the rates, divided as often as they should be."""
         return [rate * self.anneal**-self.annealed for rate in rates] if self.anneal is not None else rates
 
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """What a setup keeps of it: nothing, or its options, `annealed` and, if there is one, `loss`."""
+        if self.anneal is None:
+            return ()
+        return (self.anneal, self.above, float(self.annealed), *(() if self.loss is None else (self.loss,)))
+
+    @classmethod
+    def of_setup(cls, numbers: Sequence[float]) -> Schedule:
+        """Return that which a trajectory's setup has."""
+        if not numbers:
+            return cls(None)
+        anneal, above, annealed, *loss = numbers
+        return cls(anneal, above, int(annealed), *loss)
+
     def options(self) -> list[str]:
         """Return texts "name: value" of the options."""
         return [f"anneal: {self.anneal}", f"anneal_above: {self.above}"]
@@ -86,9 +101,8 @@ class Schedule:
             "anchor_loss": self.loss,
         }
 
-    @staticmethod
-    def of_state(zo: Mapping[str, Any], steps: int) -> Schedule:
-        """Check and return the schedule in a state; states of earlier versions have none.
+    def in_state(self, zo: Mapping[str, Any], steps: int) -> Schedule:
+        """Check and return the schedule in a state. A state of an earlier version has none: this one begins with it.
 
         Args:
             zo: what the state has under "zo".
@@ -98,8 +112,10 @@ class Schedule:
             TypeError, ValueError: a value is invalid; the message names it.
         """
         at, loss = "state_dict: zo.", zo.get("anchor_loss")
+        if "anneal" not in zo:
+            return Schedule(self.anneal, self.above)
         return Schedule.of(
-            zo.get("anneal"),
+            zo["anneal"],
             zo.get("anneal_above", ABOVE),
             checks.integer(f"{at}annealed", zo.get("annealed", 0), 0, steps),
             None if loss is None else checks.number(f"{at}anchor_loss", loss),

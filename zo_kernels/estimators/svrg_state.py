@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .. import checks
 from ..weights.shards import local
-from .svrg_schedule import Schedule
 
 
 def check_svrg(zo: Mapping[str, Any], groups: int, blocks: int, steps: int) -> dict[str, Any]:
@@ -58,7 +57,6 @@ def check_svrg(zo: Mapping[str, Any], groups: int, blocks: int, steps: int) -> d
         "anchor_ok": checks.boolean(f"{at}anchor_ok", zo["anchor_ok"]),
         "dropped": dropped,
         "age": age,
-        "schedule": Schedule.of_state(zo, steps),
     }
 
 

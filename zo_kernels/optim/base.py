@@ -190,10 +190,10 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
 
         Warns:
             UserWarning: once for each reason; a ValueError if `strict`. The losses are too coarse for ε: they have 16
-                bits, or L+ and L- are equal in 20 steps in a row, or differ by a few representable numbers in 10.
-                Dropout draws other numbers for L+ than for L-. Batch normalisation is in training mode. The closure
-                draws another batch in each call (steps 1, 2, 3, 5, 9, ... call it once more to find out). A weight has
-                a `.grad`, which the optimizer does not read. Losses on a GPU are checked a few steps later.
+                bits, or those of a step are equal in 20 steps in a row, or differ by a few representable numbers in 10.
+                Dropout draws other numbers in each. Batch normalisation is in training mode. The closure draws another
+                batch in each call (steps 1, 2, 3, 5, 9, ... call it once more to find out). A weight has a `.grad`,
+                which the optimizer does not read. Losses on a GPU are checked a few steps later.
 
         Raises:
             TypeError, ValueError: the closure returned no finite scalar, its losses are too far apart, or the update

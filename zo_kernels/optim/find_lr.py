@@ -6,7 +6,7 @@ import math
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean, stdev
@@ -103,9 +103,9 @@ def find_lr(
     compared although losses are noisy. The run's losses are compared with those of lr = 0: batch by batch, on average
     over the second half of the steps. Rates differ by factors of two. The first one would change the loss by a tenth in
     a step if the loss were linear; the next ones surround the best. A rate at which the loss rises is stopped after 5
-    steps. Of all rates the smallest is taken that gains four fifths of the largest gain: too large a rate costs more than
-    one that is as much too small. It is right for the beginning of a run; let it fall in a long one, above all with
-    normalized steps, or halve it.
+    steps. Of all rates the smallest is taken that gains four fifths of the largest gain: too large a rate costs more
+    than one that is as much too small. It is right for the beginning of a run; let it fall in a long one, above all
+    with normalized steps, or halve it.
 
         found = zo.find_lr(model, lambda: (partial(loss_of, batch) for batch in loader), optimizer=zo.FZOO)
         print(found)
@@ -177,9 +177,13 @@ class _Search:
 
     def find(self, start: float | None) -> FoundLR:
         self._baseline = self._run(0.0)
-        if not all(map(math.isfinite, self._baseline)):
-            raise ValueError(f"closures: expected finite losses at the weights as they are, got {self._baseline}")
-        self._size = fmean(map(abs, self._baseline))
+        finite = [abs(loss) for loss in self._baseline if math.isfinite(loss)]
+        if 2 * len(finite) <= len(self._baseline):
+            raise ValueError(
+                "closures: expected most losses to be finite at the weights as they are, got "
+                f"{len(self._baseline) - len(finite)} of {len(self._baseline)} that are not"
+            )
+        self._size = fmean(finite)
         first = self._first() if start is None else start
         while (at := self._next()) is not None:
             if len(self._tried) == self._most:
@@ -236,14 +240,20 @@ class _Search:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the run with lr = 0 has warned of all but divergence
             losses = self._run(lr)
-        rises = [loss - at_start for loss, at_start in zip(losses, self._baseline, strict=False)]
+        half = self._steps // 2
+        rises = self._rises(losses, half) or self._rises(losses, 0)
         whole = len(losses) == self._steps and not self._diverged(losses)
-        return TriedLR(lr, losses, -fmean(rises[self._steps // 2 :]) if whole else None)
+        return TriedLR(lr, losses, -fmean(rises) if whole else None)
+
+    def _rises(self, losses: Sequence[float], first: int) -> list[float]:
+        """How far losses are above those with lr = 0, from one step on, in steps that have some there."""
+        pairs = zip(losses[first:], self._baseline[first:], strict=False)
+        return [loss - at_start for loss, at_start in pairs if math.isfinite(at_start)]
 
     def _diverged(self, losses: Sequence[float]) -> bool:
         """Whether the last losses are far above those with lr = 0, or not finite."""
-        rises = [a - b for a, b in zip(losses, self._baseline, strict=False)][-_WINDOW:]
-        return not sum(rises) <= _RISE * self._size * _WINDOW
+        rises = self._rises(losses, max(0, len(losses) - _WINDOW))
+        return not sum(rises) <= _RISE * self._size * len(rises)
 
     def _run(self, lr: float) -> tuple[float, ...]:
         """The losses of a run from the start; it ends early if it diverges."""
@@ -251,17 +261,21 @@ class _Search:
         opt, losses, waiting, taken = self._make(lr), list[float](), list[Tensor | float](), 0
         if not isinstance(opt, ZeroOrderOptimizer):
             raise TypeError(f"optimizer: expected it to make a zo_kernels optimizer, got {type(opt).__name__}")
+        self._kept.check_holds(opt)
+        if lr == 0.0:  # also where a group has a rate of its own, as MeZO-SVRG's at its anchors
+            for group in opt.param_groups:
+                group.update({name: 0.0 for name in ("lr", "anchor_lr") if name in group})
         self._steps = self._steps or (_STEPS if opt.directions == 1 else _LEAST_STEPS)
         for taken, each in enumerate(islice(self._closures(), self._steps), 1):
             closures = each if isinstance(each, tuple) else (each,)
             try:
                 waiting.append(opt.step(*map(self._counted, closures)))
-            except OutOfRange:
                 if lr == 0.0:
-                    raise
-                break
-            if lr == 0.0:
-                self._slopes.append(_slope(opt))
+                    self._slopes.append(_slope(opt))
+            except OutOfRange:  # the step is skipped, as it would be in a run
+                waiting.append(math.nan)
+                if self._baseline and math.isfinite(self._baseline[taken - 1]):
+                    break
             if taken % _WINDOW == 0 or taken == self._steps:  # to read losses waits for a GPU
                 losses += map(float, waiting)
                 waiting.clear()
@@ -284,8 +298,8 @@ class _Search:
 
     def _check_same(self, losses: Sequence[float]) -> None:
         """Check that the first loss, which is one at the start whatever the rate is, is that of the first run."""
-        first = (self._baseline or losses)[0]
-        if not abs(losses[0] - first) <= _SAME * abs(first):
+        first = self._baseline[0] if self._baseline else math.nan
+        if math.isfinite(first) and not abs(losses[0] - first) <= _SAME * abs(first):
             raise ValueError(
                 f"closures: expected the same closures each time it is called, got {first:.6g} for the first loss of "
                 f"one run and {losses[0]:.6g} for that of another, at the same weights; begin from the same batch each "
@@ -298,12 +312,21 @@ class _Kept:
 
     def __init__(self, model: nn.Module):
         self._model = model
-        self._weights = {name: p.to("cpu", copy=True) for name, p in self._trained()}
+        self._frozen = [(p, not p.requires_grad) for p in model.parameters()]
+        self._weights = {p: local(p).detach().to("cpu", copy=True) for p in model.parameters() if p.requires_grad}
         self._buffers = {name: local(b).detach().to("cpu", copy=True) for name, b in model.named_buffers()}
         self._generators = _generators()
 
-    def _trained(self) -> Iterator[tuple[str, Tensor]]:
-        return ((name, local(p).detach()) for name, p in self._model.named_parameters() if p.requires_grad)
+    def check_holds(self, opt: ZeroOrderOptimizer) -> None:
+        """Raise ValueError if an optimizer trains a weight that could not be put back."""
+        trained = (p for group in opt.param_groups for p in group["params"] if p.requires_grad)
+        if others := [p for p in trained if p not in self._weights]:
+            names = {p: name for name, p in self._model.named_parameters()}
+            what = names.get(others[0], f"a tensor of shape {tuple(others[0].shape)}")
+            raise ValueError(
+                "optimizer: expected it to train what requires grad in `model` when find_lr is called, got also "
+                f"{what}; unfreeze it before, or give a module that holds all of it"
+            )
 
     def put_back(self) -> None:
         """Restore everything, also if exceptions come from outside meanwhile; these are raised afterwards."""
@@ -319,13 +342,15 @@ class _Kept:
             raise another
 
     def _put_back(self) -> None:
-        for name, p in self._trained():
-            p.copy_(self._weights[name])
+        for p, kept in self._weights.items():
+            local(p).detach().copy_(kept)
+        for p, frozen in self._frozen:
+            p.requires_grad_(not frozen)
         for name, b in self._model.named_buffers():
-            kept, now = self._buffers.get(name), local(b)
+            before, now = self._buffers.get(name), local(b)
             # A cache may be new, or of another shape; and what repeats its elements in memory can only be read.
-            if kept is not None and kept.shape == now.shape and not torch.equal(kept, now.cpu()):
-                now.copy_(kept)
+            if before is not None and before.shape == now.shape and not torch.equal(before, now.cpu()):
+                now.copy_(before)
         _set_generators(self._generators)
 
 

@@ -19,17 +19,19 @@ class FZOO(ZeroOrderOptimizer):
 
     With g_k = (l_k - l_0) / ε that is -lr / (n D) sum_k g_k u_k, where D = σ / ε is the standard deviation of the g_k.
     A step takes n + 1 forwards, half of what two-sided estimates along n directions take, and in place n + 1 passes.
-    Its length does not depend on the scale of the loss: it moves a weight by about lr / √n. So `lr` is in
-    units of the weights, and a good one is far from one for MeZO.
+    Its length does not depend on the scale of the loss: it moves a weight by about lr / √n. So `lr` is in units of the
+    weights, and a good one is far from one for MeZO.
 
     l_0 belongs to this step's batch, and the next step evaluates its own: a loss of another batch, or from before the
-    update, would make every l_k - l_0 wrong by the same amount. If all l_k are equal, the step only decays the weights.
+    update, would make every l_k - l_0 wrong by the same amount. If the l_k do not tell the directions apart, D being
+    below a thousandth of the largest |g_k|, the step only decays the weights.
 
     Source: Dang et al., "FZOO: Fast Zeroth-Order Optimizer for Fine-Tuning Large Language Models towards Adam-Scale
     Speed", arXiv 2506.09034.
 
     Args:
-        directions: n, at least 2.
+        directions: n, at least 2. With fewer than five or so, D is now and then far too small, and the step far too
+            long: 1/D has no variance for n = 2 and 3. MeZO's `normalize="rms"` has no such tail.
         distribution: of u_k; "normal" for normals instead of signs.
 
     Other arguments, attributes, errors: `ZeroOrderOptimizer`. `step` returns l_0.

@@ -205,6 +205,7 @@ class Replay:
         if self.weights is not None:
             self._check_values(setup)
         self._setup, self.normalizer = setup, Normalizer.of_setup(setup.normalize, setup.rms)
+        self.anchor_losses = []
         tensors = [local(self._tensors[w.name]) for w in setup.weights]
         known = self.weights
         anchors = None

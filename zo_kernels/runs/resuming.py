@@ -108,8 +108,8 @@ class Resume:
         anchors = [] if tables is None or tables.anchors is None else tables.anchors
         pairs = [(w.parameter, a) for w, a in zip(tables.weights if tables else (), anchors, strict=False)]
         begun = trajectory.setups[-1][0] < len(trajectory)
-        losses = None if trajectory.setups[0][1].step else replay.anchor_losses
-        end = ReplayedEnd(replay.normalizer, replay.path, replay.dropped, replay.age, pairs, begun, losses)
+        since, losses = (replay.path, replay.dropped, replay.age), replay.anchor_losses
+        end = ReplayedEnd(replay.normalizer, *since, pairs, begun, losses)
         now = set(trainable(self._groups))
         ours = {name for name, p in by_name.items() if p in now}
         run.estimator.continue_from(end, setup, ours, self._kept)

@@ -33,5 +33,5 @@ class Difference:
 
 
 TWO_SIDED = Difference("two_sided", "L+ and L-", "(L+ - L-) / 2 eps")
-ONE_SIDED = Difference("one_sided", "L(θ + eps z) and L(θ)", "(L(θ + eps z) - L(θ)) / eps")
+ONE_SIDED = Difference("one_sided", "its losses", "(L(θ + eps z) - L(θ)) / eps")
 DIFFERENCES = {d.name: d for d in (TWO_SIDED, ONE_SIDED)}

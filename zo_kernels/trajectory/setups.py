@@ -53,6 +53,8 @@ class Setup:
         estimator: the name of the `difference.Difference` that gives g; MeZO-SVRG's is "two_sided".
         normalize: what the learning rates are divided by: "none", "std" or "rms" (`estimators.normalize`).
         rms: of "rms" its beta and delta, and its two sums when the setup was made; else empty.
+        anneal: MeZO-SVRG: what the rates are divided by and κ, how often they were divided when the setup was made, and
+            the loss at the anchor before, if there was one; empty if they never are.
         step: steps taken before.
         continues: whether the weights are those that the earlier records lead to; True for the first setup.
         seed, directions, eps, drop: options of the optimizer.
@@ -73,6 +75,7 @@ class Setup:
     estimator: str = field(default="two_sided", kw_only=True)
     normalize: str = field(default="none", kw_only=True)
     rms: tuple[float, ...] = field(default=(), kw_only=True)
+    anneal: tuple[float, ...] = field(default=(), kw_only=True)
     step: int
     continues: bool
     seed: int
@@ -128,7 +131,8 @@ def from_text(text: bytes) -> Setup:
         w["shape"] = tuple(_listed(f"weights[{i}].shape", w["shape"]))
         w["threshold"] = _float(w["threshold"])
     given["weight_decays"] = tuple(map(_float, _listed("weight_decays", given["weight_decays"])))
-    given["rms"] = tuple(map(_float, _listed("rms", given.get("rms", []))))
+    for name in ("rms", "anneal"):
+        given[name] = tuple(map(_float, _listed(name, given.get(name, []))))
     given["eps"], given["drop"] = _float(given["eps"]), _float(given["drop"])
     return Setup(**{**given, "weights": tuple(WeightSetup(**w) for w in weights)})
 
@@ -237,6 +241,13 @@ def _check_estimator(setup: Setup) -> None:
         raise ValueError(f"rms: expected {wanted} numbers where normalize is {setup.normalize}, got {len(setup.rms)}")
     for name, value, high in zip(("beta", "delta", "sum", "weight"), setup.rms, (1.0, 1e30, 1e60, 1.0), strict=False):
         checks.number(f"rms: {name}", value, 0.0, high)
+    lengths = (0, 3, 4) if setup.svrg else (0,)
+    if len(setup.anneal) not in lengths:
+        raise ValueError(f"anneal: expected {' or '.join(map(str, lengths))} numbers, got {len(setup.anneal)}")
+    for name, value, low in zip(
+        ("factor", "above", "annealed", "loss"), setup.anneal, (1, 1, 0, -math.inf), strict=False
+    ):
+        checks.number(f"anneal: {name}", value, low)
     if setup.normalize == "std" and setup.directions < 2:
         raise ValueError(f"directions: expected at least 2 where normalize is std, got {setup.directions}")
 

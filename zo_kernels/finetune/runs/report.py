@@ -65,6 +65,9 @@ def draw_rates(record: dict[str, Any], path: Path) -> None:
             in_the_end.axvline(each["lr"], color="C3", linestyle=":", label="diverged")
     in_the_end.axvline(record["lr"], color="C0", label=f"chosen: {record['lr']:.3g}")
     in_the_end.set(xlabel="lr", ylabel="loss minus that at lr 0, second half", xscale="log")
+    rates = [each["lr"] for each in record["tried"]]
+    in_the_end.set_xticks(rates, [f"{rate:.2g}" for rate in rates], rotation=30)
+    in_the_end.minorticks_off()
     lines, labels = in_the_end.get_legend_handles_labels()
     unique = dict(zip(labels, lines, strict=True))
     in_the_end.legend(unique.values(), unique.keys())

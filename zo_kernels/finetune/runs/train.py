@@ -136,7 +136,8 @@ def _found_rate(job: Job, metrics: Metrics, console: Console) -> float:
             console.print(f"warning: {warning.message}", highlight=False, markup=False, soft_wrap=True)
         metrics.write("lr", **rate.as_record(found))
         record = metrics.records[-1]
-        report.draw_rates(record, job.folder / run_folder.RATES)
+    if not (picture := job.folder / run_folder.RATES).exists():
+        report.draw_rates(record, picture)
     console.print(report.rate_line(record, rate.forwards_of_run(job.config)), highlight=False, soft_wrap=True)
     return float(record["lr"])
 
@@ -218,7 +219,7 @@ def _give_up_if_diverged(steps: Sequence[Step], config: Config) -> None:
     if len(last) == _MOST_REFUSED_IN_A_ROW and all(step.loss is None for step in last):
         raise Diverged(
             f"the last {len(last)} of {len(steps)} steps were refused, since a loss was not finite or the update too "
-            f"large for the weights: the run has diverged. Lower --lr, got {config.lr}, --eps, got {config.eps}, or "
+            f"large for the weights: the run has diverged. Lower --lr, got {steps[0].lr}, --eps, got {config.eps}, or "
             f"--weight-decay, got {config.weight_decay}"
         )
 
