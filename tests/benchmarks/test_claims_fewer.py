@@ -265,19 +265,11 @@ def test_claims_run(only, columns, tmp_path, monkeypatch):
 
 def test_losses_are_drawn_over_forwards(tmp_path):
     file = tmp_path / "rows.json"
-    row = {
-        "case": "it",
-        "claim": "fewer",
-        "experiment": "forwards",
-        "task": "line",
-        "arm": "MeZO",
-        "runs": 2,
-        "forwards": 200,
-    }
-    row |= {"start_loss": 4.0, "dev_loss": 3.0, "dev_loss_sd": 0.1} | {
-        f"dev_loss_{k}": 4 - k / 10 for k in range(1, 11)
-    }
+    row = {"case": "it", "claim": "fewer", "experiment": "forwards", "task": "line", "arm": "MeZO", "runs": 2}
+    row |= {"steps": 100, "forwards_per_step": 2, "start_loss": 4.0, "dev_loss": 3.0, "dev_loss_sd": 0.1}
+    row |= {f"dev_loss_{k}": 4 - k / 10 for k in range(1, 11)}
     other = row | {"experiment": "others", "arm": "momentum"}
-    file.write_text(json.dumps([row, row | {"arm": "FZOO, 8"}, row | {"task": "plane"}, other, row | {"runs": None}]))
+    short = row | {"task": "plane", "steps": 5} | {f"dev_loss_{k}": None for k in range(6, 11)}  # of five points
+    file.write_text(json.dumps([row, row | {"arm": "FZOO, 8"}, short, other, row | {"runs": None}]))
     assert len(figure.choose(json.loads(file.read_text()))) == 3
     assert main(["plot", str(file), "--out", str(tmp_path)]) == 0 and (tmp_path / "forwards.png").stat().st_size

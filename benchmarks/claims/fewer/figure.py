@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...bench.registry import Row
-from ..learning import POINTS
+from ..learning import noted
 from .study import LATE
 
 _OTHERS = ("signs, 4", "one-sided, 8")
@@ -24,8 +24,9 @@ def draw(figure: Any, rows: list[Row]) -> None:
     every = figure.subplots(-(-len(panels) // across), across, squeeze=False).flatten()
     for axes, panel in zip(every, panels, strict=False):
         for row in (row for row in rows if row["task"] == panel):
-            forwards = [row["forwards"] * (k / POINTS) ** LATE for k in range(POINTS + 1)]
-            losses = [row["start_loss"], *(row[f"dev_loss_{k}"] for k in range(1, POINTS + 1))]
+            steps = [0, *sorted(set(noted(row["steps"], LATE)))]
+            forwards = [row["forwards_per_step"] * step for step in steps]
+            losses = [row["start_loss"], *(row[f"dev_loss_{k}"] for k in range(1, len(steps)))]
             colour = "black" if row["arm"] == "MeZO" else f"C{arms.index(row['arm'])}"
             axes.plot(forwards, losses, color=colour, label=row["arm"], linewidth=1.2)
             if row["dev_loss_sd"] is not None:

@@ -39,11 +39,14 @@ def forwards(rows: Sequence[Row]) -> Table:
 
 
 def auto(rows: Sequence[Row]) -> Table:
+    seeds = [row for row in rows if row.get("experiment") == "auto" and row.get("run_seed") is not None]
     lines = []
     for row in _means(rows, "auto"):
+        diverged = sum(each["case"] == row["case"] and each["dev_loss"] is None for each in seeds)
+        verdict = f"{diverged} of {row['runs']} diverged" if diverged else row["loss_verdict"] or "–"
         line = [row["task"], row["arm"], f"{row['grid_lr']:.1e}", f"{row['lr_lowest']:.1e} to {row['lr_highest']:.1e}"]
         line += [f"{row['start_loss']:.3f} → {number(row, 'grid_dev_loss', '.3f')}", number(row, "dev_loss", ".3f")]
-        line += [interval(row, "loss_ratio", ".3f"), row["loss_verdict"] or "–"]
+        line += [interval(row, "loss_ratio", ".3f"), verdict]
         lines.append([*line, f"{row['forwards_price']:.0f}", f"{row['forwards']:,}"])
     found = "best of the grid", "found", "loss with the grid's", "with the found", "ratio", "within 5 %"
     return ("task", "method", *found, "forwards to find it", "of the run"), lines
