@@ -18,6 +18,7 @@ DRAWINGS = {
     "peers": "peers.figure",
     "share": "claims.figure_share",
     "learning": "claims.figure_learning",
+    "forwards": "claims.fewer.figure",
     "svrg": "claims.svrg.figure",
     "tails": "randomness.figure",
 }

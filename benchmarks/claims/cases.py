@@ -6,6 +6,8 @@
 - `16-bits`: the same training in bf16 with each perturbation and rounding, and in fp32.
 - `rademacher-variance`, `rademacher` (Spall 1992): random signs have a lower variance; they learn as normals do, along
   one direction a step and along the mean of several.
+- `fewer` (2506.09034, 2605.03869): one-sided estimates and normalised steps need fewer forwards, and a rate that is
+  guessed less well; what else is said to help; and first order beside them.
 - `svrg-variance`, `svrg-least-squares`, `svrg-mlp` (2404.08080): less variance, and runs that converge faster.
 """
 
@@ -22,6 +24,7 @@ from ..bench.registry import Case, Row
 from ..step.methods import Method
 from . import variance
 from .arms import library, masked
+from .fewer import cases as fewer
 from .learning import Arm, Study, by_time
 from .steps import DROPS, SPARSE, StepTimes, lezo
 from .svrg import training
@@ -44,6 +47,7 @@ def cases(options: Namespace) -> list[Case]:
         *variance.cases(options),
         *svrg_variance.cases(options),
         *training.cases(options),
+        *fewer.cases(options),
     ]
 
 
@@ -104,7 +108,15 @@ _SHOWN = {
     "runs": {"steps": ",", "queries": ",", "lr": ".1e", "anchor_lr": ".1e", "loss": ".3g", "to_mezo_ratio": ".3g"},
 }
 
-_VERDICTS = ("dev_loss_difference_verdict", "to_mezo_verdict", "to_normal_verdict")
+_SHOWN |= {
+    "forwards": {"lr": ".2e", "dev_loss": ".4f", "forwards_ratio": ".2f", "window_factor": ".1f"},
+    "first-order": {"lr": ".2e", "dev_loss": ".4f", "forwards_ratio": ".2f", "memory_mib": ",.1f"},
+    "auto": {"lr": ".2e", "dev_loss": ".4f", "loss_ratio": ".3f", "forwards_price": ".0f"},
+    "masks": {"lr": ".2e", "dev_loss": ".4f", "left_mask": ".3f", "dev_loss_difference": "+.4f"},
+}
+_SHOWN["others"] = _SHOWN["forwards"]
+
+_VERDICTS = ("forwards_verdict", "loss_verdict", "dev_loss_difference_verdict", "to_mezo_verdict", "to_normal_verdict")
 
 
 def cells(row: Row) -> dict[str, str]:
@@ -114,6 +126,7 @@ def cells(row: Row) -> dict[str, str]:
         return {"ms/step": ms, **{heading: f"{row[key]:.1%}" for heading, key in shares.items()}}
     shown = _SHOWN[row.get("experiment") or ("svrg-variance" if row["claim"] == "svrg-variance" else "runs")]
     of = {"at equal": row["budget"]} if "budget" in row else {}
+    of |= {"arm": row["arm"]} if row.get("experiment") == "masks" else {}
     of |= {key: row[key] for key in ("distribution", "directions") if "place" in row and key in row}
     seed = f"mean of {row['runs']}" if row["run_seed"] is None else str(row["run_seed"])
     texts = {key: (interval if f"{key}_low" in row else number)(row, key, form) for key, form in shown.items()}

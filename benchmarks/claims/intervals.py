@@ -37,15 +37,15 @@ def mean(values: Sequence[float], name: str) -> Row:
     return {f"{name}_low": low, f"{name}_high": high}
 
 
-def ratio(values: Sequence[float], baseline: Sequence[float], name: str) -> Row:
-    """Geometric mean of value / baseline in NAME_ratio, with _low and _high, and NAME_verdict: is it below 1?
+def ratio(values: Sequence[float], baseline: Sequence[float], name: str, bound: float = 1.0) -> Row:
+    """Geometric mean of value / baseline in NAME_ratio, with _low and _high, and NAME_verdict: is it below the bound?
 
     Interval and verdict are None with a single seed; all are None where a run diverged.
     """
     positive = all(0 < v < math.inf for v in (*values, *baseline))
     logs = [math.log(a / b) for a, b in zip(values, baseline, strict=True)] if positive else []
     mean, low, high = (None if x is None else math.exp(x) for x in _interval(logs))
-    return _columns((mean, low, high), 1.0, f"{name}_ratio", f"{name}_verdict")
+    return _columns((mean, low, high), bound, f"{name}_ratio", f"{name}_verdict")
 
 
 def difference(values: Sequence[float], baseline: Sequence[float], name: str) -> Row:

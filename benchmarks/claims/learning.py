@@ -47,6 +47,8 @@ class Arm:
         wrong: takes a step of the optimizer, and says what is wrong with it, or None.
         dtype: of the weights.
         facts: columns of its rows.
+        forwards: of a step.
+        guess: the learning rate to begin with, in parts of the study's.
     """
 
     name: str
@@ -54,6 +56,8 @@ class Arm:
     wrong: Callable[[Any, nn.Module, Callable[[], Tensor]], str | None]
     dtype: torch.dtype = torch.float32
     facts: Row = field(default_factory=dict)
+    forwards: int = 2
+    guess: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -133,24 +137,34 @@ class Study:
         """
         if arm.name not in self._results:
             torch.set_num_threads(self.threads)
-            self._check(arm)
-            lr, tried = choose(lambda lr: self.tuning_loss(arm, lr), self.guess)
-            curves = [run(self.task, arm, lr, seed, self.steps) for seed in self.seeds]
+            self.check(arm)
+            lr, tried = self.grid(arm)
+            curves = [self.run(arm, lr, seed) for seed in self.seeds]
             self._results[arm.name] = Result(arm, lr, tried, curves)
         return self._results[arm.name]
 
+    def grid(self, arm: Arm) -> tuple[float, dict[float, float]]:
+        """The rate of an arm, and those tried."""
+        return choose(lambda lr: self.tuning_loss(arm, lr), arm.guess * self.guess)
+
+    def run(self, arm: Arm, lr: float, seed: int) -> Curve:
+        return run(self.task, arm, lr, seed, self.steps)
+
     @torch.no_grad()
-    def _check(self, arm: Arm) -> None:
+    def check(self, arm: Arm) -> None:
+        """Raise Wrong if a step of the arm is not what it should be."""
         seed = self.seeds[0]
         model = self.task.model(seed, arm.dtype)
-        if wrong := arm.wrong(arm.make(model, self.guess, seed), model, next(self.task.closures(model, seed))):
+        if wrong := arm.wrong(
+            arm.make(model, arm.guess * self.guess, seed), model, next(self.task.closures(model, seed))
+        ):
             raise Wrong(f"{arm.name}: {wrong}")
 
     def tuning_loss(self, arm: Arm, lr: float) -> float:
         """The dev loss at the end, the mean of the tuning seeds; inf as soon as one of them diverges."""
         losses: list[float] = []
         for seed in TUNING_SEEDS:
-            losses.append(run(self.task, arm, lr, seed, self.steps).losses[-1])
+            losses.append(self.run(arm, lr, seed).losses[-1])
             if math.isinf(losses[-1]):
                 return math.inf
         return fmean(losses)
@@ -182,18 +196,18 @@ def choose(loss_of: Callable[[float], float], guess: float) -> tuple[float, dict
         tried[further] = loss_of(further)
 
 
-def noted(steps: int) -> list[int]:
-    """The steps after which the losses of a run are noted, the last one included."""
-    return [max(1, round(steps * i / POINTS)) for i in range(1, POINTS + 1)]
+def noted(steps: int, power: int = 1) -> list[int]:
+    """The steps after which the losses of a run are noted, the last one included: (i / POINTS)^power of them."""
+    return [max(1, round(steps * (i / POINTS) ** power)) for i in range(1, POINTS + 1)]
 
 
 @torch.no_grad()
-def run(task: Task, arm: Arm, lr: float, seed: int, steps: int) -> Curve:
+def run(task: Task, arm: Arm, lr: float, seed: int, steps: int, power: int = 1) -> Curve:
     """One run from the start. It ends early where a loss is not finite or far above the start."""
     model = task.model(seed, arm.dtype)
     optimizer = arm.make(model, lr, seed)
     closures = task.closures(model, seed)
-    points = sorted(set(noted(steps)))
+    points = sorted(set(noted(steps, power)))
     losses = [task.dev_loss(model, seed)]
     for step in range(1, steps + 1):
         try:
@@ -225,13 +239,24 @@ def by_time(curves: Sequence[Curve], dense: Sequence[Curve], shares: Mapping[str
         lower).
     """
     pairs, row = list(zip(curves, dense, strict=True)), {}
-    both = [max(own.losses[-1], mezo.losses[-1]) for own, mezo in pairs]
     for whose, share in shares.items():
         until = [min(own.steps[-1], mezo.steps[-1] / share) for own, mezo in pairs]  # in the method's own steps
-        needed = [share * own.reaches(loss) for own, loss in zip(curves, both, strict=True)]
         row |= {f"{whose}_step_time_ratio": share}
-        row |= ratio(needed, [m.reaches(b) for m, b in zip(dense, both, strict=True)], f"{whose}_time_to_loss")
+        row |= ratio(*to_loss(curves, dense, share), f"{whose}_time_to_loss")
         then = [own.at(steps) for own, steps in zip(curves, until, strict=True)]
         its = [mezo.at(steps * share) for mezo, steps in zip(dense, until, strict=True)]
         row |= difference(then, its, f"{whose}_equal_time")
     return row
+
+
+def to_loss(curves: Sequence[Curve], dense: Sequence[Curve], share: float) -> tuple[list[float], list[float]]:
+    """What each pair of runs costs until both have reached the higher of the two losses that they end with.
+
+    Args:
+        share: the cost of a step of `curves`, in parts of one of `dense`.
+
+    Returns:
+        Costs of `curves` and of `dense`, in steps of the latter.
+    """
+    pairs = [(own, mezo, max(own.losses[-1], mezo.losses[-1])) for own, mezo in zip(curves, dense, strict=True)]
+    return [share * own.reaches(loss) for own, _, loss in pairs], [mezo.reaches(loss) for _, mezo, loss in pairs]

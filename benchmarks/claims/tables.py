@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ..bench.document import Table, interval, milliseconds, number
 from ..bench.registry import Row
+from .fewer import tables as fewer
 from .steps import OURS, PUBLISHED, PUBLISHED_DENSE
 
 _BOTH = ("published", "ours")
@@ -140,4 +141,5 @@ TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "rademacher-variance": variance,
     "svrg-variance": svrg_variance,
     "svrg-runs": svrg_runs,
+    **fewer.TABLES,
 }

