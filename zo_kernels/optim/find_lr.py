@@ -33,7 +33,7 @@ _ENOUGH = 0.8  # of the largest gain: the smallest rate with so much is taken, s
 _LAST_FACTORS = 3  # if no rate gains, rates down to the largest one that did not diverge / 2^3 are tried
 _SAME = 1e-3  # relative; a GPU may add in another order, another batch has another loss
 _LEAST_STEPS = 2 * _WINDOW
-_STEPS = 4 * _WINDOW
+_STEPS = 8 * _WINDOW  # twenty do not see what rises after a hundred
 _TRIES = 5  # to restore the weights, if exceptions come meanwhile
 
 
@@ -112,7 +112,7 @@ def find_lr(
         print(found)
         opt = zo.FZOO(model, lr=found.lr)
 
-    The price is that of some five runs, with 20 steps about 200 forwards, however many steps follow. Trained weights
+    The price is that of some five runs, with 40 steps about 350 forwards, however many steps follow. Trained weights
     and buffers are kept meanwhile as a copy in the memory of the CPU, since passes round and no replay leads back to
     the start. Call this before the run's optimizer takes steps, which would note a change from outside. All ranks call
     it together and find the same rate.
@@ -123,7 +123,7 @@ def find_lr(
             each time that it is called. For MeZO-SVRG each is a pair, of its two closures. The random generators of
             PyTorch, NumPy and Python are in the same state at each call, and at the end as they were before.
         optimizer: a class of `zo_kernels`, or a function that takes model, lr and options and makes an optimizer.
-        steps: of each run, at least 10. The noisier the losses, the more are needed. None: 20, or 10 if a step has
+        steps: of each run, at least 10. The noisier the losses, the more are needed. None: 40, or 10 if a step has
             several directions, which average the noise.
         start: the rate to begin with. None: chosen by the first losses, for whatever units the optimizer has.
         most: how many rates are tried at most.

@@ -14,7 +14,7 @@ from zo_kernels.finetune.runs.job import Job, optimizer_of
 from zo_kernels.finetune.runs.steps import closures_of
 
 # A long run can afford to look farther: with a hundredth of its steps for each of some five rates, at 5 % of its price.
-_SHARE, _USUAL_STEPS, _MOST_STEPS = 100, 20, 100
+_SHARE, _USUAL_STEPS, _MOST_STEPS = 100, 40, 100
 
 
 def find(job: Job, done: Callable[[], object]) -> zo.FoundLR:
