@@ -275,9 +275,9 @@ class _Search:
                 if lr == 0.0:
                     self._slopes.append(_slope(opt))
             except OutOfRange:  # the step is skipped, as it would be in a run
-                waiting.append(math.nan)
                 if self._baseline and math.isfinite(self._baseline[taken - 1]):
                     break
+                waiting.append(math.nan)
             if taken % _WINDOW == 0 or taken == self._steps:  # to read losses waits for a GPU
                 losses += map(float, waiting)
                 waiting.clear()

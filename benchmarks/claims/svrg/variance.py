@@ -194,7 +194,7 @@ def estimates(stepper: Stepper, draws: int, directions: str) -> Iterator[Tensor]
         (g,) = record.projected_gradients
         estimate = g * problem.z(optimizer.seed, step, FIRST_SLOT).double()
         if record.anchor_losses:
-            (g,) = projected_gradients(record.anchor_losses, EPS)
+            (g,) = projected_gradients(record.anchor_losses, record.difference.span(EPS))
             slot = FIRST_SLOT if directions == "shared" else SEPARATE_SLOT
             estimate = estimate - g * problem.z(optimizer.seed, step, slot).double()
         yield estimate
