@@ -48,7 +48,8 @@ WITHOUT_EFFECT: dict[str, tuple[dict[str, Any], str]] = {
         {"method": "fzoo", "estimator": "two_sided"}, "--estimator: --method fzoo has its own, one_sided; got two_sided"
     ),
     "normalize": ({"method": "mezo-svrg", "normalize": "rms"}, "--normalize: --method mezo-svrg has its own; got rms"),
-    "deviation": ({"normalize": "std"}, "--normalize std .* --directions .* at least 2 of them, got 1; take more"),
+    "no rate": ({"normalize": "rms"}, "--normalize rms: expected together with --lr, .* --lr auto"),
+    "deviation": ({"normalize": "std", "lr": 1e-3}, "--normalize std .* --directions .* at least 2 of them, got 1"),
     "mask": ({"mask": "kept"}, "--mask belongs to --sparsity above 0, got kept with 0.0"),
     "anchor of a world": (
         {"method": "mezo-svrg", "anchor_examples": 2**30}, "--anchor-examples: expected a whole number of at most 1677"

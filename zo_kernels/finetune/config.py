@@ -230,6 +230,7 @@ class Config:
             raise ValueError(f"--rounding belongs to 16-bit weights, got {self.rounding} with --dtype fp32")
 
     def _fill_in_method(self) -> None:
+        no_rate = self.lr is None
         rates = DEFAULT_LR if self.task is None else TASK_LR
         anchored = {f"anchor_{name}": default for name, default in DEFAULT_ANCHOR._asdict().items()}
         for name, default in (anchored | {"anneal": None, "anneal_above": None}).items():
@@ -246,6 +247,11 @@ class Config:
                         f"{_option(name)}: --method {self.method} has its own"
                         f"{'' if own is None else f', {own}'}; got {getattr(self, name)}"
                     )
+        elif no_rate and self.normalize not in (None, NORMALIZE[0]):
+            raise ValueError(
+                f"--normalize {self.normalize}: expected together with --lr, since rates are in units of the weights "
+                f"then, 5e-3 to begin with, got none; --lr {AUTO} finds one"
+            )
         defaults["directions"] = _DEFAULT_DIRECTIONS.get(self.method, 1)
         defaults["distribution"] = _DEFAULT_DISTRIBUTION.get(self.method, DISTRIBUTIONS[0])
         for name, value in defaults.items():

@@ -78,10 +78,14 @@ class FoundLR:
 
     def __str__(self) -> str:
         """A table of the rates: how much each lowers the loss, and which was chosen."""
-        lines = [f"lr {self.lr:.3g}, found by {self.forwards} forwards", f"{'lr':>10}  loss, from {self._from():.4g}"]
+        sure = "" if self.learned else ", a guess: no rate lowered the loss"
+        lines = [f"lr {self.lr:.3g}, found by {self.forwards} forwards{sure}"]
+        lines.append(
+            f"{'lr':>10}  loss against lr 0, there {self._from():.4g}, in the second half of {self.steps} steps"
+        )
         for each in self.tried:
             change = f"diverged in {len(each.losses)} steps" if each.gain is None else f"{-each.gain:+.3g}"
-            lines.append(f"{each.lr:>10.3g}  {change}" + (" <" if each.lr == self.lr else ""))
+            lines.append(f"{each.lr:>10.3g}  {change}" + (" < chosen" if each.lr == self.lr else ""))
         return "\n".join(lines)
 
     def _from(self) -> float:
@@ -103,16 +107,17 @@ def find_lr(
     Each rate gets a run of a few steps with the same batches and the same random directions, so that rates can be
     compared although losses are noisy. The run's losses are compared with those of lr = 0: batch by batch, on average
     over the second half of the steps. Rates differ by factors of two. The first one would change the loss by a tenth in
-    a step if the loss were linear; the next ones surround the best. A rate at which the loss rises is stopped after 5
-    steps. Of all rates the smallest is taken that gains four fifths of the largest gain: too large a rate costs more
-    than one that is as much too small. It is right for the beginning of a run; let it fall in a long one, above all
-    with normalized steps, or halve it.
+    a step if the loss were linear; the next ones surround the best. A rate has diverged, and is stopped, when the
+    losses of five steps lie on average a tenth of the loss above those of lr = 0. Of all rates the smallest is taken
+    that gains four fifths of the largest gain: too large a rate costs more than one that is as much too small. It is
+    right for the beginning of a run; let it fall in a long one, or halve it.
 
-        found = zo.find_lr(model, lambda: (partial(loss_of, batch) for batch in loader), optimizer=zo.FZOO)
+        found = zo.find_lr(model, lambda: (partial(loss_of, batch) for batch in batches), optimizer=zo.FZOO)
         print(found)
         opt = zo.FZOO(model, lr=found.lr)
 
-    The price is that of some five runs, with 40 steps about 350 forwards, however many steps follow. Trained weights
+    The price is that of five to eight runs, with 40 steps 300 to 600 forwards (MeZO-SVRG twice that), however many
+    steps follow. Noise may still move the result by a factor of two; more `steps` settle it. Trained weights
     and buffers are kept meanwhile as a copy in the memory of the CPU, since passes round and no replay leads back to
     the start. Call this before the run's optimizer takes steps, which would note a change from outside. All ranks call
     it together and find the same rate.
@@ -141,7 +146,8 @@ def find_lr(
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     for name, function in (("closures", closures), ("optimizer", optimizer)):
         if not callable(function):
-            raise TypeError(f"{name}: expected a function, got {type(function).__name__}")
+            what = "a class such as zo_kernels.FZOO, or a function" if name == "optimizer" else "a function"
+            raise TypeError(f"{name}: expected {what}, got {type(function).__name__}")
     for name, why in (("lr", "it is what is looked for"), ("trajectory", "the runs are given up")):
         if name in options:
             raise ValueError(f"{name}: expected no such option of find_lr, since {why}; leave it out")
@@ -286,7 +292,10 @@ class _Search:
                     break
         else:
             if taken < self._steps:
-                raise ValueError(f"closures: expected at least {self._steps} closures, as many as steps, got {taken}")
+                raise ValueError(
+                    f"closures: expected at least {self._steps} closures, as many as steps, got {taken}; begin the "
+                    "data again when they end (go over the loader in a `while True`), or set steps="
+                )
         return (*losses, *map(float, waiting))
 
     def _counted(self, closure: Closure) -> Closure:

@@ -36,7 +36,7 @@ class FZOO(ZeroOrderOptimizer):
 
     Other arguments, attributes, errors: `ZeroOrderOptimizer`. `step` returns l_0.
 
-        opt = zo_kernels.FZOO(model, lr=1e-4, eps=1e-3)
+        opt = zo_kernels.FZOO(model, lr=5e-3, eps=1e-3)
         loss = opt.step(lambda: F.cross_entropy(model(inputs), labels))
     """
 

@@ -10,8 +10,10 @@ from torch import nn
 
 import zo_kernels as zo
 from zo_kernels.integrations.transformers.arguments import ZOTrainingArguments
+from zo_kernels.warn import warn
 
 DEFAULT_ANCHOR_EXAMPLES = 128
+DEFAULT_RATE = 1e-6  # of ZOTrainingArguments
 _CLASSES: dict[str, type[zo.ZeroOrderOptimizer]] = {
     "mezo": zo.MeZO, "sparse-mezo": zo.SparseMeZO, "lezo": zo.LeZO, "mezo-svrg": zo.MeZOSVRG, "fzoo": zo.FZOO,
 }  # fmt: skip
@@ -45,6 +47,11 @@ def make_optimizer(model: nn.Module, args: ZOTrainingArguments, *, lr: float | N
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
     optimizer = _CLASSES[args.method](model, **options)
+    if lr is None and optimizer.normalize != "none" and args.learning_rate == DEFAULT_RATE:
+        warn(
+            f"learning_rate: the default of {DEFAULT_RATE:g} is for 'mezo'; with normalize={optimizer.normalize!r} "
+            "rates are in units of the weights, 5e-3 to begin with: set it, or take trainer.find_lr().lr"
+        )
     if args.torch_compile and optimizer.perturb == "in_forward":
         raise ValueError(
             "torch_compile: expected False, since weights are perturbed in the forward, module by module, but a "
