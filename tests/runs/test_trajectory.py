@@ -76,7 +76,7 @@ def happen(event: str, opt: zo.ZeroOrderOptimizer, model: nn.Module, calls: int)
             model.blocks[0].up.weight.requires_grad_(event == "unfreeze")
 
 
-@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@settings(max_examples=45, deadline=None, database=None, derandomize=True)
 @given(
     method=st.sampled_from(list(METHODS)),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
