@@ -107,7 +107,7 @@ class Normalizer:
         if self.kind == "std":
             shifted = _less(g, g[0])  # so that equal numbers have a mean of exactly 0, whatever n is
             d: Any = _root(divided(total(_squares(_less(shifted, divided(total(shifted), n)))), n - 1))
-            # A division by less would only be a very long step; `closures.resolution` tells of it.
+            # A division by less would only be a very long step. Of one-sided losses `closures.resolution` tells it.
             far = LEAST_SPREAD * (max(map(abs, g)) if where is None else g.abs().max())
             d = (d if d > far else 0.0) if where is None else torch.where(d > far, d, 0.0)
         else:

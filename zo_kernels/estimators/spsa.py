@@ -16,10 +16,8 @@ from ..trajectory.difference import DIFFERENCES
 from ..warn import warn
 from ..weights.rows import decay_factors
 from .normalize import RMS, Normalizer, checked_normalizer
-from .numbers import Numbers, spsa_update
+from .numbers import NOT_NORMALIZED, Numbers, spsa_update
 from .protocol import Estimate, Estimator, ReplayedEnd, Step
-
-_NOT_NORMALIZED = Normalizer()
 
 
 class SPSA(Estimator):
@@ -35,7 +33,7 @@ class SPSA(Estimator):
         normalizer: D; it is replaced together with the pass that makes the update.
     """
 
-    def __init__(self, difference: Difference = TWO_SIDED, normalizer: Normalizer = _NOT_NORMALIZED):
+    def __init__(self, difference: Difference = TWO_SIDED, normalizer: Normalizer = NOT_NORMALIZED):
         self.difference, self.normalizer = difference, normalizer
         self.name, self.normalize = difference.name, normalizer.kind
 
